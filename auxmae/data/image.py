@@ -1,0 +1,89 @@
+"""What every reader returns: pixels, which of them are valid, and what the channels are called.
+
+Shape letters: C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of pixels: rows [top, top + height), columns [left, left + width)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class MultiChannelImage:
+    """One image, or a window of it.
+
+    Attributes:
+        pixels: (C, H, W) float32, in the units of the file (scale and offset of the file applied); 0 where not valid.
+        valid: (C, H, W) bool, False for nodata, NaN and infinity.
+        channel_names: C names, or None where the file carries none.
+        wavelengths: C centre wavelengths in nm, or None where the file carries none.
+    """
+
+    pixels: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    channel_names: tuple[str, ...] | None = None
+    wavelengths: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read files that do not say enough about themselves; the fields are those of the settings' [data] table.
+
+    Attributes:
+        key: name of the array inside an HDF5, MATLAB, npz or Zarr file; None to choose where only one fits.
+        axes: axis order such as "HWC", "NCHW" or "C(WH)"; None to infer where only one reading is plausible.
+        size: (H, W) in pixels, for files that store pixels as one axis.
+        nodata: pixel value that means "no data", over what the file says.
+    """
+
+    key: str | None = None
+    axes: str | None = None
+    size: tuple[int, int] | None = None
+    nodata: float | None = None
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An opened file: what its header says, and how to read from it.  It holds no handle and can be pickled.
+
+    Attributes:
+        path: where it is.
+        count: number of images in it (N); 1 for all but arrays with an N axis.
+        channels, height, width: C, H, W of each image.
+        dtype: of the stored pixels.
+        read: read(index, window) → MultiChannelImage; index in [0, count), window None for the whole image.  Reads
+            no more of the file than the window needs, where the format allows.  A module-level function or a
+            functools.partial of one, so that loader processes can receive it.
+        channel_names, wavelengths: as in MultiChannelImage.
+        labels: (count,) integer class of each image where the file itself carries them, else None.
+        georeference: {"crs": str, "transform": six floats} where the file has one, else None.
+        notices: what was inferred and the user should be told, one sentence each.
+    """
+
+    path: Path
+    count: int
+    channels: int
+    height: int
+    width: int
+    dtype: np.dtype
+    read: Callable[[int, Window | None], MultiChannelImage]
+    channel_names: tuple[str, ...] | None = None
+    wavelengths: tuple[float, ...] | None = None
+    labels: NDArray[np.int64] | None = None
+    georeference: dict[str, object] | None = None
+    notices: tuple[str, ...] = field(default=())

@@ -1,0 +1,351 @@
+"""What can be set: one frozen model per TOML table, every field with a description, a unit and bounds.
+
+`sources.py` fills `Settings` from the command line, the environment, a file, a preset and the defaults given here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+Auto = Literal["auto"]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+MASKING_STRATEGIES = ("independent", "shared", "channel", "block")
+
+
+def _known_strategies(mixture: dict[str, float]) -> dict[str, float]:
+    for name, weight in mixture.items():
+        if name not in MASKING_STRATEGIES:
+            raise ValueError(f"unknown strategy {name!r}: expected one of {', '.join(MASKING_STRATEGIES)}")
+        if weight < 0:
+            raise ValueError(f"the weight of {name!r} is negative")
+    return mixture
+
+
+class Table(BaseModel):
+    """A TOML table: unknown keys are refused, values are checked, nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class DataSettings(Table):
+    """Where the images are, how to read them, how to split them."""
+
+    source: str = Field(
+        "synthetic",
+        min_length=1,
+        description="a file, a folder, a glob pattern, or 'synthetic' for the embedded procedural scenes",
+    )
+    labels: str = Field(
+        "auto",
+        description="'auto' (class folders become labels), 'none', the path of a label raster, PATH:KEY for an array in an "
+        "HDF5, MATLAB or npz file, or :KEY for an array in the image file itself",
+    )
+    layout: Literal["auto", "images", "array", "scenes"] = Field(
+        "auto",
+        description="images (a folder of images), array (one array of N images), scenes (large images, cut into crops)",
+    )
+    key: str = Field("auto", description="name of the array inside an HDF5, MATLAB, npz or Zarr file")
+    axes: str = Field(
+        "auto",
+        pattern=r"^(auto|[NCHW()]+)$",
+        description="axis order of the array: letters N (images), C (channels), H, W; axes stored as one go in "
+        "parentheses, slowest first: 'C(WH)' for bands by column-major pixels",
+    )
+    size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | Auto = Field(
+        "auto", description="[height, width] in pixels, where the file stores pixels as one axis"
+    )
+    channels: tuple[str, ...] | Auto = Field(
+        "auto",
+        description="names of the channels to use, in this order; where the files carry no names, the names of all their channels",
+    )
+    wavelengths: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] | Auto = Field(
+        "auto", description="centre wavelength of every channel, nm"
+    )
+    nodata: float | Auto = Field("auto", description="pixel value that means 'no data' ('auto': what the file says)")
+    exclude: tuple[str, ...] = Field((), description="file name patterns to leave out, such as '*_mask.tif'")
+    allow_broken: bool = Field(False, description="leave out unreadable files (each is named) instead of stopping")
+    split: Literal["auto", "random", "group", "block"] = Field(
+        "auto", description="how images are held out: at random, by group, or by spatial block (auto: block for scenes)"
+    )
+    group_pattern: str = Field(
+        "", description="regular expression on the relative path whose first group names the group of an image (split = 'group')"
+    )
+    validation_fraction: Fraction = Field(0.1, description="part of the images or blocks used to choose the best checkpoint")
+    test_fraction: Fraction = Field(0.2, description="part of the images or blocks kept for the final figures and `auxmae eval`")
+    block_size: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="side of a spatial block, px (split = 'block')")
+    synthetic_images: int = Field(2000, ge=16, le=1_000_000, description="number of embedded scenes to generate")
+    flips: bool = Field(True, description="random horizontal and vertical flips in training")
+    channel_sampling: Fraction = Field(
+        0.0, description="largest part of the channels dropped at random from a training batch (0: none)"
+    )
+    workers: int = Field(0, ge=0, le=256, description="loader processes (0: load in the training process)")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSettings:
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation_fraction and test_fraction leave nothing to train on: their sum must be below 1")
+        if self.split == "group" and not self.group_pattern:
+            raise ValueError("split = 'group' needs group_pattern")
+        if self.channels != "auto":
+            if not self.channels:
+                raise ValueError("channels is empty")
+            double = sorted({name for name in self.channels if self.channels.count(name) > 1})
+            if double:
+                raise ValueError(f"channels names {', '.join(double)} twice")
+            if self.wavelengths != "auto" and len(self.wavelengths) != len(self.channels):
+                raise ValueError(f"wavelengths has {len(self.wavelengths)} values for {len(self.channels)} channels")
+        return self
+
+
+class ScalingSettings(Table):
+    """How pixel values become numbers near [0, 1]: fitted on the training part, stored with the model."""
+
+    method: Literal["percentile", "standard", "minmax", "none"] = Field(
+        "percentile", description="percentile range to [0, 1], mean and standard deviation, minimum and maximum, or none"
+    )
+    transform: Literal["none", "log1p", "arcsinh"] = Field(
+        "none", description="applied before scaling: log1p or arcsinh for heavy-tailed counts"
+    )
+    cofactor: float = Field(1.0, gt=0, description="arcsinh(x / cofactor), in pixel units")
+    low: float = Field(1.0, ge=0, lt=100, description="lower percentile, %")
+    high: float = Field(99.0, gt=0, le=100, description="upper percentile, %")
+    clip: bool = Field(False, description="clip scaled values to [0, 1] (percentile and minmax)")
+    samples: int = Field(2_000_000, ge=1000, description="pixels per channel that the percentiles are estimated from, at most")
+
+    @model_validator(mode="after")
+    def _check(self) -> ScalingSettings:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        if self.clip and self.method in ("standard", "none"):
+            raise ValueError(f"clip needs method 'percentile' or 'minmax', not {self.method!r}")
+        return self
+
+
+class ModelSettings(Table):
+    """The network. A preset sets the values that are not set anywhere else."""
+
+    preset: Literal["tiny", "reference", "small", "base", "large"] = Field(
+        "tiny", description="a named set of model and training values: `auxmae config show` prints them"
+    )
+    image_size: Annotated[int, Field(ge=1, le=16384)] | Auto = Field(
+        "auto", description="side of a training crop, px ('auto': from the data, at most 64)"
+    )
+    patch_size: int = Field(8, ge=1, le=512, description="side of a patch, px")
+    channel_groups: Annotated[int, Field(ge=1, le=4096)] | tuple[tuple[str, ...], ...] = Field(
+        1, description="channels per token: a number of neighbouring channels, or lists of channel names"
+    )
+    channel_embedding: Literal["auto", "name", "wavelength"] = Field(
+        "auto", description="learned by channel name, or computed from wavelength ('auto': by name)"
+    )
+    cls_tokens: bool = Field(True, description="one CLS token per channel (or channel group)")
+    width: int = Field(96, ge=4, le=8192, description="token width of the encoder")
+    depth: int = Field(4, ge=1, le=128, description="blocks of the encoder")
+    heads: int = Field(4, ge=1, le=256, description="attention heads of the encoder")
+    hidden: Annotated[int, Field(ge=4, le=65536)] | Auto = Field(
+        "auto", description="hidden width of each of a block's two feed-forward halves ('auto': twice the width)"
+    )
+    decoder_width: Annotated[int, Field(ge=4, le=8192)] | Auto = Field(
+        "auto", description="token width of the decoder ('auto': half the encoder's, in multiples of its heads)"
+    )
+    decoder_depth: int = Field(2, ge=1, le=128, description="blocks of the decoder")
+    decoder_heads: Annotated[int, Field(ge=1, le=256)] | Auto = Field("auto", description="heads of the decoder")
+    decoder_hidden: Annotated[int, Field(ge=4, le=65536)] | Auto = Field("auto", description="hidden width of the decoder")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability inside attention and feed-forward sublayers")
+    output_activation: Literal["none", "sigmoid"] = Field("none", description="what follows the linear head")
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.width % self.heads:
+            raise ValueError(f"width ({self.width}) is not divisible by heads ({self.heads})")
+        if self.width % 4:
+            raise ValueError(f"width ({self.width}) must be a multiple of 4, for 2-D sine-cosine positions")
+        if self.decoder_width != "auto":
+            heads = self.heads if self.decoder_heads == "auto" else self.decoder_heads
+            if self.decoder_width % heads:
+                raise ValueError(f"decoder_width ({self.decoder_width}) is not divisible by decoder_heads ({heads})")
+            if self.decoder_width % 4:
+                raise ValueError(f"decoder_width ({self.decoder_width}) must be a multiple of 4")
+        if self.image_size != "auto" and self.image_size < self.patch_size:
+            raise ValueError(f"image_size ({self.image_size} px) is smaller than patch_size ({self.patch_size} px)")
+        if not isinstance(self.channel_groups, int):
+            names = [name for group in self.channel_groups for name in group]
+            if not names or any(not group for group in self.channel_groups):
+                raise ValueError("channel_groups has an empty group")
+            double = sorted({name for name in names if names.count(name) > 1})
+            if double:
+                raise ValueError(f"channel_groups names {', '.join(double)} twice")
+        return self
+
+
+class MaskingSettings(Table):
+    """Which patches are hidden from the encoder."""
+
+    ratio: float = Field(0.75, gt=0, lt=1, description="part of the patches that is hidden")
+    strategy: Literal["independent", "shared", "channel", "block", "mixed"] = Field(
+        "independent",
+        description="independent (each channel its own), shared (the same positions in every channel), channel (whole channels), "
+        "block (contiguous squares), mixed (drawn anew for every batch, by [masking.mixture])",
+    )
+    block_size: int = Field(2, ge=1, le=1024, description="side of a hidden square, patches (strategy 'block')")
+    mixture: Annotated[dict[str, float], AfterValidator(_known_strategies)] = Field(
+        default_factory=lambda: {"independent": 0.5, "shared": 0.25, "channel": 0.25},
+        description="relative frequency of each strategy (strategy 'mixed')",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> MaskingSettings:
+        if self.strategy == "mixed" and sum(self.mixture.values()) <= 0:
+            raise ValueError("strategy 'mixed' needs at least one positive weight in [masking.mixture]")
+        return self
+
+
+class LossSettings(Table):
+    """What the model is taught with, on hidden valid pixels only."""
+
+    kind: Literal["l1", "mse", "smooth_l1"] = Field("l1", description="absolute, squared, or Huber error (beta = 1)")
+    normalize: bool = Field(False, description="target: each patch less its mean, over its standard deviation")
+
+
+class TrainSettings(Table):
+    """The training loop."""
+
+    epochs: int = Field(100, ge=1, le=1_000_000, description="passes over the training images, at most")
+    max_steps: int = Field(0, ge=0, description="optimiser steps, at most (0: as many as the epochs have)")
+    max_minutes: float = Field(0.0, ge=0, description="training time, minutes, at most; the schedule follows it (0: no limit)")
+    batch_size: int = Field(64, ge=1, le=1_000_000, description="images per optimiser step and device, before accumulation")
+    accumulation: int = Field(1, ge=1, le=65536, description="batches per optimiser step")
+    optimizer: Literal["adamw", "adam"] = Field("adamw", description="AdamW, or Adam (weight decay as L2 penalty)")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
+    min_learning_rate: float = Field(1e-5, ge=0, le=10, description="learning rate at the end of the cosine")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="part of the steps with a linearly rising learning rate")
+    weight_decay: float = Field(0.05, ge=0, le=10, description="weight decay of matrices (never of norms, biases, embeddings)")
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
+        (0.9, 0.95), description="Adam's moment coefficients"
+    )
+    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm (0: no clipping)")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="autocast type on a GPU ('auto': bf16 where the GPU has it, else fp32); the CPU computes in fp32"
+    )
+    compile: bool = Field(False, description="torch.compile the blocks")
+    recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    patience: int = Field(0, ge=0, description="stop after this many validations without improvement (0: never)")
+    tolerance: float = Field(1e-4, ge=0, lt=1, description="relative improvement of the validation loss that counts")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    figure_every: int = Field(10, ge=0, description="epochs between reconstruction figures (0: at the end only)")
+    checkpoint_minutes: float = Field(10.0, ge=0, description="minutes between checkpoints within an epoch (0: at its end only)")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, masks, crops and order")
+    deterministic: bool = Field(False, description="deterministic algorithms only: slower on a GPU")
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainSettings:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate ({self.min_learning_rate}) must not exceed learning_rate ({self.learning_rate})"
+            )
+        return self
+
+
+class RunSettings(Table):
+    """Where a run is kept and on what it runs."""
+
+    folder: str = Field("auto", min_length=1, description="the run's folder ('auto': runs/DATE-TIME)")
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:N, cpu or mps")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads (0: PyTorch's own choice)")
+    tensorboard: bool = Field(False, description="write TensorBoard events too (needs the extra 'tensorboard')")
+
+
+class EvalSettings(Table):
+    """How `auxmae eval` measures a trained model."""
+
+    mask_seed: int = Field(1234, ge=0, lt=2**32, description="seed of the fixed masks used for every reconstruction error")
+    labels_per_class: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (5, 20, 0), description="labelled samples per class given to the probes (0: all)"
+    )
+    neighbours: int = Field(5, ge=1, le=1000, description="k of the k-NN probe")
+    max_samples: int = Field(4000, ge=10, description="labelled samples per part used by the probes, at most")
+    bootstrap: int = Field(1000, ge=10, le=100_000, description="resamples behind the 95% intervals")
+    pool: Literal["mean", "cls", "concat", "attention"] = Field("mean", description="how channels become one feature vector")
+
+
+class KernelSettings(Table):
+    """Which implementation of the hot functions runs."""
+
+    backend: Literal["auto", "triton", "torch"] = Field(
+        "auto", description="auto (Triton where it is known to win), triton (or an error that says why not), torch"
+    )
+
+
+class SettingsTree(Table):
+    """Every table, and the checks that need more than one of them."""
+
+    data: DataSettings = Field(default_factory=lambda: DataSettings(), description="the images")
+    scaling: ScalingSettings = Field(default_factory=lambda: ScalingSettings(), description="pixel values → network inputs")
+    model: ModelSettings = Field(default_factory=lambda: ModelSettings(), description="the network")
+    masking: MaskingSettings = Field(default_factory=lambda: MaskingSettings(), description="what is hidden")
+    loss: LossSettings = Field(default_factory=lambda: LossSettings(), description="what is minimised")
+    train: TrainSettings = Field(default_factory=lambda: TrainSettings(), description="the training loop")
+    run: RunSettings = Field(default_factory=lambda: RunSettings(), description="where and on what")
+    eval: EvalSettings = Field(default_factory=lambda: EvalSettings(), description="evaluation")
+    kernels: KernelSettings = Field(default_factory=lambda: KernelSettings(), description="implementation of the hot functions")
+
+    @model_validator(mode="after")
+    def _check(self) -> SettingsTree:
+        if self.model.output_activation == "sigmoid":
+            if self.scaling.method not in ("percentile", "minmax"):
+                raise ValueError(
+                    "model.output_activation = 'sigmoid' reaches only 0 to 1: it needs scaling.method 'percentile' or 'minmax', "
+                    f"not {self.scaling.method!r}"
+                )
+            if self.loss.normalize:
+                raise ValueError(
+                    "model.output_activation = 'sigmoid' reaches only 0 to 1, and loss.normalize = true asks for values around 0"
+                )
+        if self.model.channel_groups != 1 and self.data.channel_sampling > 0:
+            raise ValueError("data.channel_sampling drops single channels: it needs model.channel_groups = 1")
+        if not isinstance(self.model.channel_groups, int) and self.data.channels != "auto":
+            for name in (name for group in self.model.channel_groups for name in group):
+                if name not in self.data.channels:
+                    raise ValueError(f"model.channel_groups names the unknown channel {name!r}: not in data.channels")
+        return self
+
+
+# What a preset sets: the values below stand between the file and the defaults in precedence.
+PRESETS: dict[str, dict[str, dict[str, object]]] = {
+    # Quick start: learns in about two minutes on two CPU cores.
+    "tiny": {
+        "model": {"patch_size": 8, "width": 96, "depth": 4, "heads": 4, "hidden": 192, "decoder_depth": 2},
+        "train": {"batch_size": 32, "epochs": 20, "learning_rate": 2e-3},
+    },
+    # The published design of AuxiliaryMAE: equal encoder and decoder, sigmoid output, dropout.
+    "reference": {
+        "model": {
+            "patch_size": 16,
+            "width": 256,
+            "depth": 6,
+            "heads": 8,
+            "hidden": 512,
+            "decoder_width": 256,
+            "decoder_depth": 6,
+            "decoder_heads": 8,
+            "decoder_hidden": 512,
+            "dropout": 0.1,
+            "output_activation": "sigmoid",
+        },
+        "train": {"batch_size": 128, "learning_rate": 1e-3},
+    },
+    "small": {
+        "model": {"patch_size": 8, "width": 256, "depth": 6, "heads": 8, "hidden": 512, "decoder_depth": 2},
+        "train": {"batch_size": 128, "epochs": 200},
+    },
+    "base": {
+        "model": {"patch_size": 8, "width": 512, "depth": 8, "heads": 8, "hidden": 1024, "decoder_depth": 2},
+        "train": {"batch_size": 256, "epochs": 300, "learning_rate": 6e-4},
+    },
+    "large": {
+        "model": {"patch_size": 8, "width": 768, "depth": 12, "heads": 12, "hidden": 1536, "decoder_depth": 4},
+        "train": {"batch_size": 256, "epochs": 400, "learning_rate": 4e-4},
+    },
+}
