@@ -1,0 +1,5 @@
+"""`python -m auxmae`."""
+
+from auxmae.cli.app import main
+
+main()

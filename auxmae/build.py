@@ -1,0 +1,265 @@
+"""Settings → data and model: the one place where the settings' tables are unpacked into plain arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from auxmae.data.collection import Collection, open_collection
+from auxmae.data.dataset import ImageDataset
+from auxmae.data.image import ReadOptions
+from auxmae.data.loading import Loader
+from auxmae.data.splits import Splits, resolve_image_size, split_collection
+from auxmae.data.statistics import ChannelStatistics, Scaling, compute_statistics
+from auxmae.errors import DataError, SettingsError
+from auxmae.model.mae import AuxMAE
+from auxmae.settings import load_settings
+from auxmae.settings.schema import DataSettings, ModelSettings, SettingsTree
+from auxmae.training.run import SETTINGS_NAME, RunFolder
+from auxmae_kernels import dispatch
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Data:
+    """A data set, opened, split and scaled.
+
+    Attributes:
+        train, validation, test: batches; validation and test are the same on every pass, train is augmented and shuffled
+            where that was asked for.  A part that holds nothing is None.
+        statistics: None where a stored scaling was given.
+    """
+
+    collection: Collection
+    splits: Splits
+    image_size: int
+    scaling: Scaling
+    statistics: ChannelStatistics | None
+    train: Loader
+    validation: Loader | None
+    test: Loader | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.collection.class_names
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of which image or block went into which part."""
+        return self.splits.digest
+
+    def describe(self) -> str:
+        return self.collection.describe()
+
+
+def select_device(name: str) -> torch.device:
+    """ "auto", "cpu", "mps", "cuda" or "cuda:N" → a device that is there.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError(f"run.device = {name!r}, and PyTorch sees no CUDA GPU", hint="set run.device = 'auto'; see `auxmae doctor`")
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise SettingsError(f"run.device = {name!r}, and there are {torch.cuda.device_count()} GPUs")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError("run.device = 'mps', and PyTorch sees no such device", hint="set run.device = 'auto'")
+    return torch.device(name)
+
+
+def configure(settings: SettingsTree) -> torch.device:
+    """Applies what is global to the process: threads, kernels' backend.  Returns the device."""
+    if settings.run.threads:
+        torch.set_num_threads(settings.run.threads)
+    if "AUXMAE_KERNELS" not in os.environ:
+        dispatch.set_backend(settings.kernels.backend)
+    return select_device(settings.run.device)
+
+
+def _auto(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def open_data(data: DataSettings, *, seed: int) -> Collection:
+    """Opens what [data] names."""
+    return open_collection(
+        data.source,
+        labels=data.labels,
+        layout=data.layout,
+        options=ReadOptions(key=_auto(data.key), axes=_auto(data.axes), size=_auto(data.size), nodata=_auto(data.nodata)),
+        channels=_auto(data.channels),
+        wavelengths=_auto(data.wavelengths),
+        exclude=data.exclude,
+        allow_broken=data.allow_broken,
+        synthetic_images=data.synthetic_images,
+        seed=seed,
+    )
+
+
+def build_data(
+    settings: SettingsTree,
+    *,
+    image_size: int | None = None,
+    scaling: Scaling | None = None,
+    augment: bool = True,
+    progress: Progress | None = None,
+) -> Data:
+    """Opens, splits and scales the data set.
+
+    Args:
+        settings: the whole tree.
+        image_size: side of the crops, px, over the settings'.
+        scaling: a stored scaling to use instead of fitting one.
+        augment: random crops, flips and order for the training part.
+        progress: told (done, total) while statistics are computed.
+    """
+    data, train = settings.data, settings.train
+    collection = open_data(data, seed=train.seed)
+    size = image_size or resolve_image_size(collection, _auto(settings.model.image_size), settings.model.patch_size)
+    splits = split_collection(
+        collection,
+        method=data.split,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        image_size=size,
+        block_size=_auto(data.block_size),
+        group_pattern=data.group_pattern,
+        seed=train.seed,
+    )
+    statistics = None
+    if scaling is None:
+        table = settings.scaling
+        plain = ImageDataset(collection, splits.train, image_size=size, scaling=None, augment=False)
+        statistics = compute_statistics(
+            plain,
+            transform=table.transform,
+            cofactor=table.cofactor,
+            low=table.low,
+            high=table.high,
+            samples=table.samples,
+            progress=progress,
+        )
+        scaling = Scaling.fit(
+            statistics, method=table.method, transform=table.transform, cofactor=table.cofactor, clip=table.clip
+        )
+
+    def loader(part: Any, *, random: bool) -> Loader | None:
+        dataset = ImageDataset(
+            collection, part, image_size=size, scaling=scaling, augment=random, flips=data.flips, seed=train.seed
+        )
+        if len(dataset) == 0:
+            return None
+        return Loader(
+            dataset,
+            train.batch_size,
+            shuffle=random,
+            seed=train.seed,
+            workers=data.workers,
+            drop_last=random and len(dataset) >= train.batch_size,
+            channel_sampling=data.channel_sampling if random else 0.0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    training = loader(splits.train, random=augment)
+    if training is None:
+        raise DataError(f"{data.source}: nothing is left to train on", hint="lower data.validation_fraction and data.test_fraction")
+    return Data(
+        collection,
+        splits,
+        size,
+        scaling,
+        statistics,
+        training,
+        loader(splits.validation, random=False),
+        loader(splits.test, random=False),
+    )
+
+
+def model_arguments(model: ModelSettings) -> dict[str, Any]:
+    """The constructor's arguments that [model] sets."""
+    return {
+        "patch_size": model.patch_size,
+        "width": model.width,
+        "depth": model.depth,
+        "heads": model.heads,
+        "hidden": _auto(model.hidden),
+        "decoder_width": _auto(model.decoder_width),
+        "decoder_depth": model.decoder_depth,
+        "decoder_heads": _auto(model.decoder_heads),
+        "decoder_hidden": _auto(model.decoder_hidden),
+        "dropout": model.dropout,
+        "cls_tokens": model.cls_tokens,
+        "channel_groups": model.channel_groups,
+        "channel_embedding": "name" if model.channel_embedding == "auto" else model.channel_embedding,
+        "output_activation": model.output_activation,
+    }
+
+
+def build_model(
+    settings: SettingsTree,
+    *,
+    channels: Sequence[str],
+    wavelengths: Sequence[float] | None,
+    image_size: int,
+    scaling: Scaling | None = None,
+) -> AuxMAE:
+    """The model that the settings describe, for the channels that the data has."""
+    return AuxMAE(
+        channels,
+        image_size=image_size,
+        wavelengths=wavelengths,
+        mask_ratio=settings.masking.ratio,
+        mask_strategy=settings.masking.strategy,
+        mask_block_size=settings.masking.block_size,
+        mask_mixture=dict(settings.masking.mixture),
+        loss_kind=settings.loss.kind,
+        normalize=settings.loss.normalize,
+        scaling=None if scaling is None else scaling.to_dict(),
+        **model_arguments(settings.model),
+    )
+
+
+def open_run_data(
+    run: RunFolder,
+    model: AuxMAE,
+    *,
+    source: str | None = None,
+    labels: str | None = None,
+    overrides: Sequence[str] = (),
+    batch_size: int | None = None,
+) -> Data:
+    """The data set of a run, or another one, as the run's model takes it: its scaling, its crop size, no augmentation.
+
+    Args:
+        run, model: the run and a model loaded from it.
+        source, labels: another data set, in place of the run's.
+        overrides: further settings, "table.key=value".
+        batch_size: images per batch, over the settings'.
+
+    Raises:
+        DataError: the data set lacks a channel that the model was trained on.
+    """
+    settings = load_settings(run.path / SETTINGS_NAME, overrides=overrides, environ={}).settings
+    data, train = settings.data, settings.train
+    if source is not None:
+        # Labels, keys and names of the run's own data set would not fit another one, unless they are set again.
+        data = data.model_copy(update={"source": source, "labels": "auto"})
+    elif data.source != "synthetic" and not Path(data.source).exists() and not any(c in data.source for c in "*?["):
+        raise DataError(f"{data.source}: the run's data set is no longer there", hint="name it with --data")
+    if labels is not None:
+        data = data.model_copy(update={"labels": labels})
+    if batch_size is not None:
+        train = train.model_copy(update={"batch_size": batch_size})
+    # By name, so that another order or further channels change nothing, and a missing one is an error.
+    data = data.model_copy(update={"channels": model.channel_names})
+    scaling = Scaling.from_dict(model.scaling) if model.scaling else Scaling.identity(model.channel_names)
+    changed = settings.model_copy(update={"data": data, "train": train})
+    return build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)

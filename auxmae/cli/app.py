@@ -1,0 +1,76 @@
+"""The command `auxmae`: registers the commands, and turns faults into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from auxmae import __version__
+from auxmae.cli import benchmark, config, data, doctor, eval, init, train, visualize
+from auxmae.errors import AuxMAEError
+
+app = typer.Typer(
+    name="auxmae",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Masked autoencoder pre-training for images with any number of channels.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"auxmae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a fault.")] = False,
+) -> None:
+    """Masked autoencoder pre-training for images with any number of channels."""
+
+
+app.command("train", rich_help_panel="Work")(train.command)
+app.command("eval", rich_help_panel="Work")(eval.command)
+app.command("visualize", rich_help_panel="Work")(visualize.command)
+app.command("benchmark", rich_help_panel="Work")(benchmark.command)
+app.command("init", rich_help_panel="Set up")(init.command)
+app.add_typer(config.app, name="config", rich_help_panel="Set up", help="Show, check and describe the settings.")
+app.add_typer(data.app, name="data", rich_help_panel="Set up", help="Look at a data set.")
+app.command("doctor", rich_help_panel="Set up")(doctor.command)
+
+
+def main() -> None:
+    """Runs the command line; a fault that the user can mend is one line on stderr."""
+    debug = "--debug" in sys.argv[1:]
+    # Accepted anywhere on the line: it is wanted when a command has just failed.
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments)
+    except AuxMAEError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else ""
+        print(
+            f"error: {type(error).__name__}: {reason} (this is a fault of AuxMAE: run again with --debug and report what it shows)",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""`auxmae train`: pre-train a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from auxmae.cli.console import console, print_json, settings_line
+from auxmae.errors import UsageError
+from auxmae.settings import load_settings
+
+if TYPE_CHECKING:
+    from auxmae.settings.schema import SettingsTree
+    from auxmae.training.session import TrainingResult
+
+
+def command(
+    data: Annotated[str | None, typer.Option("--data", "-d", help="File, folder or 'synthetic' (data.source).")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Label raster, PATH:KEY, 'none' (data.labels).")] = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder (run.folder).")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="tiny, reference, small, base, large (model.preset).")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the images (train.epochs).")] = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimiser steps (train.max_steps).")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images a step (train.batch_size).")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak rate (train.learning_rate).")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything (train.seed).")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps (run.device).")] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings file; else ./auxmae.toml, if there.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: table.key=value; repeatable.")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", help="Go on with a run folder, or 'last'.")] = None,
+    init_from: Annotated[str | None, typer.Option("--init-from", help="Start from the weights of a run or model.")] = None,
+    fast_dev_run: Annotated[bool, typer.Option("--fast-dev-run", help="Three steps, to see that everything works.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check settings and data, build the model, train nothing.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+) -> None:
+    """Pre-train a masked autoencoder on multi-channel images."""
+    given = {
+        "data.source": (data, "--data"),
+        "data.labels": (labels, "--labels"),
+        "run.folder": (output, "--output"),
+        "model.preset": (preset, "--preset"),
+        "train.epochs": (epochs, "--epochs"),
+        "train.max_steps": (max_steps, "--max-steps"),
+        "train.batch_size": (batch_size, "--batch-size"),
+        "train.learning_rate": (learning_rate, "--learning-rate"),
+        "train.seed": (seed, "--seed"),
+        "run.device": (device, "--device"),
+    }
+    options = {key: value for key, (value, _) in given.items() if value is not None}
+    if resume is not None and (options or set_ or config):
+        named = [name for value, name in given.values() if value is not None] or (["--set"] if set_ else ["--config"])
+        raise UsageError(
+            f"--resume goes on exactly as before, so {named[0]} cannot be given with it",
+            hint="to change something, start a new run with --init-from",
+        )
+    out = console(json_output=json_output)
+    settings = None
+    if resume is None:
+        loaded = load_settings(config, overrides=set_ or [], options=options)
+        settings = loaded.settings
+        if not quiet:
+            out.print(settings_line(loaded.file), highlight=False, soft_wrap=True)
+    if dry_run:
+        if settings is None:
+            raise UsageError("--dry-run checks a new run, and --resume goes on with an old one")
+        _dry_run(settings, out, json_output)
+        return
+    result = _train(settings, out, resume, init_from, fast_dev_run, quiet)
+    if json_output:
+        print_json(result.to_dict())
+    else:
+        _print_result(result, out)
+    if result.outcome.reason == "interrupted":
+        out.print(f"stopped at step {result.outcome.step} and saved; go on with: auxmae train --resume {result.run}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130)
+
+
+def _train(
+    settings: SettingsTree | None, out: Console, resume: str | None, init_from: str | None, fast: bool, quiet: bool
+) -> TrainingResult:
+    from auxmae.settings.schema import SettingsTree
+    from auxmae.training.progress import SilentReporter, make_reporter
+    from auxmae.training.session import train
+
+    return train(
+        settings or SettingsTree(),
+        resume=resume,
+        init_from=init_from,
+        fast_dev_run=fast,
+        reporter=SilentReporter() if quiet else make_reporter(out),
+        progress=None if quiet else statistics_progress(out),
+    )
+
+
+def statistics_progress(out: Console):  # type: ignore[no-untyped-def]
+    """A line every few seconds while statistics are computed; nothing where they take no time."""
+    import time
+
+    last = time.monotonic()
+
+    def told(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 3:
+            last = time.monotonic()
+            out.print(f"statistics: {done} of {total}", highlight=False)
+
+    return told
+
+
+def _dry_run(settings: SettingsTree, out: Console, json_output: bool) -> None:
+    """Everything up to the first step: settings, data, one batch, the model, its memory."""
+    from auxmae.build import build_data, build_model, configure
+
+    device = configure(settings)
+    data = build_data(settings, progress=statistics_progress(out))
+    model = build_model(
+        settings,
+        channels=data.collection.channel_names,
+        wavelengths=data.collection.wavelengths,
+        image_size=data.image_size,
+        scaling=data.scaling,
+    )
+    batch = next(iter(data.train))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    # fp32 weights, gradients and two Adam moments.
+    state = 16 * parameters / 2**20
+    for notice in data.collection.notices:
+        out.print(f"note: {notice}", highlight=False, soft_wrap=True)
+    document = {
+        "data": data.describe(),
+        "parts": {
+            name: 0 if part is None else len(part.dataset)
+            for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
+        },
+        "batch": list(batch.image.shape),
+        "parameters": parameters,
+        "state_mib": round(state, 1),
+        "device": str(device),
+    }
+    if json_output:
+        print_json(document)
+        return
+    out.print(f"data: {document['data']}", highlight=False, soft_wrap=True)
+    parts = ", ".join(f"{count} {name}" for name, count in document["parts"].items())  # type: ignore[attr-defined]
+    out.print(f"parts: {parts}; split: {data.splits.method}", highlight=False, soft_wrap=True)
+    out.print(f"batch: {' × '.join(map(str, batch.image.shape))}", highlight=False)
+    out.print(
+        f"model: {parameters:,} parameters; weights, gradients and optimiser take {state:.0f} MiB, on {device}", highlight=False
+    )
+    out.print("nothing was trained or written (--dry-run)")
+
+
+def _print_result(result: TrainingResult, out: Console) -> None:
+    if result.floors:
+        table = Table(title="Held-out images: mean absolute error on hidden pixels (scaled units)")
+        table.add_column("predictor")
+        table.add_column("masked L1", justify="right")
+        table.add_column("of the best floor", justify="right")
+        best = min(result.floors.values())
+        rows = [
+            ("AuxMAE", result.masked_l1),
+            ("floor: interpolating the visible patches", result.floors["interpolation"]),
+            ("floor: mean of each channel's visible pixels", result.floors["mean"]),
+        ]
+        for name, value in rows:
+            table.add_row(name, f"{value:.4f}", f"{value / best:.2f}" if best > 0 else "–")
+        out.print(table)
+        if result.masked_l1 >= best:
+            out.print("The model does not beat the better floor yet: train longer, or look at `auxmae data stats`.", soft_wrap=True)
+    if result.outcome.reason == "interrupted":
+        return
+    if result.figure is not None:
+        out.print(f"picture: {result.figure}", highlight=False, soft_wrap=True)
+    out.print(f"run: {result.run}", highlight=False, soft_wrap=True)
+    out.print("next:")
+    for line in (
+        f"auxmae eval {result.run}",
+        f"auxmae visualize {result.run}",
+        "auxmae train --data YOUR/IMAGES",
+    ):
+        out.print(f"  {line}", highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The masked autoencoder: masking, embedding, blocks, and the model that puts them together."""

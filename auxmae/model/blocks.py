@@ -1,0 +1,111 @@
+"""The macaron block with factorised attention.
+
+Pre-norm: x + ½·FFN(x); x + attention over the patches of each channel; x + attention over the channels at each place;
+x + ½·FFN(x).  The macaron arrangement is that of Conformer (arXiv 2005.08100, section 2.4).
+
+Shapes: B batch, C channels, T tokens of a channel (CLS first), D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from auxmae_kernels import attention_block, feed_forward
+
+NORM_EPS = 1e-6
+
+
+class FeedForward(nn.Module):
+    """x + ½ · (GELU(norm(x)·w1ᵀ + b1)·w2ᵀ + b2) on the last axis."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        return feed_forward(
+            x,
+            self.norm.weight,
+            self.norm.bias,
+            self.fc1.weight,
+            self.fc1.bias,
+            self.fc2.weight,
+            self.fc2.bias,
+            residual_scale=0.5,
+            eps=NORM_EPS,
+            dropout=self.dropout if self.training else 0.0,
+        )
+
+
+class AxialAttention(nn.Module):
+    """x + projection(attention(norm(x))) along one axis: "patch" (within a channel) or "channel" (at a place)."""
+
+    def __init__(self, width: int, heads: int, axis: str, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.projection = nn.Linear(width, width)
+        self.heads = heads
+        self.axis = axis
+        self.dropout = dropout
+
+    def forward(self, x_BCTD: Tensor, slots: Tensor | None = None, lengths: Tensor | None = None) -> Tensor:
+        return attention_block(
+            x_BCTD,
+            self.norm.weight,
+            self.norm.bias,
+            self.qkv.weight,
+            self.qkv.bias,
+            self.projection.weight,
+            self.projection.bias,
+            heads=self.heads,
+            axis=self.axis,
+            slots=slots,
+            lengths=lengths,
+            eps=NORM_EPS,
+            dropout=self.dropout if self.training else 0.0,
+        )
+
+
+class MacaronBlock(nn.Module):
+    """One block; (B, C, T, D) → (B, C, T, D), or (B, C, M, D) with `select`."""
+
+    def __init__(self, width: int, hidden: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.feed_forward_in = FeedForward(width, hidden, dropout)
+        self.patch_attention = AxialAttention(width, heads, "patch", dropout)
+        self.channel_attention = AxialAttention(width, heads, "channel", dropout)
+        self.feed_forward_out = FeedForward(width, hidden, dropout)
+
+    def forward(
+        self, x: Tensor, slots: Tensor | None = None, lengths: Tensor | None = None, select: Tensor | None = None
+    ) -> Tensor:
+        """Runs the block.
+
+        Args:
+            x: (B, C, T, D).
+            slots: (B, positions, C) int32 table of the token at each place, where the channels show different places.
+            lengths: (B, C) int32, real tokens of each channel, where they differ.
+            select: (B, C, M) tokens to go on with after the attentions; the last decoder block needs no others.
+        """
+        x = self.feed_forward_in(x)
+        x = self.patch_attention(x, None, lengths)
+        x = self.channel_attention(x, slots, lengths)
+        if select is not None:
+            x = x.gather(2, select[..., None].expand(-1, -1, -1, x.shape[-1]))
+        out: Tensor = self.feed_forward_out(x)
+        return out
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform matrices and zero biases, as the masked autoencoder's authors use (arXiv 2111.06377, appendix A)."""
+    if isinstance(module, nn.Linear):
+        # q, k and v are three matrices of D × D that happen to be stored as one.
+        for part in module.weight.data.split(module.in_features) if module.out_features == 3 * module.in_features else (module.weight.data,):
+            torch.nn.init.xavier_uniform_(part)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

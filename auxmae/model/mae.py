@@ -1,0 +1,533 @@
+"""AuxMAE: embed the visible patches → encode → put mask tokens between → decode → loss on the hidden patches.
+
+Shapes: B batch, C channels, G channel groups (G = C where every channel is its own token), N positions of the patch grid,
+K visible and M hidden positions, T = K + 1 tokens with a CLS token (K without), D width, P pixels per token, h × w image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from auxmae.errors import DataError, SettingsError
+from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
+from auxmae.model.embedding import ChannelEmbedding, ChannelSelection, GroupLinear, channel_groups, sincos_positions
+from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep
+from auxmae.model.patches import from_patches, unnormalise
+from auxmae.model.pretrained import Pretrained
+from auxmae_kernels import assemble, embed_visible, masked_loss
+
+
+@dataclass
+class MAEOutput:
+    """What a training step needs.
+
+    Attributes:
+        loss: scalar, mean over hidden valid pixels.
+        prediction: (B, G, M, P), each hidden patch's pixels, ordered (channel in group, row, column).
+        masked_index: (B, G, M) positions of the hidden patches, −1 as padding.
+        keep: (B, G, K) positions of the visible patches, −1 as padding.
+    """
+
+    loss: Tensor
+    prediction: Tensor
+    masked_index: Tensor
+    keep: Tensor
+
+
+@dataclass
+class Reconstruction:
+    """Predicted pixels.
+
+    Attributes:
+        prediction: (B, C, h, w), in the units of the input; 0 where a pixel was visible.
+        hidden: (B, C, h, w) bool, True where the pixel was hidden from the encoder.
+        keep: (B, G, K) positions of the visible patches.
+    """
+
+    prediction: Tensor
+    hidden: Tensor
+    keep: Tensor
+
+
+@dataclass
+class _Inputs:
+    """An image as the network takes it: padded to whole patches, channels in group order, invalid pixels 0."""
+
+    image: Tensor
+    valid: Tensor
+    grid: tuple[int, int]
+    groups: Tensor | None
+    count: int
+    selection: ChannelSelection
+
+
+class AuxMAE(Pretrained):
+    """Masked autoencoder with factorised attention over patches and channels.
+
+    The masked-autoencoder scheme is that of He et al. (arXiv 2111.06377).  Channel attention is always aligned by
+    position: a token attends to the visible tokens of the same place in other channels.
+
+    Args:
+        channels: names of the channels, or how many there are (then named "1", "2", …).
+        image_size: side of the training images, px; any other size works too.
+        patch_size: side of a patch, px.
+        width, depth, heads, hidden: of the encoder; hidden defaults to 2 · width.
+        decoder_width, decoder_depth, decoder_heads, decoder_hidden: of the decoder; default to half the width.
+        dropout: probability inside the sublayers.
+        cls_tokens: one CLS token per channel group.
+        channel_groups: channels per token: a number, or lists of names.
+        channel_embedding: "name" (learned) or "wavelength".
+        wavelengths: centre wavelength of every channel, nm.
+        output_activation: "none" or "sigmoid".
+        mask_ratio, mask_strategy, mask_block_size, mask_mixture: see `masking.draw_mask`.
+        loss_kind: "l1", "mse" or "smooth_l1"; normalize: per-patch normalised targets.
+        scaling: the pixel scaling that the model was trained with (`Scaling.to_dict`), kept with the weights.
+
+    Raises:
+        SettingsError: values that contradict each other.
+    """
+
+    def __init__(
+        self,
+        channels: int | Sequence[str],
+        *,
+        image_size: int = 64,
+        patch_size: int = 16,
+        width: int = 256,
+        depth: int = 6,
+        heads: int = 8,
+        hidden: int | None = None,
+        decoder_width: int | None = None,
+        decoder_depth: int = 2,
+        decoder_heads: int | None = None,
+        decoder_hidden: int | None = None,
+        dropout: float = 0.0,
+        cls_tokens: bool = True,
+        channel_groups: int | Sequence[Sequence[str]] = 1,
+        channel_embedding: str = "name",
+        wavelengths: Sequence[float] | None = None,
+        output_activation: str = "none",
+        mask_ratio: float = 0.75,
+        mask_strategy: str = "independent",
+        mask_block_size: int = 2,
+        mask_mixture: dict[str, float] | None = None,
+        loss_kind: str = "l1",
+        normalize: bool = False,
+        scaling: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        names = [str(i + 1) for i in range(channels)] if isinstance(channels, int) else [str(name) for name in channels]
+        hidden = hidden or 2 * width
+        decoder_heads = decoder_heads or heads
+        # Half the width, rounded up to what the heads and the 2-D positions divide.
+        step = 4 * decoder_heads
+        decoder_width = decoder_width or max(step, -(-(width // 2) // step) * step)
+        decoder_hidden = decoder_hidden or 2 * decoder_width
+        for label, size, count in (("width", width, heads), ("decoder_width", decoder_width, decoder_heads)):
+            if size % count or size % 4:
+                raise SettingsError(f"model.{label} ({size}) must be divisible by its heads ({count}) and by 4")
+        if not names or len(set(names)) != len(names):
+            raise SettingsError("channels must be named, each once")
+        if wavelengths is not None and len(wavelengths) != len(names):
+            raise SettingsError(f"{len(wavelengths)} wavelengths for {len(names)} channels", hint="set data.wavelengths")
+        self.config: dict[str, Any] = {
+            "channels": names,
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "hidden": hidden,
+            "decoder_width": decoder_width,
+            "decoder_depth": decoder_depth,
+            "decoder_heads": decoder_heads,
+            "decoder_hidden": decoder_hidden,
+            "dropout": dropout,
+            "cls_tokens": cls_tokens,
+            "channel_groups": channel_groups
+            if isinstance(channel_groups, int)
+            else [list(group) for group in channel_groups],
+            "channel_embedding": channel_embedding,
+            "wavelengths": None if wavelengths is None else [float(value) for value in wavelengths],
+            "output_activation": output_activation,
+            "mask_ratio": mask_ratio,
+            "mask_strategy": mask_strategy,
+            "mask_block_size": mask_block_size,
+            "mask_mixture": mask_mixture,
+            "loss_kind": loss_kind,
+            "normalize": normalize,
+            "scaling": scaling,
+        }
+        self.channel_names = tuple(names)
+        self.wavelengths = None if wavelengths is None else tuple(float(value) for value in wavelengths)
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_features = width
+        self.scaling = scaling
+        self.groups = _groups(names, channel_groups)
+        self.group_size = max(len(group) for group in self.groups)
+        self._selections: dict[tuple[str, ...], ChannelSelection] = {}
+        self._tables: dict[tuple[int, int, int, torch.device], Tensor] = {}
+        self._recompute = False
+
+        pixels = self.group_size * patch_size**2
+        untied = len(self.groups) if self.group_size > 1 else 1
+        by_name = dict(zip(names, self.wavelengths, strict=True)) if self.wavelengths else None
+        self.patch_embedding = GroupLinear(pixels, width, untied)
+        self.channel_embedding = ChannelEmbedding(self.groups, width, channel_embedding, by_name)
+        self.cls_token = nn.Parameter(torch.randn(width) * 0.02) if cls_tokens else None
+        self.encoder = nn.ModuleList(MacaronBlock(width, hidden, heads, dropout) for _ in range(depth))
+        self.encoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+        self.decoder_embedding = nn.Linear(width, decoder_width)
+        self.decoder_channel_embedding = ChannelEmbedding(self.groups, decoder_width, channel_embedding, by_name)
+        self.mask_token = nn.Parameter(torch.randn(decoder_width) * 0.02)
+        self.decoder = nn.ModuleList(
+            MacaronBlock(decoder_width, decoder_hidden, decoder_heads, dropout) for _ in range(decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_width, eps=NORM_EPS)
+        self.head = GroupLinear(decoder_width, pixels, untied)
+        self.apply(initialise)
+
+    # ---- the way of an image -------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        image: Tensor,
+        keep: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+        channels: Sequence[str] | Sequence[int] | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> MAEOutput:
+        """Hides patches, predicts them, and compares.
+
+        Args:
+            image: (B, C, h, w) scaled pixels; NaN and infinity count as invalid.
+            keep: (B, G, K) visible positions of each group, −1 as padding; None draws a mask.
+            valid: bool, broadcastable to the image; False pixels never count.
+            channels: which of the model's channels the image has, in its order: names or indices; None: all.
+            generator: source of the mask's randomness.
+
+        Raises:
+            DataError: the image's channels are not the model's.
+            ValueError: `keep` is no mask.
+        """
+        inputs = self._prepare(image, valid, channels)
+        mask = self._mask(inputs, generator) if keep is None else self._given(inputs, keep)
+        prediction = self._decode(self._encode(inputs, mask), mask, inputs)
+        loss = masked_loss(
+            prediction,
+            inputs.image,
+            mask.masked_index,
+            inputs.valid,
+            kind=self.config["loss_kind"],
+            normalize=self.config["normalize"],
+        )
+        return MAEOutput(loss, prediction, mask.masked_index, mask.keep)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of patches that cover an image of height × width px."""
+        return -(-height // self.patch_size), -(-width // self.patch_size)
+
+    def draw_mask(
+        self, shape: Sequence[int], generator: torch.Generator | None = None, *, ratio: float | None = None
+    ) -> Tensor:
+        """`keep` (B, G, K) for images of `shape` (B, C, h, w) that have all channels; drawn where the generator lives."""
+        mask = self._draw(shape[0], len(self.groups), self.grid(shape[2], shape[3]), ratio, generator, None)
+        return mask.keep
+
+    def _draw(
+        self,
+        batch: int,
+        groups: int,
+        grid: tuple[int, int],
+        ratio: float | None,
+        generator: torch.Generator | None,
+        device: torch.device | None,
+    ) -> Mask:
+        return draw_mask(
+            batch,
+            groups,
+            grid,
+            ratio=self.config["mask_ratio"] if ratio is None else ratio,
+            strategy=self.config["mask_strategy"],
+            block_size=self.config["mask_block_size"],
+            mixture=self.config["mask_mixture"],
+            generator=generator,
+            device=device,
+        )
+
+    def _mask(self, inputs: _Inputs, generator: torch.Generator | None) -> Mask:
+        device = inputs.image.device
+        if generator is not None and generator.device != device:
+            # A CPU generator gives the same masks on every device.
+            mask = self._draw(inputs.image.shape[0], inputs.count, inputs.grid, None, generator, generator.device)
+            rows = None if mask.rows is None else mask.rows.to(device)
+            return Mask(mask.keep.to(device), mask.masked_index.to(device), mask.aligned, mask.ragged, rows)
+        return self._draw(inputs.image.shape[0], inputs.count, inputs.grid, None, generator, device)
+
+    def _given(self, inputs: _Inputs, keep: Tensor) -> Mask:
+        if keep.shape[:2] != (inputs.image.shape[0], inputs.count):
+            raise ValueError(
+                f"keep is {tuple(keep.shape)}, expected ({inputs.image.shape[0]}, {inputs.count}, K): one row for every "
+                "image and channel group"
+            )
+        return mask_from_keep(keep.to(inputs.image.device), inputs.grid[0] * inputs.grid[1])
+
+    def _select(self, channels: Sequence[str] | Sequence[int] | Tensor | None, given: int) -> ChannelSelection:
+        if channels is None:
+            if given != len(self.channel_names):
+                raise DataError(
+                    f"the image has {given} channels, the model {len(self.channel_names)} ({', '.join(self.channel_names)})",
+                    hint="say which ones they are: channels=[…]",
+                )
+            names = self.channel_names
+        else:
+            entries = channels.tolist() if isinstance(channels, Tensor) else list(channels)
+            for entry in entries:
+                if isinstance(entry, int) and not 0 <= entry < len(self.channel_names):
+                    raise DataError(f"channel index {entry} is outside 0 … {len(self.channel_names) - 1}")
+            names = tuple(self.channel_names[entry] if isinstance(entry, int) else str(entry) for entry in entries)
+            if len(names) != given:
+                raise DataError(f"{len(names)} channels are named for an image of {given}")
+        if names not in self._selections:
+            self._selections[names] = ChannelSelection(self.groups, self.channel_names, names)
+        return self._selections[names]
+
+    def _prepare(
+        self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None
+    ) -> _Inputs:
+        if image.ndim != 4:
+            raise ValueError(f"image must be (B, C, h, w), not {tuple(image.shape)}")
+        if not image.is_floating_point():
+            image = image.float()
+        selection = self._select(channels, image.shape[1])
+        finite = torch.isfinite(image)
+        valid = finite if valid is None else finite & valid
+        image = torch.where(valid, image, 0.0)
+        if selection.order is not None:
+            order = torch.tensor(selection.order, device=image.device)
+            image = image.index_select(1, order.clamp(min=0))
+            valid = valid.index_select(1, order.clamp(min=0))
+            if min(selection.order) < 0:
+                padding = (order < 0)[None, :, None, None]
+                image, valid = image.masked_fill(padding, 0.0), valid & ~padding
+        rows, columns = self.grid(image.shape[2], image.shape[3])
+        bottom, right = rows * self.patch_size - image.shape[2], columns * self.patch_size - image.shape[3]
+        if bottom or right:
+            image = nn.functional.pad(image, (0, right, 0, bottom))
+            valid = nn.functional.pad(valid, (0, right, 0, bottom), value=False)
+        groups = None
+        if selection.groups != list(range(len(self.groups))):
+            groups = torch.tensor(selection.groups, device=image.device)
+        return _Inputs(image, valid, (rows, columns), groups, len(selection.groups), selection)
+
+    def _positions(self, grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
+        """(N, D) sine-cosine positions, with a leading row of zeros for the CLS token where there is one."""
+        key = (*grid, width, device)
+        if key not in self._tables:
+            table = sincos_positions(*grid, width)
+            if self.cls_token is not None:
+                table = nn.functional.pad(table, (0, 0, 1, 0))
+            self._tables[key] = table.to(device)
+        return self._tables[key]
+
+    def _token_keep(self, mask: Mask) -> Tensor:
+        """Places of the tokens (B, G, T) among the decoder's: with CLS tokens, place 0 is theirs."""
+        if self.cls_token is None:
+            return mask.keep
+        keep = torch.where(mask.keep < 0, -1, mask.keep + 1) if mask.ragged else mask.keep + 1
+        cls = torch.zeros_like(keep[..., :1])
+        if mask.ragged:
+            # A channel that shows nothing has no CLS token either: nothing of it reaches the encoder.
+            cls = torch.where(keep[..., :1] < 0, -1, cls)
+        return torch.cat([cls, keep], 2)
+
+    def _embed(self, inputs: _Inputs, mask: Mask) -> Tensor:
+        weight, bias = self.patch_embedding.select(inputs.groups)
+        channel = self.channel_embedding(inputs.groups)
+        first = 0 if self.cls_token is None else 1
+        position = self._positions(inputs.grid, self.config["width"], inputs.image.device)[first:]
+        x_BGKD = embed_visible(inputs.image, mask.keep, weight, bias, position, channel, self.patch_size)
+        if self.cls_token is None:
+            return x_BGKD
+        cls_GD = (self.cls_token + channel).to(x_BGKD.dtype)
+        return torch.cat([cls_GD[None, :, None].expand(x_BGKD.shape[0], -1, -1, -1), x_BGKD], 2)
+
+    def _encode(self, inputs: _Inputs, mask: Mask) -> Tensor:
+        """(B, G, T, D) normed latents of the visible tokens; rows of padding tokens hold nothing of meaning."""
+        x = self._embed(inputs, mask)
+        slots = lengths = None
+        if mask.rows is not None:
+            # Whole channels are hidden: only the others go through the encoder, and all of them show every place.
+            rows = mask.rows[:, :, None, None].expand(-1, -1, *x.shape[2:])
+            encoded = self._run(self.encoder, x.gather(1, rows))
+            return torch.zeros_like(x, dtype=encoded.dtype).scatter(1, rows, self.encoder_norm(encoded).to(encoded.dtype))
+        keep = self._token_keep(mask)
+        if mask.ragged:
+            lengths = (keep >= 0).sum(2).int()
+        if not mask.aligned:
+            slots = _slots(keep, inputs.grid[0] * inputs.grid[1] + (self.cls_token is not None))
+        out: Tensor = self.encoder_norm(self._run(self.encoder, x, slots, lengths))
+        return out
+
+    def _decode(self, latent: Tensor, mask: Mask, inputs: _Inputs) -> Tensor:
+        """(B, G, M, P): the hidden patches."""
+        position = self._positions(inputs.grid, self.config["decoder_width"], latent.device)
+        channel = self.decoder_channel_embedding(inputs.groups)
+        x = assemble(self.decoder_embedding(latent), self._token_keep(mask), self.mask_token, position, channel)
+        select = mask.masked_index.clamp(min=0) + (self.cls_token is not None)
+        x = self._run(self.decoder, x, select=select)
+        prediction: Tensor = self.head(self.decoder_norm(x), inputs.groups)
+        return prediction.sigmoid() if self.config["output_activation"] == "sigmoid" else prediction
+
+    def _run(
+        self,
+        blocks: nn.ModuleList,
+        x: Tensor,
+        slots: Tensor | None = None,
+        lengths: Tensor | None = None,
+        select: Tensor | None = None,
+    ) -> Tensor:
+        for index, block in enumerate(blocks):
+            chosen = select if index == len(blocks) - 1 else None
+            if self._recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, slots, lengths, chosen, use_reentrant=False)
+            else:
+                x = block(x, slots, lengths, chosen)
+        return x
+
+    # ---- how it runs ---------------------------------------------------------------------------------------------
+
+    def set_recompute(self, enabled: bool) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self._recompute = enabled
+
+    def compile_blocks(self) -> None:
+        """torch.compile every block: one graph serves all blocks of the same shape, so it is quick to build."""
+        for block in (*self.encoder, *self.decoder):
+            block.compile(dynamic=False)
+
+    # ---- what one gets out of it ---------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        image: Tensor,
+        keep: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+        channels: Sequence[str] | Sequence[int] | Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Reconstruction:
+        """Predicted pixels of what is hidden; arguments as in `forward`.
+
+        With per-patch normalised targets, predictions are brought back with means and deviations interpolated from the
+        visible patches, so that nothing of a hidden patch leaks into its picture.
+        """
+        inputs = self._prepare(image, valid, channels)
+        mask = self._mask(inputs, generator) if keep is None else self._given(inputs, keep)
+        prediction = self._decode(self._encode(inputs, mask), mask, inputs).float()
+        if self.config["normalize"]:
+            prediction = unnormalise(prediction, inputs.image, inputs.valid, mask, self.patch_size)
+        pixels, hidden = from_patches(prediction, mask.masked_index, inputs.grid, self.group_size, self.patch_size)
+        if inputs.selection.order is not None:
+            # Back to the order in which the image came.
+            back = torch.tensor([inputs.selection.order.index(i) for i in range(image.shape[1])], device=image.device)
+            pixels, hidden = pixels.index_select(1, back), hidden.index_select(1, back)
+        height, width = image.shape[2:]
+        return Reconstruction(pixels[..., :height, :width], hidden[..., :height, :width], mask.keep)
+
+    def forward_features(
+        self,
+        image: Tensor,
+        *,
+        valid: Tensor | None = None,
+        channels: Sequence[str] | Sequence[int] | Tensor | None = None,
+        pool: str | None = "mean",
+    ) -> Tensor:
+        """Features of whole images, nothing hidden.
+
+        Args:
+            image, valid, channels: as in `forward`.
+            pool: "mean" (over channels and places that have a valid pixel), "cls" (mean of the CLS tokens), "concat" (each
+                channel's mean, one after the other), "attention" (channels weighted by their agreement with the mean of
+                all), or None.
+
+        Returns:
+            (B, num_features); (B, G · num_features) for "concat"; all tokens (B, G, T, D) for None.
+        """
+        tokens, weight = self._features(image, valid, channels)
+        if pool is None:
+            return tokens
+        first = 0 if self.cls_token is None else 1
+        if pool == "cls":
+            if not first:
+                raise SettingsError("pool = 'cls' needs a model with CLS tokens", hint="set eval.pool = 'mean'")
+            return tokens[:, :, 0].mean(1)
+        x_BGD = (tokens[:, :, first:] * weight).sum(2) / weight.sum(2).clamp(min=1)
+        present = (weight.sum(2) > 0).to(x_BGD.dtype)
+        return _pool_channels(x_BGD, present, pool)
+
+    def dense_features(
+        self,
+        image: Tensor,
+        *,
+        valid: Tensor | None = None,
+        channels: Sequence[str] | Sequence[int] | Tensor | None = None,
+        pool: str = "mean",
+    ) -> Tensor:
+        """Features of every place: (B, D', rows, columns), channels pooled by "mean", "concat" or "attention"."""
+        tokens, weight = self._features(image, valid, channels)
+        first = 0 if self.cls_token is None else 1
+        x_BNGD = tokens[:, :, first:].transpose(1, 2)
+        pooled = _pool_channels(x_BNGD, weight.transpose(1, 2), pool)
+        return pooled.transpose(1, 2).unflatten(2, self.grid(image.shape[2], image.shape[3]))
+
+    def _features(
+        self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """All tokens (B, G, T, D), and (B, G, N, 1): 1 where a patch has a valid pixel."""
+        inputs = self._prepare(image, valid, channels)
+        batch, _, height, width = inputs.image.shape
+        p = self.patch_size
+        mask = everything_visible(batch, inputs.count, inputs.grid[0] * inputs.grid[1], inputs.image.device)
+        tokens = self._encode(inputs, mask)
+        patches = inputs.valid.view(batch, inputs.count, self.group_size, height // p, p, width // p, p)
+        weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
+        return tokens, weight
+
+
+def _groups(names: Sequence[str], groups: int | Sequence[Sequence[str]]) -> list[list[str]]:
+    # The constructor's argument `channel_groups` hides the function of that name.
+    return channel_groups(names, groups)
+
+
+def _slots(keep_BGT: Tensor, positions: int) -> Tensor:
+    """(B, positions, G) int32: which token of each channel lies at each place, −1 where none does."""
+    batch, groups, tokens = keep_BGT.shape
+    table = torch.full((batch, positions + 1, groups), -1, dtype=torch.int32, device=keep_BGT.device)
+    place = torch.where(keep_BGT < 0, positions, keep_BGT).transpose(1, 2)
+    token = torch.arange(tokens, dtype=torch.int32, device=keep_BGT.device)[None, :, None].expand(batch, tokens, groups)
+    return table.scatter(1, place, token)[:, :positions]
+
+
+def _pool_channels(x: Tensor, weight: Tensor, pool: str) -> Tensor:
+    """(…, G, D) with weights broadcastable to (…, G, 1) → (…, D), or (…, G · D)."""
+    if pool == "concat":
+        return x.flatten(-2)
+    mean = (x * weight).sum(-2) / weight.sum(-2).clamp(min=1)
+    if pool == "mean":
+        return mean
+    if pool == "attention":
+        score = (x * mean.unsqueeze(-2)).sum(-1, keepdim=True) / x.shape[-1] ** 0.5
+        score = score.masked_fill(weight == 0, torch.finfo(score.dtype).min)
+        return (score.softmax(-2) * x).sum(-2)
+    raise SettingsError(f"unknown pooling {pool!r}", hint="one of mean, cls, concat, attention")

@@ -1,0 +1,102 @@
+"""Saving a model with its configuration, loading it again, and the Hugging Face hub.
+
+A saved model is a folder with `config.json` (the constructor's arguments, channel names, wavelengths, scaling and the
+package's version) and `model.safetensors`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import safetensors.torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+
+from auxmae.errors import CheckpointError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+
+
+class Pretrained(nn.Module, PyTorchModelHubMixin):
+    """`save_pretrained`, `from_pretrained` and `push_to_hub` for a module that keeps its arguments in `config`."""
+
+    config: dict[str, Any]
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from auxmae import __version__
+
+        config = {"auxmae_version": __version__, **self.config}
+        (save_directory / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        safetensors.torch.save_model(self, str(save_directory / WEIGHTS_NAME))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Loads a model from a folder, or from the Hugging Face hub.
+
+        Args:
+            pretrained_model_name_or_path: a folder written by `save_pretrained` or a checkpoint of a run; a run folder
+                (its best checkpoint is taken); or the name of a hub repository.
+            options: passed to `huggingface_hub.snapshot_download` (revision, token, cache_dir, …).
+
+        Raises:
+            CheckpointError: nothing there, or what is there is broken or of another kind.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = cls._download(str(pretrained_model_name_or_path), options)
+        if not (folder / CONFIG_NAME).is_file():
+            for which in ("best", "last"):
+                if (folder / "checkpoints" / which / CONFIG_NAME).is_file():
+                    folder = folder / "checkpoints" / which
+                    break
+        return cls._load_folder(folder)
+
+    @staticmethod
+    def _download(name: str, options: dict[str, Any]) -> Path:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise CheckpointError(f"{name}: no such folder", hint="give a run folder, a checkpoint folder, or OWNER/NAME on the hub")
+        try:
+            return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], **options))
+        except (OSError, HFValidationError, ValueError) as error:
+            raise CheckpointError(
+                f"{name}: neither a folder here nor reachable on the hub: {str(error).splitlines()[0]}"
+            ) from error
+
+    @classmethod
+    def _load_folder(cls, folder: Path) -> Self:
+        try:
+            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+            known = inspect.signature(cls.__init__).parameters
+            model = cls(**{key: value for key, value in config.items() if key in known})
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder}: no {CONFIG_NAME}", hint="give a run folder or a checkpoint folder") from error
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{folder / CONFIG_NAME}: broken: {error}") from error
+        load_weights(model, folder)
+        return model.eval()
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Reads `model.safetensors` of a folder into a model of the same shape.
+
+    Raises:
+        CheckpointError: missing, truncated, or of another architecture; the first difference is named.
+    """
+    path = folder / WEIGHTS_NAME
+    try:
+        missing, unexpected = safetensors.torch.load_model(model, str(path), strict=False)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        raise CheckpointError(f"{path}: other shapes than this model's: {(lines or [str(error)])[0]}") from error
+    if missing or unexpected:
+        names = sorted([*missing, *unexpected])
+        raise CheckpointError(f"{path}: another architecture: {len(names)} tensors differ, the first is {names[0]}")

@@ -1,0 +1,1 @@
+"""Pre-training: the loop, its optimiser, its checkpoints, and the run folder."""

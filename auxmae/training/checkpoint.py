@@ -1,0 +1,111 @@
+"""What is saved, atomically, and loaded, safely.
+
+A checkpoint is a folder: `model.safetensors` and `config.json` (see `model.pretrained`), and in `last` also
+`training_state.pt` (optimiser, scaler, loader, random generators, early stopping), read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from auxmae.errors import CheckpointError
+from auxmae.model.mae import AuxMAE
+
+STATE_NAME = "training_state.pt"
+
+
+def save_checkpoint(model: AuxMAE, folder: Path, state: dict[str, Any] | None = None) -> None:
+    """Writes a checkpoint beside its place and then swaps it in: a crash leaves the old one or the new one, never a part.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the previous checkpoint is untouched.
+    """
+    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        model._save_pretrained(fresh)
+        if state is not None:
+            torch.save(state, fresh / STATE_NAME)
+        for path in fresh.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a full disk as RuntimeError, safetensors as its own error below.
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise _unwritable(folder, error) from error
+    except Exception as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if type(error).__name__ == "SafetensorError":
+            raise _unwritable(folder, error) from error
+        raise
+
+
+def _unwritable(folder: Path, error: Exception) -> CheckpointError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+    return CheckpointError(
+        f"{folder}: the checkpoint cannot be written: {reason}",
+        hint="an earlier checkpoint is untouched: free some space, then go on with --resume",
+    )
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The checkpoint at `folder`, or the one that an interrupted swap left beside it."""
+    old = folder.with_name(f".{folder.name}.old")
+    if not folder.is_dir() and old.is_dir():
+        return old
+    return folder
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """The training state of a checkpoint.
+
+    Raises:
+        CheckpointError: missing or broken.
+    """
+    path = find_checkpoint(folder) / STATE_NAME
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no training state to resume from", hint="use --init-from to take the weights only") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+        raise CheckpointError(f"{path}: broken: {str(error).splitlines()[0]}", hint="use --init-from to take the weights only") from error
+    return state
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator that training draws from (dropout; augmentation and masks have their own)."""
+    state: dict[str, Any] = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts the generators back as `random_state` found them."""
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_everything(seed: int, *, deterministic: bool) -> None:
+    """Seeds Python, NumPy and PyTorch; `deterministic` refuses operations whose result may vary between runs."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (libraries that draw from the global state)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)

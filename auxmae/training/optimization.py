@@ -1,0 +1,72 @@
+"""Parameter groups, the learning-rate schedule, and precision."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from auxmae.errors import SettingsError
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Weight decay for the matrices of linear maps; none for norms, biases, tokens and embeddings."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim >= 2 and name.endswith(".weight") and "channel_embedding" not in name
+            # A bias of untied groups is (G, D), a matrix by its shape only.
+            (decayed if matrix else others).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def make_optimizer(
+    model: nn.Module, kind: str, *, learning_rate: float, weight_decay: float, betas: tuple[float, float], device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW or Adam; one fused kernel for all parameters where the device has it."""
+    cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
+    groups = parameter_groups(model, weight_decay)
+    return cls(groups, lr=learning_rate, betas=betas, fused=device.type in ("cpu", "cuda"))
+
+
+def learning_rate_at(progress: float, *, peak: float, final: float, warmup: float) -> float:
+    """Linear warm-up, then a half cosine (arXiv 1608.03983).
+
+    Args:
+        progress: part of the training that is done, 0 … 1.
+        peak, final: highest and last learning rate.
+        warmup: part of the training with a rising rate.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    if progress < warmup:
+        return peak * progress / warmup
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type on this device, or None for plain fp32.
+
+    Raises:
+        SettingsError: a reduced precision that the device cannot compute.
+    """
+    if device.type != "cuda":
+        if precision in ("auto", "fp32"):
+            return None
+        raise SettingsError(
+            f"train.precision = {precision!r} needs a CUDA GPU, and the device is {device.type}",
+            hint="set train.precision = 'auto'",
+        )
+    if precision == "auto":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise SettingsError("train.precision = 'bf16', and this GPU has no bf16", hint="set train.precision = 'fp16' or 'auto'")
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(dtype: torch.dtype | None, device: torch.device) -> AbstractContextManager[object]:
+    """The autocast context, or one that does nothing."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,132 @@
+"""The run folder: settings.toml, metrics.jsonl, checkpoints/, figures/, result.json, report.html."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from auxmae.errors import CheckpointError, UsageError
+from auxmae.model.mae import AuxMAE
+from auxmae.settings import settings_from_toml, write_settings
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.checkpoint import find_checkpoint
+
+RUNS = Path("runs")
+SETTINGS_NAME = "settings.toml"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run on disk; everything needed to use the model again lies in it, and nothing outside it is referred to."""
+
+    path: Path
+
+    @property
+    def settings(self) -> SettingsTree:
+        """The effective settings of the run."""
+        return settings_from_toml(self.path / SETTINGS_NAME)
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def checkpoint(self, which: str) -> Path:
+        """The folder of the checkpoint "best" or "last"."""
+        return find_checkpoint(self.path / "checkpoints" / which)
+
+    def load_model(self, which: str = "best") -> AuxMAE:
+        """The model of a checkpoint; without validation there is no best one, and the last is taken.
+
+        Raises:
+            CheckpointError: there is none, or it is broken.
+        """
+        folder = self.checkpoint(which)
+        if which == "best" and not folder.is_dir():
+            folder = self.checkpoint("last")
+        if not folder.is_dir():
+            raise CheckpointError(f"{self.path}: no checkpoint yet", hint="train longer, or name another run")
+        return AuxMAE.from_pretrained(folder)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        with self.metrics_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl that are whole."""
+        records = []
+        if self.metrics_path.exists():
+            for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
+                try:
+                    records.append(json.loads(line))
+                except ValueError:
+                    continue  # the last line of a killed run may be a fragment
+        return records
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forgets what was logged after `step`, so that a resumed run logs it once."""
+        kept = [record for record in self.metrics() if record.get("step", 0) <= step]
+        self.metrics_path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def write_json(self, name: str, content: object) -> Path:
+        """Writes a JSON document into the folder."""
+        path = self.path / name
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+
+def create_run(folder: str, settings: SettingsTree) -> RunFolder:
+    """Makes a run folder and writes the effective settings into it.
+
+    Args:
+        folder: the path, or "auto" for runs/DATE-TIME.
+
+    Raises:
+        UsageError: the folder holds something already, or cannot be made.
+    """
+    if folder == "auto":
+        stamp = time.strftime("%Y-%m-%d-%H%M%S")
+        path = RUNS / stamp
+        for attempt in range(2, 1000):
+            if not path.exists():
+                break
+            path = RUNS / f"{stamp}-{attempt}"
+    else:
+        path = Path(folder).expanduser()
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(
+                f"{path} is not empty, and a run overwrites nothing",
+                hint=f"choose another --output, or go on with it: auxmae train --resume {path}",
+            )
+        (path / "figures").mkdir(parents=True, exist_ok=True)
+        (path / "checkpoints").mkdir(exist_ok=True)
+        write_settings(settings, path / SETTINGS_NAME)
+    except OSError as error:
+        raise UsageError(f"{path}: the run folder cannot be made: {error.strerror}", hint="choose another --output") from error
+    return RunFolder(path)
+
+
+def open_run(name: str | Path) -> RunFolder:
+    """Opens a run folder by path, or the newest one under runs/ as "last".
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    if str(name) == "last":
+        runs = [path.parent for path in RUNS.glob(f"*/{SETTINGS_NAME}")]
+        if not runs:
+            raise UsageError(f"there is no run under {RUNS.resolve()} yet", hint="auxmae train makes one, or give a run folder's path")
+        return RunFolder(max(runs, key=lambda path: ((path / SETTINGS_NAME).stat().st_mtime, path.name)))
+    path = Path(name).expanduser()
+    if not (path / SETTINGS_NAME).is_file():
+        reason = "no such folder" if not path.exists() else f"no run folder: it holds no {SETTINGS_NAME}"
+        raise UsageError(f"{path}: {reason}", hint="name a run folder, or 'last' for the newest one under runs/")
+    return RunFolder(path)

@@ -1,0 +1,268 @@
+"""A whole training session: settings → data, model, run folder → training → figures, held-out error, report."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from auxmae.build import Data, Progress, build_data, build_model, configure
+from auxmae.data.loading import Batch, Loader
+from auxmae.errors import CheckpointError, MissingDependencyError, UsageError
+from auxmae.model.mae import AuxMAE
+from auxmae.model.pretrained import load_weights
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.checkpoint import seed_everything
+from auxmae.training.progress import Reporter, SilentReporter
+from auxmae.training.run import RunFolder, create_run, open_run
+from auxmae.training.trainer import Outcome, Plan, Trainer
+
+FAST_DEV_STEPS = 3
+
+
+@dataclass
+class TrainingResult:
+    """What a training gave.
+
+    Attributes:
+        run: the run folder.
+        outcome: steps, seconds, images, and why it ended.
+        masked_l1: mean absolute error on hidden valid pixels of held-out images, scaled units; NaN where none were held out.
+        floors: the same error of predicting the "mean" of the visible pixels, and of "interpolation".
+        figure: the reconstruction figure.
+    """
+
+    run: Path
+    outcome: Outcome
+    masked_l1: float
+    floors: dict[str, float]
+    figure: Path | None = None
+    per_channel: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `auxmae train --json` prints."""
+        return {
+            "run": str(self.run),
+            "steps": self.outcome.step,
+            "seconds": round(self.outcome.seconds, 3),
+            "images_per_second": round(self.outcome.images_per_second, 3),
+            "masked_l1": None if math.isnan(self.masked_l1) else self.masked_l1,
+            "floors": self.floors,
+            "per_channel": self.per_channel,
+            "reason": self.outcome.reason,
+        }
+
+
+def make_plan(settings: SettingsTree, batches_per_epoch: int, *, fast: bool = False) -> Plan:
+    """[train] counted out in steps; `max_steps`, when set, decides, else the epochs do."""
+    train = settings.train
+    steps_per_epoch = max(batches_per_epoch // train.accumulation, 1)
+    steps = train.max_steps or train.epochs * steps_per_epoch
+    return Plan(
+        steps=min(steps, FAST_DEV_STEPS) if fast else steps,
+        max_seconds=60 * train.max_minutes,
+        accumulation=train.accumulation,
+        optimizer=train.optimizer,
+        learning_rate=train.learning_rate,
+        min_learning_rate=train.min_learning_rate,
+        warmup_fraction=train.warmup_fraction,
+        weight_decay=train.weight_decay,
+        betas=train.betas,
+        clip_norm=train.clip_norm,
+        precision=train.precision,
+        patience=train.patience,
+        tolerance=train.tolerance,
+        validate_every=train.validate_every,
+        figure_every=train.figure_every,
+        checkpoint_seconds=60 * train.checkpoint_minutes,
+        seed=train.seed,
+    )
+
+
+def _with_absolute_source(settings: SettingsTree) -> SettingsTree:
+    """The run's settings name the data wherever the run folder is opened from."""
+    data = settings.data
+    if data.source == "synthetic":
+        return settings
+    changes = {"source": str(Path(data.source).expanduser().absolute())}
+    if data.labels not in ("auto", "none") and not data.labels.startswith(":"):
+        changes["labels"] = str(Path(data.labels).expanduser().absolute())
+    return settings.model_copy(update={"data": data.model_copy(update=changes)})
+
+
+def train(
+    settings: SettingsTree,
+    *,
+    resume: str | Path | None = None,
+    init_from: str | Path | None = None,
+    fast_dev_run: bool = False,
+    reporter: Reporter | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Pre-trains a masked autoencoder.
+
+    Args:
+        settings: every table; with `resume`, the run's own settings are used instead.
+        resume: a run folder, or "last": goes on exactly where its last checkpoint was written.
+        init_from: a run or model folder whose weights to start from.
+        fast_dev_run: three steps and one validation, to see that everything works.
+        reporter: who is told how it goes.
+        progress: told (done, total) while the data's statistics are computed.
+
+    Raises:
+        AuxMAEError: whatever the user can mend, with a hint.
+    """
+    reporter = reporter or SilentReporter()
+    if resume is not None and init_from is not None:
+        raise UsageError("resume goes on with a run, init_from starts a new one: give one of them")
+    run = open_run(resume) if resume is not None else None
+    if run is not None:
+        settings = run.settings
+    device = configure(settings)
+    seed_everything(settings.train.seed, deterministic=settings.train.deterministic)
+    tensorboard = _tensorboard_writer() if settings.run.tensorboard else None
+
+    stored = run.load_model("last") if run is not None else None
+    data = _data_like(stored, settings, progress) if stored is not None else build_data(settings, progress=progress)
+    for notice in data.collection.notices:
+        reporter.message(f"note: {notice}")
+    reporter.message(f"data: {data.describe()}")
+    model = stored if stored is not None else _new_model(settings, data, init_from)
+    model.to(device)
+    model.set_recompute(settings.train.recompute)
+    if settings.train.compile:
+        model.compile_blocks()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    reporter.message(f"model: {settings.model.preset} preset, {parameters / 1e6:.2f} M parameters, {data.image_size} px, on {device}")
+
+    if run is None:
+        run = create_run(settings.run.folder, _with_absolute_source(settings))
+        if data.statistics is not None:
+            run.write_json("statistics.json", data.statistics.to_dict())
+    log = tensorboard(str(run.path / "tensorboard")) if tensorboard else None
+    trainer = Trainer(
+        model,
+        data.train,
+        data.validation,
+        run,
+        make_plan(settings, len(data.train), fast=fast_dev_run),
+        device=device,
+        reporter=reporter,
+        draw_figure=lambda epoch: _draw(model, data, run, device, f"reconstruction-epoch-{epoch:04d}.png") and None,
+        log_scalars=None if log is None else lambda step, values: [log.add_scalar(k, v, step) for k, v in values.items()] and None,
+    )
+    if resume is not None:
+        trainer.resume()
+        reporter.message(f"resuming {run.path} at step {trainer.step} of {trainer.plan.steps}")
+    outcome = trainer.fit()
+    if log is not None:
+        log.close()
+    return _conclude(settings, model, data, run, outcome, device, reporter)
+
+
+def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None) -> Data:
+    """The data of a run that goes on: scaled and cut as before, whatever the files' statistics are today."""
+    from auxmae.data.statistics import Scaling
+
+    scaling = Scaling.from_dict(model.scaling) if model.scaling else Scaling.identity(model.channel_names)
+    return build_data(settings, image_size=model.image_size, scaling=scaling, progress=progress)
+
+
+def _new_model(settings: SettingsTree, data: Data, init_from: str | Path | None) -> AuxMAE:
+    if init_from is not None and str(init_from) == "last":
+        init_from = open_run("last").path
+    model = build_model(
+        settings,
+        channels=data.collection.channel_names,
+        wavelengths=data.collection.wavelengths,
+        image_size=data.image_size,
+        scaling=data.scaling,
+    )
+    if init_from is not None:
+        source = AuxMAE.from_pretrained(init_from)
+        if source.channel_names != model.channel_names:
+            raise CheckpointError(
+                f"{init_from} was trained on the channels {', '.join(source.channel_names)}, "
+                f"the data has {', '.join(model.channel_names)}",
+                hint="choose and order the channels with data.channels",
+            )
+        folder = Path(init_from)
+        for candidate in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
+            if (candidate / "model.safetensors").is_file():
+                load_weights(model, candidate)
+                return model
+        model.load_state_dict(source.state_dict())
+    return model
+
+
+def _tensorboard_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError(
+            "run.tensorboard = true needs TensorBoard, which is not installed", hint="pip install 'auxmae[tensorboard]'"
+        ) from error
+    return SummaryWriter
+
+
+def _held_out(data: Data) -> Loader:
+    return data.test or data.validation or data.train
+
+
+def _draw(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name: str) -> Path:
+    """The reconstruction figure of the first held-out images, always under the same masks."""
+    from auxmae.visuals.figures import reconstruction_figure
+
+    batch: Batch = next(iter(_held_out(data)))
+    rows = min(4, len(batch.image))
+    image, valid = batch.image[:rows], batch.valid[:rows]
+    training = model.training
+    model.eval()
+    reconstruction = model.reconstruct(image.to(device), valid=valid.to(device), generator=torch.Generator().manual_seed(0))
+    model.train(training)
+    return reconstruction_figure(
+        image,
+        reconstruction,
+        valid,
+        channel_names=model.channel_names,
+        wavelengths=model.wavelengths,
+        path=run.figures / name,
+        rows=rows,
+    )
+
+
+def _conclude(
+    settings: SettingsTree,
+    model: AuxMAE,
+    data: Data,
+    run: RunFolder,
+    outcome: Outcome,
+    device: torch.device,
+    reporter: Reporter,
+) -> TrainingResult:
+    """Held-out error against the floors, figures, report: of the best checkpoint, which is the one a user will load."""
+    from auxmae.evaluation.reconstruction import evaluate_reconstruction
+    from auxmae.visuals.figures import curves_figure
+    from auxmae.visuals.report import write_report
+
+    if outcome.reason == "interrupted":
+        return TrainingResult(run.path, outcome, math.nan, {})
+    best = run.load_model("best").to(device)
+    began = time.monotonic()
+    masked_l1, floors, per_channel = math.nan, dict[str, float](), dict[str, float]()
+    held_out = data.test or data.validation
+    if held_out is None:
+        reporter.message("note: nothing is held out, so there is no error to report: set data.test_fraction")
+    else:
+        measured = evaluate_reconstruction(best, held_out, seed=settings.eval.mask_seed, device=device)
+        masked_l1, floors, per_channel = measured.masked_l1, dict(measured.floors), dict(measured.per_channel)
+    figure = _draw(best, data, run, device, "reconstruction.png")
+    curves_figure(run.metrics(), run.figures / "curves.png")
+    result = TrainingResult(run.path, outcome, masked_l1, floors, figure, per_channel)
+    run.write_json("result.json", {**result.to_dict(), "evaluation_seconds": round(time.monotonic() - began, 3)})
+    write_report(run.path)
+    return result

@@ -1,0 +1,310 @@
+"""The training loop, and nothing else."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auxmae.data.loading import Batch, Loader
+from auxmae.model.mae import AuxMAE
+from auxmae.training.checkpoint import load_state, random_state, save_checkpoint, set_random_state
+from auxmae.training.optimization import autocast, autocast_dtype, learning_rate_at, make_optimizer
+from auxmae.training.progress import Reporter
+from auxmae.training.run import RunFolder
+from auxmae.training.watch import EarlyStopping, check_finite
+
+LOG_EVERY = 10  # steps between metrics; reading the loss makes a GPU wait, so not every step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the loop is to do; the fields are those of the settings' [train] table, counted out in steps.
+
+    Attributes:
+        steps: optimiser steps in all.
+        max_seconds: training time, 0 for no limit; the learning rate follows whichever ends first.
+        figure_every: epochs between figures, 0 for none.
+    """
+
+    steps: int
+    max_seconds: float = 0.0
+    accumulation: int = 1
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-5
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_norm: float = 1.0
+    precision: str = "auto"
+    patience: int = 0
+    tolerance: float = 1e-4
+    validate_every: int = 1
+    figure_every: int = 0
+    checkpoint_seconds: float = 600.0
+    seed: int = 0
+
+
+@dataclass
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        step: optimiser steps done; seconds: spent training, over all sessions of the run; images: seen.
+        reason: "finished", "stopped early" or "interrupted".
+    """
+
+    step: int
+    seconds: float
+    images: int
+    reason: str
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+
+@contextmanager
+def _graceful_stop() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM finish the step; a second one stops at once.  Yields a function that says whether one came."""
+    asked = threading.Event()
+    previous: dict[int, Any] = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, ask)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class Trainer:
+    """Trains a model in a run folder.
+
+    Args:
+        model: on `device`.
+        train: the training batches, resumable.
+        validation: the held-out batches, always the same; None validates nothing.
+        run: where metrics and checkpoints go.
+        plan: what to do.
+        device: where to compute.
+        reporter: who is told.
+        draw_figure: called with the epoch's number when a figure is due.
+        log_scalars: called with (step, values) for every logged step, for further loggers.
+    """
+
+    def __init__(
+        self,
+        model: AuxMAE,
+        train: Loader,
+        validation: Loader | None,
+        run: RunFolder,
+        plan: Plan,
+        *,
+        device: torch.device,
+        reporter: Reporter,
+        draw_figure: Callable[[int], None] | None = None,
+        log_scalars: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> None:
+        self.model, self.train, self.validation, self.run, self.plan = model, train, validation, run, plan
+        self.device, self.reporter, self.draw_figure, self.log_scalars = device, reporter, draw_figure, log_scalars
+        self.dtype = autocast_dtype(plan.precision, device)
+        self.optimizer = make_optimizer(
+            model,
+            plan.optimizer,
+            learning_rate=plan.learning_rate,
+            weight_decay=plan.weight_decay,
+            betas=plan.betas,
+            device=device,
+        )
+        # A no-op unless fp16 needs it.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        self.masks = torch.Generator(device).manual_seed(plan.seed)
+        self.stopping = EarlyStopping(plan.patience, plan.tolerance)
+        self.step = 0
+        self.images = 0
+        self.seconds = 0.0
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, besides the weights."""
+        return {
+            "step": self.step,
+            "images": self.images,
+            "seconds": self.seconds,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loader": self.train.state_dict(),
+            "masks": self.masks.get_state(),
+            "random": random_state(),
+            "stopping": self.stopping.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on exactly where `state_dict` was taken."""
+        self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.train.load_state_dict(state["loader"])
+        self.masks.set_state(state["masks"])
+        set_random_state(state["random"])
+        self.stopping.load_state_dict(state["stopping"])
+
+    def resume(self) -> None:
+        """Takes up the run's last checkpoint (the weights are the model's already)."""
+        self.load_state_dict(load_state(self.run.checkpoint("last")))
+        self.run.truncate_metrics(self.step)
+
+    def save(self) -> None:
+        """Writes the last checkpoint."""
+        save_checkpoint(self.model, self.run.path / "checkpoints" / "last", self.state_dict())
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def fit(self) -> Outcome:
+        """Trains until the plan is done, validation stops improving, or a signal asks to stop."""
+        reason = "finished"
+        self.reporter.start(self.plan.steps, self.step)
+        earlier, began = self.seconds, time.monotonic()
+        saved = logged = began
+        logged_images = self.images
+        try:
+            with _graceful_stop() as stop_asked:
+                batches = self._batches()
+                while not self._done():
+                    epoch = self.train.epoch
+                    loss, norm = self._train_step(batches)
+                    now = time.monotonic()
+                    self.seconds = earlier + now - began
+                    if self.step % LOG_EVERY == 0 or self._done() or self.step == 1:
+                        rate = (self.images - logged_images) / max(now - logged, 1e-9)
+                        logged, logged_images = now, self.images
+                        self._log(loss, norm, epoch, rate)
+                    epoch_ended = self.train.epoch != epoch
+                    if (epoch_ended or self._done()) and self._end_epoch(epoch, last=self._done()):
+                        reason = "stopped early"
+                        break
+                    overdue = 0 < self.plan.checkpoint_seconds <= time.monotonic() - saved
+                    if epoch_ended or overdue:
+                        check_finite(float(loss), self.step, self._what_is_left())
+                        self.save()
+                        saved = time.monotonic()
+                    if stop_asked():
+                        reason = "interrupted"
+                        break
+                self.seconds = earlier + time.monotonic() - began
+                self.save()
+        finally:
+            self.reporter.stop()
+        return Outcome(self.step, self.seconds, self.images, reason)
+
+    def _progress(self) -> float:
+        steps = self.step / self.plan.steps
+        return max(steps, self.seconds / self.plan.max_seconds) if self.plan.max_seconds else steps
+
+    def _done(self) -> bool:
+        return self._progress() >= 1
+
+    def _batches(self) -> Iterator[Batch]:
+        while True:
+            yield from self.train
+
+    def _train_step(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
+        """One optimiser step → (loss, gradient norm), left on the device."""
+        plan = self.plan
+        rate = learning_rate_at(
+            self._progress() + 1 / plan.steps if self.step == 0 else self._progress(),
+            peak=plan.learning_rate,
+            final=plan.min_learning_rate,
+            warmup=plan.warmup_fraction,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        for _ in range(plan.accumulation):
+            batch = next(batches)
+            image = batch.image.to(self.device, non_blocking=True)
+            valid = batch.valid.to(self.device, non_blocking=True)
+            with autocast(self.dtype, self.device):
+                loss = self.model(image, valid=valid, channels=batch.channels, generator=self.masks).loss
+            self.scaler.scale(loss / plan.accumulation).backward()
+            total += loss.detach() / plan.accumulation
+            self.images += image.shape[0]
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip_norm or float("inf"))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return total, norm
+
+    def _log(self, loss: Tensor, norm: Tensor, epoch: int, images_per_second: float) -> None:
+        check_finite(float(loss), self.step, self._what_is_left())
+        left = self.seconds * (1 / max(self._progress(), 1e-9) - 1)
+        values = {
+            "loss": float(loss),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": images_per_second,
+            "grad_norm": float(norm),
+        }
+        self.run.log({"kind": "train", "step": self.step, "epoch": epoch, **values})
+        self.reporter.step(self.step, {**values, "epoch": epoch, "seconds_left": left})
+        if self.log_scalars:
+            self.log_scalars(self.step, {f"train/{key}": value for key, value in values.items()})
+
+    def _what_is_left(self) -> str:
+        folder = self.run.checkpoint("last")
+        return f"the checkpoint {folder} is from before" if folder.is_dir() else "nothing was saved yet"
+
+    def _end_epoch(self, epoch: int, *, last: bool) -> bool:
+        """Validates, keeps the best, draws; returns whether to stop early."""
+        stop = False
+        number = epoch + 1
+        if self.validation is not None and (last or number % self.plan.validate_every == 0):
+            loss = self.validate()
+            check_finite(loss, self.step, self._what_is_left())
+            is_best, stop = self.stopping.update(loss)
+            self.run.log({"kind": "validation", "step": self.step, "epoch": epoch, "loss": loss})
+            if self.log_scalars:
+                self.log_scalars(self.step, {"validation/loss": loss})
+            if is_best:
+                save_checkpoint(self.model, self.run.path / "checkpoints" / "best")
+            mark = "  (best so far)" if is_best else ""
+            self.reporter.message(f"epoch {number}: validation loss {loss:.4f}{mark}")
+        if self.draw_figure and self.plan.figure_every and number % self.plan.figure_every == 0 and not last:
+            self.draw_figure(number)
+        return stop and not last
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Loss on the validation batches under fixed masks, so that it can be compared between epochs."""
+        assert self.validation is not None
+        self.model.eval()
+        masks = torch.Generator().manual_seed(self.plan.seed)
+        total = weight = 0.0
+        for batch in self.validation:
+            with autocast(self.dtype, self.device):
+                loss = self.model(batch.image.to(self.device), valid=batch.valid.to(self.device), generator=masks).loss
+            total += float(loss) * len(batch.image)
+            weight += len(batch.image)
+        self.model.train()
+        return total / weight

@@ -1,0 +1,56 @@
+"""When to stop early, and when something went wrong."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from auxmae.errors import AuxMAEError
+
+
+class DivergedError(AuxMAEError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass
+class EarlyStopping:
+    """Keeps the best validation loss and says when to stop.
+
+    Args:
+        patience: validations without improvement to wait for; 0 never stops.
+        tolerance: relative improvement that counts as one.
+    """
+
+    patience: int
+    tolerance: float
+    best: float = math.inf
+    reference: float = math.inf
+    waited: int = 0
+
+    def update(self, loss: float) -> tuple[bool, bool]:
+        """Returns (this is the best so far, it is time to stop).
+
+        Small gains still make a new best; only gains beyond the tolerance reset the patience.
+        """
+        is_best = loss < self.best
+        self.best = min(self.best, loss)
+        if loss < self.reference * (1 - self.tolerance) or math.isinf(self.reference):
+            self.reference, self.waited = loss, 0
+        else:
+            self.waited += 1
+        return is_best, self.patience > 0 and self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, float]:
+        return {"best": self.best, "reference": self.reference, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.best, self.reference, self.waited = state["best"], state["reference"], int(state["waited"])
+
+
+def check_finite(loss: float, step: int, checkpoint: str) -> None:
+    """Raises DivergedError where the loss is NaN or infinite; nothing is saved after that."""
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss became {loss} by step {step}; {checkpoint}",
+            hint="lower train.learning_rate, keep train.clip_norm above 0, and look at `auxmae data stats`",
+        )
