@@ -104,7 +104,7 @@ def draw_mask(
         names = [name for name, weight in (mixture or {}).items() if weight > 0 and (name != "channel" or channels > 1)]
         if not names:
             raise SettingsError("masking.mixture has no strategy that works here", hint="give independent a positive weight")
-        weights = torch.tensor([(mixture or {})[name] for name in names])
+        weights = torch.tensor([float((mixture or {})[name]) for name in names])
         # Drawn on the CPU: the choice steers Python, and a GPU would have to be waited for.
         cpu = generator if generator is not None and generator.device.type == "cpu" else None
         strategy = names[int(torch.multinomial(weights, 1, generator=cpu))]

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Auto = Literal["auto"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -19,76 +21,113 @@ def _known_strategies(mixture: dict[str, float]) -> dict[str, float]:
     for name, weight in mixture.items():
         if name not in MASKING_STRATEGIES:
             raise ValueError(f"unknown strategy {name!r}: expected one of {', '.join(MASKING_STRATEGIES)}")
-        if weight < 0:
-            raise ValueError(f"the weight of {name!r} is negative")
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"the weight of {name!r} is {weight}: expected a number of at least 0")
     return mixture
 
 
-class Table(BaseModel):
-    """A TOML table: unknown keys are refused, values are checked, nothing changes after validation."""
+def _as_tuples(value: object) -> object:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+class Table(BaseModel):
+    """A TOML table: unknown keys are refused, values are checked, nothing changes after validation.
+
+    Types are strict (`true` is no number, `"5"` is no integer; an integer is a number), but a list stands for a tuple.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _lists_to_tuples(cls, value: object) -> object:
+        return _as_tuples(value)
 
 
 class DataSettings(Table):
     """Where the images are, how to read them, how to split them."""
 
     source: str = Field(
-        "synthetic",
+        default="synthetic",
         min_length=1,
         description="a file, a folder, a glob pattern, or 'synthetic' for the embedded procedural scenes",
     )
     labels: str = Field(
-        "auto",
-        description="'auto' (class folders become labels), 'none', the path of a label raster, PATH:KEY for an array in an "
-        "HDF5, MATLAB or npz file, or :KEY for an array in the image file itself",
+        default="auto",
+        description="'auto' (class folders become labels), 'none', the path of a label raster, PATH:KEY for an array "
+        "in an HDF5, MATLAB or npz file, or :KEY for an array in the image file itself",
     )
     layout: Literal["auto", "images", "array", "scenes"] = Field(
-        "auto",
+        default="auto",
         description="images (a folder of images), array (one array of N images), scenes (large images, cut into crops)",
     )
-    key: str = Field("auto", description="name of the array inside an HDF5, MATLAB, npz or Zarr file")
+    key: str = Field(default="auto", description="name of the array inside an HDF5, MATLAB, npz or Zarr file")
     axes: str = Field(
-        "auto",
+        default="auto",
         pattern=r"^(auto|[NCHW()]+)$",
         description="axis order of the array: letters N (images), C (channels), H, W; axes stored as one go in "
         "parentheses, slowest first: 'C(WH)' for bands by column-major pixels",
     )
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | Auto = Field(
-        "auto", description="[height, width] in pixels, where the file stores pixels as one axis"
+        default="auto", description="[height, width] in pixels, where the file stores pixels as one axis"
     )
     channels: tuple[str, ...] | Auto = Field(
-        "auto",
-        description="names of the channels to use, in this order; where the files carry no names, the names of all their channels",
+        default="auto",
+        description="names of the channels to use, in this order; where the files carry no names, the names of all "
+        "their channels",
     )
     wavelengths: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] | Auto = Field(
-        "auto", description="centre wavelength of every channel, nm"
+        default="auto", description="centre wavelength of every channel, nm"
     )
-    nodata: float | Auto = Field("auto", description="pixel value that means 'no data' ('auto': what the file says)")
-    exclude: tuple[str, ...] = Field((), description="file name patterns to leave out, such as '*_mask.tif'")
-    allow_broken: bool = Field(False, description="leave out unreadable files (each is named) instead of stopping")
+    nodata: float | Auto = Field(
+        default="auto", description="pixel value that means 'no data' ('auto': what the file says)"
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="file name patterns to leave out, such as '*_mask.tif'")
+    allow_broken: bool = Field(
+        default=False, description="leave out unreadable files (each is named) instead of stopping"
+    )
     split: Literal["auto", "random", "group", "block"] = Field(
-        "auto", description="how images are held out: at random, by group, or by spatial block (auto: block for scenes)"
+        default="auto",
+        description="how images are held out: at random, by group, or by spatial block (auto: block for scenes)",
     )
     group_pattern: str = Field(
-        "", description="regular expression on the relative path whose first group names the group of an image (split = 'group')"
+        default="",
+        description="regular expression on the relative path whose first group names the group of an image "
+        "(split = 'group')",
     )
-    validation_fraction: Fraction = Field(0.1, description="part of the images or blocks used to choose the best checkpoint")
-    test_fraction: Fraction = Field(0.2, description="part of the images or blocks kept for the final figures and `auxmae eval`")
-    block_size: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="side of a spatial block, px (split = 'block')")
-    synthetic_images: int = Field(2000, ge=16, le=1_000_000, description="number of embedded scenes to generate")
-    flips: bool = Field(True, description="random horizontal and vertical flips in training")
+    validation_fraction: Fraction = Field(
+        default=0.1, description="part of the images or blocks used to choose the best checkpoint"
+    )
+    test_fraction: Fraction = Field(
+        default=0.2, description="part of the images or blocks kept for the final figures and `auxmae eval`"
+    )
+    block_size: Annotated[int, Field(ge=1)] | Auto = Field(
+        default="auto", description="side of a spatial block, px (split = 'block')"
+    )
+    synthetic_images: int = Field(
+        default=2000, ge=16, le=1_000_000, description="number of embedded scenes to generate"
+    )
+    flips: bool = Field(default=True, description="random horizontal and vertical flips in training")
     channel_sampling: Fraction = Field(
-        0.0, description="largest part of the channels dropped at random from a training batch (0: none)"
+        default=0.0, description="largest part of the channels dropped at random from a training batch (0: none)"
     )
-    workers: int = Field(0, ge=0, le=256, description="loader processes (0: load in the training process)")
+    workers: int = Field(default=0, ge=0, le=256, description="loader processes (0: load in the training process)")
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction and test_fraction leave nothing to train on: their sum must be below 1")
+            raise ValueError(
+                "validation_fraction and test_fraction leave nothing to train on: their sum must be below 1"
+            )
         if self.split == "group" and not self.group_pattern:
             raise ValueError("split = 'group' needs group_pattern")
+        if self.group_pattern:
+            try:
+                groups = re.compile(self.group_pattern).groups
+            except re.error as error:
+                raise ValueError(f"group_pattern is not a regular expression: {error}") from None
+            if not groups:
+                raise ValueError("group_pattern has no group: put parentheses around the part that names the group")
         if self.channels != "auto":
             if not self.channels:
                 raise ValueError("channels is empty")
@@ -104,16 +143,19 @@ class ScalingSettings(Table):
     """How pixel values become numbers near [0, 1]: fitted on the training part, stored with the model."""
 
     method: Literal["percentile", "standard", "minmax", "none"] = Field(
-        "percentile", description="percentile range to [0, 1], mean and standard deviation, minimum and maximum, or none"
+        default="percentile",
+        description="percentile range to [0, 1], mean and standard deviation, minimum and maximum, or none",
     )
     transform: Literal["none", "log1p", "arcsinh"] = Field(
-        "none", description="applied before scaling: log1p or arcsinh for heavy-tailed counts"
+        default="none", description="applied before scaling: log1p or arcsinh for heavy-tailed counts"
     )
-    cofactor: float = Field(1.0, gt=0, description="arcsinh(x / cofactor), in pixel units")
-    low: float = Field(1.0, ge=0, lt=100, description="lower percentile, %")
-    high: float = Field(99.0, gt=0, le=100, description="upper percentile, %")
-    clip: bool = Field(False, description="clip scaled values to [0, 1] (percentile and minmax)")
-    samples: int = Field(2_000_000, ge=1000, description="pixels per channel that the percentiles are estimated from, at most")
+    cofactor: float = Field(default=1.0, gt=0, description="arcsinh(x / cofactor), in pixel units")
+    low: float = Field(default=1.0, ge=0, lt=100, description="lower percentile, %")
+    high: float = Field(default=99.0, gt=0, le=100, description="upper percentile, %")
+    clip: bool = Field(default=False, description="clip scaled values to [0, 1] (percentile and minmax)")
+    samples: int = Field(
+        default=2_000_000, ge=1000, description="pixels per channel that the percentiles are estimated from, at most"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ScalingSettings:
@@ -128,33 +170,40 @@ class ModelSettings(Table):
     """The network. A preset sets the values that are not set anywhere else."""
 
     preset: Literal["tiny", "reference", "small", "base", "large"] = Field(
-        "tiny", description="a named set of model and training values: `auxmae config show` prints them"
+        default="tiny", description="a named set of model and training values: `auxmae config show` prints them"
     )
     image_size: Annotated[int, Field(ge=1, le=16384)] | Auto = Field(
-        "auto", description="side of a training crop, px ('auto': from the data, at most 64)"
+        default="auto", description="side of a training crop, px ('auto': from the data, at most 64)"
     )
-    patch_size: int = Field(8, ge=1, le=512, description="side of a patch, px")
+    patch_size: int = Field(default=8, ge=1, le=512, description="side of a patch, px")
     channel_groups: Annotated[int, Field(ge=1, le=4096)] | tuple[tuple[str, ...], ...] = Field(
-        1, description="channels per token: a number of neighbouring channels, or lists of channel names"
+        default=1, description="channels per token: a number of neighbouring channels, or lists of channel names"
     )
     channel_embedding: Literal["auto", "name", "wavelength"] = Field(
-        "auto", description="learned by channel name, or computed from wavelength ('auto': by name)"
+        default="auto", description="learned by channel name, or computed from wavelength ('auto': by name)"
     )
-    cls_tokens: bool = Field(True, description="one CLS token per channel (or channel group)")
-    width: int = Field(96, ge=4, le=8192, description="token width of the encoder")
-    depth: int = Field(4, ge=1, le=128, description="blocks of the encoder")
-    heads: int = Field(4, ge=1, le=256, description="attention heads of the encoder")
+    cls_tokens: bool = Field(default=True, description="one CLS token per channel (or channel group)")
+    width: int = Field(default=96, ge=4, le=8192, description="token width of the encoder")
+    depth: int = Field(default=4, ge=1, le=128, description="blocks of the encoder")
+    heads: int = Field(default=4, ge=1, le=256, description="attention heads of the encoder")
     hidden: Annotated[int, Field(ge=4, le=65536)] | Auto = Field(
-        "auto", description="hidden width of each of a block's two feed-forward halves ('auto': twice the width)"
+        default="auto",
+        description="hidden width of each of a block's two feed-forward halves ('auto': twice the width)",
     )
     decoder_width: Annotated[int, Field(ge=4, le=8192)] | Auto = Field(
-        "auto", description="token width of the decoder ('auto': half the encoder's, in multiples of its heads)"
+        default="auto", description="token width of the decoder ('auto': half the encoder's, in multiples of its heads)"
     )
-    decoder_depth: int = Field(2, ge=1, le=128, description="blocks of the decoder")
-    decoder_heads: Annotated[int, Field(ge=1, le=256)] | Auto = Field("auto", description="heads of the decoder")
-    decoder_hidden: Annotated[int, Field(ge=4, le=65536)] | Auto = Field("auto", description="hidden width of the decoder")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout probability inside attention and feed-forward sublayers")
-    output_activation: Literal["none", "sigmoid"] = Field("none", description="what follows the linear head")
+    decoder_depth: int = Field(default=2, ge=1, le=128, description="blocks of the decoder")
+    decoder_heads: Annotated[int, Field(ge=1, le=256)] | Auto = Field(
+        default="auto", description="heads of the decoder"
+    )
+    decoder_hidden: Annotated[int, Field(ge=4, le=65536)] | Auto = Field(
+        default="auto", description="hidden width of the decoder"
+    )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="dropout probability inside attention and feed-forward sublayers"
+    )
+    output_activation: Literal["none", "sigmoid"] = Field(default="none", description="what follows the linear head")
 
     @model_validator(mode="after")
     def _check(self) -> ModelSettings:
@@ -183,13 +232,14 @@ class ModelSettings(Table):
 class MaskingSettings(Table):
     """Which patches are hidden from the encoder."""
 
-    ratio: float = Field(0.75, gt=0, lt=1, description="part of the patches that is hidden")
+    ratio: float = Field(default=0.75, gt=0, lt=1, description="part of the patches that is hidden")
     strategy: Literal["independent", "shared", "channel", "block", "mixed"] = Field(
-        "independent",
-        description="independent (each channel its own), shared (the same positions in every channel), channel (whole channels), "
-        "block (contiguous squares), mixed (drawn anew for every batch, by [masking.mixture])",
+        default="independent",
+        description="independent (each channel its own), shared (the same positions in every channel), "
+        "channel (whole channels), block (contiguous squares), mixed (drawn anew for every batch, by "
+        "[masking.mixture])",
     )
-    block_size: int = Field(2, ge=1, le=1024, description="side of a hidden square, patches (strategy 'block')")
+    block_size: int = Field(default=2, ge=1, le=1024, description="side of a hidden square, patches (strategy 'block')")
     mixture: Annotated[dict[str, float], AfterValidator(_known_strategies)] = Field(
         default_factory=lambda: {"independent": 0.5, "shared": 0.25, "channel": 0.25},
         description="relative frequency of each strategy (strategy 'mixed')",
@@ -205,39 +255,62 @@ class MaskingSettings(Table):
 class LossSettings(Table):
     """What the model is taught with, on hidden valid pixels only."""
 
-    kind: Literal["l1", "mse", "smooth_l1"] = Field("l1", description="absolute, squared, or Huber error (beta = 1)")
-    normalize: bool = Field(False, description="target: each patch less its mean, over its standard deviation")
+    kind: Literal["l1", "mse", "smooth_l1"] = Field(
+        default="l1", description="absolute, squared, or Huber error (beta = 1)"
+    )
+    normalize: bool = Field(default=False, description="target: each patch less its mean, over its standard deviation")
 
 
 class TrainSettings(Table):
     """The training loop."""
 
-    epochs: int = Field(100, ge=1, le=1_000_000, description="passes over the training images, at most")
-    max_steps: int = Field(0, ge=0, description="optimiser steps, at most (0: as many as the epochs have)")
-    max_minutes: float = Field(0.0, ge=0, description="training time, minutes, at most; the schedule follows it (0: no limit)")
-    batch_size: int = Field(64, ge=1, le=1_000_000, description="images per optimiser step and device, before accumulation")
-    accumulation: int = Field(1, ge=1, le=65536, description="batches per optimiser step")
-    optimizer: Literal["adamw", "adam"] = Field("adamw", description="AdamW, or Adam (weight decay as L2 penalty)")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
-    min_learning_rate: float = Field(1e-5, ge=0, le=10, description="learning rate at the end of the cosine")
-    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="part of the steps with a linearly rising learning rate")
-    weight_decay: float = Field(0.05, ge=0, le=10, description="weight decay of matrices (never of norms, biases, embeddings)")
+    epochs: int = Field(default=100, ge=1, le=1_000_000, description="passes over the training images, at most")
+    max_steps: int = Field(default=0, ge=0, description="optimiser steps, at most (0: as many as the epochs have)")
+    max_minutes: float = Field(
+        default=0.0, ge=0, le=1e6, description="training time, minutes, at most; the schedule follows it (0: no limit)"
+    )
+    batch_size: int = Field(
+        default=64, ge=1, le=1_000_000, description="images per optimiser step and device, before accumulation"
+    )
+    accumulation: int = Field(default=1, ge=1, le=65536, description="batches per optimiser step")
+    optimizer: Literal["adamw", "adam"] = Field(
+        default="adamw", description="AdamW, or Adam (weight decay as L2 penalty)"
+    )
+    learning_rate: float = Field(default=1e-3, gt=0, le=10, description="peak learning rate")
+    min_learning_rate: float = Field(default=1e-5, ge=0, le=10, description="learning rate at the end of the cosine")
+    warmup_fraction: float = Field(
+        default=0.05, ge=0, lt=1, description="part of the steps with a linearly rising learning rate"
+    )
+    weight_decay: float = Field(
+        default=0.05, ge=0, le=10, description="weight decay of matrices (never of norms, biases, embeddings)"
+    )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        (0.9, 0.95), description="Adam's moment coefficients"
+        default=(0.9, 0.95), description="Adam's moment coefficients"
     )
-    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm (0: no clipping)")
+    clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm (0: no clipping)")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="autocast type on a GPU ('auto': bf16 where the GPU has it, else fp32); the CPU computes in fp32"
+        default="auto",
+        description="autocast type on a GPU ('auto': bf16 where the GPU has it, else fp32); the CPU computes in fp32",
     )
-    compile: bool = Field(False, description="torch.compile the blocks")
-    recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
-    patience: int = Field(0, ge=0, description="stop after this many validations without improvement (0: never)")
-    tolerance: float = Field(1e-4, ge=0, lt=1, description="relative improvement of the validation loss that counts")
-    validate_every: int = Field(1, ge=1, description="epochs between validations")
-    figure_every: int = Field(10, ge=0, description="epochs between reconstruction figures (0: at the end only)")
-    checkpoint_minutes: float = Field(10.0, ge=0, description="minutes between checkpoints within an epoch (0: at its end only)")
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, masks, crops and order")
-    deterministic: bool = Field(False, description="deterministic algorithms only: slower on a GPU")
+    compile: bool = Field(default=False, description="torch.compile the blocks")
+    recompute: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, more time"
+    )
+    patience: int = Field(
+        default=0, ge=0, description="stop after this many validations without improvement (0: never)"
+    )
+    tolerance: float = Field(
+        default=1e-4, ge=0, lt=1, description="relative improvement of the validation loss that counts"
+    )
+    validate_every: int = Field(default=1, ge=1, description="epochs between validations")
+    figure_every: int = Field(
+        default=10, ge=0, description="epochs between reconstruction figures (0: at the end only)"
+    )
+    checkpoint_minutes: float = Field(
+        default=10.0, ge=0, description="minutes between checkpoints within an epoch (0: at its end only)"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of weights, masks, crops and order")
+    deterministic: bool = Field(default=False, description="deterministic algorithms only: slower on a GPU")
 
     @model_validator(mode="after")
     def _check(self) -> TrainSettings:
@@ -251,57 +324,71 @@ class TrainSettings(Table):
 class RunSettings(Table):
     """Where a run is kept and on what it runs."""
 
-    folder: str = Field("auto", min_length=1, description="the run's folder ('auto': runs/DATE-TIME)")
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:N, cpu or mps")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads (0: PyTorch's own choice)")
-    tensorboard: bool = Field(False, description="write TensorBoard events too (needs the extra 'tensorboard')")
+    folder: str = Field(default="auto", min_length=1, description="the run's folder ('auto': runs/DATE-TIME)")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:N, cpu or mps"
+    )
+    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads (0: PyTorch's own choice)")
+    tensorboard: bool = Field(default=False, description="write TensorBoard events too (needs the extra 'tensorboard')")
 
 
 class EvalSettings(Table):
     """How `auxmae eval` measures a trained model."""
 
-    mask_seed: int = Field(1234, ge=0, lt=2**32, description="seed of the fixed masks used for every reconstruction error")
-    labels_per_class: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (5, 20, 0), description="labelled samples per class given to the probes (0: all)"
+    mask_seed: int = Field(
+        default=1234, ge=0, lt=2**32, description="seed of the fixed masks used for every reconstruction error"
     )
-    neighbours: int = Field(5, ge=1, le=1000, description="k of the k-NN probe")
-    max_samples: int = Field(4000, ge=10, description="labelled samples per part used by the probes, at most")
-    bootstrap: int = Field(1000, ge=10, le=100_000, description="resamples behind the 95% intervals")
-    pool: Literal["mean", "cls", "concat", "attention"] = Field("mean", description="how channels become one feature vector")
+    labels_per_class: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(5, 20, 0), description="labelled samples per class given to the probes (0: all)"
+    )
+    neighbours: int = Field(default=5, ge=1, le=1000, description="k of the k-NN probe")
+    max_samples: int = Field(default=4000, ge=10, description="labelled samples per part used by the probes, at most")
+    bootstrap: int = Field(default=1000, ge=10, le=100_000, description="resamples behind the 95% intervals")
+    pool: Literal["mean", "cls", "concat", "attention"] = Field(
+        default="mean", description="how channels become one feature vector"
+    )
 
 
 class KernelSettings(Table):
     """Which implementation of the hot functions runs."""
 
     backend: Literal["auto", "triton", "torch"] = Field(
-        "auto", description="auto (Triton where it is known to win), triton (or an error that says why not), torch"
+        default="auto",
+        description="auto (Triton where it is known to win), triton (or an error that says why not), torch",
     )
 
 
 class SettingsTree(Table):
     """Every table, and the checks that need more than one of them."""
 
+    model_config = ConfigDict(strict=False)  # a dict may stand for a table
+
     data: DataSettings = Field(default_factory=lambda: DataSettings(), description="the images")
-    scaling: ScalingSettings = Field(default_factory=lambda: ScalingSettings(), description="pixel values → network inputs")
+    scaling: ScalingSettings = Field(
+        default_factory=lambda: ScalingSettings(), description="pixel values → network inputs"
+    )
     model: ModelSettings = Field(default_factory=lambda: ModelSettings(), description="the network")
     masking: MaskingSettings = Field(default_factory=lambda: MaskingSettings(), description="what is hidden")
     loss: LossSettings = Field(default_factory=lambda: LossSettings(), description="what is minimised")
     train: TrainSettings = Field(default_factory=lambda: TrainSettings(), description="the training loop")
     run: RunSettings = Field(default_factory=lambda: RunSettings(), description="where and on what")
     eval: EvalSettings = Field(default_factory=lambda: EvalSettings(), description="evaluation")
-    kernels: KernelSettings = Field(default_factory=lambda: KernelSettings(), description="implementation of the hot functions")
+    kernels: KernelSettings = Field(
+        default_factory=lambda: KernelSettings(), description="implementation of the hot functions"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> SettingsTree:
         if self.model.output_activation == "sigmoid":
             if self.scaling.method not in ("percentile", "minmax"):
                 raise ValueError(
-                    "model.output_activation = 'sigmoid' reaches only 0 to 1: it needs scaling.method 'percentile' or 'minmax', "
-                    f"not {self.scaling.method!r}"
+                    "model.output_activation = 'sigmoid' reaches only 0 to 1: it needs scaling.method 'percentile' or "
+                    f"'minmax', not {self.scaling.method!r}"
                 )
             if self.loss.normalize:
                 raise ValueError(
-                    "model.output_activation = 'sigmoid' reaches only 0 to 1, and loss.normalize = true asks for values around 0"
+                    "model.output_activation = 'sigmoid' reaches only 0 to 1, and loss.normalize = true asks for "
+                    "values around 0"
                 )
         if self.model.channel_groups != 1 and self.data.channel_sampling > 0:
             raise ValueError("data.channel_sampling drops single channels: it needs model.channel_groups = 1")

@@ -1,0 +1,1 @@
+"""Files → normalised (C, H, W) tensors."""

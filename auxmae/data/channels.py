@@ -1,0 +1,124 @@
+"""Which channels a collection has: names agreed between files, selected and ordered by the settings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from auxmae.data.image import ImageFile
+from auxmae.errors import DataError, SettingsError
+
+
+@dataclass(frozen=True)
+class ChannelPlan:
+    """Names and wavelengths (nm) of the channels used, and for each file where it keeps them (None: as they are)."""
+
+    names: tuple[str, ...]
+    wavelengths: tuple[float, ...] | None
+    order: tuple[tuple[int, ...] | None, ...]
+
+
+def plan_channels(
+    files: Sequence[ImageFile],
+    channels: tuple[str, ...] | None,
+    wavelengths: tuple[float, ...] | None,
+    notices: list[str],
+) -> ChannelPlan:
+    """Agrees on the channels of all files.
+
+    Args:
+        files: at least one.
+        channels: names to select and order by; the names themselves where no file carries any.
+        wavelengths: of the channels used, or of all channels, nm.
+        notices: told what was taken over.
+
+    Raises:
+        DataError: the files' channels do not fit each other.
+        SettingsError: a name is unknown, or a list has the wrong length.
+    """
+    named = [file for file in files if file.channel_names is not None]
+    names_of = {id(file): _unique(file.channel_names, notices) for file in named if file.channel_names is not None}
+    by_name = channels is not None and len(named) == len(files)
+    if not by_name:
+        for file in files[1:]:
+            if file.channels != files[0].channels:
+                raise DataError(
+                    f"{files[0].path} has {files[0].channels} channels and {file.path} has {file.channels}",
+                    hint="leave files out with data.exclude, or choose channels that all files name with data.channels",
+                )
+    if named:
+        everything = names_of[id(named[0])]
+    elif channels is not None:
+        if len(channels) != files[0].channels:
+            raise SettingsError(
+                f"data.channels has {len(channels)} names, and {files[0].path} has {files[0].channels} channels without names",
+                hint="give a name to every channel",
+            )
+        everything = channels
+    else:
+        digits = len(str(files[0].channels))
+        everything = tuple(f"C{number:0{digits}}" for number in range(1, files[0].channels + 1))
+    if named and len(named) < len(files):
+        notices.append(
+            f"{len(files) - len(named)} of {len(files)} files carry no channel names: those of {named[0].path.name} are taken, "
+            "in the same order"
+        )
+    chosen = channels or everything
+    order: list[tuple[int, ...] | None] = []
+    for file in files:
+        available = names_of.get(id(file), everything)
+        if channels is None and set(available) != set(everything):
+            raise DataError(
+                f"{named[0].path} and {file.path} name their channels differently: "
+                f"{_short(everything)} and {_short(available)}",
+                hint="choose channels that both have with data.channels, or leave files out with data.exclude",
+            )
+        for name in chosen:
+            if name not in available:
+                near = difflib.get_close_matches(name, available, n=1, cutoff=0.3)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {_short(available)}"
+                raise SettingsError(f"data.channels: {file.path} has no channel {name!r}", hint=hint)
+        places = tuple(available.index(name) for name in chosen)
+        order.append(None if places == tuple(range(file.channels)) else places)
+    return ChannelPlan(chosen, _wavelengths(files, wavelengths, chosen, everything, order), tuple(order))
+
+
+def _unique(names: tuple[str, ...], notices: list[str]) -> tuple[str, ...]:
+    """Names as they are, numbered where a file gives one name twice."""
+    if len(set(names)) == len(names):
+        return names
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if names.count(name) == 1 else f"{name}_{seen[name]}")
+    notice = "some channels share a name: they are numbered"
+    if notice not in notices:
+        notices.append(notice)
+    return tuple(result)
+
+
+def _wavelengths(
+    files: Sequence[ImageFile],
+    given: tuple[float, ...] | None,
+    chosen: tuple[str, ...],
+    everything: tuple[str, ...],
+    order: Sequence[tuple[int, ...] | None],
+) -> tuple[float, ...] | None:
+    if given is not None:
+        if len(given) == len(chosen):
+            return given
+        if len(given) == len(everything):
+            return tuple(given[everything.index(name)] for name in chosen)
+        raise SettingsError(
+            f"data.wavelengths has {len(given)} values for {len(chosen)} channels", hint="give one to every channel"
+        )
+    for file, places in zip(files, order, strict=True):
+        if file.wavelengths is not None:
+            return file.wavelengths if places is None else tuple(file.wavelengths[place] for place in places)
+    return None
+
+
+def _short(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:4])}, … {names[-1]}"

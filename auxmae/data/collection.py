@@ -1,0 +1,418 @@
+"""What a data source is: its files found, opened and checked against each other, its channels named, its labels found.
+
+Shape letters: N images of an array, C channels, H rows, W columns.
+
+How `layout = "auto"` decides: labels that are a raster mean *scenes*; the embedded scenes and files with an N axis are an
+*array*; one image alone is a *scene*; class folders mean *images*; otherwise fewer than 16 images of at least 48 px a side,
+or any image of more than 512 px, are *scenes*, and everything else is a folder of *images*.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auxmae.data.channels import ChannelPlan, plan_channels
+from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
+from auxmae.data.labels import LabelRaster, folder_labels, is_label_raster, load_labels
+from auxmae.errors import DataError
+
+Layout = Literal["images", "array", "scenes"]
+Progress = Callable[[int, int], None]
+
+SYNTHETIC = "synthetic"
+# Few and large files are scenes to cut; many or small ones are images as they are.
+SCENE_FILES = 16
+SCENE_SIDE = 48
+IMAGE_SIDE = 512
+# Pixels of up to this many images are looked at when a source is opened; of more, only with allow_broken.
+CHECKED_IMAGES = 2000
+_CHECK_SIDE = 512
+
+
+@dataclass
+class Collection:
+    """An opened source.
+
+    Attributes:
+        source: as it was given.
+        layout: "images", "array" or "scenes".
+        channel_names: C names, unique, in the order in which `read` gives the channels.
+        wavelengths: C centre wavelengths, nm, or None.
+        class_names: names of the classes 0, 1, …; empty where there are no labels.
+        files: the opened files.
+        notices: what was inferred or left out, one sentence each.
+        items: (items, 2) int64: file and index in it of every image that is used.
+        channel_order: for each file, the file's channel of every channel of the collection; None: as they are.
+        labels: (items,) int64 class of every image (−1: none), or None.
+        label_rasters: for each file its label raster or None.
+        relative_paths: for each file its path below the source.
+    """
+
+    source: str
+    layout: Layout
+    channel_names: tuple[str, ...]
+    wavelengths: tuple[float, ...] | None
+    class_names: tuple[str, ...]
+    files: tuple[ImageFile, ...]
+    notices: list[str]
+    items: NDArray[np.int64]
+    channel_order: tuple[tuple[int, ...] | None, ...]
+    labels: NDArray[np.int64] | None = None
+    label_rasters: tuple[LabelRaster | None, ...] = ()
+    relative_paths: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        """Number of images or scenes."""
+        return len(self.items)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the stored pixels (of the first file)."""
+        return self.files[0].dtype
+
+    @property
+    def has_label_maps(self) -> bool:
+        """Whether any scene has a label for each pixel."""
+        return any(raster is not None for raster in self.label_rasters)
+
+    def file_of(self, item: int) -> ImageFile:
+        """The file that holds an image."""
+        return self.files[int(self.items[item, 0])]
+
+    def size_of(self, item: int) -> tuple[int, int]:
+        """(H, W) of an image, px."""
+        file = self.file_of(item)
+        return file.height, file.width
+
+    def read(self, item: int, window: Window | None = None) -> MultiChannelImage:
+        """The pixels of an image or of a window of it, its channels in the order of `channel_names`."""
+        number, index = (int(value) for value in self.items[item])
+        image = self.files[number].read(index, window)
+        order = self.channel_order[number]
+        if order is not None:
+            chosen = list(order)
+            image = replace(image, pixels=image.pixels[chosen], valid=image.valid[chosen])
+        return image
+
+    def read_labels(self, item: int, window: Window | None = None) -> NDArray[np.int64] | None:
+        """(h, w) class of every pixel, −1 where there is none; None where the image has no label raster."""
+        number, index = (int(value) for value in self.items[item])
+        raster = self.label_rasters[number] if self.label_rasters else None
+        return None if raster is None else raster.read(index, window)
+
+    def sides(self) -> NDArray[np.int64]:
+        """(files, 2) H and W of the files that are used, px."""
+        used = np.unique(self.items[:, 0])
+        return np.array([(self.files[number].height, self.files[number].width) for number in used], dtype=np.int64)
+
+    def smallest_side(self) -> int:
+        """The shortest side of all images, px."""
+        return int(self.sides().min())
+
+    def describe(self) -> str:
+        """One line for people: how many of what, which channels, how large, which type."""
+        count = len(self)
+        noun = {"images": "image", "array": "image", "scenes": "scene"}[self.layout]
+        names = self.channel_names
+        listed = ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}"
+        sides = np.unique(self.sides(), axis=0)
+        areas = sides[np.argsort(sides.prod(axis=1), kind="stable")]
+        least, most = areas[0], areas[-1]
+        size = f"{least[0]}×{least[1]}" + (f" to {most[0]}×{most[1]}" if len(areas) > 1 else "")
+        dtypes = "/".join(sorted({str(file.dtype) for file in self.files}))
+        text = f"{count} {noun}{'' if count == 1 else 's'}, {len(names)} channel{'' if len(names) == 1 else 's'} ({listed})"
+        text += f", {size} px, {dtypes}"
+        return text + (f", {len(self.class_names)} classes" if self.class_names else "")
+
+
+def memory_file(array_NCHW: NDArray, path: Path, *, names: tuple[str, ...] | None = None) -> ImageFile:
+    """An `ImageFile` of an array in memory, (N, C, H, W) of any numeric type; NaN and infinity are not valid."""
+    count, channels, height, width = array_NCHW.shape
+    read = partial(_read_memory, array_NCHW)
+    return ImageFile(path, count, channels, height, width, array_NCHW.dtype, read, channel_names=names)
+
+
+def _read_memory(array: NDArray, index: int, window: Window | None) -> MultiChannelImage:
+    image = array[index]
+    if window is not None:
+        image = image[:, window.top : window.top + window.height, window.left : window.left + window.width]
+    pixels = image.astype(np.float32)
+    if np.issubdtype(array.dtype, np.floating):
+        valid = np.isfinite(pixels)
+        pixels[~valid] = 0
+    else:
+        valid = np.ones(pixels.shape, dtype=bool)
+    return MultiChannelImage(pixels, valid)
+
+
+def open_collection(
+    source: str,
+    *,
+    labels: str = "auto",
+    layout: str = "auto",
+    options: ReadOptions | None = None,
+    channels: tuple[str, ...] | None = None,
+    wavelengths: tuple[float, ...] | None = None,
+    exclude: Sequence[str] = (),
+    allow_broken: bool = False,
+    synthetic_images: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Collection:
+    """Opens a source: a file, a folder, a glob pattern, or "synthetic".
+
+    Args:
+        source: what to open.
+        labels: "auto" (class folders), "none", the path of a label raster, PATH:KEY, or :KEY for an array beside the pixels.
+        layout: "auto", "images", "array" or "scenes".
+        options: how to read files that do not say enough about themselves.
+        channels: names to select and order by, or to give where the files have none.
+        wavelengths: centre wavelengths, nm, of all channels used.
+        exclude: file name patterns to leave out.
+        allow_broken: leave out files that cannot be read, each with a notice, instead of stopping.
+        synthetic_images: number of embedded scenes.
+        seed: of the embedded scenes.
+        progress: told (done, total) while files are opened.
+
+    Raises:
+        DataError: nothing usable is there, or files do not fit each other.
+        SettingsError: a channel name is unknown.
+    """
+    if source == SYNTHETIC:
+        return _synthetic(synthetic_images, seed, labels, channels, wavelengths)
+    options = options or ReadOptions()
+    root, paths = _find(source, exclude)
+    notices: list[str] = []
+    label_path = _label_path(labels)
+    if label_path is not None and len(paths) > 1:
+        paths = [path for path in paths if path.resolve() != label_path.resolve()]
+    files = _open_all(paths, options, allow_broken, notices, progress)
+    files = _leave_out_labels(files, labels, notices)
+    for notice, count in Counter(notice for file in files for notice in file.notices).items():
+        notices.append(notice if count == 1 else f"{notice} ({count} files)")
+    relative = [_relative(file.path, root) for file in files]
+    plan = plan_channels(files, channels, wavelengths, notices)
+
+    classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
+    found = load_labels(labels, files, options, notices)
+    chosen = _choose_layout(layout, files, classes is not None, found.rasters is not None and found.per_image is None)
+    items = np.array(
+        [(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64
+    )
+    collection = Collection(
+        source, chosen, plan.names, plan.wavelengths, (), tuple(files), notices, items, plan.order, None, (), tuple(relative)
+    )
+    if found.per_image is not None:
+        if len(found.per_image) != len(items):
+            raise DataError(f"{labels}: {len(found.per_image)} labels for {len(items)} images", hint="set data.labels")
+        collection.labels, collection.class_names = found.per_image, found.class_names
+    elif found.rasters is not None:
+        collection.label_rasters, collection.class_names = found.rasters, found.class_names
+    elif classes is not None and chosen == "images":
+        per_file, collection.class_names = classes
+        collection.labels = per_file[items[:, 0]]
+    elif labels == "auto" and all(file.labels is not None for file in files):
+        raw = np.concatenate([np.asarray(file.labels) for file in files])
+        values = np.unique(raw[raw >= 0])
+        collection.labels = np.where(raw >= 0, np.searchsorted(values, raw), -1).astype(np.int64)
+        collection.class_names = tuple(str(value) for value in values)
+    _check_pixels(collection, allow_broken)
+    if layout == "auto":
+        notices.append(_explain(collection))
+    return collection
+
+
+def _synthetic(
+    count: int, seed: int, labels: str, channels: tuple[str, ...] | None, wavelengths: tuple[float, ...] | None
+) -> Collection:
+    from auxmae.data.synthetic import CHANNEL_NAMES, CLASS_NAMES, WAVELENGTHS, generate
+
+    pixels, classes = generate(count, size=64, seed=seed)
+    file = replace(memory_file(pixels, Path(SYNTHETIC), names=tuple(CHANNEL_NAMES)), wavelengths=tuple(WAVELENGTHS))
+    notices: list[str] = []
+    plan: ChannelPlan = plan_channels([file], channels, wavelengths, notices)
+    items = np.stack([np.zeros(count, dtype=np.int64), np.arange(count, dtype=np.int64)], axis=1)
+    collection = Collection(
+        SYNTHETIC, "array", plan.names, plan.wavelengths, (), (file,), notices, items, plan.order, relative_paths=(SYNTHETIC,)
+    )
+    if labels == "auto":
+        collection.labels, collection.class_names = np.asarray(classes, dtype=np.int64), tuple(CLASS_NAMES)
+    return collection
+
+
+def _find(source: str, exclude: Sequence[str]) -> tuple[Path, list[Path]]:
+    """→ (the folder that relative paths start from, the files in natural order)."""
+    from auxmae.data.readers import supported_suffixes
+
+    suffixes = supported_suffixes()
+    listed = ", ".join(suffixes)
+    path = Path(source).expanduser()
+    if path.is_dir() and path.suffix.lower() not in suffixes:
+        # A Zarr store is a folder that is one file to us: what lies inside it is no file of its own.
+        candidates: list[Path] = []
+        for entry in sorted(path.rglob("*")):
+            inside_store = any(parent.suffix.lower() == ".zarr" for parent in entry.relative_to(path).parents)
+            if not inside_store and (entry.is_file() or entry.suffix.lower() == ".zarr"):
+                candidates.append(entry)
+        root = path
+        if not candidates:
+            raise DataError(f"{source}: the folder is empty", hint=f"supported: {listed}")
+    elif path.exists():
+        return path.parent, [path]
+    elif any(character in source for character in "*?["):
+        candidates = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        fixed = [part for part in path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]]
+        root = Path(*fixed) if fixed else Path()
+        if not candidates:
+            raise DataError(f"{source}: no file matches this pattern", hint="check data.source")
+    else:
+        raise DataError(f"{source}: no such file or folder", hint="check data.source (--data)")
+    paths = [
+        entry
+        for entry in candidates
+        if entry.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in _parts_below(entry, root))
+        and not any(fnmatch.fnmatch(entry.name, pattern) for pattern in exclude)
+    ]
+    # An ENVI header stands for its data file: the pair is one image.
+    headers = {entry.with_suffix("") for entry in paths if entry.suffix.lower() == ".hdr"}
+    paths = [p for p in paths if p.suffix.lower() == ".hdr" or (p.with_suffix("") not in headers and p not in headers)]
+    if not paths:
+        why = "every supported file is excluded by data.exclude" if exclude else "no supported file"
+        raise DataError(f"{source}: {why}", hint=f"supported: {listed}")
+    return root, paths
+
+
+def _parts_below(path: Path, root: Path) -> tuple[str, ...]:
+    return path.relative_to(root).parts if path.is_relative_to(root) else path.parts
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def _label_path(labels: str) -> Path | None:
+    return None if labels in ("auto", "none") or labels.startswith(":") else Path(labels).expanduser()
+
+
+def _open_all(
+    paths: list[Path], options: ReadOptions, allow_broken: bool, notices: list[str], progress: Progress | None
+) -> list[ImageFile]:
+    from auxmae.data.readers import open_image
+
+    def attempt(path: Path) -> ImageFile | DataError:
+        try:
+            return open_image(path, options)
+        except DataError as error:
+            return error
+
+    files: list[ImageFile] = []
+    # Opening is mostly waiting for the disk: a few threads hide it.
+    with ThreadPoolExecutor(max_workers=min(8, len(paths))) as pool:
+        for done, result in enumerate(pool.map(attempt, paths), start=1):
+            if isinstance(result, ImageFile):
+                files.append(result)
+            elif allow_broken:
+                notices.append(f"left out: {result.message}")
+            else:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise DataError(result.message, hint=result.hint or "leave it out with data.exclude or data.allow_broken")
+            if progress is not None:
+                progress(done, len(paths))
+    if not files:
+        raise DataError(f"none of the {len(paths)} files can be read; the first: {notices[0]}")
+    return files
+
+
+def _leave_out_labels(files: list[ImageFile], labels: str, notices: list[str]) -> list[ImageFile]:
+    """Label rasters among multi-channel images are told from them: one channel, whole numbers, few values."""
+    if len(files) < 2 or all(file.channels == 1 for file in files):
+        return files
+    kept = []
+    for file in files:
+        if file.channels == 1 and is_label_raster(file):
+            if labels in ("auto", "none"):
+                notices.append(
+                    f"{file.path.name} looks like a label raster (one channel, few whole numbers) and is not used as an image; "
+                    f"use its labels with --labels {file.path}"
+                )
+        else:
+            kept.append(file)
+    return kept
+
+
+def _choose_layout(layout: str, files: Sequence[ImageFile], has_classes: bool, has_raster: bool) -> Layout:
+    has_array = any(file.count > 1 for file in files)
+    if layout == "scenes":
+        return "scenes"
+    if layout == "array":
+        return "array"
+    if layout == "images":
+        return "images"
+    if has_array:
+        return "array"
+    if has_raster or len(files) == 1:
+        return "scenes"
+    if has_classes:
+        return "images"
+    smallest = min(min(file.height, file.width) for file in files)
+    largest = max(max(file.height, file.width) for file in files)
+    few = len(files) < SCENE_FILES and smallest >= SCENE_SIDE
+    return "scenes" if few or largest > IMAGE_SIDE else "images"
+
+
+def _explain(collection: Collection) -> str:
+    what = {
+        "images": "each file is one image",
+        "array": "each entry of the array is one image",
+        "scenes": "the files are scenes, cut into crops",
+    }[collection.layout]
+    return f"layout: {collection.layout} ({what}; set data.layout to change it)"
+
+
+def _check_pixels(collection: Collection, allow_broken: bool) -> None:
+    """Leaves out images without a valid pixel, and finds files that break only when pixels are read."""
+    if len(collection) > CHECKED_IMAGES and not allow_broken:
+        return
+    keep = np.ones(len(collection), dtype=bool)
+    for item in range(len(collection)):
+        file = collection.file_of(item)
+        try:
+            keep[item] = any(collection.read(item, window).valid.any() for window in _probe_windows(file))
+        except DataError as error:
+            if not allow_broken:
+                raise
+            keep[item] = False
+            collection.notices.append(f"left out: {error.message}")
+            continue
+        if not keep[item]:
+            where = file.path.name + (f", image {int(collection.items[item, 1])}" if file.count > 1 else "")
+            collection.notices.append(f"left out: {where} has no valid pixel (all nodata or NaN)")
+    if not keep.any():
+        raise DataError(
+            f"{collection.source}: no image has a valid pixel (all nodata or NaN)", hint="check data.nodata and the files"
+        )
+    collection.items = collection.items[keep]
+    if collection.labels is not None:
+        collection.labels = collection.labels[keep]
+
+
+def _probe_windows(file: ImageFile) -> list[Window]:
+    """The whole of a small image; of a large one its end (where truncation shows), its middle, and a coarse grid."""
+    height, width = file.height, file.width
+    h, w = min(height, _CHECK_SIDE), min(width, _CHECK_SIDE)
+    if (h, w) == (height, width):
+        return [Window(0, 0, h, w)]
+    places = [(1.0, 1.0), (0.5, 0.5), *((i / 7, j / 7) for i in range(8) for j in range(8))]
+    return [Window(round(y * (height - h)), round(x * (width - w)), h, w) for y, x in places]

@@ -1,0 +1,265 @@
+"""Labels: from class folders, from label rasters, from arrays inside files.
+
+Everywhere, classes are numbered 0, 1, … in the order of their original values, and −1 means "no label".
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
+from auxmae.errors import DataError
+
+SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
+MAX_CLASSES = 1000
+# A raster with more values than this among multi-channel images is rather an image (a panchromatic or elevation band).
+_FEW_VALUES = 64
+_SIDE = 2048
+
+
+@dataclass(frozen=True)
+class LabelRaster:
+    """A class for each pixel of an image.
+
+    Attributes:
+        file: one channel of original values.
+        values: the original values, ascending; a pixel's class is the place of its value.
+    """
+
+    file: ImageFile
+    values: tuple[int, ...]
+
+    def read(self, index: int, window: Window | None) -> NDArray[np.int64]:
+        """(h, w) classes of a window of image `index`, −1 where there is none."""
+        image = self.file.read(index if self.file.count > 1 else 0, window)
+        values = np.asarray(self.values, dtype=np.int64)
+        raw = image.pixels[0].astype(np.int64)
+        place = np.searchsorted(values, raw).clip(max=len(values) - 1)
+        return np.where(image.valid[0] & (values[place] == raw), place, -1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What `load_labels` found: a class for each image, or a raster for each file (None where it has none), or nothing."""
+
+    class_names: tuple[str, ...] = ()
+    per_image: NDArray[np.int64] | None = None
+    rasters: tuple[LabelRaster | None, ...] | None = None
+
+
+def folder_labels(
+    relative_paths: Sequence[str], notices: list[str]
+) -> tuple[NDArray[np.int64], tuple[str, ...]] | None:
+    """Class folders → (class of each file, class names); None where the folders are no classes.
+
+    A class is the first folder below the source that is not named like a split (train, val, test …).  Folders are classes
+    when every file lies in one, there are at least two, and they hold two files each on average.
+    """
+    folders = []
+    ignored = set()
+    for path in relative_paths:
+        parents = PurePosixPath(path).parts[:-1]
+        ignored.update(part for part in parents if part.lower() in SPLIT_FOLDERS)
+        rest = [part for part in parents if part.lower() not in SPLIT_FOLDERS]
+        folders.append(rest[0] if rest else "")
+    if ignored:
+        notices.append(
+            f"the folders {', '.join(sorted(ignored))} are not taken as classes or parts; "
+            "the split is drawn anew (see data.split, data.exclude)"
+        )
+    names = sorted(set(folders))
+    if "" in names or len(names) < 2 or len(folders) < 2 * len(names):
+        return None
+    notices.append(f"labels: {len(names)} classes by folder (set data.labels = 'none' if the folders are no classes)")
+    number = {name: place for place, name in enumerate(names)}
+    return np.array([number[folder] for folder in folders], dtype=np.int64), tuple(names)
+
+
+def is_label_raster(file: ImageFile) -> bool:
+    """Whether a single-channel file looks like classes: integers, few values, read in a few windows only."""
+    if file.channels != 1 or not (np.issubdtype(file.dtype, np.integer) or file.dtype == np.bool_):
+        return False
+    values: set[float] = set()
+    h, w = min(file.height, 512), min(file.width, 512)
+    for place in (0.0, 0.5, 1.0):
+        window = Window(round(place * (file.height - h)), round(place * (file.width - w)), h, w)
+        try:
+            image = file.read(0, window)
+        except DataError:
+            return False
+        values.update(np.unique(image.pixels[image.valid]).tolist())
+        if len(values) > _FEW_VALUES:
+            return False
+    return True
+
+
+def load_labels(labels: str, files: Sequence[ImageFile], options: ReadOptions, notices: list[str]) -> Labels:
+    """Reads what `data.labels` names.
+
+    Args:
+        labels: "auto" and "none" find nothing here; a path, PATH:KEY, or :KEY (an array of each image file itself).
+        files: the images.
+        options: unused keys and axes of the images do not apply to label files; `nodata` neither.
+        notices: told what was inferred.
+
+    Raises:
+        DataError: the labels are not there, are no labels, or fit no image.
+    """
+    if labels in ("auto", "none"):
+        return Labels()
+    if labels.startswith(":"):
+        if len(files) > 1:
+            opened = [_from_array(file.path, labels[1:], notices) for file in files]
+            if any(isinstance(one, np.ndarray) for one in opened):
+                raise DataError(
+                    f"labels {labels}: one label for each image is read from a single file, and there are {len(files)}",
+                    hint="name one file with data.source",
+                )
+            return _finish([one for one in opened if isinstance(one, ImageFile)], files, labels)
+        found = _from_array(files[0].path, labels[1:], notices)
+    else:
+        path, key = Path(labels).expanduser(), ""
+        if not path.exists() and ":" in labels:
+            before, _, key = labels.rpartition(":")
+            path = Path(before).expanduser()
+        if not path.exists():
+            raise DataError(f"{path}: no such label file", hint="check data.labels (--labels)")
+        found = _from_array(path, key, notices) if key or path.suffix.lower() == ".npy" else _from_raster(path, notices)
+    if isinstance(found, np.ndarray):
+        known = found >= 0
+        values = _few(np.unique(found[known]), labels)
+        classes = np.searchsorted(values, found)
+        return Labels(tuple(str(v) for v in values), np.where(known, classes, -1).astype(np.int64))
+    return _finish([found] * len(files), files, labels, shared=True, notices=notices)
+
+
+def _finish(
+    rasters: list[ImageFile],
+    files: Sequence[ImageFile],
+    labels: str,
+    *,
+    shared: bool = False,
+    notices: list[str] | None = None,
+) -> Labels:
+    """Checks sizes, finds the classes window by window, and pairs rasters with files."""
+    fits = [
+        (raster.height, raster.width) == (file.height, file.width) and raster.count in (1, file.count)
+        for raster, file in zip(rasters, files, strict=True)
+    ]
+    if not any(fits) or (not shared and not all(fits)):
+        bad = fits.index(False)
+        raster, file = rasters[bad], files[bad]
+        others = sorted({f"{file.height}×{file.width}" for file in files})
+        raise DataError(
+            f"{labels}: the labels are {raster.height}×{raster.width} px, the images "
+            f"{', '.join(others[:3])} px ({file.path.name})",
+            hint="name a label raster of the images' size with data.labels, or set data.labels = 'none'",
+        )
+    missing = [file.path.name for file, fit in zip(files, fits, strict=True) if not fit]
+    if missing and notices is not None:
+        few = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+        notices.append(
+            f"the labels apply to the {sum(fits)} images of their size; {len(missing)} of another size have none ({few})"
+        )
+    unique = [rasters[fits.index(True)]] if shared else rasters
+    values: set[int] = set()
+    for raster in unique:
+        values |= _values(raster, labels)
+    if not values:
+        raise DataError(f"{labels}: no pixel has a label", hint="check data.labels")
+    ordered = tuple(int(v) for v in _few(np.array(sorted(values)), labels))
+    names = tuple(str(value) for value in ordered)
+    paired = tuple(LabelRaster(r, ordered) if fit else None for r, fit in zip(rasters, fits, strict=True))
+    return Labels(names, rasters=paired)
+
+
+def _values(raster: ImageFile, labels: str) -> set[int]:
+    values: set[int] = set()
+    for index in range(raster.count):
+        for top in range(0, raster.height, _SIDE):
+            for left in range(0, raster.width, _SIDE):
+                height, width = min(_SIDE, raster.height - top), min(_SIDE, raster.width - left)
+                image = raster.read(index, Window(top, left, height, width))
+                found = np.unique(image.pixels[image.valid])
+                if (found != np.round(found)).any():
+                    raise DataError(f"{labels}: the labels are no whole numbers", hint="check data.labels")
+                values.update(int(value) for value in found if value >= 0)
+                _few(np.array(sorted(values)), labels)
+    return values
+
+
+def _few(values: NDArray, labels: str) -> NDArray:
+    if len(values) > MAX_CLASSES:
+        raise DataError(f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels")
+    return values
+
+
+def _from_raster(path: Path, notices: list[str]) -> ImageFile:
+    from auxmae.data.readers import open_image
+
+    file = open_image(path, ReadOptions())
+    if file.channels == 1:
+        return file
+    notices.append(
+        f"{path.name} has {file.channels} channels: each pixel's label is its largest (abundances; none where all are 0)"
+    )
+    return replace(file, channels=1, dtype=np.dtype(np.int64), read=partial(_read_argmax, file), channel_names=None)
+
+
+def _read_argmax(file: ImageFile, index: int, window: Window | None) -> MultiChannelImage:
+    image = file.read(index, window)
+    known = image.valid.all(axis=0, keepdims=True) & (image.pixels != 0).any(axis=0, keepdims=True)
+    return MultiChannelImage(image.pixels.argmax(axis=0)[None].astype(np.float32), known)
+
+
+def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] | ImageFile:
+    """(N,) classes of images, or a file in memory of (H, W), (H, W, K) or (N, H, W) labels."""
+    if path.suffix.lower() == ".npy" and not key:
+        try:
+            array = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"{path}: not a readable .npy file: {str(error).splitlines()[0]}") from error
+    else:
+        from auxmae.data.readers import read_array
+
+        array = np.asarray(read_array(path, key))
+    where = f"{path}:{key}" if key else str(path)
+    if array.ndim == 2 and 1 in array.shape:
+        array = array.reshape(-1)
+    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
+        raise DataError(f"{where}: labels must be numbers, not {array.dtype}", hint="check data.labels")
+    if array.ndim == 1:
+        valid = np.isfinite(array)
+        return np.where(valid, array, -1).astype(np.int64)
+    if array.ndim == 3 and not _whole(array):
+        notices.append(f"{where} is {' × '.join(map(str, array.shape))}: each pixel's label is its largest (abundances)")
+        known = np.isfinite(array).all(axis=2) & (array != 0).any(axis=2)
+        classes = np.where(known, np.where(np.isfinite(array), array, -math.inf).argmax(axis=2), -1)
+        maps = classes[None]
+    elif array.ndim == 3:
+        maps = array
+    elif array.ndim == 2:
+        maps = array[None]
+    else:
+        raise DataError(f"{where}: labels of {array.ndim} axes; expected (N,), (H, W), (H, W, K) or (N, H, W)")
+    from auxmae.data.collection import memory_file
+
+    data = np.where(np.isfinite(maps) & (maps >= 0), maps, np.nan).astype(np.float32)
+    return replace(memory_file(data[:, None], path), dtype=np.dtype(np.int64))
+
+
+def _whole(array: NDArray) -> bool:
+    """Whether (·, ·, ·) labels are a stack of maps rather than abundances or one-hot rows in the last axis."""
+    if not np.isfinite(array).all() or (array != np.round(array)).any():
+        return False
+    sums: Counter[float] = Counter(np.unique(array.sum(axis=2)).tolist())
+    one_hot = set(np.unique(array).tolist()) <= {0, 1} and set(sums) <= {0, 1}
+    return not one_hot

@@ -1,0 +1,229 @@
+"""Frozen features of labelled samples: whole images, or the patches of labelled scenes.
+
+Shape letters: B batch, C channels, D features, N patches of an image (row-major), n samples; h, w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from auxmae.data.loading import Batch
+    from auxmae.model.mae import AuxMAE
+
+# Maps a batch to features: (B, D) of images, or (B, N, D) of their patches.
+Extractor = Callable[["Batch"], Tensor]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of labelled samples.
+
+    Attributes:
+        x: (n, D) float32.
+        y: (n,) int64 class, never negative.
+        groups: (n,) int64, the place in the sequence of the image that a sample belongs to.
+    """
+
+    x: NDArray[np.float32]
+    y: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: NDArray[np.int64]) -> Features:
+        """The samples at `rows`."""
+        return Features(self.x[rows], self.y[rows], self.groups[rows])
+
+
+def extract_features(
+    model: AuxMAE,
+    batches: Iterable[Batch],
+    *,
+    pool: str,
+    device: torch.device | str,
+    dense: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Features:
+    """Features of a frozen encoder that sees every patch.
+
+    Args:
+        model: left in the mode in which it came.
+        batches: with labels, or (`dense`) with label maps, in a fixed order.
+        pool: how channels become one vector; see `AuxMAE.forward_features` and `AuxMAE.dense_features`.
+        device: where the model is.
+        dense: one sample per patch, labelled as `patch_labels` says, instead of one per image.
+        limit: samples at most, drawn at random with `seed`.
+        seed: of that draw.
+    """
+    extractor = encoder_extractor(model, pool=pool, device=device, dense=dense)
+    patch_size = model.patch_size if dense else None
+    return extract_all({"": extractor}, batches, patch_size=patch_size, limit=limit, seed=seed)[""]
+
+
+def encoder_extractor(model: AuxMAE, *, pool: str, device: torch.device | str, dense: bool) -> Extractor:
+    """The features of a frozen encoder: (B, D), or (B, N, D) where `dense`."""
+
+    def extract(batch: Batch) -> Tensor:
+        image, valid = batch.image.to(device), batch.valid.to(device)
+        was_training = model.training
+        model.eval()
+        try:
+            if dense:
+                # Dense features have no CLS token to offer: its place is taken by the mean over channels.
+                maps = model.dense_features(
+                    image, valid=valid, channels=batch.channels, pool="mean" if pool == "cls" else pool
+                )
+                return maps.flatten(2).transpose(1, 2)
+            return model.forward_features(image, valid=valid, channels=batch.channels, pool=pool)
+        finally:
+            model.train(was_training)
+
+    return extract
+
+
+def statistics_extractor(patch_size: int | None = None) -> Extractor:
+    """Mean and standard deviation of every channel's valid pixels, of each image, or of each patch of `patch_size` px.
+
+    A channel without a valid pixel gets 0 for both.
+    """
+
+    def extract(batch: Batch) -> Tensor:
+        image = batch.image.masked_fill(~batch.valid, 0.0).to(torch.float64)
+        valid = batch.valid.to(torch.float64)
+        if patch_size is None:
+            image, valid = image.flatten(2)[:, None], valid.flatten(2)[:, None]
+        else:
+            image, valid = _patches(image, patch_size, 0.0), _patches(valid, patch_size, 0.0)
+        count = valid.sum(dim=3).clamp(min=1)
+        mean = image.sum(dim=3) / count
+        variance = ((image - mean[..., None]).square() * valid).sum(dim=3) / count
+        features = torch.cat([mean, variance.sqrt()], dim=2).to(torch.float32)
+        return features[:, 0] if patch_size is None else features
+
+    return extract
+
+
+def patch_labels(label_map: Tensor, patch_size: int) -> Tensor:
+    """The commonest label of each patch, −1 where less than half of the patch is labelled.
+
+    Args:
+        label_map: (B, h, w) int64, −1 = no label.  Where the patch does not divide h or w, what is
+            missing counts as unlabelled.
+        patch_size: px.
+
+    Returns:
+        (B, N) int64; of labels that are equally common, the smallest.
+    """
+    labels_BNP = _patches(label_map[:, None], patch_size, -1)[:, :, 0]
+    best_count = torch.zeros(labels_BNP.shape[:2], dtype=torch.int64)
+    best = torch.full_like(best_count, -1)
+    for value in np.unique(labels_BNP.numpy()).tolist():
+        if value >= 0:
+            count = (labels_BNP == value).sum(dim=2)
+            best = torch.where(count > best_count, value, best)
+            best_count = torch.maximum(best_count, count)
+    enough = 2 * (labels_BNP >= 0).sum(dim=2) >= patch_size**2
+    return torch.where(enough, best, -1)
+
+
+@torch.inference_mode()
+def extract_all(
+    extractors: Mapping[str, Extractor],
+    batches: Iterable[Batch],
+    *,
+    patch_size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Features]:
+    """Several kinds of features of the same samples, in one pass over the data.
+
+    Args:
+        extractors: name → extractor; each gives one vector per image, or per patch where `patch_size` is set.
+        batches: in a fixed order.
+        patch_size: px; None for one sample per image, labelled by `Batch.label`.
+        limit: samples at most.  Every labelled sample draws a random number from `seed`; those with the smallest stay,
+            so that memory is bounded and the choice does not depend on the order.
+        seed: of the draw.
+        progress: called with the number of images done, after every batch.
+
+    Returns:
+        name → features; the rows of all are the same samples.  Unlabelled samples are left out.
+    """
+    generator = np.random.default_rng(seed)
+    columns: dict[str, list[NDArray[Any]]] = {
+        name: [] for name in ("key", "label", "group", *(f"x {n}" for n in extractors))
+    }
+    images = 0
+
+    def prune(most: int | None) -> None:
+        if most is None or sum(len(part) for part in columns["key"]) <= most:
+            return
+        # Order in time is kept: the result is a subsequence of the data.
+        chosen = np.sort(np.argsort(np.concatenate(columns["key"]), kind="stable")[:limit])
+        for name, parts in columns.items():
+            columns[name] = [np.concatenate(parts)[chosen]]
+
+    for batch in batches:
+        size = batch.image.shape[0]
+        if patch_size is None:
+            label_BN = batch.label[:, None]
+        elif batch.label_map is not None:
+            label_BN = patch_labels(batch.label_map, patch_size)
+        else:
+            label_BN = torch.full((size, 1), -1, dtype=torch.int64)
+        labelled = (label_BN >= 0).cpu().numpy()
+        index, place = np.nonzero(labelled)
+        # Images without a label never reach the encoder.
+        wanted = np.unique(index)
+        if len(wanted):
+            rows = torch.from_numpy(np.searchsorted(wanted, index))
+            positions = torch.from_numpy(place)
+            part = _select(batch, torch.from_numpy(wanted))
+            columns["key"].append(generator.random(len(index)))
+            columns["label"].append(label_BN.cpu().numpy()[labelled])
+            columns["group"].append(index + images)
+            for name, extractor in extractors.items():
+                features = extractor(part).to("cpu", torch.float32)
+                chosen = features[rows] if features.dim() == 2 else features[rows, positions]
+                columns[f"x {name}"].append(chosen.numpy())
+            prune(None if limit is None else 2 * limit)
+        images += size
+        if progress is not None:
+            progress(images)
+    prune(limit)
+    if not columns["key"]:
+        empty = np.zeros(0, dtype=np.int64)
+        return {name: Features(np.zeros((0, 0), dtype=np.float32), empty, empty) for name in extractors}
+    label = np.concatenate(columns["label"]).astype(np.int64)
+    group = np.concatenate(columns["group"]).astype(np.int64)
+    return {name: Features(np.concatenate(columns[f"x {name}"]), label, group) for name in extractors}
+
+
+def _select(batch: Batch, rows: Tensor) -> Batch:
+    if len(rows) == batch.image.shape[0]:
+        return batch
+    label_map = None if batch.label_map is None else batch.label_map[rows]
+    return batch._replace(
+        image=batch.image[rows], valid=batch.valid[rows], label=batch.label[rows], label_map=label_map
+    )
+
+
+def _patches(pixels: Tensor, patch_size: int, fill: float) -> Tensor:
+    """(B, C, h, w) → (B, N, C, patch_size²), the last patches filled up where the patch does not divide h or w."""
+    height, width = pixels.shape[2:]
+    padded = F.pad(pixels, (0, -width % patch_size, 0, -height % patch_size), value=fill)
+    batch, channels, height, width = padded.shape
+    grid = padded.reshape(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(4).flatten(1, 2)

@@ -1,0 +1,152 @@
+"""Reconstruction error on hidden pixels, beside the floors.
+
+Shape letters: B batch, C channels, G channel groups, K visible positions per group; h, w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from auxmae.errors import DataError
+from auxmae.evaluation.floors import interpolation_floor, mean_floor
+
+if TYPE_CHECKING:
+    from auxmae.data.loading import Batch
+    from auxmae.model.mae import AuxMAE
+
+FLOORS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "mean": mean_floor,
+    "interpolation": interpolation_floor,
+}
+
+
+@dataclass(frozen=True)
+class ReconstructionResult:
+    """Mean absolute errors, in scaled units, over hidden valid pixels.
+
+    Attributes:
+        masked_l1: of the model, over all channels.
+        per_channel: of the model, by channel name; a channel without a hidden valid pixel is left out.
+        floors: of each floor ("mean", "interpolation"), over all channels.
+        floors_per_channel: floor → channel name → error.
+        images: images measured.
+        pixels: hidden valid pixels measured, all channels together.
+    """
+
+    masked_l1: float
+    per_channel: dict[str, float]
+    floors: dict[str, float]
+    floors_per_channel: dict[str, dict[str, float]]
+    images: int
+    pixels: int = field(default=0)
+
+    def to_dict(self) -> dict[str, object]:
+        """The result as `auxmae eval --json` prints it under "reconstruction"."""
+        return {"masked_l1": self.masked_l1, "per_channel": self.per_channel, "floors": self.floors}
+
+    @property
+    def better_floor(self) -> str:
+        """Name of the floor with the smaller error."""
+        return min(self.floors, key=lambda name: self.floors[name])
+
+
+@torch.inference_mode()
+def evaluate_reconstruction(
+    model: AuxMAE,
+    batches: Iterable[Batch],
+    *,
+    seed: int,
+    device: torch.device | str,
+    progress: Callable[[int], None] | None = None,
+) -> ReconstructionResult:
+    """Mask held-out images, reconstruct them, and compare with the floors at the same pixels.
+
+    The mask of an image depends on `seed` and on the image's place in the sequence alone, not on the batch size or the
+    device, so that figures are comparable between calls.  The model is evaluated in eval mode and left in the mode in
+    which it came.
+
+    Args:
+        model: a trained model.
+        batches: batches in a fixed order.
+        seed: of the masks.
+        device: where the model is.
+        progress: called with the number of images done, after every batch.
+
+    Raises:
+        DataError: there is no image, or not one valid pixel was hidden.
+    """
+    device = torch.device(device)
+    total = torch.zeros(1 + len(FLOORS), len(model.channel_names), dtype=torch.float64)
+    pixels = torch.zeros(len(model.channel_names), dtype=torch.float64)
+    images = 0
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            keep_BGK = draw_fixed_masks(model, batch.image, seed=seed, first=images)
+            if batch.channels is not None:
+                # Channels are only ever left out where each is a group of its own.
+                keep_BGK = keep_BGK.index_select(1, batch.channels)
+            image, valid = batch.image.to(device), batch.valid.to(device)
+            columns = torch.arange(image.shape[1]) if batch.channels is None else batch.channels.cpu()
+            result = model.reconstruct(image, keep_BGK.to(device), valid=valid, channels=batch.channels)
+            measured = result.hidden & valid
+            predictions = [result.prediction, *(floor(image, result.hidden, valid) for floor in FLOORS.values())]
+            for row, prediction in enumerate(predictions):
+                # Invalid pixels may hold anything, NaN included: they are replaced, not multiplied by 0.
+                error = (prediction - image).abs().masked_fill(~measured, 0.0)
+                # MPS has no float64: rows of one image are summed in float32, all else on the CPU.
+                partial = error.sum(dim=3).cpu().to(torch.float64).sum(dim=(0, 2))
+                total[row].index_add_(0, columns, partial)
+            pixels.index_add_(0, columns, measured.sum(dim=(0, 2, 3)).cpu().to(torch.float64))
+            images += image.shape[0]
+            if progress is not None:
+                progress(images)
+    finally:
+        model.train(was_training)
+    if not images:
+        raise DataError(
+            "no image to measure the reconstruction on", hint="raise data.test_fraction, or name other data"
+        )
+    if not pixels.sum():
+        raise DataError("not one hidden pixel is valid: there is nothing to compare with", hint="check data.nodata")
+    overall = (total.sum(dim=1) / pixels.sum()).tolist()
+    rows = [
+        {
+            name: float(error / count)
+            for name, error, count in zip(model.channel_names, line.tolist(), pixels.tolist(), strict=True)
+            if count
+        }
+        for line in total
+    ]
+    return ReconstructionResult(
+        masked_l1=overall[0],
+        per_channel=rows[0],
+        floors=dict(zip(FLOORS, overall[1:], strict=True)),
+        floors_per_channel=dict(zip(FLOORS, rows[1:], strict=True)),
+        images=images,
+        pixels=int(pixels.sum()),
+    )
+
+
+def draw_fixed_masks(model: AuxMAE, image: Tensor, *, seed: int, first: int) -> Tensor:
+    """Visible positions (B, G, K) of a batch, −1 = padding, each image's drawn from (seed, place in the sequence).
+
+    Args:
+        model: its masking is used.
+        image: (B, C, h, w).
+        seed: of all masks.
+        first: place of the batch's first image in the sequence.
+    """
+    masks = []
+    for index in range(first, first + image.shape[0]):
+        # On the CPU, so that every device hides the same patches; an odd factor spreads neighbouring seeds.
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+        masks.append(model.draw_mask((1, *image.shape[1:]), generator))
+    longest = max(mask.shape[2] for mask in masks)
+    return torch.cat([torch.nn.functional.pad(mask, (0, longest - mask.shape[2]), value=-1) for mask in masks])

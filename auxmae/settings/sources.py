@@ -1,0 +1,369 @@
+"""Where settings come from: command line > environment > file > preset > defaults; and how their faults are told.
+
+Each source becomes a layer of checked keys; pydantic-settings puts the layers over each other and validates the result.
+A setting is taken whole from the highest layer that has it (`masking.mixture` too).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import tomli
+from pydantic import ValidationError
+
+from auxmae.errors import SettingsError
+from auxmae.settings import wording
+from auxmae.settings.document import Document, KeyPath, read_document
+from auxmae.settings.schema import PRESETS, SettingsTree
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+FILE_NAME = "auxmae.toml"
+PREFIX = "AUXMAE_"
+# Variables that are no settings: the kernels' own switch, and where the tests find real images.
+OTHER_VARIABLES = frozenset({"AUXMAE_KERNELS", "AUXMAE_TEST_DATA"})
+# Typed options whose name is not the setting's own.
+OPTION_NAMES = {"data.source": "--data", "run.folder": "--output"}
+
+Tables = dict[str, dict[str, Any]]
+
+
+class InvalidSettingsError(SettingsError):
+    """Settings that cannot be used; the message is the first fault.
+
+    Args:
+        faults: every fault, one line each.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        others = len(faults) - 1
+        hint = f"and {others} more {'fault' if others == 1 else 'faults'}: `auxmae config validate` lists all"
+        super().__init__(faults[0], hint=hint if others else None)
+        self.faults = tuple(faults)
+
+
+class Origin(NamedTuple):
+    """Where a value was set.
+
+    Attributes:
+        label: as messages name it: `auxmae.toml:12`, a variable, an option.
+        rank: 0 preset, 1 file, 2 environment, 3 command line.
+    """
+
+    label: str
+    rank: int
+
+
+class Fault(NamedTuple):
+    """One thing wrong with the settings."""
+
+    origin: Origin
+    text: str  # "table.key: what is wrong, what was expected"
+
+    def __str__(self) -> str:
+        line = f"{self.origin.label}: {self.text}"
+        # Keys and values are the user's: a line break or an escape sequence in them must not reach the terminal.
+        return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+
+    def place(self) -> tuple[int, int]:
+        """Sorts faults: file by line, environment, command line."""
+        line = self.origin.label.rpartition(":")[2]
+        return self.origin.rank, int(line) if self.origin.rank == 1 and line.isdecimal() else 0
+
+
+@dataclass
+class Layer:
+    """The settings of one source, all of them known to the schema."""
+
+    values: Tables = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def put(self, path: KeyPath, value: object, origin: Origin) -> None:
+        """Take a value, or record why its key is none; a third part of the path is a key of [masking.mixture]."""
+        fault = _path_fault(path, value)
+        if fault is not None:
+            self.faults.append(Fault(origin, fault))
+            return
+        name, key, *inner = path
+        table = self.values.setdefault(name, {})
+        if inner:
+            before = table.get(key)
+            value = {**(before if isinstance(before, dict) else {}), inner[0]: value}
+        table[key] = value
+        self.origins[f"{name}.{key}"] = origin
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Effective settings, the file that was read (None: no file), and where each `table.key` came from."""
+
+    settings: SettingsTree
+    file: Path | None
+    origins: dict[str, str]
+
+
+def load_settings(
+    config: Path | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Loaded:
+    """Find, merge and check all settings.
+
+    Args:
+        config: a TOML file; None: `auxmae.toml` of the working directory, where there is one.
+        overrides: `table.key=value` texts of `--set`; a value is TOML, or text where it is not. Wins over `options`.
+        options: values of typed options by `table.key`; None stands for an option that was not given.
+        environ: the environment (default: the process's own); `AUXMAE_TABLE__KEY` variables are read.
+        cwd: the working directory (default: the process's own); a relative `config` is found there.
+
+    Raises:
+        SettingsError: anything that is wrong, on one line: where, the key, what was expected, the nearest valid key.
+    """
+    path, name = _locate(config, cwd)
+    document = read_document(path, name) if path is not None else None
+    layers = [
+        _command_line(overrides, options or {}),
+        _environment(os.environ if environ is None else environ),
+        _file(document) if document is not None else Layer(),
+    ]
+    layers.append(_preset(layers))
+    origins: dict[str, Origin] = {}
+    for layer in reversed(layers):
+        origins.update(layer.origins)
+    faults = [fault for layer in layers for fault in layer.faults]
+    try:
+        settings = _validate(layers, path)
+    except ValidationError as error:
+        faults.extend(_faults_of(error, layers, origins))
+    if faults:
+        raise InvalidSettingsError([str(fault) for fault in sorted(faults, key=Fault.place)])
+    labels = {key: origins[key].label if key in origins else "default" for key in wording.keys()}  # noqa: SIM118
+    return Loaded(settings, path, labels)
+
+
+def settings_from_toml(path: Path) -> SettingsTree:
+    """The settings of one file, its preset and the defaults, whatever the environment says.
+
+    Raises:
+        SettingsError: as `load_settings`.
+    """
+    return load_settings(path, environ={}).settings
+
+
+def _locate(config: Path | None, cwd: Path | None) -> tuple[Path | None, str]:
+    folder = Path.cwd() if cwd is None else cwd
+    if config is not None:
+        return folder / Path(config).expanduser(), str(config)
+    path = folder / FILE_NAME
+    return (path if os.path.lexists(path) else None), FILE_NAME
+
+
+def _command_line(overrides: Sequence[str], options: Mapping[str, object]) -> Layer:
+    layer = Layer()
+    for setting, value in options.items():
+        if value is not None:
+            path = tuple(setting.split("."))
+            option = OPTION_NAMES.get(setting, "--" + path[-1].replace("_", "-"))
+            layer.put(path, _from_option(path, value), Origin(option, 3))
+    for override in overrides:
+        origin = Origin("--set", 3)
+        left, equals, text = override.partition("=")
+        path = tuple(part.strip() for part in left.split("."))
+        if not equals or not all(path):
+            text = f"{wording.show(override)} is no setting, expected TABLE.KEY=VALUE, such as train.epochs=50"
+            layer.faults.append(Fault(origin, text))
+            continue
+        layer.put(path, _from_text(path, text.strip()), origin)
+    return layer
+
+
+def _environment(environ: Mapping[str, str]) -> Layer:
+    layer = Layer()
+    for variable in sorted(environ):
+        name = variable.upper()
+        if not name.startswith(PREFIX) or name in OTHER_VARIABLES:
+            continue
+        path = tuple(name.removeprefix(PREFIX).lower().split("__"))
+        if _path_fault(path, None) is None:
+            layer.put(path, _from_text(path, environ[variable].strip()), Origin(variable, 2))
+        else:
+            # Compared without the prefix, which would make everything look alike.
+            known = [key.upper().replace(".", "__") for key in wording.keys()]  # noqa: SIM118
+            known += [other.removeprefix(PREFIX) for other in OTHER_VARIABLES]
+            meant = wording.meant_key(path[0], path[1]) if len(path) == 2 and path[0] in wording.tables() else None
+            near = meant.upper().replace(".", "__") if meant else wording.nearest(name.removeprefix(PREFIX), known)
+            proposal = wording.did_you_mean(near and PREFIX + near)
+            text = f"unknown variable, expected {PREFIX}TABLE__KEY{proposal}"
+            layer.faults.append(Fault(Origin(variable, 2), text))
+    return layer
+
+
+def _file(document: Document) -> Layer:
+    layer = Layer()
+    for name, table in document.data.items():
+        if name in wording.tables() and isinstance(table, dict):
+            for key, value in table.items():
+                layer.put((name, key), value, Origin(document.where((name, key)), 1))
+        else:
+            layer.put((name,), table, Origin(document.where((name,)), 1))
+    return layer
+
+
+def _preset(layers: Iterable[Layer]) -> Layer:
+    """What the preset of the highest layer that names one sets; nothing where its name is wrong: told later."""
+    chosen: object = SettingsTree.model_fields["model"].get_default(call_default_factory=True).preset
+    for layer in layers:
+        if "model.preset" in layer.origins:
+            chosen = layer.values["model"]["preset"]
+            break
+    preset = Layer()
+    if isinstance(chosen, str) and chosen in PRESETS:
+        for name, table in PRESETS[chosen].items():
+            for key, value in table.items():
+                preset.put((name, key), value, Origin(f"preset '{chosen}'", 0))
+    return preset
+
+
+def _from_option(path: KeyPath, value: object) -> object:
+    if isinstance(value, (str, Path)):
+        return _from_text(path, str(value))
+    return value
+
+
+def _from_text(path: KeyPath, text: str) -> object:
+    """A value written as TOML; what is not TOML is text, and so is anything given to a setting that takes any text."""
+    try:
+        parsed = tomli.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    if set(parsed) != {"value"}:  # the text goes on after a line break
+        return text
+    value: object = parsed["value"]
+    known = len(path) == 2 and ".".join(path) in wording.keys()  # noqa: SIM118
+    if known and wording.takes_text(path[0], path[1]) and not isinstance(value, str):
+        return text
+    return value
+
+
+def _path_fault(path: KeyPath, value: object) -> str | None:
+    """Why a path names no setting: "train.epoch: unknown setting; did you mean 'train.epochs'?"; None where it does."""
+    shown = wording.show(".".join(path))[1:-1]
+    tables = wording.tables()
+    if len(path) == 1 and path[0] in tables:
+        return f"{shown}: {wording.show(value)} is not a table, expected settings such as {shown}.{_first_key(path[0])}"
+    if len(path) == 1 and not isinstance(value, (dict, list)):
+        meant = wording.meant_key("", path[0]) or wording.nearest(path[0], tables)
+        return f"{shown}: unknown setting outside a table, expected TABLE.KEY{wording.did_you_mean(meant)}"
+    if path[0] not in tables:
+        near = wording.nearest(path[0], tables)
+        meant = wording.meant_key(near or path[0], path[1]) if len(path) > 1 else near
+        expected = "" if meant else f", expected one of {', '.join(tables)}"
+        return f"{shown}: unknown table {wording.show(path[0])}{expected}{wording.did_you_mean(meant)}"
+    table = tables[path[0]]
+    if path[1] not in table.model_fields:
+        meant = wording.meant_key(path[0], path[1])
+        expected = "" if meant else f", expected one of {', '.join(table.model_fields)}"
+        return f"{shown}: unknown setting{expected}{wording.did_you_mean(meant)}"
+    if len(path) > 2 and not (len(path) == 3 and ".".join(path[:2]) == "masking.mixture"):
+        setting = ".".join(path[:2])
+        return f"{shown}: {setting} is no table{wording.did_you_mean(setting)}"
+    return None
+
+
+def _first_key(table: str) -> str:
+    return next(iter(wording.tables()[table].model_fields))
+
+
+def _validate(layers: Sequence[Layer], path: Path | None) -> SettingsTree:
+    # Imported here: it takes as long as the rest of this package together.
+    from pydantic_settings import (
+        BaseSettings,
+        InitSettingsSource,
+        PydanticBaseSettingsSource,
+        SettingsConfigDict,
+        TomlConfigSettingsSource,
+    )
+
+    # pydantic-settings merges nested tables key by key; a setting that is itself a table must come whole from a layer.
+    taken: set[str] = set()
+    values: list[Tables] = []
+    for layer in layers:
+        free = [key.split(".") for key in layer.origins if key not in taken]
+        values.append({})
+        for name, key in free:
+            values[-1].setdefault(name, {})[key] = layer.values[name][key]
+        taken.update(layer.origins)
+    command_line, environment, file, preset = values
+
+    class FileSource(TomlConfigSettingsSource):
+        def _read_file(self, file_path: object) -> dict[str, Any]:
+            return file  # read by tomli, with the line of every key
+
+    class Root(SettingsTree, BaseSettings):
+        model_config = SettingsConfigDict(toml_file=path)
+
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *_: object, **__: object
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (
+                InitSettingsSource(settings_cls, command_line),
+                InitSettingsSource(settings_cls, environment),
+                FileSource(settings_cls),
+                InitSettingsSource(settings_cls, preset),
+            )
+
+    root = Root()
+    return SettingsTree(**{name: getattr(root, name) for name in SettingsTree.model_fields})
+
+
+def _faults_of(error: ValidationError, layers: Sequence[Layer], origins: Mapping[str, Origin]) -> list[Fault]:
+    faults: dict[str, Fault] = {}  # one a key: a union tells of each of its branches
+    for detail in error.errors(include_url=False):
+        location = [str(part) for part in detail["loc"][:2]]
+        if len(location) == 2 and ".".join(location) in origins:
+            key = ".".join(location)
+            if key not in faults:
+                value = next(layer.values for layer in layers if key in layer.origins)[location[0]][location[1]]
+                faults[key] = Fault(origins[key], f"{key}: {_value_fault(location[0], location[1], value, detail)}")
+        else:
+            message = _message(detail)
+            key, origin = _involved(location[0] if location else None, message, origins)
+            faults[message] = Fault(origin, f"{key}: {message}")
+    return list(faults.values())
+
+
+def _message(detail: ErrorDetails) -> str:
+    return str(detail.get("ctx", {}).get("error", detail["msg"]))
+
+
+def _value_fault(table: str, key: str, value: object, detail: ErrorDetails) -> str:
+    if detail["type"] == "value_error":
+        return _message(detail)
+    wrong = wording.show(value)
+    index = next((part for part in detail["loc"][2:] if isinstance(part, int)), None)
+    if index is not None and detail["type"] != "missing":
+        wrong = f"item {index + 1}, {wording.show(detail['input'])},"
+    meant = wording.nearest(value, wording.choices(table, key)) if isinstance(value, str) else None
+    return f"{wrong} is wrong, expected {wording.expectation(table, key)}{wording.did_you_mean(meant)}"
+
+
+def _involved(table: str | None, message: str, origins: Mapping[str, Origin]) -> tuple[str, Origin]:
+    """The setting to blame for a contradiction: of those that the message names, the first of the highest source."""
+    words = re.findall(r"[a-z_]+(?:\.[a-z_]+)?", message)
+    named = [word if table is None or "." in word else f"{table}.{word}" for word in words]
+    involved = [key for key in named if key in origins]
+    if not involved:
+        return table or "settings", Origin("settings", 1)
+    key = max(involved, key=lambda name: origins[name].rank)
+    return key, origins[key]

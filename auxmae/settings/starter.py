@@ -1,0 +1,129 @@
+"""Writing settings as TOML with comments: the starter file, and the effective settings that a run folder keeps."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from tomlkit.items import Table as TomlTable
+
+from auxmae.errors import AuxMAEError, SettingsError
+from auxmae.settings import wording
+from auxmae.settings.schema import PRESETS, SettingsTree
+
+COMMENT_WIDTH = 100
+
+_STARTER_HEADER = """\
+AuxMAE settings: `auxmae train` reads this file where it lies in the working directory, or by --config PATH.
+Precedence: command line (--set train.epochs=9) > environment (AUXMAE_TRAIN__EPOCHS=9) > this file > preset > defaults.
+`auxmae config show` prints the effective values and where each comes from, `auxmae config validate` checks them.
+A setting that is commented out (#key = value) is left to model.preset; uncomment it to choose for yourself."""
+
+_RUN_HEADER = """\
+The effective settings of this run. `auxmae train --config` with this file trains the same again."""
+
+
+def preset_settings(preset: str) -> SettingsTree:
+    """The defaults with a preset over them.
+
+    Raises:
+        SettingsError: there is no such preset.
+    """
+    if preset not in PRESETS:
+        near = wording.did_you_mean(wording.nearest(preset, PRESETS))
+        expected = ", ".join(wording.show(name) for name in PRESETS)
+        raise SettingsError(f"--preset: {wording.show(preset)} is no preset, expected one of {expected}{near}")
+    tables: dict[str, dict[str, Any]] = {name: dict(values) for name, values in PRESETS[preset].items()}
+    tables.setdefault("model", {})["preset"] = preset
+    return SettingsTree.model_validate(tables)
+
+
+def starter_text(preset: str = "tiny") -> str:
+    """A TOML file with every setting explained; those that a preset sets are commented out, to leave them to it.
+
+    Raises:
+        SettingsError: there is no such preset.
+    """
+    left_out = {f"{name}.{key}" for tables in PRESETS.values() for name, table in tables.items() for key in table}
+    return _text(preset_settings(preset), _STARTER_HEADER, frozenset(left_out))
+
+
+def settings_text(settings: SettingsTree) -> str:
+    """Every value of `settings` as commented TOML, which reads back as equal settings."""
+    return _text(settings, _RUN_HEADER, frozenset())
+
+
+def write_settings(settings: SettingsTree, path: Path) -> Path:
+    """Write `settings_text` to `path`, whole or not at all.
+
+    Raises:
+        AuxMAEError: the file cannot be written.
+    """
+    return write_text(path, settings_text(settings))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a UTF-8 text file, whole or not at all.
+
+    Raises:
+        AuxMAEError: the file cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        try:
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise AuxMAEError(f"{path}: cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def _text(settings: SettingsTree, header: str, left_out: frozenset[str]) -> str:
+    document = tomlkit.document()
+    for line in header.splitlines():
+        document.add(tomlkit.comment(line))
+    for name, table in wording.tables().items():
+        document.add(tomlkit.nl())
+        written = tomlkit.table()
+        written.comment(str(SettingsTree.model_fields[name].description))
+        values = getattr(settings, name)
+        for key, field in table.model_fields.items():
+            explanation = f"{field.description}. Takes {wording.expectation(name, key)}."
+            _add(written, key, getattr(values, key), explanation, commented_out=f"{name}.{key}" in left_out)
+        document.add(name, written)
+    return tomlkit.dumps(document)
+
+
+def _add(table: TomlTable, key: str, value: object, explanation: str, *, commented_out: bool) -> None:
+    for line in textwrap.wrap(explanation, COMMENT_WIDTH, break_long_words=False, break_on_hyphens=False):
+        table.add(tomlkit.comment(line))
+    item = _item(value)
+    if commented_out:
+        # "#key", where explanations have "# text": only a hash to take away.
+        hidden = tomlkit.comment("")
+        hidden.trivia.comment = f"#{key} = {item.as_string()}"
+        table.add(hidden)
+    else:
+        table.add(key, item)
+
+
+def _item(value: object) -> Any:
+    if isinstance(value, (list, tuple)):
+        array = tomlkit.array()
+        for item in value:
+            array.append(_item(item))
+        return array
+    if isinstance(value, dict):
+        table = tomlkit.inline_table()
+        for key, item in value.items():
+            table.append(key, _item(item))
+        return table
+    if isinstance(value, float) and math.isfinite(value):
+        return tomlkit.float_(repr(value))
+    return tomlkit.item(value)

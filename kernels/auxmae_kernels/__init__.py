@@ -1,0 +1,195 @@
+"""The hot functions of a masked autoencoder with factorised attention.
+
+Each is differentiable and accepts any strides.  `reference` is the specification in plain PyTorch; `dispatch` says which
+implementation runs and why.  This package knows nothing of `auxmae` and can be used alone.
+
+Shapes: B batch, C channels or G channel groups of g channels, N positions of the patch grid, K visible and M hidden ones,
+T tokens of a channel, S places that its tokens can have, D width, H heads, E head dim, P = g·p·p pixels per token.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from auxmae_kernels import dispatch, reference
+from auxmae_kernels.dispatch import Decision, KernelUnavailableError
+
+__all__ = [
+    "Decision",
+    "KernelUnavailableError",
+    "add_norm",
+    "assemble",
+    "attention_block",
+    "axial_attention",
+    "dispatch",
+    "embed_visible",
+    "feed_forward",
+    "masked_loss",
+]
+
+
+def _check(function: str, first: Tensor) -> None:
+    """Raises KernelUnavailableError where Triton was asked for and cannot run; PyTorch runs in every other case."""
+    dispatch.explain(function, shape=first.shape, dtype=first.dtype, device=first.device)
+
+
+def axial_attention(
+    qkv: Tensor,
+    heads: int,
+    axis: str,
+    slots: Tensor | None = None,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Scaled dot-product attention along one axis of a (channels × tokens) grid.
+
+    softmax(scale · q kᵀ) v over the tokens of each channel (axis "patch"), or over the channels at each place ("channel").
+
+    Args:
+        qkv: (B, C, T, 3·D); the last axis is (3, H, E).
+        heads: H.
+        axis: "patch" or "channel".
+        slots: (B, S, C) integers: slots[b, s, c] is the token of channel c that lies at place s, −1 where it is hidden.
+            Channel attention then joins the tokens of the same place.  None: token t of every channel is the same place.
+        lengths: (B, C) integers: tokens t ≥ lengths[b, c] are padding; nothing attends to them, their output and their
+            gradient are 0, and NaN in them is harmless.
+        scale: of the logits; 1/√E by default.
+
+    Returns:
+        (B, C, T, D).
+
+    Raises:
+        ValueError: an unknown axis, or a last axis that heads do not divide.
+    """
+    _check("axial_attention", qkv)
+    return reference.axial_attention(qkv, heads, axis, slots, lengths, scale)
+
+
+def feed_forward(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    residual_scale: float = 1.0,
+    eps: float = 1e-6,
+    dropout: float = 0.0,
+) -> Tensor:
+    """x + residual_scale · (GELU(LayerNorm(x)·w1ᵀ + b1)·w2ᵀ + b2), GELU by the error function.
+
+    Args:
+        x: (…, D).
+        norm_weight, norm_bias: (D,); eps: of the norm.
+        w1, b1: (hidden, D), (hidden,); w2, b2: (D, hidden), (D,).
+        dropout: probability, after the GELU and after the second map; 0 outside training.
+    """
+    _check("feed_forward", x)
+    return reference.feed_forward(x, norm_weight, norm_bias, w1, b1, w2, b2, residual_scale, eps, dropout)
+
+
+def attention_block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w_qkv: Tensor,
+    b_qkv: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    heads: int,
+    axis: str,
+    slots: Tensor | None = None,
+    lengths: Tensor | None = None,
+    residual_scale: float = 1.0,
+    eps: float = 1e-6,
+    dropout: float = 0.0,
+) -> Tensor:
+    """x + residual_scale · (axial_attention(LayerNorm(x)·w_qkvᵀ + b_qkv)·w_outᵀ + b_out).
+
+    Args:
+        x: (B, C, T, D).
+        w_qkv, b_qkv: (3·D, D), (3·D,); w_out, b_out: (D, D), (D,).
+        heads, axis, slots, lengths: see `axial_attention`; at padding tokens the result is x + residual_scale · b_out.
+        dropout: probability, after the output projection.
+    """
+    _check("attention_block", x)
+    return reference.attention_block(
+        x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, axis, slots, lengths, residual_scale, eps, dropout
+    )
+
+
+def add_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, residual_scale: float = 1.0, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Returns (s, LayerNorm(s)) with s = residual + residual_scale · x; all (…, D), weight and bias (D,)."""
+    _check("add_norm", x)
+    return reference.add_norm(x, residual, weight, bias, residual_scale, eps)
+
+
+def embed_visible(
+    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, patch_size: int
+) -> Tensor:
+    """Projects the visible patches of an image and adds their position's and channel's embedding.
+
+    No other pixel is read, so NaN in a hidden patch is harmless, in the gradient too.
+
+    Args:
+        image: (B, G·g, h, w), h and w multiples of `patch_size`.
+        keep: (B, G, K) integer positions, row-major in the patch grid; −1 is padding and gives a row of zeros.
+        weight: (D, P), or (G, D, P) with one map per group; P is ordered (g, row, column).
+        bias: (D,) or (G, D).
+        position: (N, D); channel: (G, D).
+
+    Returns:
+        (B, G, K, D).
+
+    Raises:
+        ValueError: the image is no multiple of the patch size, or its channels do not divide into the groups.
+    """
+    _check("embed_visible", image)
+    return reference.embed_visible(image, keep, weight, bias, position, channel, patch_size)
+
+
+def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor, channel: Tensor) -> Tensor:
+    """Puts tokens at their places and the mask token at all others; adds position and channel embedding everywhere.
+
+    Args:
+        latent: (B, C, T, D).
+        keep: (B, C, T) integer places in [0, S); −1 is padding, whose token is left out.
+        mask_token: (D,) or (C, D).
+        position: (S, D); channel: (C, D).
+
+    Returns:
+        (B, C, S, D).
+    """
+    _check("assemble", latent)
+    return reference.assemble(latent, keep, mask_token, position, channel)
+
+
+def masked_loss(
+    prediction: Tensor,
+    image: Tensor,
+    masked_index: Tensor,
+    valid: Tensor | None = None,
+    kind: str = "l1",
+    normalize: bool = False,
+) -> Tensor:
+    """Mean error over the valid pixels of the hidden patches; the target is read from the image.
+
+    Args:
+        prediction: (B, G, M, P), P ordered (g, row, column).
+        image: (B, G·g, h, w), h and w multiples of the patch side √(P / g).
+        masked_index: (B, G, M) integer positions of the hidden patches; −1 is padding.
+        valid: bool, the image's shape; NaN or anything else at False pixels is harmless.
+        kind: "l1", "mse" or "smooth_l1" (Huber with beta 1).
+        normalize: target is each patch less the mean of its valid pixels, over their standard deviation.
+
+    Returns:
+        A scalar, fp32 for reduced precisions; 0 with zero gradient where nothing counts.
+
+    Raises:
+        ValueError: an unknown kind, or shapes that do not fit.
+    """
+    _check("masked_loss", prediction)
+    return reference.masked_loss(prediction, image, masked_index, valid, kind, normalize)

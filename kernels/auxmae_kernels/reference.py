@@ -1,0 +1,170 @@
+"""The public functions in plain PyTorch: the specification, the CPU path, the fallback.
+
+Shapes: B batch, G channel groups of g channels, N positions of the patch grid, K visible and M hidden ones, T tokens of a
+channel, S places that a channel's tokens can have, D width, P = g·p·p pixels per token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from auxmae_kernels.attention_reference import axial_attention
+
+__all__ = [
+    "add_norm",
+    "assemble",
+    "attention_block",
+    "axial_attention",
+    "embed_visible",
+    "feed_forward",
+    "masked_loss",
+]
+
+PATCH_EPS = 1e-6
+
+
+def feed_forward(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    residual_scale: float = 1.0,
+    eps: float = 1e-6,
+    dropout: float = 0.0,
+) -> Tensor:
+    """See `auxmae_kernels.feed_forward`."""
+    y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    y = F.gelu(F.linear(y, w1, b1))
+    if dropout:
+        y = F.dropout(y, dropout)
+    y = F.linear(y, w2, b2)
+    if dropout:
+        y = F.dropout(y, dropout)
+    return torch.add(x, y, alpha=residual_scale)
+
+
+def attention_block(
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w_qkv: Tensor,
+    b_qkv: Tensor | None,
+    w_out: Tensor,
+    b_out: Tensor | None,
+    heads: int,
+    axis: str,
+    slots: Tensor | None = None,
+    lengths: Tensor | None = None,
+    residual_scale: float = 1.0,
+    eps: float = 1e-6,
+    dropout: float = 0.0,
+) -> Tensor:
+    """See `auxmae_kernels.attention_block`."""
+    y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    y = axial_attention(F.linear(y, w_qkv, b_qkv), heads, axis, slots, lengths)
+    y = F.linear(y, w_out, b_out)
+    if dropout:
+        y = F.dropout(y, dropout)
+    return torch.add(x, y, alpha=residual_scale)
+
+
+def add_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, residual_scale: float = 1.0, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """See `auxmae_kernels.add_norm`."""
+    total = torch.add(residual, x, alpha=residual_scale)
+    return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
+
+
+def _group_size(image: Tensor, groups: int) -> int:
+    if groups == 0 or image.shape[1] % groups:
+        raise ValueError(f"{image.shape[1]} image channels do not divide into {groups} groups")
+    return image.shape[1] // groups
+
+
+def _patches_at(image: Tensor, index: Tensor, patch_size: int) -> Tensor:
+    """Patches (B, G, L, g, p, p) of image (B, G·g, h, w) at positions (B, G, L); no other pixel is read."""
+    batch, groups = index.shape[:2]
+    _, channels, height, width = image.shape
+    p, g = patch_size, _group_size(image, groups)
+    view = image.view(batch, groups, g, height // p, p, width // p, p) if image.is_contiguous() else image.reshape(
+        batch, groups, g, height // p, p, width // p, p
+    )
+    item = torch.arange(batch, device=index.device)[:, None, None]
+    group = torch.arange(groups, device=index.device)[None, :, None]
+    columns = width // p
+    # (B, G, rows, columns, g, p, p) is a view; indexing it copies the chosen patches alone.
+    return view.permute(0, 1, 3, 5, 2, 4, 6)[item, group, index // columns, index % columns]
+
+
+def embed_visible(
+    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, patch_size: int
+) -> Tensor:
+    """See `auxmae_kernels.embed_visible`."""
+    if image.shape[2] % patch_size or image.shape[3] % patch_size:
+        raise ValueError(f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}")
+    index = keep.clamp(min=0)
+    x_BGKP = _patches_at(image, index, patch_size).flatten(3)
+    if weight.ndim == 2:
+        x = F.linear(x_BGKP, weight, bias)
+    else:
+        x = torch.einsum("bgkp,gdp->bgkd", x_BGKP, weight) + bias[:, None]
+    x = x + position[index] + channel[:, None]
+    return torch.where(keep[..., None] < 0, 0.0, x)
+
+
+def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor, channel: Tensor) -> Tensor:
+    """See `auxmae_kernels.assemble`."""
+    batch, channels, _, width = latent.shape
+    places = position.shape[0]
+    # Padding is written to a place that is cut off; written places hold the token, all others the mask token.
+    index = torch.where(keep < 0, places, keep)[..., None].expand(-1, -1, -1, width)
+    token = mask_token if mask_token.ndim == 2 else mask_token[None]
+    base = token[None, :, None].to(latent.dtype).expand(batch, channels, places + 1, width)
+    x = base.scatter(2, index, latent)[:, :, :places]
+    return x + (position + channel[:, None]).to(latent.dtype)
+
+
+def masked_loss(
+    prediction: Tensor,
+    image: Tensor,
+    masked_index: Tensor,
+    valid: Tensor | None = None,
+    kind: str = "l1",
+    normalize: bool = False,
+) -> Tensor:
+    """See `auxmae_kernels.masked_loss`."""
+    groups = masked_index.shape[1]
+    g = _group_size(image, groups)
+    p = round((prediction.shape[3] / g) ** 0.5)
+    if g * p * p != prediction.shape[3]:
+        raise ValueError(f"{prediction.shape[3]} pixels per token are no {g} square patches")
+    index = masked_index.clamp(min=0)
+    target = _patches_at(image, index, p).flatten(3)
+    counts = (masked_index >= 0)[..., None].expand_as(target)
+    if valid is not None:
+        counts = counts & _patches_at(valid.expand_as(image), index, p).flatten(3)
+    prediction = prediction.float() if prediction.dtype in (torch.float16, torch.bfloat16) else prediction
+    # Whatever does not count becomes 0 on both sides before any arithmetic: NaN times zero would still be NaN.
+    target = torch.where(counts, target, 0.0).to(prediction.dtype)
+    prediction = torch.where(counts, prediction, 0.0)
+    weight = counts.to(prediction.dtype)
+    if normalize:
+        n = weight.sum(-1, keepdim=True).clamp(min=1)
+        mean = target.sum(-1, keepdim=True) / n
+        centred = (target - mean) * weight
+        target = centred / (centred.square().sum(-1, keepdim=True) / n + PATCH_EPS).sqrt()
+    if kind == "l1":
+        error = (prediction - target).abs()
+    elif kind == "mse":
+        error = (prediction - target).square()
+    elif kind == "smooth_l1":
+        error = F.smooth_l1_loss(prediction, target, reduction="none")
+    else:
+        raise ValueError(f"kind must be 'l1', 'mse' or 'smooth_l1', not {kind!r}")
+    return error.sum() / weight.sum().clamp(min=1)

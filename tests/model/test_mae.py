@@ -1,0 +1,288 @@
+"""The model: alignment, what is hidden stays hidden, channels by name, sizes, saving."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from auxmae.errors import CheckpointError, DataError, SettingsError
+from auxmae.model.mae import AuxMAE
+
+TINY = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2, "decoder_depth": 1, "image_size": 16}
+
+
+def tiny(channels=5, **options):
+    torch.manual_seed(0)
+    return AuxMAE(channels, **{**TINY, **options}).eval()
+
+
+def ragged_keep(batch, channels, positions, visible, seed=0):
+    noise = torch.rand(batch, channels, positions, generator=torch.Generator().manual_seed(seed))
+    return noise.argsort(2)[..., :visible].sort(2).values
+
+
+@pytest.mark.parametrize("strategy", ["independent", "shared", "channel", "block", "mixed"])
+@pytest.mark.parametrize("cls_tokens", [True, False])
+def test_a_step_gives_a_gradient_to_every_parameter(strategy, cls_tokens):
+    model = tiny(mask_strategy=strategy, cls_tokens=cls_tokens, mask_mixture={"shared": 1.0}).train()
+    out = model(torch.rand(2, 5, 16, 16), generator=torch.Generator().manual_seed(0))
+    out.loss.backward()
+    assert out.loss.isfinite()
+    assert out.loss > 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_output_shapes_follow_the_interface():
+    model = tiny()
+    keep = ragged_keep(3, 5, 16, 4)
+    out = model(torch.rand(3, 5, 16, 16), keep)
+    assert out.prediction.shape == (3, 5, 12, 16)
+    assert out.masked_index.shape == (3, 5, 12)
+    assert torch.equal(out.keep, keep)
+
+
+def test_loss_is_the_l1_of_the_hidden_patches():
+    model = tiny()
+    image = torch.rand(2, 5, 16, 16, dtype=torch.float32)
+    keep = ragged_keep(2, 5, 16, 4)
+    out = model(image, keep)
+    patches = image.view(2, 5, 4, 4, 4, 4).permute(0, 1, 2, 4, 3, 5).reshape(2, 5, 16, 16)
+    target = patches.gather(2, out.masked_index[..., None].expand(-1, -1, -1, 16))
+    expected = (out.prediction.double() - target.double()).abs().mean()
+    assert torch.allclose(out.loss.double(), expected, atol=1e-6)
+
+
+def encoder_tokens(model, image, keep):
+    inputs = model._prepare(image, None, None)
+    return model._encode(inputs, model._given(inputs, keep))
+
+
+def test_channel_attention_is_aligned_by_position():
+    """The first block's channel attention lets a token see its own place in other channels, and no other place there.
+
+    Patch attention is silenced (its projection is zero), so that any path between places would be channel attention's.
+    """
+    model = tiny(cls_tokens=False, depth=1)
+    attention = model.encoder[0].patch_attention
+    torch.nn.init.zeros_(attention.projection.weight)
+    torch.nn.init.zeros_(attention.projection.bias)
+    image = torch.rand(1, 5, 16, 16)
+    keep = ragged_keep(1, 5, 16, 6, seed=3)
+    before = encoder_tokens(model, image, keep)
+    seen_other = seen_own = 0
+    for channel in range(5):
+        for token, place in enumerate(keep[0, channel].tolist()):
+            changed = image.clone()
+            row, column = divmod(place, 4)
+            changed[0, channel, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] += 1.0
+            difference = (encoder_tokens(model, changed, keep) - before).abs().amax(-1)[0]
+            for other in range(5):
+                for index, where in enumerate(keep[0, other].tolist()):
+                    if (other, index) == (channel, token):
+                        continue
+                    if where == place and other != channel:
+                        assert difference[other, index] > 1e-6
+                        seen_own += 1
+                    else:
+                        assert difference[other, index] == 0
+                        seen_other += 1
+    assert seen_own > 5
+    assert seen_other > 100
+
+
+@pytest.mark.parametrize("strategy", ["independent", "shared", "channel", "block"])
+def test_a_hidden_pixel_never_reaches_the_encoder(strategy):
+    model = tiny(mask_strategy=strategy)
+    image = torch.rand(2, 5, 16, 16)
+    keep = model.draw_mask(image.shape, torch.Generator().manual_seed(4))
+    hidden = model.reconstruct(image, keep).hidden
+    poisoned = torch.where(hidden, torch.nan, image)
+    assert hidden.any()
+    assert torch.equal(encoder_tokens(model, image, keep), encoder_tokens(model, poisoned, keep))
+    assert torch.equal(model(image, keep).prediction, model(poisoned, keep).prediction)
+
+
+def test_invalid_pixels_do_not_count():
+    model = tiny()
+    image = torch.rand(2, 5, 16, 16)
+    keep = ragged_keep(2, 5, 16, 4)
+    valid = torch.rand(2, 5, 16, 16) > 0.3
+    wild = torch.where(valid, image, 1e6)
+    nan = torch.where(valid, image, torch.nan)
+    assert torch.equal(model(wild, keep, valid=valid).loss, model(nan, keep).loss)
+    model.train()
+    model(nan, keep).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_ragged_keep_equals_the_same_tokens_without_padding():
+    """A channel that shows fewer patches than another changes nothing for an image where all show as few."""
+    model = tiny()
+    image = torch.rand(2, 5, 16, 16)
+    keep = ragged_keep(2, 5, 16, 4)
+    padded = torch.nn.functional.pad(keep, (0, 3), value=-1)
+    padded[1, :, 4:] = torch.tensor([p for p in range(16)])[None, :3].expand(5, 3)
+    short = torch.where(
+        torch.stack([(padded[1] == value).sum(1) for value in range(16)], 1).max() > 1, -1, padded[1, :, 4:]
+    )
+    padded[1, :, 4:] = short
+    assert torch.allclose(model(image, padded).prediction[0, :, :12], model(image, keep).prediction[0], atol=1e-5)
+
+
+def test_hidden_channels_match_between_the_compact_and_the_ragged_way():
+    """Whole hidden channels are dropped from the encoder; the general ragged path must say the same."""
+    model = tiny()
+    image = torch.rand(2, 5, 16, 16)
+    everything = torch.arange(16).expand(2, 5, 16).clone()
+    everything[0, [1, 3]] = -1
+    everything[1, [0, 4]] = -1
+    compact = model(image, everything)
+    uneven = everything.clone()
+    uneven[1, 1] = -1  # two and three channels hidden: no compact form
+    general = model(image, uneven)
+    assert torch.allclose(compact.prediction[0, 1], general.prediction[0, 1], atol=1e-5)
+
+
+def test_channels_by_name_in_any_order():
+    names = ["B02", "B03", "B04", "B08"]
+    model = tiny(names)
+    image = torch.rand(2, 4, 16, 16)
+    full = model.forward_features(image)
+    order = [2, 0, 3, 1]
+    shuffled = model.forward_features(image[:, order], channels=[names[i] for i in order])
+    assert torch.allclose(full, shuffled, atol=1e-5)
+    subset = model.forward_features(image[:, [3, 1]], channels=["B08", "B03"])
+    assert torch.allclose(subset, model.forward_features(image[:, [1, 3]], channels=[1, 3]), atol=1e-5)
+    out = model(image[:, [3, 1]], channels=["B08", "B03"])
+    assert out.prediction.shape[1] == 2
+    with pytest.raises(DataError, match="B99"):
+        model.forward_features(image[:, :1], channels=["B99"])
+    with pytest.raises(DataError, match="3 channels"):
+        model.forward_features(image[:, :3])
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 22), (1, 1), (40, 9)])
+def test_any_image_size(size):
+    model = tiny()
+    image = torch.rand(2, 5, *size)
+    rows, columns = model.grid(*size)
+    reconstruction = model.reconstruct(image)
+    assert reconstruction.prediction.shape == image.shape
+    assert model.dense_features(image).shape == (2, 16, rows, columns)
+    assert model(image).loss.isfinite()
+
+
+def test_padding_is_invisible_to_the_loss():
+    model = tiny()
+    image = torch.rand(1, 5, 13, 13)
+    padded = torch.full((1, 5, 16, 16), 7.0)
+    padded[..., :13, :13] = image
+    valid = torch.zeros(1, 5, 16, 16, dtype=torch.bool)
+    valid[..., :13, :13] = True
+    keep = ragged_keep(1, 5, 16, 4)
+    assert torch.equal(model(image, keep).loss, model(padded, keep, valid=valid).loss)
+
+
+@pytest.mark.parametrize("groups", [2, (("a", "c"), ("b", "e", "d"))])
+def test_channel_groups(groups):
+    names = list("abcde")
+    model = tiny(names, channel_groups=groups)
+    image = torch.rand(2, 5, 16, 16)
+    model.train()
+    out = model(image)
+    out.loss.backward()
+    assert out.prediction.shape[1] == len(model.groups)
+    model.eval()
+    order = [names.index(n) for g in model.groups for n in g]
+    assert torch.allclose(
+        model.forward_features(image), model.forward_features(image[:, order], channels=[names[i] for i in order]), atol=1e-5
+    )
+    keep = model.draw_mask(image.shape, torch.Generator().manual_seed(0))
+    assert torch.isfinite(model.reconstruct(image, keep).prediction).all()
+    first = model.groups[0]
+    with pytest.raises(DataError, match="shares a token"):
+        model.forward_features(image[:, :1], channels=[first[0]])
+
+
+def test_reconstruction_lays_predictions_where_they_belong():
+    model = tiny()
+    image = torch.rand(2, 5, 16, 16)
+    keep = ragged_keep(2, 5, 16, 4)
+    out = model(image, keep)
+    reconstruction = model.reconstruct(image, keep)
+    place = out.masked_index[1, 2, 5].item()
+    row, column = divmod(place, 4)
+    patch = reconstruction.prediction[1, 2, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4]
+    assert torch.equal(patch.flatten(), out.prediction[1, 2, 5])
+    assert reconstruction.hidden.float().mean() == 0.75
+    assert (reconstruction.prediction[~reconstruction.hidden] == 0).all()
+
+
+def test_normalised_targets_come_back_without_ground_truth():
+    model = tiny(normalize=True)
+    image = 100 + 10 * torch.rand(2, 5, 16, 16)
+    keep = ragged_keep(2, 5, 16, 4)
+    reconstruction = model.reconstruct(image, keep)
+    other = torch.where(reconstruction.hidden, -1e3, image)
+    assert torch.equal(reconstruction.prediction, model.reconstruct(other, keep).prediction)
+    assert 80 < reconstruction.prediction[reconstruction.hidden].mean() < 130
+
+
+def test_wavelength_embedding_and_its_need():
+    model = tiny(["a", "b"], channel_embedding="wavelength", wavelengths=[450.0, 2200.0])
+    assert model(torch.rand(1, 2, 16, 16)).loss.isfinite()
+    with pytest.raises(SettingsError, match="wavelengths"):
+        tiny(["a", "b"], channel_embedding="wavelength")
+
+
+def test_recompute_changes_no_gradient():
+    image = torch.rand(2, 5, 16, 16)
+    keep = ragged_keep(2, 5, 16, 4)
+    gradients = []
+    for recompute in (False, True):
+        model = tiny().train()
+        model.set_recompute(recompute)
+        model(image, keep).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_saved_and_loaded_gives_the_same_features(tmp_path):
+    names = ["a", "b", "c"]
+    model = tiny(names, wavelengths=[450.0, 550.0, 650.0], scaling={"method": "none"})
+    model.save_pretrained(tmp_path / "model")
+    loaded = AuxMAE.from_pretrained(tmp_path / "model")
+    image = torch.rand(2, 3, 16, 16)
+    assert torch.equal(model.forward_features(image), loaded.forward_features(image))
+    assert loaded.channel_names == ("a", "b", "c")
+    assert loaded.wavelengths == (450.0, 550.0, 650.0)
+    assert loaded.scaling == {"method": "none"}
+
+
+def test_broken_folders_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        AuxMAE.from_pretrained(tmp_path / "nowhere")
+    tiny().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        AuxMAE.from_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        AuxMAE.from_pretrained(tmp_path / "model")
+
+
+def test_pooling_choices():
+    model = tiny()
+    image = torch.rand(2, 5, 16, 16)
+    assert model.forward_features(image).shape == (2, model.num_features)
+    assert model.forward_features(image, pool="cls").shape == (2, 16)
+    assert model.forward_features(image, pool="concat").shape == (2, 80)
+    assert model.forward_features(image, pool="attention").shape == (2, 16)
+    assert model.forward_features(image, pool=None).shape == (2, 5, 17, 16)
+    assert model.dense_features(image, pool="concat").shape == (2, 80, 4, 4)
+    with pytest.raises(SettingsError, match="pooling"):
+        model.forward_features(image, pool="median")

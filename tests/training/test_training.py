@@ -1,0 +1,195 @@
+"""The loop: schedule, early stopping, atomic checkpoints, exact resume, run folders."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from auxmae import api
+from auxmae.errors import CheckpointError, UsageError
+from auxmae.model.mae import AuxMAE
+from auxmae.settings.schema import SettingsTree
+from auxmae.training import checkpoint as checkpoints
+from auxmae.training.optimization import learning_rate_at, parameter_groups
+from auxmae.training.run import create_run, open_run
+from auxmae.training.session import train
+from auxmae.training.watch import DivergedError, EarlyStopping, check_finite
+
+
+def settings_for(folder, **tables):
+    tree = {
+        "data": {"source": "synthetic", "synthetic_images": 48},
+        "model": {"patch_size": 16, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "dropout": 0.1},
+        "train": {"batch_size": 8, "max_steps": 9, "figure_every": 0},
+        "run": {"folder": str(folder), "device": "cpu"},
+        "eval": {"bootstrap": 10},
+    }
+    for table, values in tables.items():
+        tree[table] = {**tree.get(table, {}), **values}
+    return SettingsTree.model_validate(tree)
+
+
+def weights(run, which="last"):
+    return open_run(run).load_model(which).state_dict()
+
+
+def test_schedule_rises_then_falls():
+    rates = [learning_rate_at(i / 100, peak=1.0, final=0.1, warmup=0.1) for i in range(101)]
+    assert rates[5] == pytest.approx(0.5)
+    assert max(rates) == pytest.approx(1.0, abs=0.01)
+    assert rates[55] == pytest.approx(0.55, abs=0.01)
+    assert rates[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_norms_biases_and_embeddings_are_not_decayed():
+    model = AuxMAE(3, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1, channel_groups=2)
+    decayed, others = (set(map(id, group["params"])) for group in parameter_groups(model, 0.1))
+    for name, parameter in model.named_parameters():
+        plain = "norm" in name or name.endswith("bias") or "channel_embedding" in name or "token" in name
+        assert (id(parameter) in others) == plain, name
+    assert not decayed & others
+
+
+def test_early_stopping_waits_and_tolerates():
+    stopping = EarlyStopping(patience=2, tolerance=0.01)
+    assert stopping.update(1.0) == (True, False)
+    assert stopping.update(0.999) == (True, False)
+    assert stopping.update(1.1) == (False, True)
+    again = EarlyStopping(2, 0.01)
+    again.load_state_dict(stopping.state_dict())
+    assert again == stopping
+    with pytest.raises(DivergedError, match="step 7"):
+        check_finite(math.nan, 7, "nothing was saved yet")
+
+
+def test_a_run_holds_everything(tmp_path):
+    result = train(settings_for(tmp_path / "run"))
+    run = open_run(result.run)
+    for name in ("settings.toml", "metrics.jsonl", "result.json", "statistics.json", "report.html", "figures/reconstruction.png"):
+        assert (result.run / name).stat().st_size > 0, name
+    kinds = {record["kind"] for record in run.metrics()}
+    assert kinds == {"train", "validation"}
+    assert json.loads((result.run / "result.json").read_text())["masked_l1"] == result.masked_l1
+    assert set(result.floors) == {"mean", "interpolation"}
+    model = run.load_model()
+    assert model.scaling is not None
+    assert len(model.channel_names) == 13
+
+
+def test_resume_continues_exactly(tmp_path, monkeypatch):
+    whole = train(settings_for(tmp_path / "whole"))
+    from auxmae.training import trainer
+
+    steps = []
+    original = trainer.Trainer._train_step
+
+    def until(self, batches):
+        out = original(self, batches)
+        steps.append(self.step)
+        if self.step == 4:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+        return out
+
+    monkeypatch.setattr(trainer.Trainer, "_train_step", until)
+    stopped = train(settings_for(tmp_path / "parts"))
+    assert stopped.outcome.reason == "interrupted"
+    assert stopped.outcome.step == 4
+    monkeypatch.undo()
+    resumed = train(SettingsTree(), resume=tmp_path / "parts")
+    assert resumed.outcome.step == 9
+    a, b = weights(whole.run), weights(resumed.run)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert resumed.masked_l1 == whole.masked_l1
+    logged = [record["step"] for record in open_run(resumed.run).metrics() if record["kind"] == "train"]
+    assert logged == sorted(set(logged))
+
+
+def test_init_from_takes_weights_only(tmp_path):
+    first = train(settings_for(tmp_path / "first"))
+    second = train(settings_for(tmp_path / "second", train={"max_steps": 1, "learning_rate": 1e-9, "min_learning_rate": 0}), init_from=first.run)
+    assert second.outcome.step == 1
+    a, b = weights(first.run, "best"), weights(second.run)
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+    with pytest.raises(CheckpointError, match="tensors differ|other shapes"):
+        train(settings_for(tmp_path / "third", model={"width": 32}), init_from=first.run)
+
+
+def test_training_lowers_the_error(tmp_path):
+    short = train(settings_for(tmp_path / "short", train={"max_steps": 1}))
+    longer = train(settings_for(tmp_path / "long", train={"max_steps": 60, "learning_rate": 3e-3}, model={"dropout": 0.0}))
+    assert longer.masked_l1 < 0.8 * short.masked_l1
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"masking": {"strategy": "mixed"}},
+        {"loss": {"kind": "smooth_l1", "normalize": True}},
+        {"model": {"channel_groups": 4}},
+        {"model": {"channel_embedding": "wavelength"}},
+        {"data": {"channel_sampling": 0.5}},
+        {"train": {"recompute": True, "accumulation": 2, "optimizer": "adam", "precision": "fp32", "max_steps": 3}},
+    ],
+)
+def test_every_option_trains(tmp_path, tables):
+    tables.setdefault("train", {"max_steps": 3})
+    result = train(settings_for(tmp_path / "run", **tables))
+    assert math.isfinite(result.masked_l1)
+
+
+def test_a_full_folder_is_refused(tmp_path):
+    (tmp_path / "thing").write_text("mine")
+    with pytest.raises(UsageError, match="not empty"):
+        create_run(str(tmp_path), SettingsTree())
+    assert (tmp_path / "thing").read_text() == "mine"
+    with pytest.raises(UsageError, match="no run folder"):
+        open_run(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        open_run(tmp_path / "none")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    model = AuxMAE(2, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+    folder = tmp_path / "checkpoints" / "last"
+    checkpoints.save_checkpoint(model, folder, {"step": 1})
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoints.save_checkpoint(model, folder, {"step": 2})
+    monkeypatch.undo()
+    assert checkpoints.load_state(folder) == {"step": 1}
+    assert [path.name for path in folder.parent.iterdir()] == ["last"]
+    # A crash between the two renames of a swap leaves only the old one.
+    folder.rename(folder.with_name(".last.old"))
+    assert checkpoints.load_state(folder) == {"step": 1}
+
+
+def test_a_broken_state_is_named(tmp_path):
+    (tmp_path / "training_state.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="broken"):
+        checkpoints.load_state(tmp_path)
+    (tmp_path / "training_state.pt").unlink()
+    with pytest.raises(CheckpointError, match="no training state"):
+        checkpoints.load_state(tmp_path)
+
+
+def test_from_python_with_plain_dicts(tmp_path):
+    result = api.train(
+        {
+            "data": {"synthetic_images": 40},
+            "model": {"patch_size": 32, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
+            "train": {"batch_size": 4, "max_steps": 2},
+            "run": {"folder": str(tmp_path / "run")},
+        }
+    )
+    assert AuxMAE.from_pretrained(result.run).num_features == 16
