@@ -1,0 +1,150 @@
+"""One reader per format, chosen by suffix; each returns an `ImageFile`.
+
+`.tif` is read by tifffile where the file's own axes say more than GDAL would see (OME, ImageJ, or pages as channels), by
+rasterio elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from auxmae.data.image import ImageFile, ReadOptions
+from auxmae.errors import AuxMAEError, DataError, MissingDependencyError
+
+Opener = Callable[[Path, ReadOptions], ImageFile]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Where a format's opener lives, which package it needs, and which extra brings that package."""
+
+    module: str
+    package: str
+    extra: str | None = None
+
+
+_TIFF = Reader("tiff", "tifffile")
+_GDAL = Reader("geotiff", "rasterio")
+_NUMPY = Reader("numpy_files", "numpy")
+_HDF5 = Reader("hdf5", "h5py")
+_PICTURE = Reader("picture", "PIL")
+READERS: dict[str, Reader] = {
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".hdr": _GDAL,
+    ".npy": _NUMPY,
+    ".npz": _NUMPY,
+    ".h5": _HDF5,
+    ".hdf5": _HDF5,
+    ".he5": _HDF5,
+    ".mat": Reader("matlab", "scipy"),
+    ".zarr": Reader("zarr_store", "zarr", "zarr"),
+    ".png": _PICTURE,
+    ".jpg": _PICTURE,
+    ".jpeg": _PICTURE,
+}
+ARRAY_SUFFIXES = frozenset({".npy", ".npz", ".h5", ".hdf5", ".he5", ".mat", ".zarr"})
+
+
+def supported_suffixes() -> tuple[str, ...]:
+    """The file name endings that can be read."""
+    return tuple(READERS)
+
+
+def _reader(path: Path) -> Any:
+    suffix = path.suffix.lower()
+    if suffix not in READERS:
+        raise DataError(f"{path}: no reader for {suffix or 'a file without suffix'}", hint=f"supported are {', '.join(READERS)}")
+    reader = READERS[suffix]
+    try:
+        importlib.import_module(reader.package)
+    except ImportError as error:
+        extra = f"auxmae[{reader.extra}]" if reader.extra else reader.package
+        raise MissingDependencyError(
+            f"{path}: reading {suffix} needs {reader.package}, which is not installed", hint=f"pip install '{extra}'"
+        ) from error
+    return importlib.import_module(f"auxmae.data.readers.{reader.module}")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever a format's library raises about a file into a DataError that names the file."""
+    try:
+        yield
+    except AuxMAEError:
+        raise
+    except MemoryError as error:
+        raise DataError(f"{path}: too large for memory", hint="store it in a format that is read by windows, such as a tiled GeoTIFF") from error
+    # The libraries raise many unrelated types for a broken file (struct.error, KeyError, zlib.error, their own).
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        raise DataError(f"{path}: cannot be read: {reason}", hint="is it complete, and of the kind that its suffix says?") from error
+
+
+def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  # noqa: B008 (immutable)
+    """Reads a file's header.
+
+    Args:
+        path: the file, or the folder of a Zarr store.
+        options: for files that do not say enough about themselves.
+
+    Raises:
+        DataError: unreadable, ambiguous, or empty.
+        MissingDependencyError: the format's library is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file")
+    module = _reader(path)
+    if path.is_dir() and path.suffix.lower() != ".zarr":
+        raise DataError(f"{path}: is a folder, not a file")
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    with reading(path):
+        file: ImageFile = module.open_file(path, options)
+    if min(file.count, file.channels, file.height, file.width) < 1:
+        raise DataError(f"{path}: holds no pixels ({file.channels} × {file.height} × {file.width})")
+    if file.dtype.kind not in "uifb":
+        raise DataError(f"{path}: pixels of type {file.dtype} are not supported", hint="store real numbers")
+    return file
+
+
+def list_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name → (shape, type) of every array in an npy, npz, HDF5, MATLAB or Zarr file.
+
+    Raises:
+        DataError: unreadable.
+    """
+    module = _reader(path)
+    with reading(path):
+        arrays: dict[str, tuple[tuple[int, ...], str]] = module.list_arrays(path)
+    return arrays
+
+
+def read_array(path: Path, key: str | None = None, options: ReadOptions | None = None) -> NDArray[Any]:
+    """One whole array of an npy, npz, HDF5, MATLAB or Zarr file, as it is stored.
+
+    Raises:
+        DataError: unreadable, no such array, or several and no key.
+    """
+    if path.suffix.lower() not in ARRAY_SUFFIXES:
+        raise DataError(f"{path}: holds no named arrays", hint=f"expected one of {', '.join(sorted(ARRAY_SUFFIXES))}")
+    module = _reader(path)
+    key = key or (options.key if options else None)
+    arrays = list_arrays(path)
+    if key is None and len(arrays) == 1:
+        key = next(iter(arrays))
+    if key not in arrays:
+        listed = ", ".join(f"{name} {shape}" for name, (shape, _) in arrays.items()) or "none"
+        problem = "say which array" if key is None else f"no array {key!r}"
+        raise DataError(f"{path}: {problem}; it holds {listed}", hint=f"write it as {path}:NAME")
+    with reading(path):
+        array: NDArray[Any] = module.load(path, key)
+    return array
