@@ -211,7 +211,18 @@ def open_collection(
         [(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64
     )
     collection = Collection(
-        source, chosen, plan.names, plan.wavelengths, (), tuple(files), notices, items, plan.order, None, (), tuple(relative)
+        source,
+        chosen,
+        plan.names,
+        plan.wavelengths,
+        (),
+        tuple(files),
+        notices,
+        items,
+        plan.order,
+        None,
+        (),
+        tuple(relative),
     )
     if found.per_image is not None:
         if len(found.per_image) != len(items):
@@ -244,7 +255,16 @@ def _synthetic(
     plan: ChannelPlan = plan_channels([file], channels, wavelengths, notices)
     items = np.stack([np.zeros(count, dtype=np.int64), np.arange(count, dtype=np.int64)], axis=1)
     collection = Collection(
-        SYNTHETIC, "array", plan.names, plan.wavelengths, (), (file,), notices, items, plan.order, relative_paths=(SYNTHETIC,)
+        SYNTHETIC,
+        "array",
+        plan.names,
+        plan.wavelengths,
+        (),
+        (file,),
+        notices,
+        items,
+        plan.order,
+        relative_paths=(SYNTHETIC,),
     )
     if labels == "auto":
         collection.labels, collection.class_names = np.asarray(classes, dtype=np.int64), tuple(CLASS_NAMES)
@@ -327,7 +347,9 @@ def _open_all(
                 notices.append(f"left out: {result.message}")
             else:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise DataError(result.message, hint=result.hint or "leave it out with data.exclude or data.allow_broken")
+                raise DataError(
+                    result.message, hint=result.hint or "leave it out with data.exclude or data.allow_broken"
+                )
             if progress is not None:
                 progress(done, len(paths))
     if not files:
@@ -401,7 +423,8 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
             collection.notices.append(f"left out: {where} has no valid pixel (all nodata or NaN)")
     if not keep.any():
         raise DataError(
-            f"{collection.source}: no image has a valid pixel (all nodata or NaN)", hint="check data.nodata and the files"
+            f"{collection.source}: no image has a valid pixel (all nodata or NaN)",
+            hint="check data.nodata and the files",
         )
     collection.items = collection.items[keep]
     if collection.labels is not None:

@@ -1,10 +1,11 @@
-"""A part of a collection as a torch Dataset of scaled crops.
+"""Images and crops of one part of a collection, scaled, as a torch data set.
 
-Shapes: C channels, h × w = image_size × image_size px.
+Shape letters: C channels, h rows, w columns of a sample.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +14,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auxmae.data.collection import Collection
-from auxmae.data.image import Window
+from auxmae.data.image import MultiChannelImage, Window
 from auxmae.data.splits import Part
 from auxmae.data.statistics import Scaling
 
+# Small data sets are decoded once and kept: float32 pixels and validity take 5 bytes a value.
+_CACHE_BYTES = 256 * 2**20
+# Draws of a crop that straddles training blocks before one inside a single block is taken.
+_ATTEMPTS = 16
+
 
 class Sample(NamedTuple):
-    """image (C, h, w) float32 scaled, 0 where invalid; valid (C, h, w) bool; label, −1 without; label_map (h, w) or None."""
+    """One image or crop.
+
+    Attributes:
+        image: (C, h, w) float32, scaled; 0 where not valid.
+        valid: (C, h, w) bool.
+        label: class of the whole image, −1: none.
+        label_map: (h, w) int64 class of every pixel (−1: none), or None where the collection has no label rasters.
+    """
 
     image: Tensor
     valid: Tensor
@@ -28,17 +41,19 @@ class Sample(NamedTuple):
 
 
 class ImageDataset(torch.utils.data.Dataset[Sample]):
-    """Crops of a part of a collection.
+    """One part of a collection, cut to squares.
 
-    With `augment`, a crop's place and flips are drawn from (seed, epoch, index) alone, so that neither resuming nor loader
-    processes change them; crops of scenes never touch a block of another part.  Without, they are a fixed grid that covers
-    the part (images: their centre).
+    With `augment`, crops and flips are drawn from (seed, epoch, index) alone.  A crop of a scene lies in the part's own blocks.
+    Without, images give their centre, blocks a grid of windows that do not overlap.  What is smaller is padded (not valid).
 
     Args:
-        collection, part: what to read.
-        image_size: side of a crop, px; smaller images are padded, and the padding is invalid.
-        scaling: applied to the pixels; None leaves them as they are.
-        augment, flips, seed: see above.
+        collection: the images.
+        part: which of them.
+        image_size: side of a sample, px.
+        scaling: pixel values → network inputs; None: pixels as they are.
+        augment: random crops and flips.
+        flips: whether augmentation flips.
+        seed: of the augmentation.
     """
 
     def __init__(
@@ -47,111 +62,147 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         part: Part,
         *,
         image_size: int,
-        scaling: Scaling | None,
-        augment: bool,
+        scaling: Scaling | None = None,
+        augment: bool = False,
         flips: bool = True,
         seed: int = 0,
     ) -> None:
-        self.collection, self.part, self.image_size, self.augment, self.flips, self.seed = (
-            collection, part, image_size, augment, flips, seed,
-        )  # fmt: skip
-        self.scaling = None if scaling is None else scaling.select(collection.channel_names)
+        self.collection, self.part = collection, part
+        self.image_size, self.scaling = image_size, scaling
+        self.augment, self.flips, self.seed = augment, flips, seed
         self.epoch = 0
-        self.has_label_maps = collection.has_label_maps
-        scenes = collection.layout == "scenes"
-        self.windows: list[tuple[int, Window, Window]] = []  # item, the crop of the grid, the area it lies in
-        for item, area in part.areas:
-            self.windows.extend((item, window, area) for window in (_grid(area, image_size) if scenes else [_centre(area, image_size)]))
+        self._windows = _grid(part.blocks, image_size)
+        # Blocks of each scene, to find those that a crop touches.
+        self._blocks: dict[int, NDArray[np.int64]] = {}
+        for scene in np.unique(part.blocks[:, 0]) if len(part.blocks) else ():
+            self._blocks[int(scene)] = part.blocks[part.blocks[:, 0] == scene][:, 1:]
+        used = np.unique(np.concatenate([part.items, part.blocks[:, 0]])).astype(np.int64)
+        sides = [collection.size_of(int(item)) for item in used]
+        total = sum(height * width for height, width in sides) * len(collection.channel_names) * 5
+        self._cache: dict[int, MultiChannelImage] | None = {} if total <= _CACHE_BYTES else None
 
     @property
     def channel_names(self) -> tuple[str, ...]:
+        """Names of the C channels."""
         return self.collection.channel_names
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses which random crops and flips come next."""
+        """Chooses which crops and flips are drawn."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return len(self._windows) if len(self.part.blocks) else len(self.part.items)
 
     def __getitem__(self, index: int) -> Sample:
-        item, window, area = self.windows[index]
-        turn = 0
-        if self.augment:
-            generator = np.random.default_rng([self.seed, self.epoch, index])
-            window = self._random_window(item, area, generator)
-            turn = int(generator.integers(4)) if self.flips else 0
-        image = self.collection.read(item, window)
-        pixels, valid = _pad(image.pixels, self.image_size), _pad(image.valid, self.image_size)
-        classes = self._label_map(item, window)
-        if turn & 1:
-            pixels, valid, classes = pixels[..., ::-1], valid[..., ::-1], classes[..., ::-1] if classes is not None else None
-        if turn & 2:
-            pixels, valid = pixels[..., ::-1, :], valid[..., ::-1, :]
-            classes = classes[::-1] if classes is not None else None
-        valid_CHW = torch.from_numpy(np.ascontiguousarray(valid))
-        image_CHW = torch.from_numpy(np.ascontiguousarray(pixels))
+        """Sample `index` of the epoch.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        image, valid, label, label_map = self.fetch([index])
+        return Sample(image[0], valid[0], int(label[0]), None if label_map is None else label_map[0])
+
+    def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """A batch: (image (B, C, h, w), valid (B, C, h, w), label (B,), label_map (B, h, w) or None), scaled in one go."""
+        size, channels = self.image_size, len(self.channel_names)
+        image = np.zeros((len(indices), channels, size, size), dtype=np.float32)
+        valid = np.zeros(image.shape, dtype=bool)
+        label = np.full(len(indices), -1, dtype=np.int64)
+        maps = np.full((len(indices), size, size), -1, dtype=np.int64) if self.collection.has_label_maps else None
+        for row, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                raise IndexError(f"sample {index} of {len(self)}")
+            item, window, flips = self._place(index)
+            pixels = self._read(item, window)
+            h, w = pixels.pixels.shape[1:]
+            image[row, :, :h, :w] = _flip(pixels.pixels, flips)
+            valid[row, :, :h, :w] = _flip(pixels.valid, flips)
+            if self.collection.labels is not None:
+                label[row] = self.collection.labels[item]
+            if maps is not None:
+                found = self.collection.read_labels(item, window)
+                if found is not None:
+                    maps[row, :h, :w] = _flip(found, flips)
+        x, valid_tensor = torch.from_numpy(image), torch.from_numpy(valid)
         if self.scaling is not None:
-            image_CHW = torch.where(valid_CHW, self.scaling.apply(image_CHW), 0.0)
-        label_map = None if classes is None else torch.from_numpy(np.ascontiguousarray(classes))
-        return Sample(image_CHW, valid_CHW, -1 if self.collection.labels is None else int(self.collection.labels[item]), label_map)
+            x = self.scaling.apply(x)
+        if not valid.all():
+            x = x.masked_fill(~valid_tensor, 0.0)
+        return x, valid_tensor, torch.from_numpy(label), None if maps is None else torch.from_numpy(maps)
 
-    def _label_map(self, item: int, window: Window) -> NDArray[np.int64] | None:
-        if not self.has_label_maps:
-            return None
-        part = self.collection.read_labels(item, window)
-        if part is None:
-            return np.full((self.image_size, self.image_size), -1, np.int64)
-        return _pad(part[None], self.image_size, fill=-1)[0]
+    def place(self, index: int) -> tuple[int, Window]:
+        """Which image of the collection sample `index` comes from, and where in it."""
+        item, window, _ = self._place(index)
+        return item, window
 
-    def _random_window(self, item: int, area: Window, generator: np.random.Generator) -> Window:
-        """A crop that begins inside the area; it may reach over the area's edge, but never into another part."""
-        height, width = self.collection.size_of(item)
-        side = self.image_size
-        held = self.part.held_out.get(item, ())
-        if self.collection.layout == "scenes":
-            top = int(generator.integers(area.top, area.top + area.height))
-            left = int(generator.integers(area.left, area.left + area.width))
-            window = _fit(top, left, side, Window(0, 0, height, width))
-            if not any(_overlap(window, other) for other in held):
-                return window
-            top = int(generator.integers(area.top, max(area.top + area.height - side, area.top) + 1))
-            left = int(generator.integers(area.left, max(area.left + area.width - side, area.left) + 1))
-            return _fit(top, left, side, area)
-        top = int(generator.integers(0, max(height - side, 0) + 1))
-        left = int(generator.integers(0, max(width - side, 0) + 1))
-        return _fit(top, left, side, Window(0, 0, height, width))
+    def _place(self, index: int) -> tuple[int, Window, tuple[bool, bool]]:
+        random = np.random.default_rng((self.seed, self.epoch, index)) if self.augment else None
+        if len(self.part.blocks):
+            item, top, left, height, width = (int(value) for value in self._windows[index])
+            if random is not None:
+                top, left, height, width = self._crop(item, random)
+        else:
+            item = int(self.part.items[index])
+            full_height, full_width = self.collection.size_of(item)
+            height, width = min(full_height, self.image_size), min(full_width, self.image_size)
+            if random is None:
+                top, left = (full_height - height) // 2, (full_width - width) // 2
+            else:
+                top = int(random.integers(full_height - height + 1))
+                left = int(random.integers(full_width - width + 1))
+        flips = (False, False)
+        if random is not None and self.flips:
+            vertical, horizontal = random.random(2) < 0.5
+            flips = (bool(vertical), bool(horizontal))
+        return item, Window(top, left, height, width), flips
+
+    def _crop(self, scene: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of a crop whose pixels all lie in this part's blocks of the scene."""
+        blocks, size = self._blocks[scene], self.image_size
+        areas = blocks[:, 2] * blocks[:, 3]
+        full_height, full_width = self.collection.size_of(scene)
+        top, left, height, width = (int(v) for v in blocks[random.choice(len(blocks), p=areas / areas.sum())])
+        h, w = min(size, full_height), min(size, full_width)
+        for _ in range(_ATTEMPTS):
+            y, x = top + int(random.integers(height)), left + int(random.integers(width))
+            if y + h > full_height or x + w > full_width:
+                continue
+            # Blocks do not overlap: the crop is inside the part when its overlaps with the blocks add up to all of it.
+            rows = np.minimum(y + h, blocks[:, 0] + blocks[:, 2]) - np.maximum(y, blocks[:, 0])
+            columns = np.minimum(x + w, blocks[:, 1] + blocks[:, 3]) - np.maximum(x, blocks[:, 1])
+            if int((rows.clip(min=0) * columns.clip(min=0)).sum()) == h * w:
+                return y, x, h, w
+        h, w = min(size, height), min(size, width)
+        return top + int(random.integers(height - h + 1)), left + int(random.integers(width - w + 1)), h, w
+
+    def _read(self, item: int, window: Window) -> MultiChannelImage:
+        if self._cache is None:
+            return self.collection.read(item, window)
+        image = self._cache.get(item)
+        if image is None:
+            image = self._cache[item] = self.collection.read(item)
+        rows = slice(window.top, window.top + window.height)
+        columns = slice(window.left, window.left + window.width)
+        return MultiChannelImage(image.pixels[:, rows, columns], image.valid[:, rows, columns])
+
+    def __getstate__(self) -> dict[str, object]:
+        # A loader process fills its own cache: sending ours would cost more than reading the files.
+        return {**self.__dict__, "_cache": None if self._cache is None else {}}
 
 
-def _fit(top: int, left: int, side: int, area: Window) -> Window:
-    """A square of `side` at (top, left), moved and cut so that it lies in the area."""
-    top = max(min(top, area.top + area.height - side), area.top)
-    left = max(min(left, area.left + area.width - side), area.left)
-    return Window(top, left, min(side, area.top + area.height - top), min(side, area.left + area.width - left))
+def _grid(blocks: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """(n, 5) scene, top, left, height, width of windows that do not overlap, centred in their blocks, at least one a block."""
+    windows = []
+    for scene, top, left, height, width in blocks.tolist():
+        h, w = min(size, height), min(size, width)
+        rows, columns = height // h, width // w
+        y, x = top + (height - rows * h) // 2, left + (width - columns * w) // 2
+        windows.extend((scene, y + row * h, x + column * w, h, w) for row in range(rows) for column in range(columns))
+    return np.array(windows, dtype=np.int64).reshape(-1, 5)
 
 
-def _overlap(a: Window, b: Window) -> bool:
-    return (
-        a.top < b.top + b.height
-        and b.top < a.top + a.height
-        and a.left < b.left + b.width
-        and b.left < a.left + a.width
-    )
-
-
-def _centre(area: Window, side: int) -> Window:
-    return _fit(area.top + (area.height - side) // 2, area.left + (area.width - side) // 2, side, area)
-
-
-def _grid(area: Window, side: int) -> list[Window]:
-    """Squares side by side that lie in the area; what is left over at its edge is not used twice."""
-    rows = range(area.top, max(area.top + area.height - side, area.top) + 1, side)
-    columns = range(area.left, max(area.left + area.width - side, area.left) + 1, side)
-    return [_fit(top, left, side, area) for top in rows for left in columns]
-
-
-def _pad(array: NDArray, side: int, fill: int = 0) -> NDArray:
-    bottom, right = side - array.shape[1], side - array.shape[2]
-    if bottom <= 0 and right <= 0:
-        return array
-    return np.pad(array, ((0, 0), (0, bottom), (0, right)), constant_values=fill)
+def _flip(array: NDArray, flips: tuple[bool, bool]) -> NDArray:
+    vertical, horizontal = flips
+    if vertical:
+        array = array[..., ::-1, :]
+    return array[..., ::-1] if horizontal else array

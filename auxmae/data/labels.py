@@ -198,7 +198,9 @@ def _values(raster: ImageFile, labels: str) -> set[int]:
 
 def _few(values: NDArray, labels: str) -> NDArray:
     if len(values) > MAX_CLASSES:
-        raise DataError(f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels")
+        raise DataError(
+            f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels"
+        )
     return values
 
 
@@ -240,7 +242,9 @@ def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] |
         valid = np.isfinite(array)
         return np.where(valid, array, -1).astype(np.int64)
     if array.ndim == 3 and not _whole(array):
-        notices.append(f"{where} is {' × '.join(map(str, array.shape))}: each pixel's label is its largest (abundances)")
+        notices.append(
+            f"{where} is {' × '.join(map(str, array.shape))}: each pixel's label is its largest (abundances)"
+        )
         known = np.isfinite(array).all(axis=2) & (array != 0).any(axis=2)
         classes = np.where(known, np.where(np.isfinite(array), array, -math.inf).argmax(axis=2), -1)
         maps = classes[None]

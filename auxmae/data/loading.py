@@ -1,23 +1,33 @@
-"""Batches that can be resumed in the middle of an epoch.
+"""Batches in a reproducible order that can be resumed in the middle of an epoch.
 
-Shapes: B batch, C channels, h × w px.
+Shape letters: B batch, C channels, h rows, w columns.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from auxmae.data.dataset import ImageDataset, Sample
+from auxmae.data.dataset import ImageDataset
+from auxmae.errors import DataError
 
 
 class Batch(NamedTuple):
-    """image (B, C, h, w) scaled; valid, the same in bool; label (B,); label_map (B, h, w) or None; channels kept, or None."""
+    """Images side by side.
+
+    Attributes:
+        image: (B, C', h, w) float32, scaled; 0 where not valid.
+        valid: (B, C', h, w) bool.
+        label: (B,) int64, −1: none.
+        label_map: (B, h, w) int64 (−1: none), or None.
+        channels: (C',) int64 indices of the channels kept by channel sampling; None: all.
+    """
 
     image: Tensor
     valid: Tensor
@@ -26,31 +36,21 @@ class Batch(NamedTuple):
     channels: Tensor | None
 
 
-def _collate(samples: list[Sample]) -> Batch:
-    maps = [sample.label_map for sample in samples]
-    return Batch(
-        torch.stack([sample.image for sample in samples]),
-        torch.stack([sample.valid for sample in samples]),
-        torch.tensor([sample.label for sample in samples]),
-        None if maps[0] is None else torch.stack([entry for entry in maps if entry is not None]),
-        None,
-    )
-
-
 class Loader:
-    """Iterates over a dataset in batches; a pass ends with the epoch, and the next pass is the next epoch.
+    """Batches of a data set.
 
-    Order, crops, flips and sampled channels depend on (seed, epoch, position) alone: `load_state_dict` goes on exactly
-    where `state_dict` was taken, whatever the number of loader processes.
+    Order, crops, flips and channel sampling follow from (seed, epoch, position) alone, whatever the number of workers.
+    A shuffled loader goes on where the last iteration left off; one that is not shuffled starts anew each time.
 
     Args:
         dataset: what to load.
-        batch_size: B; the last batch of an epoch may be smaller, or is left out with `drop_last`.
+        batch_size: B; the last batch of an epoch may be smaller.
         shuffle: a new order every epoch.
-        seed: of the order and the channels.
-        workers: loader processes, 0 for none.
-        channel_sampling: largest part of the channels dropped from a batch.
-        pin_memory: for faster copies to a GPU.
+        seed: of order and channel sampling.
+        workers: loader processes; 0: load in this one.
+        drop_last: leave out a smaller last batch.
+        channel_sampling: largest part of the channels that is dropped at random from a batch.
+        pin_memory: page-locked memory, for copies to a GPU.
     """
 
     def __init__(
@@ -59,63 +59,133 @@ class Loader:
         batch_size: int,
         *,
         shuffle: bool,
-        seed: int,
+        seed: int = 0,
         workers: int = 0,
         drop_last: bool = False,
         channel_sampling: float = 0.0,
         pin_memory: bool = False,
     ) -> None:
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
-        self.workers, self.drop_last, self.channel_sampling, self.pin_memory = workers, drop_last, channel_sampling, pin_memory
+        self.workers, self.drop_last, self.pin_memory = workers, drop_last, pin_memory
+        self.channel_sampling = channel_sampling
         self.epoch = 0
         self.position = 0
+        self._plan: list[_Request] = []
+        self._processes: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        full, rest = divmod(len(self.dataset), self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        count = len(self.dataset) / self.batch_size
+        return math.floor(count) if self.drop_last else math.ceil(count)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from the current position to the end of the epoch.
+
+        `epoch` and `position` already name the next batch when one is handed out, so that a checkpoint taken then is exact.
+
+        Raises:
+            DataError: a file cannot be read, in whichever process.
+        """
+        if not self.shuffle and self.epoch > 0:
+            self.epoch = 0  # the same samples on every pass
+        epoch, start = self.epoch, self.position
+        order = self._order(epoch)
+        requests = [
+            _Request(epoch, number, tuple(order[number * self.batch_size : (number + 1) * self.batch_size].tolist()))
+            for number in range(start, len(self))
+        ]
+        if self.shuffle:
+            for request, batch in zip(requests, self._load(requests), strict=True):
+                self._advance(epoch, request.number)
+                yield batch
+        else:
+            self.position = 0
+            yield from self._load(requests)
+
+    def _advance(self, epoch: int, number: int) -> None:
+        last = number + 1 == len(self)
+        self.epoch, self.position = (epoch + 1, 0) if last else (epoch, number + 1)
 
     def state_dict(self) -> dict[str, int]:
+        """Where the next batch is."""
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.position = state["epoch"], state["position"]
+        """Goes on from there."""
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        if self.position >= len(self):
+            # The data set has shrunk since: the epoch is over.
+            self.epoch, self.position = self.epoch + 1, 0
 
-    def _order(self) -> list[list[int]]:
-        """The indices of every batch of this epoch."""
+    def _order(self, epoch: int) -> np.ndarray:
         count = len(self.dataset)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch, count]).permutation(count).tolist()
-        else:
-            order = list(range(count))
-        return [order[start : start + self.batch_size] for start in range(0, count, self.batch_size)][: len(self)]
+        return np.random.default_rng((self.seed, epoch)).permutation(count) if self.shuffle else np.arange(count)
 
-    def __iter__(self) -> Iterator[Batch]:
-        epoch = self.epoch
-        self.dataset.set_epoch(epoch if self.shuffle else 0)
-        batches: DataLoader[Batch] = DataLoader(
-            self.dataset,
-            batch_sampler=self._order()[self.position :],
-            num_workers=self.workers,
-            collate_fn=_collate,
-            # Forked children can hang on locks that libraries of the readers hold in the parent.
-            multiprocessing_context="spawn" if self.workers else None,
-            pin_memory=self.pin_memory,
-        )
-        for batch in batches:
-            position = self.position
-            # Counted before the batch is handed out: a state taken while it is used goes on with the next one.
-            self.position += 1
-            if self.position >= len(self):
-                self.epoch, self.position = self.epoch + 1, 0
-            yield self._sample_channels(batch, epoch, position)
+    def _load(self, requests: list[_Request]) -> Iterator[Batch]:
+        if self.workers == 0:
+            source = _Source(self.dataset, self.seed, self.channel_sampling)
+            for request in requests:
+                batch = source.load(request)
+                yield _pinned(batch) if self.pin_memory else batch
+            return
+        self._plan[:] = requests
+        if self._processes is None:
+            self._processes = DataLoader(
+                _Source(self.dataset, self.seed, self.channel_sampling),
+                batch_size=None,
+                sampler=self._plan,
+                num_workers=self.workers,
+                multiprocessing_context="spawn",
+                persistent_workers=True,
+                pin_memory=self.pin_memory,
+            )
+        for result in self._processes:
+            if isinstance(result, _Fault):
+                raise DataError(result.message, hint=result.hint)
+            yield Batch(*result)
 
-    def _sample_channels(self, batch: Batch, epoch: int, position: int) -> Batch:
-        if not self.channel_sampling:
-            return batch
-        channels = batch.image.shape[1]
-        generator = np.random.default_rng([self.seed, epoch, position, channels])
-        fewest = max(round(channels * (1 - self.channel_sampling)), 1)
-        kept = np.sort(generator.permutation(channels)[: generator.integers(fewest, channels + 1)])
-        index = torch.from_numpy(kept)
-        return batch._replace(image=batch.image[:, index], valid=batch.valid[:, index], channels=index)
+
+class _Request(NamedTuple):
+    """Which samples of which epoch make batch `number`."""
+
+    epoch: int
+    number: int
+    indices: tuple[int, ...]
+
+
+class _Fault(NamedTuple):
+    """A DataError on its way from a loader process: an exception itself would arrive wrapped in a traceback."""
+
+    message: str
+    hint: str | None
+
+
+class _Source(Dataset[Any]):
+    """Turns requests into batches, in this process or in another."""
+
+    def __init__(self, dataset: ImageDataset, seed: int, channel_sampling: float) -> None:
+        self.dataset, self.seed, self.channel_sampling = dataset, seed, channel_sampling
+
+    def load(self, request: _Request) -> Batch:
+        self.dataset.set_epoch(request.epoch)
+        image, valid, label, label_map = self.dataset.fetch(request.indices)
+        channels = None
+        if self.channel_sampling > 0:
+            total = image.shape[1]
+            # A stream of its own, so that it does not repeat the draws behind the order.
+            random = np.random.default_rng((self.seed, request.epoch, request.number, 1))
+            dropped = int(random.integers(math.floor(self.channel_sampling * total) + 1))
+            kept = np.sort(random.permutation(total)[: max(total - dropped, 1)])
+            channels = torch.from_numpy(kept.astype(np.int64))
+            image, valid = image[:, channels], valid[:, channels]
+        return Batch(image, valid, label, label_map, channels)
+
+    def __getitem__(self, request: _Request) -> Batch | _Fault:
+        try:
+            return self.load(request)
+        except DataError as error:
+            return _Fault(error.message, error.hint)
+
+
+def _pinned(batch: Batch) -> Batch:
+    return Batch(*(None if tensor is None else tensor.pin_memory() for tensor in batch))  # type: ignore[arg-type]

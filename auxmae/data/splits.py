@@ -1,61 +1,74 @@
-"""Which images, or which blocks of a scene, are trained on, validated on, and tested on."""
+"""Training, validation and test parts: at random, by group, or by spatial block, none overlapping another.
+
+Neighbouring pixels of one scene are alike, so scenes are held out by blocks by default: a crop lies in the blocks of one part
+only.  Scenes of equal size (and place, where they say so) share one assignment, because they may be dates of the same place.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
-from auxmae.data.image import Window
 from auxmae.errors import DataError, SettingsError
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+_NAMES = ("train", "validation", "test")
+# Blocks a side of a large scene: enough to spread each part over it, few enough to leave room for crops.
+MAX_BLOCKS = 8
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one part holds: rectangles of items; a whole image is the rectangle of its size.
+    """What one part holds.
 
     Attributes:
-        areas: (item, window) pairs.
-        held_out: for scenes, the windows of each item that belong to other parts; crops never touch them.
+        name: "train", "validation" or "test".
+        items: (n,) int64 images of the collection (empty where the part holds blocks).
+        blocks: (n, 5) int64: scene, top, left, height, width of every block, px.
     """
 
-    areas: tuple[tuple[int, Window], ...]
-    held_out: dict[int, tuple[Window, ...]]
+    name: str
+    items: NDArray[np.int64]
+    blocks: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.items) + len(self.blocks)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, validation and test; `digest` identifies who went where."""
+    """The three parts, how they were drawn, and a digest of which image or block went where."""
 
     train: Part
     validation: Part
     test: Part
-    method: str
+    method: Literal["random", "group", "block"]
     digest: str
+    notices: tuple[str, ...] = ()
 
 
 def resolve_image_size(collection: Collection, requested: int | None, patch_size: int, limit: int = 64) -> int:
-    """Side of the crops, px: as requested, or chosen so that the data holds enough of them.
+    """The side of a crop, px.
 
-    Images are taken whole up to `limit`; a scene gives at least three crops a side, so that parts can be held out.  The
-    result is a multiple of the patch size where the data allows one.
-
-    Raises:
-        SettingsError: the request is smaller than a patch.
+    Args:
+        collection: the images.
+        requested: the setting; None to choose: images: their smallest side, scenes: a third of it (so that even a small scene
+            has three blocks a side), both at most `limit`, a multiple of `patch_size`, and never below one patch.
+        patch_size: side of a patch, px.
+        limit: the largest side chosen, px.
     """
     if requested is not None:
-        if requested < patch_size:
-            raise SettingsError(f"model.image_size ({requested} px) is smaller than model.patch_size ({patch_size} px)")
         return requested
     side = collection.smallest_side()
-    if collection.layout == "scenes":
-        side = max(side // 3, min(side, patch_size))
-    side = min(side, max(limit, patch_size))
-    return max(side // patch_size * patch_size, patch_size)
+    wanted = min(limit, side // 3 if collection.layout == "scenes" else side)
+    return max(wanted // patch_size * patch_size, patch_size)
 
 
 def split_collection(
@@ -69,133 +82,213 @@ def split_collection(
     group_pattern: str = "",
     seed: int = 0,
 ) -> Splits:
-    """Splits a collection.
+    """Assigns every image, or every block of every scene, to one part.
 
     Args:
-        collection: what to split.
-        method: "random" (stratified by class), "group" (by `group_pattern` on the path), "block" (squares of scenes), or
-            "auto": block for scenes, random otherwise.
-        validation_fraction, test_fraction: parts held out.
-        image_size: side of the crops, px; a block holds at least one.
-        block_size: side of a block, px; None for a fifth of the shorter side, at least `image_size`.
-        group_pattern: regular expression whose first group names an image's group.
-        seed: of the assignment.
+        collection: the images.
+        method: "random" (stratified by class), "group", "block", or "auto": block for scenes, random otherwise.
+        validation_fraction, test_fraction: share of images or blocks.
+        image_size: side of a crop, px: a block is at least as wide.
+        block_size: side of a block, px; None: about an eighth of the scene.
+        group_pattern: regular expression on the relative path; its first group names the group.
+        seed: of the draw.
 
     Raises:
-        DataError: too few images or blocks; SettingsError: a pattern that does not fit.
+        DataError: a path has no group, or there are too few groups.
+        SettingsError: the method does not fit the layout.
     """
+    scenes = collection.layout == "scenes"
     if method == "auto":
-        method = "block" if collection.layout == "scenes" else "random"
+        method = "block" if scenes else "random"
+    if method == "block" and not scenes:
+        raise SettingsError(
+            f"data.split = 'block' cuts scenes, and {collection.source} is read as {collection.layout}",
+            hint="set data.layout = 'scenes' or data.split = 'random'",
+        )
+    random = np.random.default_rng(seed)
     fractions = (validation_fraction, test_fraction)
-    generator = np.random.default_rng(seed)
-    held: dict[int, tuple[Window, ...]] = {}
+    notices: list[str] = []
+    blocks = np.zeros((0, 5), dtype=np.int64)
     if method == "block":
-        units = [(item, block) for item in range(len(collection)) for block in _blocks(collection.size_of(item), image_size, block_size)]
-        assignment = _assign_blocks(units, fractions, generator)
+        blocks, keys = _cut(collection, image_size, block_size, notices)
+        assigned = _assign_blocks(keys, fractions, random)
+    elif method == "group":
+        assigned = _assign_groups(_groups(collection, group_pattern), fractions, random)
     else:
-        units = [(item, Window(0, 0, *collection.size_of(item))) for item in range(len(collection))]
-        if method == "group":
-            keys = _groups(collection, group_pattern)
-            assignment = _assign_groups(keys, fractions, generator)
-        else:
-            labels = np.zeros(len(collection), np.int64) if collection.labels is None else collection.labels
-            assignment = _assign_random(labels, fractions, generator)
-    if not (assignment == 0).any():
-        raise DataError(f"{collection.source}: nothing is left to train on", hint="lower data.validation_fraction and data.test_fraction")
-    parts = []
-    for number in range(3):
-        if method == "block":
-            held = {}
-            for (item, window), part in zip(units, assignment, strict=True):
-                if part != number:
-                    held[item] = (*held.get(item, ()), window)
-        parts.append(Part(tuple(unit for unit, part in zip(units, assignment, strict=True) if part == number), held))
-    digest = hashlib.sha256(repr([(unit, int(part)) for unit, part in zip(units, assignment, strict=True)]).encode()).hexdigest()
-    if len(units) > 1:
-        empty = [name for name, part, share in zip(("validation", "test"), parts[1:], fractions, strict=True) if share and not part.areas]
-        if empty:
-            collection.notices.append(f"too few images for a {' and a '.join(empty)} part: {'none is' if len(empty) == 1 else 'none are'} held out")
-    else:
-        collection.notices.append("only one image or block: it is trained on, and nothing is held out")
-    return Splits(parts[0], parts[1], parts[2], method, digest[:16])
+        labels = collection.labels if collection.labels is not None else np.zeros(len(collection), dtype=np.int64)
+        assigned = _assign_stratified(labels, fractions, random)
+    if scenes and method != "block":
+        sizes = np.array([collection.size_of(item) for item in range(len(collection))], dtype=np.int64)
+        numbers = np.arange(len(collection), dtype=np.int64)[:, None]
+        blocks = np.concatenate([numbers, np.zeros((len(numbers), 2), dtype=np.int64), sizes], axis=1)
+    noun = "block" if method == "block" else "group" if method == "group" else "image"
+    for part, fraction in ((VALIDATION, validation_fraction), (TEST, test_fraction)):
+        if fraction > 0 and not (assigned == part).any():
+            notices.append(
+                f"the {_NAMES[part]} part is empty: {len(assigned)} {noun}{'' if len(assigned) == 1 else 's'} are too few"
+            )
+    if not (assigned == TRAIN).any():
+        raise DataError(f"{collection.source}: nothing is left to train on", hint="lower data.test_fraction")
+
+    def part(number: int) -> Part:
+        chosen = assigned == number
+        if scenes:
+            return Part(_NAMES[number], np.zeros(0, dtype=np.int64), blocks[chosen])
+        return Part(_NAMES[number], np.flatnonzero(chosen).astype(np.int64), np.zeros((0, 5), dtype=np.int64))
+
+    collection.notices.extend(notice for notice in notices if notice not in collection.notices)
+    parts = [part(number) for number in (TRAIN, VALIDATION, TEST)]
+    digest = _digest(collection, assigned, blocks)
+    return Splits(*parts, method=method, digest=digest, notices=tuple(notices))  # type: ignore[arg-type]
 
 
-def _blocks(size: tuple[int, int], image_size: int, block_size: int | None) -> list[Window]:
-    """Squares that cover the image; what is left over at the right and the bottom widens the last ones."""
-    side = max(block_size or max(image_size, min(size) // 5), min(image_size, *size))
-    edges = []
-    for length in size:
-        count = max(length // side, 1)
-        edges.append([*(number * side for number in range(count)), length])
-    rows, columns = edges
-    return [
-        Window(top, left, bottom - top, right - left)
-        for top, bottom in zip(rows, rows[1:], strict=False)
-        for left, right in zip(columns, columns[1:], strict=False)
-    ]
+def _digest(collection: Collection, assigned: NDArray[np.int64], blocks: NDArray[np.int64]) -> str:
+    digest = hashlib.sha256()
+    for number in np.unique(collection.items[:, 0]):
+        path = collection.relative_paths[number] if collection.relative_paths else str(number)
+        digest.update(path.encode() + b"\0")
+    for array in (collection.items, assigned, blocks):
+        digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _counts(total: int, fractions: tuple[float, float]) -> tuple[int, int]:
-    """How many of `total` are validated and tested on: at least one each where three or more are there."""
-    validation, test = (max(round(total * fraction), 1) if fraction and total >= 3 else 0 for fraction in fractions)
-    if total == 2 and fractions[1]:
-        test = 1
-    while validation + test >= max(total, 1):
-        if test >= validation:
+    """(validation, test) counts of `total`: at least one each where three or more are there; test first where there are two."""
+    validation, test = (round(fraction * total) for fraction in fractions)
+    if total >= 2 and fractions[1] > 0:
+        test = max(test, 1)
+    if total >= 3 and fractions[0] > 0:
+        validation = max(validation, 1)
+    while validation + test >= total > 0 and validation + test > 0:
+        if test > validation:
             test -= 1
         else:
             validation -= 1
     return validation, test
 
 
-def _assign_random(labels: NDArray[np.int64], fractions: tuple[float, float], generator: np.random.Generator) -> NDArray[np.int64]:
-    assignment = np.zeros(len(labels), np.int64)
-    counts = np.unique(labels, return_counts=True)[1]
-    # Classes too small to be split keep their proportions as well as they can: everything is drawn from one pot then.
-    strata = labels if counts.min() >= 5 else np.zeros_like(labels)
-    for value in np.unique(strata):
-        members = generator.permutation(np.flatnonzero(strata == value))
-        validation, test = _counts(len(members), fractions)
-        assignment[members[:validation]] = 1
-        assignment[members[validation : validation + test]] = 2
-    return assignment
+def _draw(total: int, fractions: tuple[float, float], random: np.random.Generator) -> NDArray[np.int64]:
+    validation, test = _counts(total, fractions)
+    assigned = np.full(total, TRAIN, dtype=np.int64)
+    order = random.permutation(total)
+    assigned[order[:test]] = TEST
+    assigned[order[test : test + validation]] = VALIDATION
+    return assigned
 
 
-def _assign_blocks(
-    units: list[tuple[int, Window]], fractions: tuple[float, float], generator: np.random.Generator
+def _assign_stratified(
+    labels: NDArray[np.int64], fractions: tuple[float, float], random: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Blocks are drawn by place, so that images of one place (several dates) hold out the same ground."""
-    places = sorted({(window.top, window.left, window.height, window.width) for _, window in units})
-    order = generator.permutation(len(places))
-    validation, test = _counts(len(places), fractions)
-    rank = {places[index]: number for number, index in enumerate(order)}
-
-    def part(window: Window) -> int:
-        number = rank[(window.top, window.left, window.height, window.width)]
-        return 1 if number < validation else 2 if number < validation + test else 0
-
-    return np.array([part(window) for _, window in units], np.int64)
+    """Exact counts overall, and the same shares in every class as nearly as they go."""
+    total = len(labels)
+    validation, test = _counts(total, fractions)
+    shuffled = random.permutation(total)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    # Place of each image in its class, as a share with a random offset: the smallest shares are the test part.
+    _, starts, sizes = np.unique(labels[by_class], return_index=True, return_counts=True)
+    rank = np.arange(total) - np.repeat(starts, sizes)
+    share = (rank + np.repeat(random.random(len(sizes)), sizes)) / np.repeat(sizes, sizes)
+    order = by_class[np.argsort(share, kind="stable")]
+    assigned = np.full(total, TRAIN, dtype=np.int64)
+    assigned[order[:test]] = TEST
+    assigned[order[test : test + validation]] = VALIDATION
+    return assigned
 
 
 def _groups(collection: Collection, pattern: str) -> list[str]:
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise SettingsError(f"data.group_pattern is no regular expression: {error}") from error
-    keys = []
-    for item in range(len(collection)):
-        found = expression.search(collection.relative_paths[int(collection.items[item][0])])
-        if found is None:
-            raise SettingsError(
-                f"data.group_pattern finds no group in {collection.relative_paths[int(collection.items[item][0])]}", hint="every image's path must match the pattern"
+    if not pattern:
+        raise SettingsError("data.split = 'group' needs data.group_pattern")
+    expression = re.compile(pattern)
+    names = []
+    for file in collection.items[:, 0]:
+        path = collection.relative_paths[int(file)]
+        match = expression.search(path)
+        if match is None or match.group(1) is None:
+            raise DataError(
+                f"{path}: data.group_pattern {pattern!r} finds no group in this path", hint="correct the pattern"
             )
-        keys.append(found.group(1) if expression.groups else found.group(0))
-    return keys
+        names.append(match.group(1))
+    return names
 
 
-def _assign_groups(keys: list[str], fractions: tuple[float, float], generator: np.random.Generator) -> NDArray[np.int64]:
-    names = sorted(set(keys))
-    validation, test = _counts(len(names), fractions)
-    order = generator.permutation(len(names))
-    part = {names[index]: 1 if number < validation else 2 if number < validation + test else 0 for number, index in enumerate(order)}
-    return np.array([part[key] for key in keys], np.int64)
+def _assign_groups(
+    names: Sequence[str], fractions: tuple[float, float], random: np.random.Generator
+) -> NDArray[np.int64]:
+    groups, member, sizes = np.unique(np.array(names), return_inverse=True, return_counts=True)
+    needed = 1 + sum(fraction > 0 for fraction in fractions)
+    if len(groups) < needed:
+        raise DataError(
+            f"data.group_pattern finds {len(groups)} group{'' if len(groups) == 1 else 's'}, and {needed} parts need one each",
+            hint="change data.group_pattern, or set data.validation_fraction or data.test_fraction to 0",
+        )
+    of_group = np.full(len(groups), TRAIN, dtype=np.int64)
+    left = list(random.permutation(len(groups)))
+    waiting = 1 + (fractions[0] > 0)  # parts that still need a group
+    for part, fraction in ((TEST, fractions[1]), (VALIDATION, fractions[0])):
+        if fraction == 0:
+            continue
+        held = 0
+        # The next group goes in while it brings the part closer to its share.
+        while len(left) > waiting and (held == 0 or held + sizes[left[-1]] / 2 <= fraction * len(names)):
+            group = left.pop()
+            of_group[group] = part
+            held += int(sizes[group])
+        if held == 0:
+            of_group[left.pop()] = part
+        waiting = 1
+    return of_group[member]
+
+
+def _cut(
+    collection: Collection, image_size: int, block_size: int | None, notices: list[str]
+) -> tuple[NDArray[np.int64], list[tuple[object, int]]]:
+    """→ blocks (n, 5) of all scenes, and for each the key of its place and its number there."""
+    if block_size is not None and block_size < image_size:
+        raise SettingsError(
+            f"data.block_size ({block_size} px) is smaller than a crop ({image_size} px)", hint="raise data.block_size"
+        )
+    blocks: list[tuple[int, int, int, int, int]] = []
+    keys: list[tuple[object, int]] = []
+    places: dict[object, int] = {}
+    for item in range(len(collection)):
+        height, width = collection.size_of(item)
+        reference = collection.file_of(item).georeference
+        key = (height, width, str(reference) if reference else "")
+        places[key] = places.get(key, 0) + 1
+        rows, columns = (
+            _edges(side, block_size or image_size, None if block_size else MAX_BLOCKS) for side in (height, width)
+        )
+        number = 0
+        for top, bottom in zip(rows[:-1], rows[1:], strict=True):
+            for left, right in zip(columns[:-1], columns[1:], strict=True):
+                blocks.append((item, top, left, bottom - top, right - left))
+                keys.append((key, number))
+                number += 1
+    if any(count > 1 for count in places.values()):
+        notices.append(
+            "scenes of the same size and place are held out at the same blocks, as they may show the same place"
+        )
+    return np.array(blocks, dtype=np.int64), keys
+
+
+def _edges(side: int, block: int, most: int | None) -> list[int]:
+    """Edges that cut a side into equal blocks, each at least `block` wide (or the whole side)."""
+    count = max(side // block, 1)
+    if most is not None:
+        count = min(count, most)
+    return [side * number // count for number in range(count + 1)]
+
+
+def _assign_blocks(
+    keys: Sequence[tuple[object, int]], fractions: tuple[float, float], random: np.random.Generator
+) -> NDArray[np.int64]:
+    units = list(dict.fromkeys(keys))
+    by_place: dict[object, list[tuple[object, int]]] = {}
+    for unit in units:
+        by_place.setdefault(unit[0], []).append(unit)
+    # Each place has its own held-out blocks where it has enough of them, so that every scene is tested.
+    pools = list(by_place.values()) if all(len(pool) >= 3 for pool in by_place.values()) else [units]
+    of_unit: dict[tuple[object, int], int] = {}
+    for pool in pools:
+        of_unit.update(zip(pool, _draw(len(pool), fractions, random).tolist(), strict=True))
+    return np.array([of_unit[key] for key in keys], dtype=np.int64)

@@ -1,64 +1,110 @@
-"""Per-channel statistics of a data set, what they warn of, and the scaling that is fitted to them.
+"""What the values of every channel are like, and the scaling to network inputs that follows from it.
 
-The scaling is stored with the model, so that a model never meets pixels on another scale than it was trained on.
+Shape letters: B batch, C channels, H rows, W columns, S samples kept for percentiles.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from auxmae.errors import CheckpointError, DataError
+from auxmae.errors import DataError
 
 if TYPE_CHECKING:
     from auxmae.data.dataset import ImageDataset
 
-EPS = 1e-12
+Values = tuple[float, ...]
+
+_BATCH = 32
+# Of large data sets, windows with this many times the wanted percentile samples are read, not all of them.
+_READ_FACTOR = 8
 
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """What the valid pixels of every channel look like, after the transform.
+    """Per channel, over valid pixels only; all but `count` and the fractions in transformed units (see `transform`).
 
     Attributes:
-        channel_names: C names; all other lists have one entry a channel.
-        count: valid pixels; valid: their part of all pixels.
-        mean, std, minimum, maximum: over all valid pixels.
-        low, median, high, tail: percentiles (low and high as asked, 50, 99.9), estimated from `samples` pixels.
-        at_maximum: part of the valid pixels that hold the channel's largest value.
-        low_percentile, high_percentile: what low and high stand for, %.
+        channel_names: C names.
+        count: valid pixels seen.
+        mean, std: of them (population standard deviation).
+        minimum, maximum: of them.
+        low, high: percentiles `low_percent` and `high_percent`, estimated from a random sample.
+        median, extreme: the 50th and 99.9th percentile before the transform, in pixel units.
+        raw_mean, raw_minimum, raw_maximum: before the transform, in pixel units.
+        fraction_valid: valid pixels of all.
+        fraction_low_end, fraction_high_end: pixels at exactly the minimum, and the maximum.
+        transform, cofactor: what was applied to the pixels first.
+        low_percent, high_percent: which percentiles `low` and `high` are.
     """
 
     channel_names: tuple[str, ...]
     count: tuple[int, ...]
-    valid: tuple[float, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    minimum: tuple[float, ...]
-    maximum: tuple[float, ...]
-    low: tuple[float, ...]
-    median: tuple[float, ...]
-    high: tuple[float, ...]
-    tail: tuple[float, ...]
-    at_maximum: tuple[float, ...]
-    low_percentile: float
-    high_percentile: float
-    transform: str
+    mean: Values
+    std: Values
+    minimum: Values
+    maximum: Values
+    low: Values
+    high: Values
+    median: Values
+    extreme: Values
+    raw_mean: Values
+    raw_minimum: Values
+    raw_maximum: Values
+    fraction_valid: Values
+    fraction_low_end: Values
+    fraction_high_end: Values
+    transform: str = "none"
+    cofactor: float = 1.0
+    low_percent: float = 1.0
+    high_percent: float = 99.0
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """JSON-able; a channel without a valid pixel has None where a number is unknown."""
+        return {
+            key: [None if isinstance(v, float) and not math.isfinite(v) else v for v in value]
+            if isinstance(value, tuple)
+            else value
+            for key, value in asdict(self).items()
+        }
 
 
-def _transform(x: NDArray[np.float64], kind: str, cofactor: float) -> NDArray[np.float64]:
-    if kind == "log1p":
-        return np.log1p(np.maximum(x, 0))
-    return np.arcsinh(x / cofactor) if kind == "arcsinh" else x
+class _Moments:
+    """Count, mean, sum of squared deviations, extremes and their shares of a stream, per channel.
+
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1979), in float64: no cancellation however large the mean.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count = np.zeros(channels, dtype=np.int64)
+        self.mean = np.zeros(channels)
+        self.squares = np.zeros(channels)
+        self.minimum, self.maximum = np.full(channels, np.inf), np.full(channels, -np.inf)
+        self.at_minimum, self.at_maximum = np.zeros(channels, dtype=np.int64), np.zeros(channels, dtype=np.int64)
+
+    def add(self, channel: int, values: NDArray[np.float64]) -> None:
+        if not len(values):
+            return
+        mean = values.mean()
+        total = self.count[channel] + len(values)
+        delta = mean - self.mean[channel]
+        self.squares[channel] += ((values - mean) ** 2).sum() + delta**2 * self.count[channel] * len(values) / total
+        self.mean[channel] += delta * len(values) / total
+        self.count[channel] = total
+        low, high = values.min(), values.max()
+        if low < self.minimum[channel]:
+            self.minimum[channel], self.at_minimum[channel] = low, 0
+        if high > self.maximum[channel]:
+            self.maximum[channel], self.at_maximum[channel] = high, 0
+        self.at_minimum[channel] += np.count_nonzero(values == self.minimum[channel])
+        self.at_maximum[channel] += np.count_nonzero(values == self.maximum[channel])
 
 
 def compute_statistics(
@@ -70,120 +116,170 @@ def compute_statistics(
     high: float = 99.0,
     samples: int = 2_000_000,
     progress: Callable[[int, int], None] | None = None,
+    seed: int = 0,
 ) -> ChannelStatistics:
-    """One pass over the dataset's windows; sums in double precision (Chan's update), percentiles from an even subsample.
+    """One pass over a data set, window by window.
 
     Args:
-        dataset: unscaled and not augmented.
-        transform, cofactor: applied first: "none", "log1p" (of what is not negative) or "arcsinh" (of x / cofactor).
+        dataset: raw (scaling=None), not augmented.  Of one with more than 8 × `samples` pixels, a random part is read.
+        transform: "none", "log1p" or "arcsinh", applied first.
+        cofactor: arcsinh(x / cofactor), pixel units.
         low, high: percentiles, %.
-        samples: pixels per channel that the percentiles are estimated from, at most.
+        samples: pixels per channel kept for percentiles, at most.
         progress: told (done, total) windows.
+        seed: of the samples.
 
     Raises:
-        DataError: no valid pixel at all.
+        DataError: there is no valid pixel at all, or a file cannot be read.
     """
-    names = dataset.channel_names
-    channels, windows = len(names), len(dataset)
-    count, total = np.zeros(channels), 0
-    mean, square = np.zeros(channels), np.zeros(channels)
-    minimum, maximum = np.full(channels, np.inf), np.full(channels, -np.inf)
-    at_maximum = np.zeros(channels)
-    kept: list[list[NDArray[np.float32]]] = [[] for _ in range(channels)]
-    generator = np.random.default_rng(0)
-    # Every window contributes the same share; a huge scene is read in as many windows as give enough pixels.
-    per_window = max(samples // max(windows, 1), 64)
-    order = generator.permutation(windows)[: max(4 * samples // max(dataset.image_size**2, 1), 256)]
-    for done, index in enumerate(order):
-        sample = dataset[int(index)]
-        pixels = sample.image.numpy().reshape(channels, -1)
-        valid = sample.valid.numpy().reshape(channels, -1)
-        total += pixels.shape[1]
-        for channel in range(channels):
-            values = _transform(pixels[channel][valid[channel]].astype(np.float64), transform, cofactor)
-            if not values.size:
-                continue
-            n = values.size
-            delta = values.mean() - mean[channel]
-            square[channel] += values.var() * n + delta**2 * count[channel] * n / (count[channel] + n)
-            mean[channel] += delta * n / (count[channel] + n)
-            count[channel] += n
-            largest = values.max()
-            if largest > maximum[channel]:
-                maximum[channel], at_maximum[channel] = largest, 0
-            if largest == maximum[channel]:
-                at_maximum[channel] += (values == largest).sum()
-            minimum[channel] = min(minimum[channel], values.min())
-            step = -(-n // per_window)
-            kept[channel].append(values[generator.integers(step) :: step].astype(np.float32))
-        if progress:
-            progress(done + 1, len(order))
-    if not count.any():
-        raise DataError(f"{dataset.collection.source}: no valid pixel in the training part", hint="check data.nodata")
-    seen = count > 0
-    quantiles = np.array(
-        [np.percentile(np.concatenate(k), [low, 50, high, 99.9]) if k else np.zeros(4) for k in kept], np.float64
-    )
-    safe = np.maximum(count, 1)
+    names, random = dataset.channel_names, np.random.default_rng(seed)
+    area = dataset.image_size**2
+    indices = np.arange(len(dataset))
+    most = max(math.ceil(_READ_FACTOR * samples / area), 1)
+    if len(indices) > most:
+        indices = np.sort(random.choice(indices, most, replace=False))
+    share = min(1.0, samples / max(len(indices) * area, 1))
+    raw, scaled = _Moments(len(names)), _Moments(len(names))
+    kept: list[list[NDArray[np.float32]]] = [[] for _ in names]
+    total = 0
+    for start in range(0, len(indices), _BATCH):
+        chosen = indices[start : start + _BATCH].tolist()
+        image, valid, *_ = dataset.fetch(chosen)
+        # Padding is no part of an image: it counts neither as valid nor as missing.
+        total += sum(window.height * window.width for _, window in (dataset.place(index) for index in chosen))
+        for channel in range(len(names)):
+            values = image[:, channel][valid[:, channel]].numpy().astype(np.float64)
+            raw.add(channel, values)
+            if transform != "none":
+                scaled.add(channel, _transform(torch.from_numpy(values), transform, cofactor).numpy())
+            picked = values if share == 1 else values[random.random(len(values)) < share]
+            kept[channel].append(picked.astype(np.float32))
+        if progress is not None:
+            progress(start + len(chosen), len(indices))
+    if not raw.count.any():
+        raise DataError(
+            f"{dataset.collection.source}: no valid pixel to compute statistics from", hint="check data.nodata"
+        )
+    moments = raw if transform == "none" else scaled
+    percentiles = np.full((4, len(names)), np.nan)
+    for channel, pieces in enumerate(kept):
+        values = np.concatenate(pieces).astype(np.float64)
+        if len(values):
+            percentiles[:, channel] = np.percentile(values, [low, high, 50, 99.9])
+    ends = _transform(torch.from_numpy(percentiles[:2]), transform, cofactor).numpy()
+    count = np.maximum(raw.count, 1)
+    none = raw.count == 0
 
-    def listed(values: NDArray[np.float64]) -> tuple[float, ...]:
-        return tuple(float(value) for value in values)
+    def known(values: NDArray[np.float64]) -> Values:
+        return tuple(float(value) for value in np.where(none, np.nan, values))
+
+    def share_of(values: NDArray[np.int64], of: NDArray[np.int64] | int) -> Values:
+        return tuple(float(value) for value in values / of)
 
     return ChannelStatistics(
         names,
-        tuple(int(value) for value in count),
-        listed(count / max(total, 1)),
-        listed(mean),
-        listed(np.sqrt(square / safe)),
-        listed(np.where(seen, minimum, 0)),
-        listed(np.where(seen, maximum, 0)),
-        listed(quantiles[:, 0]),
-        listed(quantiles[:, 1]),
-        listed(quantiles[:, 2]),
-        listed(quantiles[:, 3]),
-        listed(at_maximum / safe),
+        tuple(int(value) for value in raw.count),
+        known(moments.mean),
+        known(np.sqrt(moments.squares / count)),
+        known(moments.minimum),
+        known(moments.maximum),
+        known(ends[0]),
+        known(ends[1]),
+        known(percentiles[2]),
+        known(percentiles[3]),
+        known(raw.mean),
+        known(raw.minimum),
+        known(raw.maximum),
+        share_of(raw.count, max(total, 1)),
+        share_of(raw.at_minimum, count),
+        share_of(raw.at_maximum, count),
+        transform,
+        cofactor,
         low,
         high,
-        transform,
     )
 
 
-def statistics_warnings(statistics: ChannelStatistics) -> list[str]:
-    """What a user should look at before training, one sentence each."""
+def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = None) -> list[str]:
+    """What looks wrong, one sentence each: dead, constant, saturated channels, heavy tails, unexpected scale, missing pixels.
+
+    Args:
+        statistics: of the training part.
+        dtype: of the stored pixels, whose largest value tells saturation from a mere maximum.
+    """
     s, warnings = statistics, []
-    middle = float(np.median([abs(value) for value in s.mean])) or 1.0
-    tails = []
-    for i, name in enumerate(s.channel_names):
-        if s.count[i] == 0:
-            warnings.append(f"{name}: dead: no valid pixel; leave it out with data.channels")
-        elif s.std[i] <= EPS * max(abs(s.mean[i]), 1):
-            warnings.append(f"{name}: constant ({s.mean[i]:g}); it teaches nothing: leave it out with data.channels")
+    limit = float(np.iinfo(dtype).max) if dtype is not None and np.issubdtype(dtype, np.integer) else None
+
+    def warn(names: Sequence[str], what: str) -> None:
+        if names:
+            listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            warnings.append(f"{listed}: {what}")
+
+    groups: dict[str, list[str]] = {key: [] for key in ("empty", "dead", "constant", "saturated", "tails", "invalid")}
+    for c, name in enumerate(s.channel_names):
+        constant = s.raw_minimum[c] == s.raw_maximum[c]
+        if s.count[c] == 0:
+            groups["empty"].append(name)
+        elif constant:
+            groups["dead" if s.raw_maximum[c] == 0 else "constant"].append(name)
         else:
-            if s.at_maximum[i] > 0.01 and s.maximum[i] > s.median[i]:
-                warnings.append(f"{name}: saturated: {s.at_maximum[i]:.1%} of its pixels hold the largest value {s.maximum[i]:g}")
-            if s.valid[i] < 0.5:
-                warnings.append(f"{name}: only {s.valid[i]:.0%} of its pixels are valid")
-            if abs(s.mean[i]) > 100 * middle or 0 < abs(s.mean[i]) < middle / 100:
-                warnings.append(f"{name}: its mean {s.mean[i]:g} is far from the other channels' ({middle:g}): other units?")
-            if s.transform == "none" and s.tail[i] - s.median[i] > 20 * max(s.high[i] - s.median[i], EPS) / 4 + 8 * s.std[i]:
-                tails.append(name)
-    if tails:
-        warnings.append(f"{', '.join(tails)}: heavy-tailed: try scaling.transform = 'arcsinh' or 'log1p'")
-    sentinel = {f"B{n:02d}" for n in range(1, 13)} - {"B10"}
-    if sentinel <= set(s.channel_names):
-        typical = float(np.median([s.median[s.channel_names.index(name)] for name in sentinel]))
-        if s.transform == "none" and 1.5 < typical < 50:
-            warnings.append(f"Sentinel-2 bands with a typical value of {typical:g}: expected are 100 to 6 000 (reflectance × 10 000) or 0 to 1")
+            at_limit = limit is not None and s.raw_maximum[c] == limit and s.fraction_high_end[c] >= 0.001
+            if s.fraction_high_end[c] >= 0.01 or at_limit:
+                groups["saturated"].append(name)
+            if s.transform == "none" and s.raw_minimum[c] >= 0 and _heavy(s, c):
+                groups["tails"].append(name)
+        if 0 < s.count[c] and s.fraction_valid[c] < 0.5:
+            groups["invalid"].append(name)
+    warn(groups["empty"], "no valid pixel")
+    warn(groups["dead"], "dead, every pixel is 0: leave it out with data.channels")
+    warn(groups["constant"], "constant, every pixel has the same value: leave it out with data.channels")
+    warn(groups["saturated"], "saturated, many pixels are exactly at the maximum")
+    warn(groups["tails"], "heavy tails, a few pixels far above the rest: try scaling.transform = 'arcsinh'")
+    warn(groups["invalid"], "more than half of the pixels are not valid (nodata or NaN)")
+    warnings.extend(_scale_warnings(s))
     return warnings
+
+
+def _heavy(s: ChannelStatistics, channel: int) -> bool:
+    """The 99.9th percentile is over 20 medians; where most pixels are 0, over 10 means."""
+    if s.median[channel] > 0:
+        return s.extreme[channel] > 20 * s.median[channel]
+    return s.raw_mean[channel] > 0 and s.extreme[channel] > 10 * s.raw_mean[channel]
+
+
+def _scale_warnings(s: ChannelStatistics) -> list[str]:
+    warnings = []
+    sentinel = [
+        c for c, name in enumerate(s.channel_names) if name in SENTINEL2_NAMES and s.count[c] and s.raw_maximum[c] > 0
+    ]
+    if len(sentinel) >= 3:
+        typical = float(np.median([s.raw_mean[c] for c in sentinel]))
+        if not 50 <= typical <= 20_000:
+            warnings.append(
+                f"scale far from expected: Sentinel-2 reflectance × 10000 has means of hundreds to thousands, these have {typical:.3g}; "
+                "a model trained on the one does not fit the other"
+            )
+    spread = {c: s.extreme[c] for c in range(len(s.channel_names)) if s.count[c] and s.extreme[c] > 0}
+    if len(spread) >= 2:
+        middle = float(np.median(list(spread.values())))
+        odd = [s.channel_names[c] for c, value in spread.items() if not middle / 100 < value < middle * 100]
+        if odd:
+            listed = ", ".join(odd[:8]) + (f" and {len(odd) - 8} more" if len(odd) > 8 else "")
+            warnings.append(f"{listed}: values differ from the other channels' by a factor of 100 or more")
+    return warnings
+
+
+SENTINEL2_NAMES = frozenset({"B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"})
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """y = (transform(x) − shift) / scale, per channel.
+    """Pixel values → network inputs, per channel: y = (transform(x) − shift) / scale, and clipped to [0, 1] where asked.
 
     Attributes:
         method, transform, cofactor, clip: as in the settings' [scaling] table.
-        channel_names: C names; shift, scale: C numbers in the units of the transformed pixels.
+        channel_names: C names.
+        shift, scale: C numbers, in transformed units; scale is never 0.
     """
 
     method: str
@@ -191,85 +287,101 @@ class Scaling:
     cofactor: float
     clip: bool
     channel_names: tuple[str, ...]
-    shift: tuple[float, ...]
-    scale: tuple[float, ...]
+    shift: Values
+    scale: Values
 
     @classmethod
-    def fit(cls, statistics: ChannelStatistics, *, method: str, transform: str, cofactor: float, clip: bool) -> Scaling:
-        """Fits "percentile", "standard", "minmax" or "none"; a constant channel keeps scale 1."""
+    def fit(
+        cls,
+        statistics: ChannelStatistics,
+        *,
+        method: str = "percentile",
+        transform: str | None = None,
+        cofactor: float | None = None,
+        clip: bool = False,
+    ) -> Scaling:
+        """From statistics, whose transform it must share.  A constant channel has scale 1.
+
+        Raises:
+            ValueError: another transform or an unknown method.
+        """
         s = statistics
+        transform = s.transform if transform is None else transform
+        cofactor = s.cofactor if cofactor is None else cofactor
+        if (transform, cofactor) != (s.transform, s.cofactor):
+            raise ValueError(f"the statistics are of {s.transform} ({s.cofactor}), not of {transform} ({cofactor})")
         if method == "percentile":
-            low, spread = np.array(s.low), np.array(s.high) - np.array(s.low)
-            # A channel that is nearly everywhere the same has no percentile range; its full range serves.
-            full = np.array(s.maximum) - np.array(s.minimum)
-            spread = np.where(spread > EPS, spread, full)
+            shift, scale = np.array(s.low), np.array(s.high) - np.array(s.low)
+            # Mostly one value (such as 0): the percentiles coincide though the channel is not constant.
+            whole = np.array(s.maximum) - np.array(s.minimum)
+            scale = np.where(scale > 0, scale, whole)
         elif method == "standard":
-            low, spread = np.array(s.mean), np.array(s.std)
+            shift, scale = np.array(s.mean), np.array(s.std)
         elif method == "minmax":
-            low, spread = np.array(s.minimum), np.array(s.maximum) - np.array(s.minimum)
+            shift, scale = np.array(s.minimum), np.array(s.maximum) - np.array(s.minimum)
+        elif method == "none":
+            shift, scale = np.zeros(len(s.channel_names)), np.ones(len(s.channel_names))
         else:
-            low, spread = np.zeros(len(s.mean)), np.ones(len(s.mean))
-        spread = np.where(spread > EPS, spread, 1.0)
-        return cls(method, transform, cofactor, clip, s.channel_names, tuple(map(float, low)), tuple(map(float, spread)))
+            raise ValueError(f"unknown scaling method {method!r}")
+        shift = np.where(np.isfinite(shift), shift, 0.0)
+        # Rounding leaves a trace of spread in a constant channel: relative to its size, not to 0.
+        usable = np.isfinite(scale) & (scale > 1e-12 * np.maximum(np.abs(shift), 1e-12))
+        scale = np.where(usable, scale, 1.0)
+        return cls(method, transform, cofactor, clip, s.channel_names, tuple(shift.tolist()), tuple(scale.tolist()))
 
     @classmethod
     def identity(cls, channel_names: Sequence[str]) -> Scaling:
-        """The scaling that changes nothing."""
+        """Changes nothing."""
         count = len(channel_names)
         return cls("none", "none", 1.0, False, tuple(channel_names), (0.0,) * count, (1.0,) * count)
 
-    def _columns(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        shape = (-1, 1, 1)
-        return x.new_tensor(self.shift).view(shape), x.new_tensor(self.scale).view(shape)
-
     def apply(self, x: Tensor) -> Tensor:
-        """Pixels (…, C, h, w) → scaled."""
-        shift, scale = self._columns(x)
-        if self.transform == "log1p":
-            x = x.clamp(min=0).log1p()
-        elif self.transform == "arcsinh":
-            x = (x / self.cofactor).arcsinh()
-        y = (x - shift) / scale
+        """Scales x (…, C, H, W), pixel units."""
+        shift, scale = self._tensors(x)
+        y = (_transform(x, self.transform, self.cofactor) - shift) / scale
         return y.clamp(0, 1) if self.clip else y
 
     def invert(self, y: Tensor) -> Tensor:
-        """Scaled (…, C, h, w) → pixels; what was clipped is lost."""
-        shift, scale = self._columns(y)
+        """Network values (…, C, H, W) back to pixel units; what was clipped stays clipped."""
+        shift, scale = self._tensors(y)
         x = y * scale + shift
         if self.transform == "log1p":
-            return x.expm1()
-        return x.sinh() * self.cofactor if self.transform == "arcsinh" else x
+            return torch.expm1(x)
+        return torch.sinh(x) * self.cofactor if self.transform == "arcsinh" else x
 
     def select(self, names: Sequence[str]) -> Scaling:
-        """The same scaling for these channels, in this order.
+        """The scaling of some channels, in this order.
 
         Raises:
-            DataError: a channel that it was not fitted to.
+            DataError: a name is unknown.
         """
-        missing = [name for name in names if name not in self.channel_names]
-        if missing:
-            raise DataError(f"no scaling is known for {', '.join(missing)}", hint=f"it was fitted to {', '.join(self.channel_names)}")
-        index = [self.channel_names.index(name) for name in names]
-        return Scaling(
-            self.method, self.transform, self.cofactor, self.clip, tuple(names),
-            tuple(self.shift[i] for i in index), tuple(self.scale[i] for i in index),
-        )  # fmt: skip
+        for name in names:
+            if name not in self.channel_names:
+                raise DataError(
+                    f"no scaling is known for channel {name!r}", hint=f"known: {', '.join(self.channel_names)}"
+                )
+        places = [self.channel_names.index(name) for name in names]
+        shift, scale = (tuple(values[place] for place in places) for values in (self.shift, self.scale))
+        return Scaling(self.method, self.transform, self.cofactor, self.clip, tuple(names), shift, scale)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """JSON-able; `from_dict` reads it."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Scaling:
-        """From `to_dict`.
+    def from_dict(cls, stored: dict[str, Any]) -> Scaling:
+        """What `to_dict` wrote."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
 
-        Raises:
-            CheckpointError: something is missing.
-        """
-        try:
-            lists = {key: tuple(content[key]) for key in ("channel_names", "shift", "scale")}
-            return cls(content["method"], content["transform"], content["cofactor"], content["clip"], **lists)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"the stored scaling is broken: {error}") from error
+    def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        shift, scale = (
+            torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+            for values in (self.shift, self.scale)
+        )
+        return shift, scale
 
 
+def _transform(x: Tensor, transform: str, cofactor: float) -> Tensor:
+    if transform == "log1p":
+        return torch.log1p(x.clamp(min=0))  # counts: what lies below 0 is noise
+    return torch.arcsinh(x / cofactor) if transform == "arcsinh" else x

@@ -1,0 +1,126 @@
+"""`auxmae data`: a look at a data set before training on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from auxmae.data.statistics import ChannelStatistics
+
+app = typer.Typer(no_args_is_help=True, help="Look at a data set.")
+
+
+@app.callback()
+def main() -> None:
+    """Look at a data set before training on it."""
+
+
+@app.command("stats")
+def stats(
+    source: Annotated[str, typer.Argument(metavar="PATH", help="A file, a folder, a glob pattern, or 'synthetic'.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings file (default: ./auxmae.toml).")
+    ] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Its labels: see data.labels.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as data.axes=HWC.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
+) -> None:
+    """Per-channel statistics of the training part, and what looks wrong with the data."""
+    from rich.progress import Progress
+
+    from auxmae.build import open_data
+    from auxmae.cli.console import console, print_json
+    from auxmae.data.dataset import ImageDataset
+    from auxmae.data.splits import resolve_image_size, split_collection
+    from auxmae.data.statistics import compute_statistics, statistics_warnings
+    from auxmae.settings import load_settings
+
+    out = console(json_output=json_)
+    options: dict[str, Any] = {"data.source": source}
+    if labels is not None:
+        options["data.labels"] = labels
+    settings = load_settings(config, overrides=set_ or [], options=options).settings
+    data, table, seed = settings.data, settings.scaling, settings.train.seed
+    collection = open_data(data, seed=seed)
+    wanted = settings.model.image_size
+    size = resolve_image_size(collection, None if wanted == "auto" else wanted, settings.model.patch_size)
+    splits = split_collection(
+        collection,
+        method=data.split,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        image_size=size,
+        block_size=None if data.block_size == "auto" else data.block_size,
+        group_pattern=data.group_pattern,
+        seed=seed,
+    )
+    sets = {
+        part.name: ImageDataset(collection, part, image_size=size)
+        for part in (splits.train, splits.validation, splits.test)
+    }
+    with Progress(console=out, transient=True) as bar:
+        task = bar.add_task("Reading pixels")
+        statistics = compute_statistics(
+            sets["train"],
+            transform=table.transform,
+            cofactor=table.cofactor,
+            low=table.low,
+            high=table.high,
+            samples=table.samples,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    warnings = statistics_warnings(statistics, collection.dtype)
+    parts = {name: len(dataset) for name, dataset in sets.items()}
+    if json_:
+        print_json(
+            {
+                "data": collection.describe(),
+                "layout": collection.layout,
+                "image_size": size,
+                "split": {"method": splits.method, "digest": splits.digest, **parts},
+                "classes": list(collection.class_names),
+                "notices": collection.notices,
+                "warnings": warnings,
+                "statistics": statistics.to_dict(),
+            }
+        )
+        return
+    out.print(f"[bold]{collection.describe()}[/]", highlight=False, soft_wrap=True)
+    counted = ", ".join(f"{count} {name}" for name, count in parts.items())
+    out.print(f"crops of {size} px: {counted}; split: {splits.method}", highlight=False, soft_wrap=True)
+    out.print(_table(statistics))
+    for notice in collection.notices:
+        out.print(f"note: {notice}", highlight=False, markup=False, soft_wrap=True)
+    for warning in warnings:
+        out.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+    if not warnings:
+        out.print("nothing looks wrong", style="green")
+
+
+def _table(statistics: ChannelStatistics) -> Table:
+    from rich.table import Table
+
+    s = statistics
+    unit = "pixel values" if s.transform == "none" else f"after {s.transform}"
+    table = Table(title=f"Training part, valid pixels, {unit}", title_justify="left")
+    table.add_column("channel")
+    columns = {
+        "mean": s.mean,
+        "std": s.std,
+        "min": s.minimum,
+        f"{s.low_percent:g}%": s.low,
+        f"{s.high_percent:g}%": s.high,
+        "max": s.maximum,
+    }
+    for title in (*columns, "valid"):
+        table.add_column(title, justify="right")
+    for c, name in enumerate(s.channel_names):
+        table.add_row(name, *(f"{values[c]:.4g}" for values in columns.values()), f"{s.fraction_valid[c]:.1%}")
+    return table
