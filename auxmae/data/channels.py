@@ -52,7 +52,8 @@ def plan_channels(
     elif channels is not None:
         if len(channels) != files[0].channels:
             raise SettingsError(
-                f"data.channels has {len(channels)} names, and {files[0].path} has {files[0].channels} channels without names",
+                f"data.channels has {len(channels)} names, and {files[0].path} has "
+                f"{files[0].channels} channels without names",
                 hint="give a name to every channel",
             )
         everything = channels
@@ -61,8 +62,8 @@ def plan_channels(
         everything = tuple(f"C{number:0{digits}}" for number in range(1, files[0].channels + 1))
     if named and len(named) < len(files):
         notices.append(
-            f"{len(files) - len(named)} of {len(files)} files carry no channel names: those of {named[0].path.name} are taken, "
-            "in the same order"
+            f"{len(files) - len(named)} of {len(files)} files carry no channel names: "
+            f"those of {named[0].path.name} are taken, in the same order"
         )
     chosen = channels or everything
     order: list[tuple[int, ...] | None] = []

@@ -2,9 +2,9 @@
 
 Shape letters: N images of an array, C channels, H rows, W columns.
 
-How `layout = "auto"` decides: labels that are a raster mean *scenes*; the embedded scenes and files with an N axis are an
-*array*; one image alone is a *scene*; class folders mean *images*; otherwise fewer than 16 images of at least 48 px a side,
-or any image of more than 512 px, are *scenes*, and everything else is a folder of *images*.
+How `layout = "auto"` decides: the embedded scenes and files with an N axis are an *array*; labels that are a raster mean
+*scenes*; one image alone is a *scene*; class folders mean *images*; otherwise fewer than 16 images of at least 48 px a
+side, or any image of more than 512 px, are *scenes*, and everything else is a folder of *images*.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,19 +131,19 @@ class Collection:
         least, most = areas[0], areas[-1]
         size = f"{least[0]}×{least[1]}" + (f" to {most[0]}×{most[1]}" if len(areas) > 1 else "")
         dtypes = "/".join(sorted({str(file.dtype) for file in self.files}))
-        text = f"{count} {noun}{'' if count == 1 else 's'}, {len(names)} channel{'' if len(names) == 1 else 's'} ({listed})"
-        text += f", {size} px, {dtypes}"
+        text = f"{count} {noun}{'' if count == 1 else 's'}"
+        text += f", {len(names)} channel{'' if len(names) == 1 else 's'} ({listed}), {size} px, {dtypes}"
         return text + (f", {len(self.class_names)} classes" if self.class_names else "")
 
 
-def memory_file(array_NCHW: NDArray, path: Path, *, names: tuple[str, ...] | None = None) -> ImageFile:
+def memory_file(array_NCHW: NDArray[Any], path: Path, *, names: tuple[str, ...] | None = None) -> ImageFile:
     """An `ImageFile` of an array in memory, (N, C, H, W) of any numeric type; NaN and infinity are not valid."""
     count, channels, height, width = array_NCHW.shape
     read = partial(_read_memory, array_NCHW)
     return ImageFile(path, count, channels, height, width, array_NCHW.dtype, read, channel_names=names)
 
 
-def _read_memory(array: NDArray, index: int, window: Window | None) -> MultiChannelImage:
+def _read_memory(array: NDArray[Any], index: int, window: Window | None) -> MultiChannelImage:
     image = array[index]
     if window is not None:
         image = image[:, window.top : window.top + window.height, window.left : window.left + window.width]
@@ -174,7 +174,8 @@ def open_collection(
 
     Args:
         source: what to open.
-        labels: "auto" (class folders), "none", the path of a label raster, PATH:KEY, or :KEY for an array beside the pixels.
+        labels: "auto" (class folders), "none", the path of a label raster, PATH:KEY, or :KEY (an array in the image
+            file itself).
         layout: "auto", "images", "array" or "scenes".
         options: how to read files that do not say enough about themselves.
         channels: names to select and order by, or to give where the files have none.
@@ -292,7 +293,7 @@ def _find(source: str, exclude: Sequence[str]) -> tuple[Path, list[Path]]:
         return path.parent, [path]
     elif any(character in source for character in "*?["):
         candidates = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        fixed = [part for part in path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]]
+        fixed = path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]
         root = Path(*fixed) if fixed else Path()
         if not candidates:
             raise DataError(f"{source}: no file matches this pattern", hint="check data.source")
@@ -366,8 +367,8 @@ def _leave_out_labels(files: list[ImageFile], labels: str, notices: list[str]) -
         if file.channels == 1 and is_label_raster(file):
             if labels in ("auto", "none"):
                 notices.append(
-                    f"{file.path.name} looks like a label raster (one channel, few whole numbers) and is not used as an image; "
-                    f"use its labels with --labels {file.path}"
+                    f"{file.path.name} looks like a label raster (one channel, few whole numbers) and is not "
+                    f"used as an image; use its labels with --labels {file.path}"
                 )
         else:
             kept.append(file)

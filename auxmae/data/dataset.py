@@ -6,7 +6,7 @@ Shape letters: C channels, h rows, w columns of a sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,8 +43,9 @@ class Sample(NamedTuple):
 class ImageDataset(torch.utils.data.Dataset[Sample]):
     """One part of a collection, cut to squares.
 
-    With `augment`, crops and flips are drawn from (seed, epoch, index) alone.  A crop of a scene lies in the part's own blocks.
-    Without, images give their centre, blocks a grid of windows that do not overlap.  What is smaller is padded (not valid).
+    With `augment`, crops and flips are drawn from (seed, epoch, index) alone.  A crop of a scene lies in the part's own
+    blocks.  Without, images give their centre, blocks a grid of windows that do not overlap.  What is smaller is padded
+    (not valid).
 
     Args:
         collection: the images.
@@ -68,7 +69,9 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         seed: int = 0,
     ) -> None:
         self.collection, self.part = collection, part
-        self.image_size, self.scaling = image_size, scaling
+        self.image_size = image_size
+        # By name: a stored scaling may be of more channels, or in another order.
+        self.scaling = None if scaling is None else scaling.select(collection.channel_names)
         self.augment, self.flips, self.seed = augment, flips, seed
         self.epoch = 0
         self._windows = _grid(part.blocks, image_size)
@@ -103,7 +106,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         return Sample(image[0], valid[0], int(label[0]), None if label_map is None else label_map[0])
 
     def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """A batch: (image (B, C, h, w), valid (B, C, h, w), label (B,), label_map (B, h, w) or None), scaled in one go."""
+        """A batch, scaled in one go: image and valid (B, C, h, w), label (B,), label_map (B, h, w) or None."""
         size, channels = self.image_size, len(self.channel_names)
         image = np.zeros((len(indices), channels, size, size), dtype=np.float32)
         valid = np.zeros(image.shape, dtype=bool)
@@ -191,8 +194,8 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
 
 
 def _grid(blocks: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """(n, 5) scene, top, left, height, width of windows that do not overlap, centred in their blocks, at least one a block."""
-    windows = []
+    """(n, 5) scene, top, left, height, width of windows side by side, centred in their blocks, at least one a block."""
+    windows: list[tuple[int, int, int, int, int]] = []
     for scene, top, left, height, width in blocks.tolist():
         h, w = min(size, height), min(size, width)
         rows, columns = height // h, width // w
@@ -201,7 +204,7 @@ def _grid(blocks: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return np.array(windows, dtype=np.int64).reshape(-1, 5)
 
 
-def _flip(array: NDArray, flips: tuple[bool, bool]) -> NDArray:
+def _flip(array: NDArray[Any], flips: tuple[bool, bool]) -> NDArray[Any]:
     vertical, horizontal = flips
     if vertical:
         array = array[..., ::-1, :]

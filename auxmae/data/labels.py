@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,7 @@ class LabelRaster:
 
 @dataclass(frozen=True)
 class Labels:
-    """What `load_labels` found: a class for each image, or a raster for each file (None where it has none), or nothing."""
+    """What `load_labels` found: a class for each image, or a raster for each file (None: it has none), or nothing."""
 
     class_names: tuple[str, ...] = ()
     per_image: NDArray[np.int64] | None = None
@@ -60,8 +61,8 @@ def folder_labels(
 ) -> tuple[NDArray[np.int64], tuple[str, ...]] | None:
     """Class folders → (class of each file, class names); None where the folders are no classes.
 
-    A class is the first folder below the source that is not named like a split (train, val, test …).  Folders are classes
-    when every file lies in one, there are at least two, and they hold two files each on average.
+    A class is the first folder below the source that is not named like a split (train, val, test …).  Folders are
+    classes when every file lies in one, there are at least two, and they hold two files each on average.
     """
     folders = []
     ignored = set()
@@ -167,7 +168,8 @@ def _finish(
     if missing and notices is not None:
         few = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         notices.append(
-            f"the labels apply to the {sum(fits)} images of their size; {len(missing)} of another size have none ({few})"
+            f"the labels apply to the {sum(fits)} images of their size; {len(missing)} of another size "
+            f"have none ({few})"
         )
     unique = [rasters[fits.index(True)]] if shared else rasters
     values: set[int] = set()
@@ -196,7 +198,7 @@ def _values(raster: ImageFile, labels: str) -> set[int]:
     return values
 
 
-def _few(values: NDArray, labels: str) -> NDArray:
+def _few(values: NDArray[Any], labels: str) -> NDArray[Any]:
     if len(values) > MAX_CLASSES:
         raise DataError(
             f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels"
@@ -211,7 +213,8 @@ def _from_raster(path: Path, notices: list[str]) -> ImageFile:
     if file.channels == 1:
         return file
     notices.append(
-        f"{path.name} has {file.channels} channels: each pixel's label is its largest (abundances; none where all are 0)"
+        f"{path.name} has {file.channels} channels: each pixel's label is its largest "
+        "(abundances; none where all are 0)"
     )
     return replace(file, channels=1, dtype=np.dtype(np.int64), read=partial(_read_argmax, file), channel_names=None)
 
@@ -232,7 +235,7 @@ def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] |
     else:
         from auxmae.data.readers import read_array
 
-        array = np.asarray(read_array(path, key))
+        array = np.asarray(read_array(path, key or None))
     where = f"{path}:{key}" if key else str(path)
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
@@ -260,7 +263,7 @@ def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] |
     return replace(memory_file(data[:, None], path), dtype=np.dtype(np.int64))
 
 
-def _whole(array: NDArray) -> bool:
+def _whole(array: NDArray[Any]) -> bool:
     """Whether (·, ·, ·) labels are a stack of maps rather than abundances or one-hot rows in the last axis."""
     if not np.isfinite(array).all() or (array != np.round(array)).any():
         return False

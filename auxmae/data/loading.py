@@ -81,7 +81,8 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the current position to the end of the epoch.
 
-        `epoch` and `position` already name the next batch when one is handed out, so that a checkpoint taken then is exact.
+        `epoch` and `position` already name the next batch when one is handed out, so that a checkpoint taken then is
+        exact.
 
         Raises:
             DataError: a file cannot be read, in whichever process.

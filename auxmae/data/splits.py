@@ -1,7 +1,7 @@
 """Training, validation and test parts: at random, by group, or by spatial block, none overlapping another.
 
-Neighbouring pixels of one scene are alike, so scenes are held out by blocks by default: a crop lies in the blocks of one part
-only.  Scenes of equal size (and place, where they say so) share one assignment, because they may be dates of the same place.
+Neighbouring pixels of one scene are alike, so scenes are held out by blocks by default: a crop lies in the blocks of one
+part only.  Scenes of equal size (and place, where they say so) share one assignment: they may be dates of one place.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class Splits:
     train: Part
     validation: Part
     test: Part
-    method: Literal["random", "group", "block"]
+    method: str
     digest: str
     notices: tuple[str, ...] = ()
 
@@ -59,12 +59,17 @@ def resolve_image_size(collection: Collection, requested: int | None, patch_size
 
     Args:
         collection: the images.
-        requested: the setting; None to choose: images: their smallest side, scenes: a third of it (so that even a small scene
-            has three blocks a side), both at most `limit`, a multiple of `patch_size`, and never below one patch.
+        requested: the setting; None to choose: images: their smallest side, scenes: a third of it (so that even a small
+            scene has three blocks a side), both at most `limit`, a multiple of `patch_size`, never below one patch.
         patch_size: side of a patch, px.
         limit: the largest side chosen, px.
+
+    Raises:
+        SettingsError: the setting is smaller than a patch.
     """
     if requested is not None:
+        if requested < patch_size:
+            raise SettingsError(f"model.image_size ({requested} px) is smaller than model.patch_size ({patch_size} px)")
         return requested
     side = collection.smallest_side()
     wanted = min(limit, side // 3 if collection.layout == "scenes" else side)
@@ -122,11 +127,10 @@ def split_collection(
         numbers = np.arange(len(collection), dtype=np.int64)[:, None]
         blocks = np.concatenate([numbers, np.zeros((len(numbers), 2), dtype=np.int64), sizes], axis=1)
     noun = "block" if method == "block" else "group" if method == "group" else "image"
-    for part, fraction in ((VALIDATION, validation_fraction), (TEST, test_fraction)):
-        if fraction > 0 and not (assigned == part).any():
-            notices.append(
-                f"the {_NAMES[part]} part is empty: {len(assigned)} {noun}{'' if len(assigned) == 1 else 's'} are too few"
-            )
+    for number, fraction in ((VALIDATION, validation_fraction), (TEST, test_fraction)):
+        if fraction > 0 and not (assigned == number).any():
+            counted = f"1 {noun} is" if len(assigned) == 1 else f"{len(assigned)} {noun}s are"
+            notices.append(f"the {_NAMES[number]} part is empty: {counted} too few")
     if not (assigned == TRAIN).any():
         raise DataError(f"{collection.source}: nothing is left to train on", hint="lower data.test_fraction")
 
@@ -137,9 +141,8 @@ def split_collection(
         return Part(_NAMES[number], np.flatnonzero(chosen).astype(np.int64), np.zeros((0, 5), dtype=np.int64))
 
     collection.notices.extend(notice for notice in notices if notice not in collection.notices)
-    parts = [part(number) for number in (TRAIN, VALIDATION, TEST)]
     digest = _digest(collection, assigned, blocks)
-    return Splits(*parts, method=method, digest=digest, notices=tuple(notices))  # type: ignore[arg-type]
+    return Splits(part(TRAIN), part(VALIDATION), part(TEST), method, digest, tuple(notices))
 
 
 def _digest(collection: Collection, assigned: NDArray[np.int64], blocks: NDArray[np.int64]) -> str:
@@ -153,7 +156,7 @@ def _digest(collection: Collection, assigned: NDArray[np.int64], blocks: NDArray
 
 
 def _counts(total: int, fractions: tuple[float, float]) -> tuple[int, int]:
-    """(validation, test) counts of `total`: at least one each where three or more are there; test first where there are two."""
+    """(validation, test) counts of `total`: at least one each where there are three or more; of two, one is tested."""
     validation, test = (round(fraction * total) for fraction in fractions)
     if total >= 2 and fractions[1] > 0:
         test = max(test, 1)
@@ -200,8 +203,8 @@ def _groups(collection: Collection, pattern: str) -> list[str]:
         raise SettingsError("data.split = 'group' needs data.group_pattern")
     expression = re.compile(pattern)
     names = []
-    for file in collection.items[:, 0]:
-        path = collection.relative_paths[int(file)]
+    for file in collection.items[:, 0].tolist():
+        path = collection.relative_paths[file]
         match = expression.search(path)
         if match is None or match.group(1) is None:
             raise DataError(
@@ -218,7 +221,8 @@ def _assign_groups(
     needed = 1 + sum(fraction > 0 for fraction in fractions)
     if len(groups) < needed:
         raise DataError(
-            f"data.group_pattern finds {len(groups)} group{'' if len(groups) == 1 else 's'}, and {needed} parts need one each",
+            f"data.group_pattern finds {len(groups)} group{'' if len(groups) == 1 else 's'}, "
+            f"and {needed} parts need one each",
             hint="change data.group_pattern, or set data.validation_fraction or data.test_fraction to 0",
         )
     of_group = np.full(len(groups), TRAIN, dtype=np.int64)
@@ -259,8 +263,8 @@ def _cut(
             _edges(side, block_size or image_size, None if block_size else MAX_BLOCKS) for side in (height, width)
         )
         number = 0
-        for top, bottom in zip(rows[:-1], rows[1:], strict=True):
-            for left, right in zip(columns[:-1], columns[1:], strict=True):
+        for top, bottom in pairwise(rows):
+            for left, right in pairwise(columns):
                 blocks.append((item, top, left, bottom - top, right - left))
                 keys.append((key, number))
                 number += 1

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from auxmae.errors import DataError
+from auxmae.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
     from auxmae.data.dataset import ImageDataset
@@ -79,7 +79,8 @@ class ChannelStatistics:
 class _Moments:
     """Count, mean, sum of squared deviations, extremes and their shares of a stream, per channel.
 
-    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1979), in float64: no cancellation however large the mean.
+    Batches are merged by the pairwise update of Chan, Golub and LeVeque (1979), in float64: nothing cancels,
+    however large the mean.
     """
 
     def __init__(self, channels: int) -> None:
@@ -201,7 +202,7 @@ def compute_statistics(
 
 
 def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = None) -> list[str]:
-    """What looks wrong, one sentence each: dead, constant, saturated channels, heavy tails, unexpected scale, missing pixels.
+    """What looks wrong, one sentence each: dead, constant, saturated, heavy-tailed, badly scaled, missing pixels.
 
     Args:
         statistics: of the training part.
@@ -228,7 +229,7 @@ def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = 
                 groups["saturated"].append(name)
             if s.transform == "none" and s.raw_minimum[c] >= 0 and _heavy(s, c):
                 groups["tails"].append(name)
-        if 0 < s.count[c] and s.fraction_valid[c] < 0.5:
+        if s.count[c] > 0 and s.fraction_valid[c] < 0.5:
             groups["invalid"].append(name)
     warn(groups["empty"], "no valid pixel")
     warn(groups["dead"], "dead, every pixel is 0: leave it out with data.channels")
@@ -256,8 +257,8 @@ def _scale_warnings(s: ChannelStatistics) -> list[str]:
         typical = float(np.median([s.raw_mean[c] for c in sentinel]))
         if not 50 <= typical <= 20_000:
             warnings.append(
-                f"scale far from expected: Sentinel-2 reflectance × 10000 has means of hundreds to thousands, these have {typical:.3g}; "
-                "a model trained on the one does not fit the other"
+                f"scale far from expected: Sentinel-2 reflectance × 10000 has means of hundreds to thousands, "
+                f"these have {typical:.3g}; a model trained on the one does not fit the other"
             )
     spread = {c: s.extreme[c] for c in range(len(s.channel_names)) if s.count[c] and s.extreme[c] > 0}
     if len(spread) >= 2:
@@ -274,7 +275,7 @@ SENTINEL2_NAMES = frozenset({"B01", "B02", "B03", "B04", "B05", "B06", "B07", "B
 
 @dataclass(frozen=True)
 class Scaling:
-    """Pixel values → network inputs, per channel: y = (transform(x) − shift) / scale, and clipped to [0, 1] where asked.
+    """Pixel values → network inputs, per channel: y = (transform(x) − shift) / scale, clipped to [0, 1] where asked.
 
     Attributes:
         method, transform, cofactor, clip: as in the settings' [scaling] table.
@@ -370,8 +371,16 @@ class Scaling:
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> Scaling:
-        """What `to_dict` wrote."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()})
+        """What `to_dict` wrote.
+
+        Raises:
+            CheckpointError: something is missing.
+        """
+        try:
+            names, shift, scale = (tuple(stored[key]) for key in ("channel_names", "shift", "scale"))
+            return cls(stored["method"], stored["transform"], stored["cofactor"], stored["clip"], names, shift, scale)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"the stored scaling is broken: {error}") from error
 
     def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         shift, scale = (

@@ -1,0 +1,1 @@
+"""Measuring the model against other ways to do the same work."""

@@ -1,0 +1,158 @@
+"""What is measured: the training step and the forward pass of the model, beside a plain implementation."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from auxmae import __version__
+from auxmae.benchmark.measure import interleaved
+from auxmae.benchmark.peers import PlainAuxiliaryMAE
+from auxmae.model.mae import AuxMAE
+
+OURS = "auxmae"
+PLAIN = "plain published design"
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A size of the model suite: the same numbers for every provider; dropout is 0 for all."""
+
+    name: str
+    batch: int
+    channels: int = 13
+    image_size: int = 64
+    patch_size: int = 16
+    width: int = 256
+    hidden: int = 512
+    heads: int = 8
+    depth: int = 6
+    decoder_depth: int = 6
+
+
+REFERENCE = ModelCase("reference", 16)
+QUICK = ModelCase("quick", 8, width=64, hidden=128, heads=4, depth=2, decoder_depth=2)
+
+
+def _our_model(case: ModelCase, device: torch.device) -> AuxMAE:
+    return AuxMAE(
+        case.channels,
+        image_size=case.image_size,
+        patch_size=case.patch_size,
+        width=case.width,
+        depth=case.depth,
+        heads=case.heads,
+        hidden=case.hidden,
+        decoder_width=case.width,
+        decoder_depth=case.decoder_depth,
+        decoder_hidden=case.hidden,
+        output_activation="sigmoid",
+    ).to(device)
+
+
+def _plain_model(case: ModelCase, device: torch.device) -> PlainAuxiliaryMAE:
+    return PlainAuxiliaryMAE(
+        case.channels,
+        image_size=case.image_size,
+        patch_size=case.patch_size,
+        width=case.width,
+        hidden=case.hidden,
+        heads=case.heads,
+        depth=case.depth,
+        decoder_depth=case.decoder_depth,
+    ).to(device)
+
+
+def _step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def work() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return work
+
+
+def model_suite(
+    case: ModelCase,
+    *,
+    device: torch.device,
+    repeats: int,
+    compile_too: bool = False,
+    recompute_too: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Rows of the model suite for one case: every provider, "forward" (no gradients) and "step" (with AdamW).
+
+    Returns:
+        {"suite", "case", "provider", "pass", "median_ms", "samples_ms", "peak_bytes", "images_per_second", "parameters"}.
+    """
+    torch.manual_seed(0)
+    image = torch.rand(case.batch, case.channels, case.image_size, case.image_size, device=device)
+    models: dict[str, nn.Module] = {OURS: _our_model(case, device), PLAIN: _plain_model(case, device)}
+    if compile_too:
+        compiled = _our_model(case, device)
+        compiled.compile_blocks()
+        models[f"{OURS} (compiled)"] = compiled
+    if recompute_too:
+        recomputed = _our_model(case, device)
+        recomputed.set_recompute(True)
+        models[f"{OURS} (recompute)"] = recomputed
+
+    def loss_of(model: nn.Module) -> Callable[[], torch.Tensor]:
+        if isinstance(model, AuxMAE):
+            return lambda: model(image).loss
+        return lambda: model(image)
+
+    def forward(model: nn.Module) -> Callable[[], object]:
+        @torch.no_grad()
+        def work() -> None:
+            loss_of(model)()
+
+        return work
+
+    rows = []
+    for name, works in (
+        ("forward", {key: forward(model) for key, model in models.items() if "recompute" not in key}),
+        ("step", {key: _step(model, loss_of(model)) for key, model in models.items()}),
+    ):
+        for provider, timing in interleaved(works, device=device, repeats=repeats, progress=progress).items():
+            rows.append(
+                {
+                    "suite": "model",
+                    "case": case.name,
+                    "provider": provider,
+                    "pass": name,
+                    "median_ms": timing.median_ms,
+                    "samples_ms": timing.samples_ms,
+                    "peak_bytes": timing.peak_bytes,
+                    "images_per_second": 1e3 * case.batch / timing.median_ms,
+                    "parameters": sum(parameter.numel() for parameter in models[provider].parameters()),
+                }
+            )
+    return rows
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Device, versions and commit, for the record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    folder = Path(__file__).resolve().parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        commit = ""
+    return {
+        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
+        "versions": {"auxmae": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "commit": commit or None,
+    }
