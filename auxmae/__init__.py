@@ -1,9 +1,9 @@
 """AuxMAE: masked autoencoder pre-training for images with any number of channels.
 
-    import auxmae
-    result = auxmae.train({"data": {"source": "my/images"}})
-    model = auxmae.AuxMAE.from_pretrained(result.run)
-    features = model.forward_features(x)          # (B, num_features)
+import auxmae
+result = auxmae.train({"data": {"source": "my/images"}})
+model = auxmae.AuxMAE.from_pretrained(result.run)
+features = model.forward_features(x)          # (B, num_features)
 """
 
 from __future__ import annotations

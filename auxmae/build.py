@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from auxmae_kernels import dispatch
 
 from auxmae.data.collection import Collection, open_collection
 from auxmae.data.dataset import ImageDataset
@@ -21,7 +22,6 @@ from auxmae.model.mae import AuxMAE
 from auxmae.settings import load_settings
 from auxmae.settings.schema import DataSettings, ModelSettings, SettingsTree
 from auxmae.training.run import SETTINGS_NAME, RunFolder
-from auxmae_kernels import dispatch
 
 Progress = Callable[[int, int], None]
 
@@ -67,7 +67,9 @@ def select_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingsError(f"run.device = {name!r}, and PyTorch sees no CUDA GPU", hint="set run.device = 'auto'; see `auxmae doctor`")
+        raise SettingsError(
+            f"run.device = {name!r}, and PyTorch sees no CUDA GPU", hint="set run.device = 'auto'; see `auxmae doctor`"
+        )
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
         raise SettingsError(f"run.device = {name!r}, and there are {torch.cuda.device_count()} GPUs")
     if name == "mps" and not torch.backends.mps.is_available():
@@ -94,7 +96,9 @@ def open_data(data: DataSettings, *, seed: int) -> Collection:
         data.source,
         labels=data.labels,
         layout=data.layout,
-        options=ReadOptions(key=_auto(data.key), axes=_auto(data.axes), size=_auto(data.size), nodata=_auto(data.nodata)),
+        options=ReadOptions(
+            key=_auto(data.key), axes=_auto(data.axes), size=_auto(data.size), nodata=_auto(data.nodata)
+        ),
         channels=_auto(data.channels),
         wavelengths=_auto(data.wavelengths),
         exclude=data.exclude,
@@ -170,7 +174,9 @@ def build_data(
 
     training = loader(splits.train, random=augment)
     if training is None:
-        raise DataError(f"{data.source}: nothing is left to train on", hint="lower data.validation_fraction and data.test_fraction")
+        raise DataError(
+            f"{data.source}: nothing is left to train on", hint="lower data.validation_fraction and data.test_fraction"
+        )
     return Data(
         collection,
         splits,

@@ -1,1 +1,1 @@
-"""Measuring the model against other ways to do the same work."""
+"""Measurements: the same work done by AuxMAE and by others, in turn, on this machine."""

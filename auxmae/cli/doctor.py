@@ -10,7 +10,12 @@ from auxmae.cli.console import console, print_json
 
 REQUIRED = ("torch", "typer", "rich", "pydantic", "pydantic-settings", "tomli", "tomlkit", "numpy", "safetensors", "huggingface-hub",
             "matplotlib", "jinja2", "scikit-learn", "scipy", "pillow", "tifffile", "rasterio", "h5py")  # fmt: skip
-OPTIONAL = {"triton": "triton", "zarr": "auxmae[zarr]", "imagecodecs": "auxmae[codecs]", "tensorboard": "auxmae[tensorboard]"}
+OPTIONAL = {
+    "triton": "triton",
+    "zarr": "auxmae[zarr]",
+    "imagecodecs": "auxmae[codecs]",
+    "tensorboard": "auxmae[tensorboard]",
+}
 
 
 def command(json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
@@ -54,7 +59,11 @@ def _examine() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             return None
 
-    versions = {"auxmae": __version__, "python": platform.python_version(), **{name: version(name) for name in (*REQUIRED, *OPTIONAL)}}
+    versions = {
+        "auxmae": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in (*REQUIRED, *OPTIONAL)},
+    }
     compiler = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
     readers = {}
     for suffix, reader in READERS.items():
@@ -64,7 +73,9 @@ def _examine() -> dict[str, Any]:
     return {
         "versions": versions,
         "device": _device(),
-        "compiler": f"uses {compiler}" if compiler else "on a CPU it needs a C++ compiler, and there is none (install g++)",
+        "compiler": f"uses {compiler}"
+        if compiler
+        else "on a CPU it needs a C++ compiler, and there is none (install g++)",
         "free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
         "kernels": _kernels(),
         "readers": readers,
@@ -85,7 +96,6 @@ def _device() -> str:
 def _kernels() -> dict[str, str]:
     try:
         import torch
-
         from auxmae_kernels import KernelUnavailableError, dispatch
     except ImportError:
         return {}

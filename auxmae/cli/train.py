@@ -20,22 +20,38 @@ if TYPE_CHECKING:
 
 def command(
     data: Annotated[str | None, typer.Option("--data", "-d", help="File, folder or 'synthetic' (data.source).")] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="Label raster, PATH:KEY, 'none' (data.labels).")] = None,
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="Label raster, PATH:KEY, 'none' (data.labels).")
+    ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder (run.folder).")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="tiny, reference, small, base, large (model.preset).")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="tiny, reference, small, base, large (model.preset).")
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the images (train.epochs).")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimiser steps (train.max_steps).")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images a step (train.batch_size).")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak rate (train.learning_rate).")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Peak rate (train.learning_rate).")
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything (train.seed).")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps (run.device).")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings file; else ./auxmae.toml, if there.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Settings file; else ./auxmae.toml, if there.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: table.key=value; repeatable.")] = None,
     resume: Annotated[str | None, typer.Option("--resume", help="Go on with a run folder, or 'last'.")] = None,
-    init_from: Annotated[str | None, typer.Option("--init-from", help="Start from the weights of a run or model.")] = None,
-    fast_dev_run: Annotated[bool, typer.Option("--fast-dev-run", help="Three steps, to see that everything works.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check settings and data, build the model, train nothing.")] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
+    init_from: Annotated[
+        str | None, typer.Option("--init-from", help="Start from the weights of a run or model.")
+    ] = None,
+    fast_dev_run: Annotated[
+        bool, typer.Option("--fast-dev-run", help="Three steps, to see that everything works.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check settings and data, build the model, train nothing.")
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
     """Pre-train a masked autoencoder on multi-channel images."""
@@ -76,7 +92,11 @@ def command(
     else:
         _print_result(result, out)
     if result.outcome.reason == "interrupted":
-        out.print(f"stopped at step {result.outcome.step} and saved; go on with: auxmae train --resume {result.run}", highlight=False, soft_wrap=True)
+        out.print(
+            f"stopped at step {result.outcome.step} and saved; go on with: auxmae train --resume {result.run}",
+            highlight=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(130)
 
 
@@ -150,7 +170,8 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool) -> None:
     out.print(f"parts: {parts}; split: {data.splits.method}", highlight=False, soft_wrap=True)
     out.print(f"batch: {' × '.join(map(str, batch.image.shape))}", highlight=False)
     out.print(
-        f"model: {parameters:,} parameters; weights, gradients and optimiser take {state:.0f} MiB, on {device}", highlight=False
+        f"model: {parameters:,} parameters; weights, gradients and optimiser take {state:.0f} MiB, on {device}",
+        highlight=False,
     )
     out.print("nothing was trained or written (--dry-run)")
 
@@ -171,7 +192,10 @@ def _print_result(result: TrainingResult, out: Console) -> None:
             table.add_row(name, f"{value:.4f}", f"{value / best:.2f}" if best > 0 else "–")
         out.print(table)
         if result.masked_l1 >= best:
-            out.print("The model does not beat the better floor yet: train longer, or look at `auxmae data stats`.", soft_wrap=True)
+            out.print(
+                "The model does not beat the better floor yet: train longer, or look at `auxmae data stats`.",
+                soft_wrap=True,
+            )
     if result.outcome.reason == "interrupted":
         return
     if result.figure is not None:

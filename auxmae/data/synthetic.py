@@ -103,7 +103,9 @@ def _line(generator: np.random.Generator, size: int, half_width: float, bend: ND
     return np.abs(distance) < half_width
 
 
-def _surface(kind: int, generator: np.random.Generator, size: int, a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.int64]:
+def _surface(
+    kind: int, generator: np.random.Generator, size: int, a: NDArray[np.float32], b: NDArray[np.float32]
+) -> NDArray[np.int64]:
     """(size, size) surface types of one scene of class `kind`; a and b are its coarse and its fine field."""
 
     def choose(types: list[int], cells: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -113,7 +115,9 @@ def _surface(kind: int, generator: np.random.Generator, size: int, a: NDArray[np
     vegetation = [CROP, BROADLEAF, CONIFER, GRASS, SOIL]
     mixed = choose(vegetation, _cells(generator, size, 18, 26, angle))
     if kind == 0:
-        return choose([CROP, SOIL, CROP, GRASS, SOIL], _cells(generator, size, int(generator.integers(7, 14)), 22, angle))
+        return choose(
+            [CROP, SOIL, CROP, GRASS, SOIL], _cells(generator, size, int(generator.integers(7, 14)), 22, angle)
+        )
     if kind == 1:
         return np.where(a + 0.6 * b > 0.9, GRASS, np.where(b + a > 0.1, BROADLEAF, CONIFER))
     if kind == 2:
@@ -126,7 +130,9 @@ def _surface(kind: int, generator: np.random.Generator, size: int, a: NDArray[np
         return choose([BRIGHT, BRIGHT, ASPHALT, TILE, SOIL, GRASS], cells)
     if kind == 5:
         hedges = _cells(generator, size, 15, 15, angle)
-        edge = (np.diff(hedges, axis=0, append=hedges[-1:]) != 0) | (np.diff(hedges, axis=1, append=hedges[:, -1:]) != 0)
+        edge = (np.diff(hedges, axis=0, append=hedges[-1:]) != 0) | (
+            np.diff(hedges, axis=1, append=hedges[:, -1:]) != 0
+        )
         return np.where(edge, BROADLEAF, choose([GRASS, GRASS, CROP], hedges))
     if kind == 6:
         rows = _cells(generator, size, 3, 997, angle) % 2 == 0
@@ -154,8 +160,13 @@ def _draw_chunk(generator: np.random.Generator, size: int) -> tuple[NDArray[np.u
     spectra = SPECTRA * vigour * (1 + slope * tilt)
     pixels = spectra[np.arange(_CHUNK)[:, None, None], surface]  # (chunk, size, size, 13)
     texture = 1 + 0.06 * fine + 0.05 * generator.standard_normal(fine.shape, dtype=np.float32)
-    light = (1 + 0.12 * _field(generator, _CHUNK, size, 40)) * generator.uniform(0.7, 1.25, (_CHUNK, 1, 1)).astype(np.float32)
-    haze = generator.uniform(0, 3.0, (_CHUNK, 1, 1, 1)).astype(np.float32) * (490 / np.asarray(WAVELENGTHS, np.float32)) ** 3
+    light = (1 + 0.12 * _field(generator, _CHUNK, size, 40)) * generator.uniform(0.7, 1.25, (_CHUNK, 1, 1)).astype(
+        np.float32
+    )
+    haze = (
+        generator.uniform(0, 3.0, (_CHUNK, 1, 1, 1)).astype(np.float32)
+        * (490 / np.asarray(WAVELENGTHS, np.float32)) ** 3
+    )
     pixels = pixels * (texture * light)[..., None] + haze
     image = np.ascontiguousarray(np.moveaxis(pixels, 3, 1)) * 100
     for factor in sorted(set(RESOLUTION) - {1}):

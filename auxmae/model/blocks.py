@@ -9,9 +9,8 @@ Shapes: B batch, C channels, T tokens of a channel (CLS first), D width.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from auxmae_kernels import attention_block, feed_forward
+from torch import Tensor, nn
 
 NORM_EPS = 1e-6
 
@@ -105,7 +104,11 @@ def initialise(module: nn.Module) -> None:
     """Xavier-uniform matrices and zero biases, as the masked autoencoder's authors use (arXiv 2111.06377, appendix A)."""
     if isinstance(module, nn.Linear):
         # q, k and v are three matrices of D × D that happen to be stored as one.
-        for part in module.weight.data.split(module.in_features) if module.out_features == 3 * module.in_features else (module.weight.data,):
+        for part in (
+            module.weight.data.split(module.in_features)
+            if module.out_features == 3 * module.in_features
+            else (module.weight.data,)
+        ):
             torch.nn.init.xavier_uniform_(part)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

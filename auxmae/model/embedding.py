@@ -115,7 +115,9 @@ class ChannelEmbedding(nn.Module):
 
     features: Tensor
 
-    def __init__(self, groups: Sequence[Sequence[str]], width: int, kind: str, wavelengths: dict[str, float] | None) -> None:
+    def __init__(
+        self, groups: Sequence[Sequence[str]], width: int, kind: str, wavelengths: dict[str, float] | None
+    ) -> None:
         super().__init__()
         self.kind = kind
         if kind == "name":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from auxmae_kernels import assemble, embed_visible, masked_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +21,6 @@ from auxmae.model.embedding import ChannelEmbedding, ChannelSelection, GroupLine
 from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep
 from auxmae.model.patches import from_patches, unnormalise
 from auxmae.model.pretrained import Pretrained
-from auxmae_kernels import assemble, embed_visible, masked_loss
 
 
 @dataclass
@@ -135,7 +135,9 @@ class AuxMAE(Pretrained):
         if not names or len(set(names)) != len(names):
             raise SettingsError("channels must be named, each once")
         if wavelengths is not None and len(wavelengths) != len(names):
-            raise SettingsError(f"{len(wavelengths)} wavelengths for {len(names)} channels", hint="set data.wavelengths")
+            raise SettingsError(
+                f"{len(wavelengths)} wavelengths for {len(names)} channels", hint="set data.wavelengths"
+            )
         self.config: dict[str, Any] = {
             "channels": names,
             "image_size": image_size,
@@ -369,7 +371,9 @@ class AuxMAE(Pretrained):
             # Whole channels are hidden: only the others go through the encoder, and all of them show every place.
             rows = mask.rows[:, :, None, None].expand(-1, -1, *x.shape[2:])
             encoded = self._run(self.encoder, x.gather(1, rows))
-            return torch.zeros_like(x, dtype=encoded.dtype).scatter(1, rows, self.encoder_norm(encoded).to(encoded.dtype))
+            return torch.zeros_like(x, dtype=encoded.dtype).scatter(
+                1, rows, self.encoder_norm(encoded).to(encoded.dtype)
+            )
         keep = self._token_keep(mask)
         if mask.ragged:
             lengths = (keep >= 0).sum(2).int()

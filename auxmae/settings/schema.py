@@ -265,7 +265,11 @@ class TrainSettings(Table):
     """The training loop."""
 
     epochs: int = Field(default=100, ge=1, le=1_000_000, description="passes over the training images, at most")
-    max_steps: int = Field(default=0, ge=0, description="optimiser steps, at most (0: as many as the epochs have)")
+    max_steps: int = Field(
+        default=0,
+        ge=0,
+        description="optimiser steps; when set, it decides and epochs does not (0: as many as the epochs have)",
+    )
     max_minutes: float = Field(
         default=0.0, ge=0, le=1e6, description="training time, minutes, at most; the schedule follows it (0: no limit)"
     )
@@ -403,8 +407,16 @@ class SettingsTree(Table):
 PRESETS: dict[str, dict[str, dict[str, object]]] = {
     # Quick start: learns in about two minutes on two CPU cores.
     "tiny": {
-        "model": {"patch_size": 8, "width": 96, "depth": 4, "heads": 4, "hidden": 192, "decoder_depth": 2},
-        "train": {"batch_size": 32, "epochs": 20, "learning_rate": 2e-3},
+        "model": {
+            "image_size": 32,
+            "patch_size": 8,
+            "width": 96,
+            "depth": 3,
+            "heads": 4,
+            "hidden": 192,
+            "decoder_depth": 2,
+        },
+        "train": {"batch_size": 32, "epochs": 30, "learning_rate": 3e-3, "max_minutes": 1.7, "validate_every": 3},
     },
     # The published design of AuxiliaryMAE: equal encoder and decoder, sigmoid output, dropout.
     "reference": {

@@ -80,9 +80,13 @@ def load_state(folder: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no training state to resume from", hint="use --init-from to take the weights only") from error
+        raise CheckpointError(
+            f"{path}: no training state to resume from", hint="use --init-from to take the weights only"
+        ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise CheckpointError(f"{path}: broken: {str(error).splitlines()[0]}", hint="use --init-from to take the weights only") from error
+        raise CheckpointError(
+            f"{path}: broken: {str(error).splitlines()[0]}", hint="use --init-from to take the weights only"
+        ) from error
     return state
 
 

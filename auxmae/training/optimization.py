@@ -25,7 +25,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def make_optimizer(
-    model: nn.Module, kind: str, *, learning_rate: float, weight_decay: float, betas: tuple[float, float], device: torch.device
+    model: nn.Module,
+    kind: str,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    device: torch.device,
 ) -> torch.optim.Optimizer:
     """AdamW or Adam; one fused kernel for all parameters where the device has it."""
     cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
@@ -63,7 +69,9 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise SettingsError("train.precision = 'bf16', and this GPU has no bf16", hint="set train.precision = 'fp16' or 'auto'")
+        raise SettingsError(
+            "train.precision = 'bf16', and this GPU has no bf16", hint="set train.precision = 'fp16' or 'auto'"
+        )
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

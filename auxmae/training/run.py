@@ -110,7 +110,9 @@ def create_run(folder: str, settings: SettingsTree) -> RunFolder:
         (path / "checkpoints").mkdir(exist_ok=True)
         write_settings(settings, path / SETTINGS_NAME)
     except OSError as error:
-        raise UsageError(f"{path}: the run folder cannot be made: {error.strerror}", hint="choose another --output") from error
+        raise UsageError(
+            f"{path}: the run folder cannot be made: {error.strerror}", hint="choose another --output"
+        ) from error
     return RunFolder(path)
 
 
@@ -123,7 +125,10 @@ def open_run(name: str | Path) -> RunFolder:
     if str(name) == "last":
         runs = [path.parent for path in RUNS.glob(f"*/{SETTINGS_NAME}")]
         if not runs:
-            raise UsageError(f"there is no run under {RUNS.resolve()} yet", hint="auxmae train makes one, or give a run folder's path")
+            raise UsageError(
+                f"there is no run under {RUNS.resolve()} yet",
+                hint="auxmae train makes one, or give a run folder's path",
+            )
         return RunFolder(max(runs, key=lambda path: ((path / SETTINGS_NAME).stat().st_mtime, path.name)))
     path = Path(name).expanduser()
     if not (path / SETTINGS_NAME).is_file():

@@ -137,7 +137,9 @@ def train(
     if settings.train.compile:
         model.compile_blocks()
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    reporter.message(f"model: {settings.model.preset} preset, {parameters / 1e6:.2f} M parameters, {data.image_size} px, on {device}")
+    reporter.message(
+        f"model: {settings.model.preset} preset, {parameters / 1e6:.2f} M parameters, {data.image_size} px, on {device}"
+    )
 
     if run is None:
         run = create_run(settings.run.folder, _with_absolute_source(settings))
@@ -153,7 +155,9 @@ def train(
         device=device,
         reporter=reporter,
         draw_figure=lambda epoch: _draw(model, data, run, device, f"reconstruction-epoch-{epoch:04d}.png") and None,
-        log_scalars=None if log is None else lambda step, values: [log.add_scalar(k, v, step) for k, v in values.items()] and None,
+        log_scalars=None
+        if log is None
+        else lambda step, values: [log.add_scalar(k, v, step) for k, v in values.items()] and None,
     )
     if resume is not None:
         trainer.resume()
@@ -222,7 +226,9 @@ def _draw(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name:
     image, valid = batch.image[:rows], batch.valid[:rows]
     training = model.training
     model.eval()
-    reconstruction = model.reconstruct(image.to(device), valid=valid.to(device), generator=torch.Generator().manual_seed(0))
+    reconstruction = model.reconstruct(
+        image.to(device), valid=valid.to(device), generator=torch.Generator().manual_seed(0)
+    )
     model.train(training)
     return reconstruction_figure(
         image,

@@ -34,7 +34,10 @@ class Composite:
 
 
 def choose_composite(
-    names: Sequence[str], wavelengths: Sequence[float] | None, image_BCHW: NDArray[np.floating], valid: NDArray[np.bool_]
+    names: Sequence[str],
+    wavelengths: Sequence[float] | None,
+    image_BCHW: NDArray[np.floating],
+    valid: NDArray[np.bool_],
 ) -> Composite:
     """Named red, green and blue; else the channels nearest to 665, 560 and 490 nm; else three principal components.
 
@@ -64,13 +67,17 @@ def choose_composite(
     return Composite(vectors, "three principal components of all channels")
 
 
-def stretch_limits(picture: NDArray[np.float64], valid: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def stretch_limits(
+    picture: NDArray[np.float64], valid: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """2nd and 98th percentile of each colour; taken on the original and used for every panel."""
     pixels = picture[valid] if valid.any() else picture.reshape(-1, picture.shape[-1])
     low, high = np.percentile(pixels, [2, 98], axis=0)
     return low, np.where(high - low > 1e-9, high, low + 1)
 
 
-def stretch(picture: NDArray[np.float64], limits: tuple[NDArray[np.float64], NDArray[np.float64]]) -> NDArray[np.float64]:
+def stretch(
+    picture: NDArray[np.float64], limits: tuple[NDArray[np.float64], NDArray[np.float64]]
+) -> NDArray[np.float64]:
     """Linear to [0, 1], clipped; for display only."""
     return np.clip((picture - limits[0]) / (limits[1] - limits[0]), 0, 1)

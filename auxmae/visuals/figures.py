@@ -59,7 +59,8 @@ def reconstruction_figure(
         if name not in channel_names:
             near = difflib.get_close_matches(name, channel_names, 1)
             raise UsageError(
-                f"there is no channel {name!r}", hint=f"did you mean {near[0]!r}?" if near else f"the channels are {', '.join(channel_names)}"
+                f"there is no channel {name!r}",
+                hint=f"did you mean {near[0]!r}?" if near else f"the channels are {', '.join(channel_names)}",
             )
     x, ok = image.cpu().numpy(), valid.cpu().numpy()
     guess, hidden = reconstruction.prediction.float().cpu().numpy(), reconstruction.hidden.cpu().numpy()
@@ -109,10 +110,13 @@ def reconstruction_figure(
     return _save(figure, path)
 
 
-def _inside(weights: NDArray[np.float64], image: NDArray[np.floating], valid: NDArray[np.bool_]) -> NDArray[np.floating]:
+def _inside(
+    weights: NDArray[np.float64], image: NDArray[np.floating], valid: NDArray[np.bool_]
+) -> NDArray[np.floating]:
     """(C, 1, 1) the middle of each channel's range: what a hidden pixel is painted with, so that it comes out grey."""
     middle = [
-        np.mean(np.percentile(channel[ok], [2, 98])) if ok.any() else 0.0 for channel, ok in zip(image, valid, strict=True)
+        np.mean(np.percentile(channel[ok], [2, 98])) if ok.any() else 0.0
+        for channel, ok in zip(image, valid, strict=True)
     ]
     return np.asarray(middle, image.dtype)[:, None, None]
 
@@ -124,7 +128,14 @@ def curves_figure(metrics: Sequence[dict[str, Any]], path: Path) -> Path:
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     losses, rates = figure.subplots(1, 2, width_ratios=(2, 1))
     losses.plot([r["step"] for r in train], [r["loss"] for r in train], color="#7aa6c2", linewidth=1, label="training")
-    losses.plot([r["step"] for r in validation], [r["loss"] for r in validation], color="#b5442e", marker="o", markersize=3, label="validation")
+    losses.plot(
+        [r["step"] for r in validation],
+        [r["loss"] for r in validation],
+        color="#b5442e",
+        marker="o",
+        markersize=3,
+        label="validation",
+    )
     losses.set_xlabel("step")
     losses.set_ylabel("loss on hidden pixels")
     if train and max(r["loss"] for r in train) > 0:
@@ -144,5 +155,7 @@ def _save(figure: Figure, path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110, facecolor="white", format="png")
     except OSError as error:
-        raise AuxMAEError(f"{path}: the figure cannot be written: {error.strerror or error}", hint="choose another place") from error
+        raise AuxMAEError(
+            f"{path}: the figure cannot be written: {error.strerror or error}", hint="choose another place"
+        ) from error
     return path

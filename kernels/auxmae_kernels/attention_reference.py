@@ -121,7 +121,11 @@ def _gathered_channel_attention(split: Tensor, slots: Tensor, scale: float | Non
     merged = split.reshape(batch, channels * tokens, 3 * heads * dim)
     rows = merged.gather(1, index[..., None].expand(-1, -1, merged.shape[2]))
     q, k, v = rows.view(batch * positions, longest, 3, heads, dim).permute(2, 0, 3, 1, 4)
-    out = _sdpa(q, k, v, _allow_own(real)[:, None], scale).transpose(1, 2).reshape(batch, positions * longest, heads * dim)
+    out = (
+        _sdpa(q, k, v, _allow_own(real)[:, None], scale)
+        .transpose(1, 2)
+        .reshape(batch, positions * longest, heads * dim)
+    )
     # Each token lies at one place at most, so this writes every row once; padding goes to a row that is cut off.
     target = torch.where(real.view(batch, -1), index, channels * tokens)
     result = out.new_zeros(batch, channels * tokens + 1, heads * dim)

@@ -14,7 +14,15 @@ from dataclasses import dataclass
 import torch
 
 BACKENDS = ("auto", "triton", "torch")
-FUNCTIONS = ("axial_attention", "feed_forward", "attention_block", "add_norm", "embed_visible", "assemble", "masked_loss")
+FUNCTIONS = (
+    "axial_attention",
+    "feed_forward",
+    "attention_block",
+    "add_norm",
+    "embed_visible",
+    "assemble",
+    "masked_loss",
+)
 # Functions that have a Triton kernel in this version.
 TRITON_FUNCTIONS: frozenset[str] = frozenset()
 
@@ -84,7 +92,9 @@ def explain(
     if obstacle is None:
         return Decision("triton", "the Triton kernel runs here")
     if chosen == "triton":
-        raise KernelUnavailableError(f"the Triton kernel of {function} cannot run: {obstacle}; set AUXMAE_KERNELS=auto or torch")
+        raise KernelUnavailableError(
+            f"the Triton kernel of {function} cannot run: {obstacle}; set AUXMAE_KERNELS=auto or torch"
+        )
     return Decision("torch", obstacle)
 
 

@@ -92,8 +92,10 @@ def _patches_at(image: Tensor, index: Tensor, patch_size: int) -> Tensor:
     batch, groups = index.shape[:2]
     _, channels, height, width = image.shape
     p, g = patch_size, _group_size(image, groups)
-    view = image.view(batch, groups, g, height // p, p, width // p, p) if image.is_contiguous() else image.reshape(
-        batch, groups, g, height // p, p, width // p, p
+    view = (
+        image.view(batch, groups, g, height // p, p, width // p, p)
+        if image.is_contiguous()
+        else image.reshape(batch, groups, g, height // p, p, width // p, p)
     )
     item = torch.arange(batch, device=index.device)[:, None, None]
     group = torch.arange(groups, device=index.device)[None, :, None]
@@ -107,7 +109,9 @@ def embed_visible(
 ) -> Tensor:
     """See `auxmae_kernels.embed_visible`."""
     if image.shape[2] % patch_size or image.shape[3] % patch_size:
-        raise ValueError(f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}")
+        raise ValueError(
+            f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}"
+        )
     index = keep.clamp(min=0)
     x_BGKP = _patches_at(image, index, patch_size).flatten(3)
     if weight.ndim == 2:

@@ -197,7 +197,9 @@ def test_channel_groups(groups):
     model.eval()
     order = [names.index(n) for g in model.groups for n in g]
     assert torch.allclose(
-        model.forward_features(image), model.forward_features(image[:, order], channels=[names[i] for i in order]), atol=1e-5
+        model.forward_features(image),
+        model.forward_features(image[:, order], channels=[names[i] for i in order]),
+        atol=1e-5,
     )
     keep = model.draw_mask(image.shape, torch.Generator().manual_seed(0))
     assert torch.isfinite(model.reconstruct(image, keep).prediction).all()

@@ -50,7 +50,9 @@ def test_channel_masking_hides_whole_channels():
 
 
 def test_block_masking_hides_squares():
-    mask = draw_mask(16, 1, (12, 12), ratio=0.75, strategy="block", block_size=4, generator=torch.Generator().manual_seed(2))
+    mask = draw_mask(
+        16, 1, (12, 12), ratio=0.75, strategy="block", block_size=4, generator=torch.Generator().manual_seed(2)
+    )
     hidden = hidden_positions(mask.keep, 144).view(-1, 12, 12)
     # In contiguous squares most neighbours share their state; under random masks 62% do.
     assert (hidden[:, 1:] == hidden[:, :-1]).float().mean() > 0.8
@@ -61,7 +63,13 @@ def test_mixture_draws_each_strategy():
     kinds = set()
     for _ in range(40):
         mask = draw_mask(
-            2, 4, (4, 4), ratio=0.75, strategy="mixed", mixture={"independent": 1, "shared": 1, "channel": 1}, generator=generator
+            2,
+            4,
+            (4, 4),
+            ratio=0.75,
+            strategy="mixed",
+            mixture={"independent": 1, "shared": 1, "channel": 1},
+            generator=generator,
         )
         kinds.add("channel" if mask.ragged else "shared" if mask.aligned else "independent")
     assert kinds == {"channel", "shared", "independent"}

@@ -69,7 +69,14 @@ def test_early_stopping_waits_and_tolerates():
 def test_a_run_holds_everything(tmp_path):
     result = train(settings_for(tmp_path / "run"))
     run = open_run(result.run)
-    for name in ("settings.toml", "metrics.jsonl", "result.json", "statistics.json", "report.html", "figures/reconstruction.png"):
+    for name in (
+        "settings.toml",
+        "metrics.jsonl",
+        "result.json",
+        "statistics.json",
+        "report.html",
+        "figures/reconstruction.png",
+    ):
         assert (result.run / name).stat().st_size > 0, name
     kinds = {record["kind"] for record in run.metrics()}
     assert kinds == {"train", "validation"}
@@ -113,7 +120,10 @@ def test_resume_continues_exactly(tmp_path, monkeypatch):
 
 def test_init_from_takes_weights_only(tmp_path):
     first = train(settings_for(tmp_path / "first"))
-    second = train(settings_for(tmp_path / "second", train={"max_steps": 1, "learning_rate": 1e-9, "min_learning_rate": 0}), init_from=first.run)
+    second = train(
+        settings_for(tmp_path / "second", train={"max_steps": 1, "learning_rate": 1e-9, "min_learning_rate": 0}),
+        init_from=first.run,
+    )
     assert second.outcome.step == 1
     a, b = weights(first.run, "best"), weights(second.run)
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
@@ -123,7 +133,9 @@ def test_init_from_takes_weights_only(tmp_path):
 
 def test_training_lowers_the_error(tmp_path):
     short = train(settings_for(tmp_path / "short", train={"max_steps": 1}))
-    longer = train(settings_for(tmp_path / "long", train={"max_steps": 60, "learning_rate": 3e-3}, model={"dropout": 0.0}))
+    longer = train(
+        settings_for(tmp_path / "long", train={"max_steps": 60, "learning_rate": 3e-3}, model={"dropout": 0.0})
+    )
     assert longer.masked_l1 < 0.8 * short.masked_l1
 
 

@@ -61,7 +61,9 @@ def supported_suffixes() -> tuple[str, ...]:
 def _reader(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix not in READERS:
-        raise DataError(f"{path}: no reader for {suffix or 'a file without suffix'}", hint=f"supported are {', '.join(READERS)}")
+        raise DataError(
+            f"{path}: no reader for {suffix or 'a file without suffix'}", hint=f"supported are {', '.join(READERS)}"
+        )
     reader = READERS[suffix]
     try:
         importlib.import_module(reader.package)
@@ -81,11 +83,16 @@ def reading(path: Path) -> Iterator[None]:
     except AuxMAEError:
         raise
     except MemoryError as error:
-        raise DataError(f"{path}: too large for memory", hint="store it in a format that is read by windows, such as a tiled GeoTIFF") from error
+        raise DataError(
+            f"{path}: too large for memory",
+            hint="store it in a format that is read by windows, such as a tiled GeoTIFF",
+        ) from error
     # The libraries raise many unrelated types for a broken file (struct.error, KeyError, zlib.error, their own).
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise DataError(f"{path}: cannot be read: {reason}", hint="is it complete, and of the kind that its suffix says?") from error
+        raise DataError(
+            f"{path}: cannot be read: {reason}", hint="is it complete, and of the kind that its suffix says?"
+        ) from error
 
 
 def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  # noqa: B008 (immutable)

@@ -42,18 +42,28 @@ def choose_key(path: Path, arrays: Shapes, key: str | None) -> str:
     listed = ", ".join(f"{name} {' × '.join(map(str, shape))}" for name, (shape, _) in arrays.items())
     if key is not None:
         if key not in arrays:
-            raise DataError(f"{path}: no array {key!r}; it holds {listed or 'none'}", hint="set data.key to one of them")
+            raise DataError(
+                f"{path}: no array {key!r}; it holds {listed or 'none'}", hint="set data.key to one of them"
+            )
         return key
-    numeric = {name: shape for name, (shape, kind) in arrays.items() if np.dtype(kind).kind in "uifb" and len(shape) >= 2}
+    numeric = {
+        name: shape for name, (shape, kind) in arrays.items() if np.dtype(kind).kind in "uifb" and len(shape) >= 2
+    }
     if len(numeric) == 1:
         return next(iter(numeric))
     cubes = [name for name, shape in numeric.items() if len(shape) in (3, 4) and min(shape[-2:]) > 1]
-    if len(cubes) == 1 and all(len(shape) < 3 and np.prod(shape) * 2 <= np.prod(numeric[cubes[0]]) for name, shape in numeric.items() if name != cubes[0]):
+    if len(cubes) == 1 and all(
+        len(shape) < 3 and np.prod(shape) * 2 <= np.prod(numeric[cubes[0]])
+        for name, shape in numeric.items()
+        if name != cubes[0]
+    ):
         return cubes[0]
     if not numeric:
         raise DataError(f"{path}: no array that can be an image; it holds {listed or 'nothing'}", hint="set data.key")
     largest = max(numeric, key=lambda name: int(np.prod(numeric[name])))
-    raise DataError(f"{path}: which array is the image? It holds {listed}", hint=f"set data.key, for example data.key=\"{largest}\"")
+    raise DataError(
+        f"{path}: which array is the image? It holds {listed}", hint=f'set data.key, for example data.key="{largest}"'
+    )
 
 
 def resolve_axes(path: Path, shape: tuple[int, ...], options: ReadOptions, arrays: Shapes | None = None) -> Axes:
@@ -72,8 +82,8 @@ def resolve_axes(path: Path, shape: tuple[int, ...], options: ReadOptions, array
         proposals = _square_hint(shape, arrays)
         raise DataError(
             f"{path}: an array of {text} is bands by pixels, or one channel",
-            hint=f"set data.axes = \"C(WH)\" (column-major, as MATLAB stores) or \"C(HW)\" (row-major) with data.size = {proposals}, "
-            "or data.axes = \"HW\" for one channel",
+            hint=f'set data.axes = "C(WH)" (column-major, as MATLAB stores) or "C(HW)" (row-major) with data.size = {proposals}, '
+            'or data.axes = "HW" for one channel',
         )
     if len(shape) in (3, 4):
         last = shape[-3:]
@@ -83,7 +93,8 @@ def resolve_axes(path: Path, shape: tuple[int, ...], options: ReadOptions, array
         if last[2] < min(last[0], last[1]):
             return Axes(prefix + "HWC", shape, False)
         raise DataError(
-            f"{path}: which axis of {text} holds the channels?", hint=f"set data.axes, for example data.axes = \"{prefix}HWC\" or \"{prefix}CHW\""
+            f"{path}: which axis of {text} holds the channels?",
+            hint=f'set data.axes, for example data.axes = "{prefix}HWC" or "{prefix}CHW"',
         )
     raise DataError(f"{path}: an array of {text} is no image", hint="set data.key and data.axes")
 
@@ -100,9 +111,14 @@ def _given(path: Path, shape: tuple[int, ...], options: ReadOptions) -> Axes:
     tokens = re.findall(r"\([NCHW]+\)|[NCHW]", axes)
     letters = "".join(tokens).replace("(", "").replace(")", "")
     if "".join(tokens) != axes or len(set(letters)) != len(letters) or not {"H", "W"} <= set(letters):
-        raise DataError(f"{path}: data.axes = {axes!r} is no axis order", hint="use each of H and W once, with C and N where they are: \"HWC\", \"NCHW\", \"C(WH)\"")
+        raise DataError(
+            f"{path}: data.axes = {axes!r} is no axis order",
+            hint='use each of H and W once, with C and N where they are: "HWC", "NCHW", "C(WH)"',
+        )
     if len(tokens) != len(shape):
-        raise DataError(f"{path}: data.axes = {axes!r} has {len(tokens)} axes, the array {len(shape)} ({' × '.join(map(str, shape))})")
+        raise DataError(
+            f"{path}: data.axes = {axes!r} has {len(tokens)} axes, the array {len(shape)} ({' × '.join(map(str, shape))})"
+        )
     full: list[int] = []
     for token, length in zip(tokens, shape, strict=True):
         if len(token) == 1:
@@ -111,9 +127,14 @@ def _given(path: Path, shape: tuple[int, ...], options: ReadOptions) -> Axes:
         if sorted(token[1:-1]) != ["H", "W"]:
             raise DataError(f"{path}: only H and W can be stored as one axis, not {token}")
         if options.size is None:
-            raise DataError(f"{path}: data.axes = {axes!r} stores {length} pixels as one axis", hint="set data.size = [HEIGHT, WIDTH]")
+            raise DataError(
+                f"{path}: data.axes = {axes!r} stores {length} pixels as one axis",
+                hint="set data.size = [HEIGHT, WIDTH]",
+            )
         if options.size[0] * options.size[1] != length:
-            raise DataError(f"{path}: data.size = {list(options.size)} is {options.size[0] * options.size[1]} pixels, the array has {length}")
+            raise DataError(
+                f"{path}: data.size = {list(options.size)} is {options.size[0] * options.size[1]} pixels, the array has {length}"
+            )
         full.extend(options.size[0] if letter == "H" else options.size[1] for letter in token[1:-1])
     return Axes(letters, tuple(full), "(" in axes)
 
@@ -167,7 +188,9 @@ def array_file(
     shape, kind = arrays[key]
     notices = []
     if options.axes is None:
-        notices.append(f"{path.name}: array {key} of {' × '.join(map(str, shape))} is read as {axes.stored}; set data.axes if that is wrong")
+        notices.append(
+            f"{path.name}: array {key} of {' × '.join(map(str, shape))} is read as {axes.stored}; set data.axes if that is wrong"
+        )
     fits = labels is not None and labels.ndim == 1 and labels.shape[0] == axes.size("N") and labels.dtype.kind in "iu"
     return ImageFile(
         path,
@@ -190,6 +213,8 @@ def label_key(arrays: Shapes, count: int) -> str | None:
     found = [
         name
         for name, (shape, kind) in arrays.items()
-        if name.rsplit("/", 1)[-1].lower() in LABEL_NAMES and np.dtype(kind).kind in "iu" and shape in ((count,), (count, 1), (1, count))
+        if name.rsplit("/", 1)[-1].lower() in LABEL_NAMES
+        and np.dtype(kind).kind in "iu"
+        and shape in ((count,), (count, 1), (1, count))
     ]
     return found[0] if len(found) == 1 and count > 1 else None

@@ -17,7 +17,7 @@ from auxmae.data.readers import hdf5, reading
 def _is_hdf5(path: Path) -> bool:
     with path.open("rb") as file:
         # MATLAB writes 512 bytes of its own before the HDF5 signature.
-        return b"MATLAB 7.3" in file.read(128) or path.stat().st_size > 520 and _signature(path)
+        return b"MATLAB 7.3" in file.read(128) or (path.stat().st_size > 520 and _signature(path))
 
 
 def _signature(path: Path) -> bool:
@@ -64,6 +64,8 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     return common.array_file(path, key, arrays, options, partial(_read, path, key, axes, options.nodata), axes, labels)
 
 
-def _read(path: Path, key: str, axes: common.Axes, nodata: float | None, index: int, window: Window | None) -> MultiChannelImage:
+def _read(
+    path: Path, key: str, axes: common.Axes, nodata: float | None, index: int, window: Window | None
+) -> MultiChannelImage:
     with reading(path):
         return common.to_image(common.cut(load(path, key), axes, index, window), nodata)

@@ -64,7 +64,9 @@ def _from_letters(path: Path, axes: str, shape: tuple[int, ...]) -> common.Axes:
             letters.append("?")
         sizes.append(size)
     if "?" in letters or letters.count("N") > 1 or not {"H", "W"} <= set(letters):
-        raise DataError(f"{path}: which of its axes {axes} {shape} are the channels?", hint="set data.axes, for example \"NCHW\"")
+        raise DataError(
+            f"{path}: which of its axes {axes} {shape} are the channels?", hint='set data.axes, for example "NCHW"'
+        )
     kept = [(letter, size) for letter, size in zip(letters, sizes, strict=True) if letter != "1"]
     return common.Axes("".join(letter for letter, _ in kept), tuple(size for _, size in kept), False)
 
@@ -81,7 +83,12 @@ def _ome_names(metadata: str | None) -> tuple[str, ...] | None:
 
 
 def _read(
-    path: Path, axes: common.Axes, nodata: float | None, names: tuple[str, ...] | None, index: int, window: Window | None
+    path: Path,
+    axes: common.Axes,
+    nodata: float | None,
+    names: tuple[str, ...] | None,
+    index: int,
+    window: Window | None,
 ) -> MultiChannelImage:
     import tifffile
 
