@@ -96,9 +96,7 @@ def open_data(data: DataSettings, *, seed: int) -> Collection:
         data.source,
         labels=data.labels,
         layout=data.layout,
-        options=ReadOptions(
-            key=_auto(data.key), axes=_auto(data.axes), size=_auto(data.size), nodata=_auto(data.nodata)
-        ),
+        options=ReadOptions(key=_auto(data.key), axes=_auto(data.axes), size=_auto(data.size), nodata=_auto(data.nodata)),
         channels=_auto(data.channels),
         wavelengths=_auto(data.wavelengths),
         exclude=data.exclude,

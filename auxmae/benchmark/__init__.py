@@ -1,1 +1,1 @@
-"""Measurements: the same work done by AuxMAE and by others, in turn, on this machine."""
+"""Measuring the model against other ways to do the same work."""

@@ -1,146 +1,104 @@
-"""Time and memory of several ways to do the same work, taken in turn.
+"""Timing in turn, and memory that does not depend on the allocator's mood.
 
-Taking single runs of all providers in turn, and starting each round with another one, spreads whatever else the machine does
-over all of them: ratios stay true where absolute times do not.
+On a CPU the peak is that of the bytes held by live tensor storages during one pass, counted as operations create them:
+the process' own high-water mark also counts caches and fragments, and varies from run to run.  On a GPU it is PyTorch's
+`max_memory_allocated`.  Both count the model's weights, gradients and optimiser state where they live during the pass.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Sums the bytes of all storages that operations return, until they are freed."""
+
+    def __init__(self, present: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = present
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                key = storage._cdata
+                if key not in self.seen:
+                    self.seen.add(key)
+                    size = storage.nbytes()
+                    self.live += size
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self._freed, key, size)
+        return result
+
+    def _freed(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.live -= size
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Peak memory of one call, bytes (see the module's text)."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device)
+    counter = _LiveBytes(0)
+    with counter:
+        work()
+    return counter.peak
 
 
 @dataclass
-class Work:
-    """Something to measure.
+class Timing:
+    """Samples in the order in which they were taken, ms; peak memory, bytes."""
 
-    Attributes:
-        provider: who does it.
-        run: does it once.
-        resident: the tensors that live between runs (parameters, optimiser state, the batch), read after the warm-up.
-        clear: puts back what a run leaves behind, such as gradients, outside the measured time.
-    """
-
-    provider: str
-    run: Callable[[], object]
-    resident: Callable[[], Iterable[Tensor]]
-    clear: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What was measured.
-
-    Attributes:
-        samples_ms: wall time of every run, milliseconds, in the order taken.
-        peak_bytes: the resident tensors, and what one run allocates beside them at its highest.
-    """
-
-    provider: str
-    samples_ms: tuple[float, ...]
+    samples_ms: list[float]
     peak_bytes: int
 
     @property
     def median_ms(self) -> float:
-        """Median wall time, milliseconds."""
-        return statistics.median(self.samples_ms)
+        return float(torch.tensor(self.samples_ms, dtype=torch.float64).median())
 
 
-def measure(
-    works: list[Work],
+def interleaved(
+    works: Mapping[str, Callable[[], object]],
     *,
     device: torch.device,
-    steps: int,
+    repeats: int,
     warmup: int = 2,
-    progress: Callable[[str], None] = lambda _: None,
-) -> list[Measurement]:
-    """Warms every provider up, takes its memory, then times `steps` runs of each, in turn.
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Timing]:
+    """Times every piece of work in turn, so that a slow moment of the machine hits all alike."""
 
-    Args:
-        works: what to measure.
-        device: where it runs; CUDA is synchronised around every run.
-        steps: timed runs of each.
-        warmup: untimed runs of each, at least 1; compilation happens there.
-        progress: told what is going on, one line each.
-    """
-    peaks = []
-    for work in works:
-        progress(f"{work.provider}: warm-up and memory")
-        for _ in range(max(1, warmup)):
-            work.run()
-            work.clear()
-        peaks.append(_bytes(work.resident()) + transient_peak(work.run, device))
-        work.clear()
-    samples: list[list[float]] = [[] for _ in works]
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        for round_ in range(steps):
-            for offset in range(len(works)):
-                index = (round_ + offset) % len(works)
-                _synchronise(device)
-                start = time.perf_counter()
-                works[index].run()
-                _synchronise(device)
-                samples[index].append((time.perf_counter() - start) * 1e3)
-                works[index].clear()
-    finally:
-        if collecting:
-            gc.enable()
-    return [
-        Measurement(work.provider, tuple(taken), peak) for work, taken, peak in zip(works, samples, peaks, strict=True)
-    ]
+    def once(work: Callable[[], object]) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 1e3 * (time.perf_counter() - began)
 
-
-def transient_peak(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `run` allocates beyond what was there before, at its highest.
-
-    On CUDA from the caching allocator's counters; on the CPU from the profiler's record of every tensor allocation and release,
-    which is the same on every run and sees compiled code too.
-    """
-    if device.type == "cuda":
-        _synchronise(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        _synchronise(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        profiler.export_chrome_trace(str(path))
-        events = json.loads(path.read_text(encoding="utf-8", errors="replace"))["traceEvents"]
-    changes = [
-        event["args"] for event in events if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0
-    ]
-    if not changes:
-        return 0
-    # The counter runs on from earlier profiles, and events of one microsecond may be listed in any order.
-    first = min(changes, key=lambda change: change["Ev Idx"])
-    before = first["Total Allocated"] - first["Bytes"]
-    return int(max(change["Total Allocated"] for change in changes)) - int(before)
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind the tensors, each counted once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(storages.values())
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    for name, work in works.items():
+        if progress:
+            progress(f"warming up {name}")
+        for _ in range(warmup):
+            once(work)
+    samples: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(repeats):
+        if progress:
+            progress(f"round {number + 1} of {repeats}")
+        for name, work in works.items():
+            samples[name].append(once(work))
+    return {name: Timing(samples[name], peak_bytes(work, device)) for name, work in works.items()}

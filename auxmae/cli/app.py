@@ -28,9 +28,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a fault.")] = False,
 ) -> None:
     """Masked autoencoder pre-training for images with any number of channels."""
@@ -68,7 +66,7 @@ def main() -> None:
             raise
         reason = str(error).splitlines()[0] if str(error) else ""
         print(
-            f"error: {type(error).__name__}: {reason} (this is a fault of AuxMAE: run again with --debug and report what it shows)",
+            f"error: {type(error).__name__}: {reason} (a fault of AuxMAE: run again with --debug and report it)",
             file=sys.stderr,
         )
         sys.exit(1)

@@ -23,12 +23,8 @@ def command(
     compile_: Annotated[bool, typer.Option("--compile", help="Measure our compiled model too.")] = False,
     recompute: Annotated[bool, typer.Option("--recompute", help="Measure recomputed activations too.")] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write the JSON document to this file too.")
-    ] = None,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")
-    ] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON document to this file too.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Measure images/s and peak memory against a plain implementation of the published design."""
     from dataclasses import replace
@@ -59,9 +55,7 @@ def command(
         print_json(document)
     else:
         console().print(
-            _table(
-                rows, f"{case.name}: {case.channels} channels, {case.image_size} px, batch {case.batch}, on {target}"
-            )
+            _table(rows, f"{case.name}: {case.channels} channels, {case.image_size} px, batch {case.batch}, on {target}")
         )
 
 

@@ -10,9 +10,7 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, help="Show, check and describe the settings.")
 
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", metavar="PATH", help="Settings file (default: ./auxmae.toml).")
-]
+Config = Annotated[Path | None, typer.Option("--config", "-c", metavar="PATH", help="Settings file (default: ./auxmae.toml).")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="TABLE.KEY=VALUE", help="Set one value; repeatable.")]
 
 
@@ -37,9 +35,7 @@ def show(
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        "setting", "value", "from", title=f"Settings ({loaded.file or 'no settings file'})", title_justify="left"
-    )
+    table = Table("setting", "value", "from", title=f"Settings ({loaded.file or 'no settings file'})", title_justify="left")
     section = "data"
     for setting, origin in loaded.origins.items():
         name, key = setting.split(".")
@@ -56,9 +52,7 @@ def show(
 
 @app.command("validate")
 def validate(
-    path: Annotated[
-        Path | None, typer.Argument(metavar="[PATH]", help="Settings file (default: ./auxmae.toml).")
-    ] = None,
+    path: Annotated[Path | None, typer.Argument(metavar="[PATH]", help="Settings file (default: ./auxmae.toml).")] = None,
     config: Config = None,
     overrides: Set = None,
 ) -> None:

@@ -23,9 +23,7 @@ def main() -> None:
 @app.command("stats")
 def stats(
     source: Annotated[str, typer.Argument(metavar="PATH", help="A file, a folder, a glob pattern, or 'synthetic'.")],
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Settings file (default: ./auxmae.toml).")
-    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings file (default: ./auxmae.toml).")] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Its labels: see data.labels.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as data.axes=HWC.")
@@ -61,10 +59,7 @@ def stats(
         group_pattern=data.group_pattern,
         seed=seed,
     )
-    sets = {
-        part.name: ImageDataset(collection, part, image_size=size)
-        for part in (splits.train, splits.validation, splits.test)
-    }
+    sets = {part.name: ImageDataset(collection, part, image_size=size) for part in (splits.train, splits.validation, splits.test)}
     with Progress(console=out, transient=True) as bar:
         task = bar.add_task("Reading pixels")
         statistics = compute_statistics(

@@ -8,14 +8,11 @@ import typer
 
 from auxmae.cli.console import console, print_json
 
-REQUIRED = ("torch", "typer", "rich", "pydantic", "pydantic-settings", "tomli", "tomlkit", "numpy", "safetensors", "huggingface-hub",
-            "matplotlib", "jinja2", "scikit-learn", "scipy", "pillow", "tifffile", "rasterio", "h5py")  # fmt: skip
-OPTIONAL = {
-    "triton": "triton",
-    "zarr": "auxmae[zarr]",
-    "imagecodecs": "auxmae[codecs]",
-    "tensorboard": "auxmae[tensorboard]",
-}
+REQUIRED = (
+    "torch", "typer", "rich", "pydantic", "pydantic-settings", "tomli", "tomlkit", "numpy", "safetensors", "huggingface-hub",
+    "matplotlib", "jinja2", "scikit-learn", "scipy", "pillow", "tifffile", "rasterio", "h5py",
+)  # fmt: skip
+OPTIONAL = {"triton": "triton", "zarr": "auxmae[zarr]", "imagecodecs": "auxmae[codecs]", "tensorboard": "auxmae[tensorboard]"}
 
 
 def command(json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
@@ -73,9 +70,7 @@ def _examine() -> dict[str, Any]:
     return {
         "versions": versions,
         "device": _device(),
-        "compiler": f"uses {compiler}"
-        if compiler
-        else "on a CPU it needs a C++ compiler, and there is none (install g++)",
+        "compiler": f"uses {compiler}" if compiler else "on a CPU it needs a C++ compiler, and there is none (install g++)",
         "free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
         "kernels": _kernels(),
         "readers": readers,

@@ -25,17 +25,13 @@ def command(
         str | None, typer.Option("--data", help="Another data set, in place of the run's own held-out images.")
     ] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Its labels: see data.labels.")] = None,
-    checkpoint: Annotated[
-        Literal["best", "last"], typer.Option("--checkpoint", help="Which checkpoint to measure.")
-    ] = "best",
+    checkpoint: Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Which checkpoint to measure.")] = "best",
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per batch.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as eval.neighbours=20.")
     ] = None,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")
-    ] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
     from auxmae.build import configure, open_run_data

@@ -20,38 +20,22 @@ if TYPE_CHECKING:
 
 def command(
     data: Annotated[str | None, typer.Option("--data", "-d", help="File, folder or 'synthetic' (data.source).")] = None,
-    labels: Annotated[
-        str | None, typer.Option("--labels", help="Label raster, PATH:KEY, 'none' (data.labels).")
-    ] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Label raster, PATH:KEY, 'none' (data.labels).")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder (run.folder).")] = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="tiny, reference, small, base, large (model.preset).")
-    ] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="tiny, reference, small, base, large (model.preset).")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the images (train.epochs).")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimiser steps (train.max_steps).")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images a step (train.batch_size).")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="Peak rate (train.learning_rate).")
-    ] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak rate (train.learning_rate).")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything (train.seed).")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps (run.device).")] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="Settings file; else ./auxmae.toml, if there.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings file; else ./auxmae.toml, if there.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: table.key=value; repeatable.")] = None,
     resume: Annotated[str | None, typer.Option("--resume", help="Go on with a run folder, or 'last'.")] = None,
-    init_from: Annotated[
-        str | None, typer.Option("--init-from", help="Start from the weights of a run or model.")
-    ] = None,
-    fast_dev_run: Annotated[
-        bool, typer.Option("--fast-dev-run", help="Three steps, to see that everything works.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check settings and data, build the model, train nothing.")
-    ] = False,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")
-    ] = False,
+    init_from: Annotated[str | None, typer.Option("--init-from", help="Start from the weights of a run or model.")] = None,
+    fast_dev_run: Annotated[bool, typer.Option("--fast-dev-run", help="Three steps, to see that everything works.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check settings and data, build the model, train nothing.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
 ) -> None:
     """Pre-train a masked autoencoder on multi-channel images."""

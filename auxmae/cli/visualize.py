@@ -15,9 +15,7 @@ def command(
     data: Annotated[str | None, typer.Option("--data", "-d", help="Other images than the run's.")] = None,
     channels: Annotated[str | None, typer.Option("--channels", help="Channels to show one by one: B04,B08.")] = None,
     images: Annotated[int, typer.Option("--images", min=1, max=32, help="How many images.")] = 4,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="PNG to write; else in the run's figures.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write; else in the run's figures.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the masks.")] = 0,
     checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")] = "auto",

@@ -52,8 +52,7 @@ def plan_channels(
     elif channels is not None:
         if len(channels) != files[0].channels:
             raise SettingsError(
-                f"data.channels has {len(channels)} names, and {files[0].path} has "
-                f"{files[0].channels} channels without names",
+                f"data.channels has {len(channels)} names, and {files[0].path} has {files[0].channels} channels without names",
                 hint="give a name to every channel",
             )
         everything = channels
@@ -71,8 +70,7 @@ def plan_channels(
         available = names_of.get(id(file), everything)
         if channels is None and set(available) != set(everything):
             raise DataError(
-                f"{named[0].path} and {file.path} name their channels differently: "
-                f"{_short(everything)} and {_short(available)}",
+                f"{named[0].path} and {file.path} name their channels differently: {_short(everything)} and {_short(available)}",
                 hint="choose channels that both have with data.channels, or leave files out with data.exclude",
             )
         for name in chosen:

@@ -2,7 +2,7 @@
 
 Shape letters: N images of an array, C channels, H rows, W columns.
 
-How `layout = "auto"` decides: the embedded scenes and files with an N axis are an *array*; labels that are a raster mean
+How `layout = "auto"` decides: the embedded scenes and files with an N axis are an *array*; labels in a raster mean
 *scenes*; one image alone is a *scene*; class folders mean *images*; otherwise fewer than 16 images of at least 48 px a
 side, or any image of more than 512 px, are *scenes*, and everything else is a folder of *images*.
 """
@@ -80,6 +80,11 @@ class Collection:
     def dtype(self) -> np.dtype:
         """Of the stored pixels (of the first file)."""
         return self.files[0].dtype
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all pixels are held in memory already."""
+        return all(isinstance(file.read, partial) and file.read.func is _read_memory for file in self.files)
 
     @property
     def has_label_maps(self) -> bool:
@@ -208,9 +213,7 @@ def open_collection(
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
     found = load_labels(labels, files, options, notices)
     chosen = _choose_layout(layout, files, classes is not None, found.rasters is not None and found.per_image is None)
-    items = np.array(
-        [(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64
-    )
+    items = np.array([(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64)
     collection = Collection(
         source,
         chosen,
@@ -348,9 +351,7 @@ def _open_all(
                 notices.append(f"left out: {result.message}")
             else:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise DataError(
-                    result.message, hint=result.hint or "leave it out with data.exclude or data.allow_broken"
-                )
+                raise DataError(result.message, hint=result.hint or "leave it out with data.exclude or data.allow_broken")
             if progress is not None:
                 progress(done, len(paths))
     if not files:

@@ -56,16 +56,14 @@ class Labels:
     rasters: tuple[LabelRaster | None, ...] | None = None
 
 
-def folder_labels(
-    relative_paths: Sequence[str], notices: list[str]
-) -> tuple[NDArray[np.int64], tuple[str, ...]] | None:
+def folder_labels(relative_paths: Sequence[str], notices: list[str]) -> tuple[NDArray[np.int64], tuple[str, ...]] | None:
     """Class folders → (class of each file, class names); None where the folders are no classes.
 
     A class is the first folder below the source that is not named like a split (train, val, test …).  Folders are
     classes when every file lies in one, there are at least two, and they hold two files each on average.
     """
     folders = []
-    ignored = set()
+    ignored: set[str] = set()
     for path in relative_paths:
         parents = PurePosixPath(path).parts[:-1]
         ignored.update(part for part in parents if part.lower() in SPLIT_FOLDERS)
@@ -168,8 +166,7 @@ def _finish(
     if missing and notices is not None:
         few = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         notices.append(
-            f"the labels apply to the {sum(fits)} images of their size; {len(missing)} of another size "
-            f"have none ({few})"
+            f"the labels apply to the {sum(fits)} images of their size; {len(missing)} of another size have none ({few})"
         )
     unique = [rasters[fits.index(True)]] if shared else rasters
     values: set[int] = set()
@@ -200,9 +197,7 @@ def _values(raster: ImageFile, labels: str) -> set[int]:
 
 def _few(values: NDArray[Any], labels: str) -> NDArray[Any]:
     if len(values) > MAX_CLASSES:
-        raise DataError(
-            f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels"
-        )
+        raise DataError(f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels")
     return values
 
 
@@ -213,8 +208,7 @@ def _from_raster(path: Path, notices: list[str]) -> ImageFile:
     if file.channels == 1:
         return file
     notices.append(
-        f"{path.name} has {file.channels} channels: each pixel's label is its largest "
-        "(abundances; none where all are 0)"
+        f"{path.name} has {file.channels} channels: each pixel's label is its largest (abundances; none where all are 0)"
     )
     return replace(file, channels=1, dtype=np.dtype(np.int64), read=partial(_read_argmax, file), channel_names=None)
 
@@ -245,9 +239,7 @@ def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] |
         valid = np.isfinite(array)
         return np.where(valid, array, -1).astype(np.int64)
     if array.ndim == 3 and not _whole(array):
-        notices.append(
-            f"{where} is {' × '.join(map(str, array.shape))}: each pixel's label is its largest (abundances)"
-        )
+        notices.append(f"{where} is {' × '.join(map(str, array.shape))}: each pixel's label is its largest (abundances)")
         known = np.isfinite(array).all(axis=2) & (array != 0).any(axis=2)
         classes = np.where(known, np.where(np.isfinite(array), array, -math.inf).argmax(axis=2), -1)
         maps = classes[None]

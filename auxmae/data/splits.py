@@ -207,22 +207,17 @@ def _groups(collection: Collection, pattern: str) -> list[str]:
         path = collection.relative_paths[file]
         match = expression.search(path)
         if match is None or match.group(1) is None:
-            raise DataError(
-                f"{path}: data.group_pattern {pattern!r} finds no group in this path", hint="correct the pattern"
-            )
+            raise DataError(f"{path}: data.group_pattern {pattern!r} finds no group in this path", hint="correct the pattern")
         names.append(match.group(1))
     return names
 
 
-def _assign_groups(
-    names: Sequence[str], fractions: tuple[float, float], random: np.random.Generator
-) -> NDArray[np.int64]:
+def _assign_groups(names: Sequence[str], fractions: tuple[float, float], random: np.random.Generator) -> NDArray[np.int64]:
     groups, member, sizes = np.unique(np.array(names), return_inverse=True, return_counts=True)
     needed = 1 + sum(fraction > 0 for fraction in fractions)
     if len(groups) < needed:
         raise DataError(
-            f"data.group_pattern finds {len(groups)} group{'' if len(groups) == 1 else 's'}, "
-            f"and {needed} parts need one each",
+            f"data.group_pattern finds {len(groups)} group{'' if len(groups) == 1 else 's'}, and {needed} parts need one each",
             hint="change data.group_pattern, or set data.validation_fraction or data.test_fraction to 0",
         )
     of_group = np.full(len(groups), TRAIN, dtype=np.int64)
@@ -259,9 +254,7 @@ def _cut(
         reference = collection.file_of(item).georeference
         key = (height, width, str(reference) if reference else "")
         places[key] = places.get(key, 0) + 1
-        rows, columns = (
-            _edges(side, block_size or image_size, None if block_size else MAX_BLOCKS) for side in (height, width)
-        )
+        rows, columns = (_edges(side, block_size or image_size, None if block_size else MAX_BLOCKS) for side in (height, width))
         number = 0
         for top, bottom in pairwise(rows):
             for left, right in pairwise(columns):
@@ -269,9 +262,7 @@ def _cut(
                 keys.append((key, number))
                 number += 1
     if any(count > 1 for count in places.values()):
-        notices.append(
-            "scenes of the same size and place are held out at the same blocks, as they may show the same place"
-        )
+        notices.append("scenes of the same size and place are held out at the same blocks, as they may show the same place")
     return np.array(blocks, dtype=np.int64), keys
 
 

@@ -158,9 +158,7 @@ def compute_statistics(
         if progress is not None:
             progress(start + len(chosen), len(indices))
     if not raw.count.any():
-        raise DataError(
-            f"{dataset.collection.source}: no valid pixel to compute statistics from", hint="check data.nodata"
-        )
+        raise DataError(f"{dataset.collection.source}: no valid pixel to compute statistics from", hint="check data.nodata")
     moments = raw if transform == "none" else scaled
     percentiles = np.full((4, len(names)), np.nan)
     for channel, pieces in enumerate(kept):
@@ -250,9 +248,7 @@ def _heavy(s: ChannelStatistics, channel: int) -> bool:
 
 def _scale_warnings(s: ChannelStatistics) -> list[str]:
     warnings = []
-    sentinel = [
-        c for c, name in enumerate(s.channel_names) if name in SENTINEL2_NAMES and s.count[c] and s.raw_maximum[c] > 0
-    ]
+    sentinel = [c for c, name in enumerate(s.channel_names) if name in SENTINEL2_NAMES and s.count[c] and s.raw_maximum[c] > 0]
     if len(sentinel) >= 3:
         typical = float(np.median([s.raw_mean[c] for c in sentinel]))
         if not 50 <= typical <= 20_000:
@@ -358,9 +354,7 @@ class Scaling:
         """
         for name in names:
             if name not in self.channel_names:
-                raise DataError(
-                    f"no scaling is known for channel {name!r}", hint=f"known: {', '.join(self.channel_names)}"
-                )
+                raise DataError(f"no scaling is known for channel {name!r}", hint=f"known: {', '.join(self.channel_names)}")
         places = [self.channel_names.index(name) for name in names]
         shift, scale = (tuple(values[place] for place in places) for values in (self.shift, self.scale))
         return Scaling(self.method, self.transform, self.cofactor, self.clip, tuple(names), shift, scale)
@@ -384,8 +378,7 @@ class Scaling:
 
     def _tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         shift, scale = (
-            torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
-            for values in (self.shift, self.scale)
+            torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None] for values in (self.shift, self.scale)
         )
         return shift, scale
 

@@ -83,7 +83,7 @@ def _field(generator: np.random.Generator, count: int, size: int, cell: int) -> 
     item = np.arange(count)[:, None]
     rows = coarse[item, left] * (1 - part)[..., None] + coarse[item, left + 1] * part[..., None]
     columns = rows[item, :, left] * (1 - part)[..., None] + rows[item, :, left + 1] * part[..., None]
-    return columns.transpose(0, 2, 1) * np.float32(1.4)
+    return (columns.transpose(0, 2, 1) * np.float32(1.4)).astype(np.float32, copy=False)
 
 
 def _cells(generator: np.random.Generator, size: int, rows: int, columns: int, angle: float) -> NDArray[np.int64]:
@@ -91,7 +91,10 @@ def _cells(generator: np.random.Generator, size: int, rows: int, columns: int, a
     y, x = np.mgrid[0:size, 0:size].astype(np.float32)
     u = x * np.cos(angle) + y * np.sin(angle) + generator.uniform(0, columns)
     v = y * np.cos(angle) - x * np.sin(angle) + generator.uniform(0, rows) + 4 * size
-    return (np.floor(v / rows).astype(np.int64) * 131 + np.floor((u + 4 * size) / columns).astype(np.int64)) % 997
+    cells: NDArray[np.int64] = (
+        np.floor(v / rows).astype(np.int64) * 131 + np.floor((u + 4 * size) / columns).astype(np.int64)
+    ) % 997
+    return cells
 
 
 def _line(generator: np.random.Generator, size: int, half_width: float, bend: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -100,7 +103,8 @@ def _line(generator: np.random.Generator, size: int, half_width: float, bend: ND
     angle = generator.uniform(0, np.pi)
     offset = generator.uniform(-0.25, 0.25) * size
     distance = (x - size / 2) * np.sin(angle) - (y - size / 2) * np.cos(angle) + offset + bend
-    return np.abs(distance) < half_width
+    inside: NDArray[np.bool_] = np.abs(distance) < half_width
+    return inside
 
 
 def _surface(
@@ -115,9 +119,7 @@ def _surface(
     vegetation = [CROP, BROADLEAF, CONIFER, GRASS, SOIL]
     mixed = choose(vegetation, _cells(generator, size, 18, 26, angle))
     if kind == 0:
-        return choose(
-            [CROP, SOIL, CROP, GRASS, SOIL], _cells(generator, size, int(generator.integers(7, 14)), 22, angle)
-        )
+        return choose([CROP, SOIL, CROP, GRASS, SOIL], _cells(generator, size, int(generator.integers(7, 14)), 22, angle))
     if kind == 1:
         return np.where(a + 0.6 * b > 0.9, GRASS, np.where(b + a > 0.1, BROADLEAF, CONIFER))
     if kind == 2:
@@ -130,9 +132,7 @@ def _surface(
         return choose([BRIGHT, BRIGHT, ASPHALT, TILE, SOIL, GRASS], cells)
     if kind == 5:
         hedges = _cells(generator, size, 15, 15, angle)
-        edge = (np.diff(hedges, axis=0, append=hedges[-1:]) != 0) | (
-            np.diff(hedges, axis=1, append=hedges[:, -1:]) != 0
-        )
+        edge = (np.diff(hedges, axis=0, append=hedges[-1:]) != 0) | (np.diff(hedges, axis=1, append=hedges[:, -1:]) != 0)
         return np.where(edge, BROADLEAF, choose([GRASS, GRASS, CROP], hedges))
     if kind == 6:
         rows = _cells(generator, size, 3, 997, angle) % 2 == 0
@@ -160,13 +160,8 @@ def _draw_chunk(generator: np.random.Generator, size: int) -> tuple[NDArray[np.u
     spectra = SPECTRA * vigour * (1 + slope * tilt)
     pixels = spectra[np.arange(_CHUNK)[:, None, None], surface]  # (chunk, size, size, 13)
     texture = 1 + 0.06 * fine + 0.05 * generator.standard_normal(fine.shape, dtype=np.float32)
-    light = (1 + 0.12 * _field(generator, _CHUNK, size, 40)) * generator.uniform(0.7, 1.25, (_CHUNK, 1, 1)).astype(
-        np.float32
-    )
-    haze = (
-        generator.uniform(0, 3.0, (_CHUNK, 1, 1, 1)).astype(np.float32)
-        * (490 / np.asarray(WAVELENGTHS, np.float32)) ** 3
-    )
+    light = (1 + 0.12 * _field(generator, _CHUNK, size, 40)) * generator.uniform(0.7, 1.25, (_CHUNK, 1, 1)).astype(np.float32)
+    haze = generator.uniform(0, 3.0, (_CHUNK, 1, 1, 1)).astype(np.float32) * (490 / np.asarray(WAVELENGTHS, np.float32)) ** 3
     pixels = pixels * (texture * light)[..., None] + haze
     image = np.ascontiguousarray(np.moveaxis(pixels, 3, 1)) * 100
     for factor in sorted(set(RESOLUTION) - {1}):
@@ -184,4 +179,5 @@ def _average_squares(image: NDArray[np.float32], factor: int) -> NDArray[np.floa
     padded = np.pad(image, ((0, 0), (0, 0), (0, short), (0, short)), mode="edge")
     side = (size + short) // factor
     small = padded.reshape(*image.shape[:2], side, factor, side, factor).mean((3, 5))
-    return small.repeat(factor, 2).repeat(factor, 3)[..., :size, :size]
+    coarse: NDArray[np.float32] = small.repeat(factor, 2).repeat(factor, 3)[..., :size, :size]
+    return coarse

@@ -81,9 +81,7 @@ def encoder_extractor(model: AuxMAE, *, pool: str, device: torch.device | str, d
         try:
             if dense:
                 # Dense features have no CLS token to offer: its place is taken by the mean over channels.
-                maps = model.dense_features(
-                    image, valid=valid, channels=batch.channels, pool="mean" if pool == "cls" else pool
-                )
+                maps = model.dense_features(image, valid=valid, channels=batch.channels, pool="mean" if pool == "cls" else pool)
                 return maps.flatten(2).transpose(1, 2)
             return model.forward_features(image, valid=valid, channels=batch.channels, pool=pool)
         finally:
@@ -162,9 +160,7 @@ def extract_all(
         name → features; the rows of all are the same samples.  Unlabelled samples are left out.
     """
     generator = np.random.default_rng(seed)
-    columns: dict[str, list[NDArray[Any]]] = {
-        name: [] for name in ("key", "label", "group", *(f"x {n}" for n in extractors))
-    }
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("key", "label", "group", *(f"x {n}" for n in extractors))}
     images = 0
 
     def prune(most: int | None) -> None:
@@ -215,9 +211,7 @@ def _select(batch: Batch, rows: Tensor) -> Batch:
     if len(rows) == batch.image.shape[0]:
         return batch
     label_map = None if batch.label_map is None else batch.label_map[rows]
-    return batch._replace(
-        image=batch.image[rows], valid=batch.valid[rows], label=batch.label[rows], label_map=label_map
-    )
+    return batch._replace(image=batch.image[rows], valid=batch.valid[rows], label=batch.label[rows], label_map=label_map)
 
 
 def _patches(pixels: Tensor, patch_size: int, fill: float) -> Tensor:

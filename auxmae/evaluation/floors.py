@@ -60,9 +60,7 @@ def interpolation_floor(image: Tensor, hidden: Tensor, valid: Tensor | None = No
 
 def _known(image: Tensor, hidden: Tensor, valid: Tensor | None) -> Tensor:
     if hidden.shape != image.shape or (valid is not None and valid.shape != image.shape):
-        raise ValueError(
-            f"hidden and valid must have the image's shape {tuple(image.shape)}, not {tuple(hidden.shape)}"
-        )
+        raise ValueError(f"hidden and valid must have the image's shape {tuple(image.shape)}, not {tuple(hidden.shape)}")
     return ~hidden if valid is None else valid & ~hidden
 
 

@@ -138,23 +138,17 @@ def run_probes(
         notices.append(f"The test part has classes that the training part lacks, which no probe can find: {names}.")
     short = [n for n in labels_per_class if n > counts.min()]
     if short:
-        scarce = ", ".join(
-            f"{_name(c, class_names)} ({n})" for c, n in zip(classes, counts, strict=True) if n < max(short)
-        )
+        scarce = ", ".join(f"{_name(c, class_names)} ({n})" for c, n in zip(classes, counts, strict=True) if n < max(short))
         notices.append(f"Classes with fewer training samples than asked for, of which all are used: {scarce}.")
     results = []
     for budget in labels_per_class:
         draws = draw_labels(reference.y, budget, seed=seed)
         for probe in PROBES:
             for name, features in train.items():
-                correct = np.stack(
-                    [_correct(probe, features.take(rows), test[name], neighbours, seed) for rows in draws]
-                )
+                correct = np.stack([_correct(probe, features.take(rows), test[name], neighbours, seed) for rows in draws])
                 recall = [correct[:, held_out.y == c].mean() for c in np.unique(held_out.y)]
                 interval = bootstrap_interval(correct, held_out.groups, resamples=bootstrap, seed=seed)
-                results.append(
-                    ProbeResult(name, probe, budget, float(correct.mean()), float(np.mean(recall)), interval)
-                )
+                results.append(ProbeResult(name, probe, budget, float(correct.mean()), float(np.mean(recall)), interval))
     majority = float((held_out.y == classes[counts.argmax()]).mean())
     return ProbeReport(results, "", notices, len(reference), len(held_out), majority)
 

@@ -110,9 +110,7 @@ def evaluate_reconstruction(
     finally:
         model.train(was_training)
     if not images:
-        raise DataError(
-            "no image to measure the reconstruction on", hint="raise data.test_fraction, or name other data"
-        )
+        raise DataError("no image to measure the reconstruction on", hint="raise data.test_fraction, or name other data")
     if not pixels.sum():
         raise DataError("not one hidden pixel is valid: there is nothing to compare with", hint="check data.nodata")
     overall = (total.sum(dim=1) / pixels.sum()).tolist()

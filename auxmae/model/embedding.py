@@ -81,9 +81,7 @@ class ChannelSelection:
         if not present:
             raise DataError("the image has none of the model's channels")
         self.groups = sorted(present, key=present.__getitem__)
-        order = [
-            place[groups[g][member]] if member < len(groups[g]) else -1 for g in self.groups for member in range(size)
-        ]
+        order = [place[groups[g][member]] if member < len(groups[g]) else -1 for g in self.groups for member in range(size)]
         self.order = None if order == list(range(len(self.names))) else order
 
 
@@ -115,9 +113,7 @@ class ChannelEmbedding(nn.Module):
 
     features: Tensor
 
-    def __init__(
-        self, groups: Sequence[Sequence[str]], width: int, kind: str, wavelengths: dict[str, float] | None
-    ) -> None:
+    def __init__(self, groups: Sequence[Sequence[str]], width: int, kind: str, wavelengths: dict[str, float] | None) -> None:
         super().__init__()
         self.kind = kind
         if kind == "name":

@@ -135,9 +135,7 @@ class AuxMAE(Pretrained):
         if not names or len(set(names)) != len(names):
             raise SettingsError("channels must be named, each once")
         if wavelengths is not None and len(wavelengths) != len(names):
-            raise SettingsError(
-                f"{len(wavelengths)} wavelengths for {len(names)} channels", hint="set data.wavelengths"
-            )
+            raise SettingsError(f"{len(wavelengths)} wavelengths for {len(names)} channels", hint="set data.wavelengths")
         self.config: dict[str, Any] = {
             "channels": names,
             "image_size": image_size,
@@ -152,9 +150,7 @@ class AuxMAE(Pretrained):
             "decoder_hidden": decoder_hidden,
             "dropout": dropout,
             "cls_tokens": cls_tokens,
-            "channel_groups": channel_groups
-            if isinstance(channel_groups, int)
-            else [list(group) for group in channel_groups],
+            "channel_groups": channel_groups if isinstance(channel_groups, int) else [list(group) for group in channel_groups],
             "channel_embedding": channel_embedding,
             "wavelengths": None if wavelengths is None else [float(value) for value in wavelengths],
             "output_activation": output_activation,
@@ -238,9 +234,7 @@ class AuxMAE(Pretrained):
         """(rows, columns) of patches that cover an image of height × width px."""
         return -(-height // self.patch_size), -(-width // self.patch_size)
 
-    def draw_mask(
-        self, shape: Sequence[int], generator: torch.Generator | None = None, *, ratio: float | None = None
-    ) -> Tensor:
+    def draw_mask(self, shape: Sequence[int], generator: torch.Generator | None = None, *, ratio: float | None = None) -> Tensor:
         """`keep` (B, G, K) for images of `shape` (B, C, h, w) that have all channels; drawn where the generator lives."""
         mask = self._draw(shape[0], len(self.groups), self.grid(shape[2], shape[3]), ratio, generator, None)
         return mask.keep
@@ -303,9 +297,7 @@ class AuxMAE(Pretrained):
             self._selections[names] = ChannelSelection(self.groups, self.channel_names, names)
         return self._selections[names]
 
-    def _prepare(
-        self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None
-    ) -> _Inputs:
+    def _prepare(self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None) -> _Inputs:
         if image.ndim != 4:
             raise ValueError(f"image must be (B, C, h, w), not {tuple(image.shape)}")
         if not image.is_floating_point():
@@ -371,9 +363,7 @@ class AuxMAE(Pretrained):
             # Whole channels are hidden: only the others go through the encoder, and all of them show every place.
             rows = mask.rows[:, :, None, None].expand(-1, -1, *x.shape[2:])
             encoded = self._run(self.encoder, x.gather(1, rows))
-            return torch.zeros_like(x, dtype=encoded.dtype).scatter(
-                1, rows, self.encoder_norm(encoded).to(encoded.dtype)
-            )
+            return torch.zeros_like(x, dtype=encoded.dtype).scatter(1, rows, self.encoder_norm(encoded).to(encoded.dtype))
         keep = self._token_keep(mask)
         if mask.ragged:
             lengths = (keep >= 0).sum(2).int()
@@ -493,7 +483,8 @@ class AuxMAE(Pretrained):
         first = 0 if self.cls_token is None else 1
         x_BNGD = tokens[:, :, first:].transpose(1, 2)
         pooled = _pool_channels(x_BNGD, weight.transpose(1, 2), pool)
-        return pooled.transpose(1, 2).unflatten(2, self.grid(image.shape[2], image.shape[3]))
+        rows, columns = self.grid(image.shape[2], image.shape[3])
+        return pooled.transpose(1, 2).reshape(len(pooled), -1, rows, columns)
 
     def _features(
         self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None
@@ -533,5 +524,6 @@ def _pool_channels(x: Tensor, weight: Tensor, pool: str) -> Tensor:
     if pool == "attention":
         score = (x * mean.unsqueeze(-2)).sum(-1, keepdim=True) / x.shape[-1] ** 0.5
         score = score.masked_fill(weight == 0, torch.finfo(score.dtype).min)
-        return (score.softmax(-2) * x).sum(-2)
+        weighted: Tensor = (score.softmax(-2) * x).sum(-2)
+        return weighted
     raise SettingsError(f"unknown pooling {pool!r}", hint="one of mean, cls, concat, attention")

@@ -105,9 +105,7 @@ def draw_mask(
     if strategy == "mixed":
         names = [name for name, weight in (mixture or {}).items() if weight > 0 and (name != "channel" or channels > 1)]
         if not names:
-            raise SettingsError(
-                "masking.mixture has no strategy that works here", hint="give independent a positive weight"
-            )
+            raise SettingsError("masking.mixture has no strategy that works here", hint="give independent a positive weight")
         weights = torch.tensor([float((mixture or {})[name]) for name in names])
         # Drawn on the CPU: the choice steers Python, and a GPU would have to be waited for.
         cpu = generator if generator is not None and generator.device.type == "cpu" else None
@@ -127,16 +125,12 @@ def draw_mask(
     if strategy == "independent":
         keep = _smallest(torch.rand(batch, channels, positions, generator=generator, device=device), count)
     elif strategy == "shared":
-        keep = _smallest(torch.rand(batch, 1, positions, generator=generator, device=device), count).expand(
-            -1, channels, -1
-        )
+        keep = _smallest(torch.rand(batch, 1, positions, generator=generator, device=device), count).expand(-1, channels, -1)
     elif strategy == "block":
         noise = _block_noise(batch, rows, columns, block_size, generator, device)
         keep = _smallest(noise, count).expand(-1, channels, -1)
     else:
-        raise SettingsError(
-            f"unknown masking strategy {strategy!r}", hint=f"one of {', '.join((*STRATEGIES, 'mixed'))}"
-        )
+        raise SettingsError(f"unknown masking strategy {strategy!r}", hint=f"one of {', '.join((*STRATEGIES, 'mixed'))}")
     masked = _indices_of(hidden_positions(keep, positions), positions - count)
     return Mask(keep, masked, aligned=strategy != "independent")
 

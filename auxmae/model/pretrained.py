@@ -30,9 +30,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         from auxmae import __version__
 
         config = {"auxmae_version": __version__, **self.config}
-        (save_directory / CONFIG_NAME).write_text(
-            json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        (save_directory / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         safetensors.torch.save_model(self, str(save_directory / WEIGHTS_NAME))
 
     @classmethod
@@ -80,9 +78,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
             known = inspect.signature(cls.__init__).parameters
             model = cls(**{key: value for key, value in config.items() if key in known})
         except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{folder}: no {CONFIG_NAME}", hint="give a run folder or a checkpoint folder"
-            ) from error
+            raise CheckpointError(f"{folder}: no {CONFIG_NAME}", hint="give a run folder or a checkpoint folder") from error
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder / CONFIG_NAME}: broken: {error}") from error
         load_weights(model, folder)

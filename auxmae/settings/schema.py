@@ -79,21 +79,16 @@ class DataSettings(Table):
     wavelengths: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] | Auto = Field(
         default="auto", description="centre wavelength of every channel, nm"
     )
-    nodata: float | Auto = Field(
-        default="auto", description="pixel value that means 'no data' ('auto': what the file says)"
-    )
+    nodata: float | Auto = Field(default="auto", description="pixel value that means 'no data' ('auto': what the file says)")
     exclude: tuple[str, ...] = Field(default=(), description="file name patterns to leave out, such as '*_mask.tif'")
-    allow_broken: bool = Field(
-        default=False, description="leave out unreadable files (each is named) instead of stopping"
-    )
+    allow_broken: bool = Field(default=False, description="leave out unreadable files (each is named) instead of stopping")
     split: Literal["auto", "random", "group", "block"] = Field(
         default="auto",
         description="how images are held out: at random, by group, or by spatial block (auto: block for scenes)",
     )
     group_pattern: str = Field(
         default="",
-        description="regular expression on the relative path whose first group names the group of an image "
-        "(split = 'group')",
+        description="regular expression on the relative path whose first group names the group of an image (split = 'group')",
     )
     validation_fraction: Fraction = Field(
         default=0.1, description="part of the images or blocks used to choose the best checkpoint"
@@ -104,9 +99,7 @@ class DataSettings(Table):
     block_size: Annotated[int, Field(ge=1)] | Auto = Field(
         default="auto", description="side of a spatial block, px (split = 'block')"
     )
-    synthetic_images: int = Field(
-        default=2000, ge=16, le=1_000_000, description="number of embedded scenes to generate"
-    )
+    synthetic_images: int = Field(default=2000, ge=16, le=1_000_000, description="number of embedded scenes to generate")
     flips: bool = Field(default=True, description="random horizontal and vertical flips in training")
     channel_sampling: Fraction = Field(
         default=0.0, description="largest part of the channels dropped at random from a training batch (0: none)"
@@ -116,9 +109,7 @@ class DataSettings(Table):
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError(
-                "validation_fraction and test_fraction leave nothing to train on: their sum must be below 1"
-            )
+            raise ValueError("validation_fraction and test_fraction leave nothing to train on: their sum must be below 1")
         if self.split == "group" and not self.group_pattern:
             raise ValueError("split = 'group' needs group_pattern")
         if self.group_pattern:
@@ -194,15 +185,11 @@ class ModelSettings(Table):
         default="auto", description="token width of the decoder ('auto': half the encoder's, in multiples of its heads)"
     )
     decoder_depth: int = Field(default=2, ge=1, le=128, description="blocks of the decoder")
-    decoder_heads: Annotated[int, Field(ge=1, le=256)] | Auto = Field(
-        default="auto", description="heads of the decoder"
-    )
+    decoder_heads: Annotated[int, Field(ge=1, le=256)] | Auto = Field(default="auto", description="heads of the decoder")
     decoder_hidden: Annotated[int, Field(ge=4, le=65536)] | Auto = Field(
         default="auto", description="hidden width of the decoder"
     )
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="dropout probability inside attention and feed-forward sublayers"
-    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout probability inside attention and feed-forward sublayers")
     output_activation: Literal["none", "sigmoid"] = Field(default="none", description="what follows the linear head")
 
     @model_validator(mode="after")
@@ -255,9 +242,7 @@ class MaskingSettings(Table):
 class LossSettings(Table):
     """What the model is taught with, on hidden valid pixels only."""
 
-    kind: Literal["l1", "mse", "smooth_l1"] = Field(
-        default="l1", description="absolute, squared, or Huber error (beta = 1)"
-    )
+    kind: Literal["l1", "mse", "smooth_l1"] = Field(default="l1", description="absolute, squared, or Huber error (beta = 1)")
     normalize: bool = Field(default=False, description="target: each patch less its mean, over its standard deviation")
 
 
@@ -277,14 +262,10 @@ class TrainSettings(Table):
         default=64, ge=1, le=1_000_000, description="images per optimiser step and device, before accumulation"
     )
     accumulation: int = Field(default=1, ge=1, le=65536, description="batches per optimiser step")
-    optimizer: Literal["adamw", "adam"] = Field(
-        default="adamw", description="AdamW, or Adam (weight decay as L2 penalty)"
-    )
+    optimizer: Literal["adamw", "adam"] = Field(default="adamw", description="AdamW, or Adam (weight decay as L2 penalty)")
     learning_rate: float = Field(default=1e-3, gt=0, le=10, description="peak learning rate")
     min_learning_rate: float = Field(default=1e-5, ge=0, le=10, description="learning rate at the end of the cosine")
-    warmup_fraction: float = Field(
-        default=0.05, ge=0, lt=1, description="part of the steps with a linearly rising learning rate"
-    )
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="part of the steps with a linearly rising learning rate")
     weight_decay: float = Field(
         default=0.05, ge=0, le=10, description="weight decay of matrices (never of norms, biases, embeddings)"
     )
@@ -297,19 +278,11 @@ class TrainSettings(Table):
         description="autocast type on a GPU ('auto': bf16 where the GPU has it, else fp32); the CPU computes in fp32",
     )
     compile: bool = Field(default=False, description="torch.compile the blocks")
-    recompute: bool = Field(
-        default=False, description="recompute activations in the backward pass: less memory, more time"
-    )
-    patience: int = Field(
-        default=0, ge=0, description="stop after this many validations without improvement (0: never)"
-    )
-    tolerance: float = Field(
-        default=1e-4, ge=0, lt=1, description="relative improvement of the validation loss that counts"
-    )
+    recompute: bool = Field(default=False, description="recompute activations in the backward pass: less memory, more time")
+    patience: int = Field(default=0, ge=0, description="stop after this many validations without improvement (0: never)")
+    tolerance: float = Field(default=1e-4, ge=0, lt=1, description="relative improvement of the validation loss that counts")
     validate_every: int = Field(default=1, ge=1, description="epochs between validations")
-    figure_every: int = Field(
-        default=10, ge=0, description="epochs between reconstruction figures (0: at the end only)"
-    )
+    figure_every: int = Field(default=10, ge=0, description="epochs between reconstruction figures (0: at the end only)")
     checkpoint_minutes: float = Field(
         default=10.0, ge=0, description="minutes between checkpoints within an epoch (0: at its end only)"
     )
@@ -319,9 +292,7 @@ class TrainSettings(Table):
     @model_validator(mode="after")
     def _check(self) -> TrainSettings:
         if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate ({self.min_learning_rate}) must not exceed learning_rate ({self.learning_rate})"
-            )
+            raise ValueError(f"min_learning_rate ({self.min_learning_rate}) must not exceed learning_rate ({self.learning_rate})")
         return self
 
 
@@ -329,9 +300,7 @@ class RunSettings(Table):
     """Where a run is kept and on what it runs."""
 
     folder: str = Field(default="auto", min_length=1, description="the run's folder ('auto': runs/DATE-TIME)")
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:N, cpu or mps"
-    )
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:N, cpu or mps")
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads (0: PyTorch's own choice)")
     tensorboard: bool = Field(default=False, description="write TensorBoard events too (needs the extra 'tensorboard')")
 
@@ -368,18 +337,14 @@ class SettingsTree(Table):
     model_config = ConfigDict(strict=False)  # a dict may stand for a table
 
     data: DataSettings = Field(default_factory=lambda: DataSettings(), description="the images")
-    scaling: ScalingSettings = Field(
-        default_factory=lambda: ScalingSettings(), description="pixel values → network inputs"
-    )
+    scaling: ScalingSettings = Field(default_factory=lambda: ScalingSettings(), description="pixel values → network inputs")
     model: ModelSettings = Field(default_factory=lambda: ModelSettings(), description="the network")
     masking: MaskingSettings = Field(default_factory=lambda: MaskingSettings(), description="what is hidden")
     loss: LossSettings = Field(default_factory=lambda: LossSettings(), description="what is minimised")
     train: TrainSettings = Field(default_factory=lambda: TrainSettings(), description="the training loop")
     run: RunSettings = Field(default_factory=lambda: RunSettings(), description="where and on what")
     eval: EvalSettings = Field(default_factory=lambda: EvalSettings(), description="evaluation")
-    kernels: KernelSettings = Field(
-        default_factory=lambda: KernelSettings(), description="implementation of the hot functions"
-    )
+    kernels: KernelSettings = Field(default_factory=lambda: KernelSettings(), description="implementation of the hot functions")
 
     @model_validator(mode="after")
     def _check(self) -> SettingsTree:
@@ -391,8 +356,7 @@ class SettingsTree(Table):
                 )
             if self.loss.normalize:
                 raise ValueError(
-                    "model.output_activation = 'sigmoid' reaches only 0 to 1, and loss.normalize = true asks for "
-                    "values around 0"
+                    "model.output_activation = 'sigmoid' reaches only 0 to 1, and loss.normalize = true asks for values around 0"
                 )
         if self.model.channel_groups != 1 and self.data.channel_sampling > 0:
             raise ValueError("data.channel_sampling drops single channels: it needs model.channel_groups = 1")

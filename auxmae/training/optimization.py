@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,9 +35,10 @@ def make_optimizer(
     device: torch.device,
 ) -> torch.optim.Optimizer:
     """AdamW or Adam; one fused kernel for all parameters where the device has it."""
-    cls = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
+    kind_of: Any = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
     groups = parameter_groups(model, weight_decay)
-    return cls(groups, lr=learning_rate, betas=betas, fused=device.type in ("cpu", "cuda"))
+    optimizer: torch.optim.Optimizer = kind_of(groups, lr=learning_rate, betas=betas, fused=device.type in ("cpu", "cuda"))
+    return optimizer
 
 
 def learning_rate_at(progress: float, *, peak: float, final: float, warmup: float) -> float:
@@ -69,9 +71,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise SettingsError(
-            "train.precision = 'bf16', and this GPU has no bf16", hint="set train.precision = 'fp16' or 'auto'"
-        )
+        raise SettingsError("train.precision = 'bf16', and this GPU has no bf16", hint="set train.precision = 'fp16' or 'auto'")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

@@ -110,9 +110,7 @@ def create_run(folder: str, settings: SettingsTree) -> RunFolder:
         (path / "checkpoints").mkdir(exist_ok=True)
         write_settings(settings, path / SETTINGS_NAME)
     except OSError as error:
-        raise UsageError(
-            f"{path}: the run folder cannot be made: {error.strerror}", hint="choose another --output"
-        ) from error
+        raise UsageError(f"{path}: the run folder cannot be made: {error.strerror}", hint="choose another --output") from error
     return RunFolder(path)
 
 

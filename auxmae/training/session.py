@@ -145,7 +145,17 @@ def train(
         run = create_run(settings.run.folder, _with_absolute_source(settings))
         if data.statistics is not None:
             run.write_json("statistics.json", data.statistics.to_dict())
-    log = tensorboard(str(run.path / "tensorboard")) if tensorboard else None
+    folder = run
+    log = tensorboard(str(folder.path / "tensorboard")) if tensorboard else None
+
+    def draw_figure(epoch: int) -> None:
+        _draw(model, data, folder, device, f"reconstruction-epoch-{epoch:04d}.png")
+
+    def log_scalars(step: int, values: dict[str, float]) -> None:
+        assert log is not None
+        for name, value in values.items():
+            log.add_scalar(name, value, step)
+
     trainer = Trainer(
         model,
         data.train,
@@ -154,10 +164,8 @@ def train(
         make_plan(settings, len(data.train), fast=fast_dev_run),
         device=device,
         reporter=reporter,
-        draw_figure=lambda epoch: _draw(model, data, run, device, f"reconstruction-epoch-{epoch:04d}.png") and None,
-        log_scalars=None
-        if log is None
-        else lambda step, values: [log.add_scalar(k, v, step) for k, v in values.items()] and None,
+        draw_figure=draw_figure,
+        log_scalars=None if log is None else log_scalars,
     )
     if resume is not None:
         trainer.resume()
@@ -226,9 +234,7 @@ def _draw(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name:
     image, valid = batch.image[:rows], batch.valid[:rows]
     training = model.training
     model.eval()
-    reconstruction = model.reconstruct(
-        image.to(device), valid=valid.to(device), generator=torch.Generator().manual_seed(0)
-    )
+    reconstruction = model.reconstruct(image.to(device), valid=valid.to(device), generator=torch.Generator().manual_seed(0))
     model.train(training)
     return reconstruction_figure(
         image,

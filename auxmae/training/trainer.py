@@ -77,7 +77,7 @@ class Outcome:
 def _graceful_stop() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM finish the step; a second one stops at once.  Yields a function that says whether one came."""
     asked = threading.Event()
-    previous: dict[int, Any] = {}
+    previous: dict[signal.Signals, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
@@ -85,13 +85,13 @@ def _graceful_stop() -> Iterator[Callable[[], bool]]:
         asked.set()
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, ask)
+        for asked_by in (signal.SIGINT, signal.SIGTERM):
+            previous[asked_by] = signal.signal(asked_by, ask)
     try:
         yield asked.is_set
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for asked_by, handler in previous.items():
+            signal.signal(asked_by, handler)
 
 
 class Trainer:

@@ -30,7 +30,8 @@ class Composite:
 
     def apply(self, image_CHW: NDArray[np.floating]) -> NDArray[np.float64]:
         """(C, h, w) → (h, w, 3), not yet stretched."""
-        return np.einsum("rc,chw->hwr", self.weights, image_CHW.astype(np.float64))
+        picture: NDArray[np.float64] = np.einsum("rc,chw->hwr", self.weights, image_CHW.astype(np.float64))
+        return picture
 
 
 def choose_composite(
@@ -67,17 +68,13 @@ def choose_composite(
     return Composite(vectors, "three principal components of all channels")
 
 
-def stretch_limits(
-    picture: NDArray[np.float64], valid: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def stretch_limits(picture: NDArray[np.float64], valid: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """2nd and 98th percentile of each colour; taken on the original and used for every panel."""
     pixels = picture[valid] if valid.any() else picture.reshape(-1, picture.shape[-1])
     low, high = np.percentile(pixels, [2, 98], axis=0)
     return low, np.where(high - low > 1e-9, high, low + 1)
 
 
-def stretch(
-    picture: NDArray[np.float64], limits: tuple[NDArray[np.float64], NDArray[np.float64]]
-) -> NDArray[np.float64]:
+def stretch(picture: NDArray[np.float64], limits: tuple[NDArray[np.float64], NDArray[np.float64]]) -> NDArray[np.float64]:
     """Linear to [0, 1], clipped; for display only."""
     return np.clip((picture - limits[0]) / (limits[1] - limits[0]), 0, 1)

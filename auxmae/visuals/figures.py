@@ -87,9 +87,9 @@ def reconstruction_figure(
             error = np.abs(guess[i, c] - x[i, c])[hidden[i, c] & ok[i, c]]
             note = f"{name}\nL1 {error.mean():.3f}" if error.size else name
             grey = []
-            for values, shown in (
-                (x[i, c], np.ones_like(hidden[i, c])), (x[i, c], ~hidden[i, c]), (guess[i, c], hidden[i, c]), (merged[c], np.ones_like(hidden[i, c])),
-            ):  # fmt: skip
+            everywhere = np.ones_like(hidden[i, c])
+            views = ((x[i, c], everywhere), (x[i, c], ~hidden[i, c]), (guess[i, c], hidden[i, c]), (merged[c], everywhere))
+            for values, shown in views:
                 picture = stretch(np.repeat(values[..., None], 3, 2).astype(np.float64), (low, high))
                 picture[~shown] = (0.75, 0.80, 0.90)
                 picture[~ok[i, c]] = INVALID
@@ -110,14 +110,9 @@ def reconstruction_figure(
     return _save(figure, path)
 
 
-def _inside(
-    weights: NDArray[np.float64], image: NDArray[np.floating], valid: NDArray[np.bool_]
-) -> NDArray[np.floating]:
+def _inside(weights: NDArray[np.float64], image: NDArray[np.floating], valid: NDArray[np.bool_]) -> NDArray[np.floating]:
     """(C, 1, 1) the middle of each channel's range: what a hidden pixel is painted with, so that it comes out grey."""
-    middle = [
-        np.mean(np.percentile(channel[ok], [2, 98])) if ok.any() else 0.0
-        for channel, ok in zip(image, valid, strict=True)
-    ]
+    middle = [np.mean(np.percentile(channel[ok], [2, 98])) if ok.any() else 0.0 for channel, ok in zip(image, valid, strict=True)]
     return np.asarray(middle, image.dtype)[:, None, None]
 
 

@@ -41,7 +41,7 @@ def axial_attention(
     scale: float | None = None,
 ) -> Tensor:
     """See `auxmae_kernels.axial_attention`."""
-    batch, channels, tokens, triple = qkv.shape
+    _batch, channels, tokens, triple = qkv.shape
     if axis not in ("patch", "channel"):
         raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
     if triple % (3 * heads):
@@ -75,9 +75,9 @@ def _dense_channel_attention(split: Tensor, real: Tensor | None, scale: float | 
     """Sequences of the C tokens at one place, where the t-th token of every channel lies at the same place."""
     batch, channels, tokens, _, heads, dim = split.shape
     # (3, B, T, H, C, E) are strides of the same memory; merging B and T costs a copy of what SDPA reads, no more.
-    q, k, v = split.permute(3, 0, 2, 4, 1, 5).flatten(1, 2)
+    q, k, v = split.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)
     mask = None if real is None else _allow_own(real.transpose(1, 2).flatten(0, 1))[:, None]
-    out = _sdpa(q, k, v, mask, scale).unflatten(0, (batch, tokens))
+    out: Tensor = _sdpa(q, k, v, mask, scale).view(batch, tokens, heads, channels, dim)
     return out.permute(0, 3, 1, 2, 4).reshape(batch, channels, tokens, heads * dim)
 
 
@@ -121,11 +121,7 @@ def _gathered_channel_attention(split: Tensor, slots: Tensor, scale: float | Non
     merged = split.reshape(batch, channels * tokens, 3 * heads * dim)
     rows = merged.gather(1, index[..., None].expand(-1, -1, merged.shape[2]))
     q, k, v = rows.view(batch * positions, longest, 3, heads, dim).permute(2, 0, 3, 1, 4)
-    out = (
-        _sdpa(q, k, v, _allow_own(real)[:, None], scale)
-        .transpose(1, 2)
-        .reshape(batch, positions * longest, heads * dim)
-    )
+    out = _sdpa(q, k, v, _allow_own(real)[:, None], scale).transpose(1, 2).reshape(batch, positions * longest, heads * dim)
     # Each token lies at one place at most, so this writes every row once; padding goes to a row that is cut off.
     target = torch.where(real.view(batch, -1), index, channels * tokens)
     result = out.new_zeros(batch, channels * tokens + 1, heads * dim)

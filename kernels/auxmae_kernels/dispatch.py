@@ -92,9 +92,7 @@ def explain(
     if obstacle is None:
         return Decision("triton", "the Triton kernel runs here")
     if chosen == "triton":
-        raise KernelUnavailableError(
-            f"the Triton kernel of {function} cannot run: {obstacle}; set AUXMAE_KERNELS=auto or torch"
-        )
+        raise KernelUnavailableError(f"the Triton kernel of {function} cannot run: {obstacle}; set AUXMAE_KERNELS=auto or torch")
     return Decision("torch", obstacle)
 
 

@@ -90,7 +90,7 @@ def _group_size(image: Tensor, groups: int) -> int:
 def _patches_at(image: Tensor, index: Tensor, patch_size: int) -> Tensor:
     """Patches (B, G, L, g, p, p) of image (B, G·g, h, w) at positions (B, G, L); no other pixel is read."""
     batch, groups = index.shape[:2]
-    _, channels, height, width = image.shape
+    _, _channels, height, width = image.shape
     p, g = patch_size, _group_size(image, groups)
     view = (
         image.view(batch, groups, g, height // p, p, width // p, p)
@@ -109,12 +109,10 @@ def embed_visible(
 ) -> Tensor:
     """See `auxmae_kernels.embed_visible`."""
     if image.shape[2] % patch_size or image.shape[3] % patch_size:
-        raise ValueError(
-            f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}"
-        )
+        raise ValueError(f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}")
     index = keep.clamp(min=0)
     x_BGKP = _patches_at(image, index, patch_size).flatten(3)
-    if weight.ndim == 2:
+    if weight.ndim == 2:  # noqa: SIM108
         x = F.linear(x_BGKP, weight, bias)
     else:
         x = torch.einsum("bgkp,gdp->bgkd", x_BGKP, weight) + bias[:, None]

@@ -59,9 +59,7 @@ def test_patch_labels_are_the_majority_where_half_is_labelled(seed: int, height:
     for b in range(2):
         for n, found in enumerate(result[b].tolist()):
             top, left = n // columns * patch, n % columns * patch
-            counts = Counter(
-                v for v in label_map[b, top : top + patch, left : left + patch].flatten().tolist() if v >= 0
-            )
+            counts = Counter(v for v in label_map[b, top : top + patch, left : left + patch].flatten().tolist() if v >= 0)
             if 2 * sum(counts.values()) < patch**2:
                 assert found == -1
             else:

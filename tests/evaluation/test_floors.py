@@ -17,9 +17,7 @@ from auxmae.evaluation.floors import interpolation_floor, mean_floor
 FLOORS = (mean_floor, interpolation_floor)
 
 
-def patch_mask(
-    generator: torch.Generator, batch: int, channels: int, side: int, patch: int, ratio: float = 0.75
-) -> Tensor:
+def patch_mask(generator: torch.Generator, batch: int, channels: int, side: int, patch: int, ratio: float = 0.75) -> Tensor:
     """(B, C, side, side) bool, whole patches hidden, at least one visible."""
     n = side // patch
     order = torch.rand(batch, channels, n * n, generator=generator).argsort(-1).argsort(-1)

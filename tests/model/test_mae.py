@@ -123,10 +123,8 @@ def test_ragged_keep_equals_the_same_tokens_without_padding():
     image = torch.rand(2, 5, 16, 16)
     keep = ragged_keep(2, 5, 16, 4)
     padded = torch.nn.functional.pad(keep, (0, 3), value=-1)
-    padded[1, :, 4:] = torch.tensor([p for p in range(16)])[None, :3].expand(5, 3)
-    short = torch.where(
-        torch.stack([(padded[1] == value).sum(1) for value in range(16)], 1).max() > 1, -1, padded[1, :, 4:]
-    )
+    padded[1, :, 4:] = torch.tensor(list(range(16)))[None, :3].expand(5, 3)
+    short = torch.where(torch.stack([(padded[1] == value).sum(1) for value in range(16)], 1).max() > 1, -1, padded[1, :, 4:])
     padded[1, :, 4:] = short
     assert torch.allclose(model(image, padded).prediction[0, :, :12], model(image, keep).prediction[0], atol=1e-5)
 

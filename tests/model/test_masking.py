@@ -50,9 +50,7 @@ def test_channel_masking_hides_whole_channels():
 
 
 def test_block_masking_hides_squares():
-    mask = draw_mask(
-        16, 1, (12, 12), ratio=0.75, strategy="block", block_size=4, generator=torch.Generator().manual_seed(2)
-    )
+    mask = draw_mask(16, 1, (12, 12), ratio=0.75, strategy="block", block_size=4, generator=torch.Generator().manual_seed(2))
     hidden = hidden_positions(mask.keep, 144).view(-1, 12, 12)
     # In contiguous squares most neighbours share their state; under random masks 62% do.
     assert (hidden[:, 1:] == hidden[:, :-1]).float().mean() > 0.8

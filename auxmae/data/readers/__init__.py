@@ -61,9 +61,7 @@ def supported_suffixes() -> tuple[str, ...]:
 def _reader(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix not in READERS:
-        raise DataError(
-            f"{path}: no reader for {suffix or 'a file without suffix'}", hint=f"supported are {', '.join(READERS)}"
-        )
+        raise DataError(f"{path}: no reader for {suffix or 'a file without suffix'}", hint=f"supported are {', '.join(READERS)}")
     reader = READERS[suffix]
     try:
         importlib.import_module(reader.package)

@@ -42,20 +42,14 @@ def choose_key(path: Path, arrays: Shapes, key: str | None) -> str:
     listed = ", ".join(f"{name} {' × '.join(map(str, shape))}" for name, (shape, _) in arrays.items())
     if key is not None:
         if key not in arrays:
-            raise DataError(
-                f"{path}: no array {key!r}; it holds {listed or 'none'}", hint="set data.key to one of them"
-            )
+            raise DataError(f"{path}: no array {key!r}; it holds {listed or 'none'}", hint="set data.key to one of them")
         return key
-    numeric = {
-        name: shape for name, (shape, kind) in arrays.items() if np.dtype(kind).kind in "uifb" and len(shape) >= 2
-    }
+    numeric = {name: shape for name, (shape, kind) in arrays.items() if np.dtype(kind).kind in "uifb" and len(shape) >= 2}
     if len(numeric) == 1:
         return next(iter(numeric))
     cubes = [name for name, shape in numeric.items() if len(shape) in (3, 4) and min(shape[-2:]) > 1]
     if len(cubes) == 1 and all(
-        len(shape) < 3 and np.prod(shape) * 2 <= np.prod(numeric[cubes[0]])
-        for name, shape in numeric.items()
-        if name != cubes[0]
+        len(shape) < 3 and np.prod(shape) * 2 <= np.prod(numeric[cubes[0]]) for name, shape in numeric.items() if name != cubes[0]
     ):
         return cubes[0]
     if not numeric:

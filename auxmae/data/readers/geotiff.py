@@ -66,9 +66,7 @@ def _data_file(path: Path) -> Path:
         candidate = path.with_suffix(suffix)
         if candidate.is_file():
             return candidate
-    raise DataError(
-        f"{path}: the ENVI header's data file is missing", hint=f"expected {path.with_suffix('.img')} or the like"
-    )
+    raise DataError(f"{path}: the ENVI header's data file is missing", hint=f"expected {path.with_suffix('.img')} or the like")
 
 
 def _wavelengths(source: Any) -> tuple[float, ...] | None:

@@ -47,9 +47,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     return common.array_file(path, key, arrays, options, partial(_read, path, key, axes, options.nodata), axes, labels)
 
 
-def _read(
-    path: Path, key: str, axes: common.Axes, nodata: float | None, index: int, window: Window | None
-) -> MultiChannelImage:
+def _read(path: Path, key: str, axes: common.Axes, nodata: float | None, index: int, window: Window | None) -> MultiChannelImage:
     import h5py
 
     # Opened for every read: handles neither pickle nor survive a fork.

@@ -46,8 +46,6 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     return common.array_file(path, key, arrays, options, partial(_read, path, key, axes, options.nodata), axes, labels)
 
 
-def _read(
-    path: Path, key: str, axes: common.Axes, nodata: float | None, index: int, window: Window | None
-) -> MultiChannelImage:
+def _read(path: Path, key: str, axes: common.Axes, nodata: float | None, index: int, window: Window | None) -> MultiChannelImage:
     with reading(path):
         return common.to_image(common.cut(load(path, key), axes, index, window), nodata)

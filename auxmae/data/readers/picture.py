@@ -23,9 +23,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
         mode = picture.mode
     channels = 1 if mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;16") else 3
     dtype = np.dtype(np.uint16 if mode.startswith("I") else np.float32 if mode == "F" else np.uint8)
-    return ImageFile(
-        path, 1, channels, height, width, dtype, partial(_read, path, channels, options.nodata), NAMES[channels]
-    )
+    return ImageFile(path, 1, channels, height, width, dtype, partial(_read, path, channels, options.nodata), NAMES[channels])
 
 
 def _read(path: Path, channels: int, nodata: float | None, index: int, window: Window | None) -> MultiChannelImage:

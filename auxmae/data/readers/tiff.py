@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 
@@ -33,10 +33,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
         series = tiff.series[0]
         axes, shape, dtype = series.axes, series.shape, series.dtype
         names = _ome_names(tiff.ome_metadata) if tiff.is_ome else None
-    if options.axes is not None:
-        chosen = common.resolve_axes(path, shape, options)
-    else:
-        chosen = _from_letters(path, axes, shape)
+    chosen = common.resolve_axes(path, shape, options) if options.axes is not None else _from_letters(path, axes, shape)
     channels = chosen.size("C")
     if names is not None and (len(names) != channels or len(set(names)) != len(names)):
         names = None
@@ -64,9 +61,7 @@ def _from_letters(path: Path, axes: str, shape: tuple[int, ...]) -> common.Axes:
             letters.append("?")
         sizes.append(size)
     if "?" in letters or letters.count("N") > 1 or not {"H", "W"} <= set(letters):
-        raise DataError(
-            f"{path}: which of its axes {axes} {shape} are the channels?", hint='set data.axes, for example "NCHW"'
-        )
+        raise DataError(f"{path}: which of its axes {axes} {shape} are the channels?", hint='set data.axes, for example "NCHW"')
     kept = [(letter, size) for letter, size in zip(letters, sizes, strict=True) if letter != "1"]
     return common.Axes("".join(letter for letter, _ in kept), tuple(size for _, size in kept), False)
 
@@ -75,8 +70,8 @@ def _ome_names(metadata: str | None) -> tuple[str, ...] | None:
     if not metadata:
         return None
     try:
-        channels = ElementTree.fromstring(metadata).findall("{*}Image/{*}Pixels/{*}Channel")
-    except ElementTree.ParseError:
+        channels = ET.fromstring(metadata).findall("{*}Image/{*}Pixels/{*}Channel")
+    except ET.ParseError:
         return None
     names = tuple(channel.get("Name") or "" for channel in channels)
     return names if names and all(names) else None

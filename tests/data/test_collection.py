@@ -1,0 +1,224 @@
+"""Sources as users have them: class folders, mixed scenes, label rasters, broken and odd files."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from auxmae.data.collection import open_collection
+from auxmae.data.image import ReadOptions, Window
+from auxmae.errors import DataError, SettingsError
+
+RNG = np.random.default_rng(11)
+
+
+def write(path: Path, array: np.ndarray, names: tuple[str, ...] | None = None, nodata: float | None = None) -> Path:
+    """A GeoTIFF of a (C, H, W) array."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = array.shape
+    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": array.dtype.name}
+    with rasterio.open(path, "w", nodata=nodata, **profile) as file:
+        file.write(array)
+        for band, name in enumerate(names or (), start=1):
+            file.set_band_description(band, name)
+    return path
+
+
+def pixels(channels: int = 3, height: int = 16, width: int = 16) -> np.ndarray:
+    return RNG.integers(1, 5000, (channels, height, width), dtype=np.uint16)
+
+
+def test_class_folders_are_labels(tmp_path: Path) -> None:
+    for name in ("River", "Forest"):
+        for number in range(3):
+            write(tmp_path / "root" / name / f"{name}_{number}.tif", pixels())
+    collection = open_collection(str(tmp_path / "root"))
+    assert collection.layout == "images"
+    assert collection.class_names == ("Forest", "River")
+    assert collection.labels is not None
+    assert collection.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert open_collection(str(tmp_path / "root"), labels="none").labels is None
+
+
+def test_split_folders_are_no_classes(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        for number in range(3):
+            write(tmp_path / part / f"{number}.tif", pixels())
+    collection = open_collection(str(tmp_path))
+    assert collection.class_names == ()
+    assert any("train" in notice for notice in collection.notices)
+
+
+def test_classes_below_split_folders(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            write(tmp_path / part / name / "0.tif", pixels())
+    assert open_collection(str(tmp_path)).class_names == ("a", "b")
+
+
+def test_real_scenes_with_only_the_path(shared_data: Path) -> None:
+    collection = open_collection(str(shared_data / "sentinel2"))
+    assert (collection.layout, len(collection)) == ("scenes", 4)
+    assert collection.channel_names[0] == "B01"
+    assert len(collection.channel_names) == 13
+    assert any("--labels" in notice and "landcover" in notice for notice in collection.notices)
+    assert any("no channel names" in notice for notice in collection.notices)
+    assert collection.describe().startswith("4 scenes, 13 channels (B01 … B12), 101×100 to 264×264 px, uint16")
+
+
+def test_real_label_raster(shared_data: Path) -> None:
+    raster = shared_data / "sentinel2" / "slovenia_landcover.tif"
+    collection = open_collection(str(shared_data / "sentinel2"), labels=str(raster))
+    assert collection.class_names == ("1", "2", "3", "4", "8")
+    with rasterio.open(raster) as file:
+        original = file.read(1)
+    expected = np.full(original.shape, -1)
+    for number, value in enumerate((1, 2, 3, 4, 8)):
+        expected[original == value] = number
+    labelled = [collection.read_labels(item) for item in range(4)]
+    assert sum(labels is None for labels in labelled) == 1  # New Zealand is of another size
+    for labels in labelled:
+        assert labels is None or (labels == expected).all()
+    window = Window(7, 11, 20, 30)
+    item = next(i for i, labels in enumerate(labelled) if labels is not None)
+    found = collection.read_labels(item, window)
+    assert found is not None
+    assert (found == expected[7:27, 11:41]).all()
+
+
+def test_label_raster_of_another_size(tmp_path: Path) -> None:
+    write(tmp_path / "x" / "image.tif", pixels(3, 60, 60))
+    raster = write(tmp_path / "labels.tif", np.ones((1, 50, 40), np.uint8))
+    with pytest.raises(DataError, match="50×40.*60×60"):
+        open_collection(str(tmp_path / "x"), labels=str(raster))
+
+
+def test_matlab_abundances(shared_data: Path) -> None:
+    collection = open_collection(
+        str(shared_data / "hyperspectral" / "jasper_ridge.mat"),
+        labels=":S_GT",
+        options=ReadOptions(key="Y", axes="C(WH)", size=(100, 100)),
+    )
+    from scipy.io import loadmat
+
+    stored = loadmat(shared_data / "hyperspectral" / "jasper_ridge.mat")
+    assert (collection.read_labels(0) == stored["S_GT"].argmax(axis=2)).all()
+    assert (collection.read(0).pixels == stored["Y"].reshape(198, 100, 100, order="F")).all()
+    assert any("largest" in notice for notice in collection.notices)
+
+
+def test_abundances_all_zero_have_no_label(tmp_path: Path) -> None:
+    abundances = RNG.random((20, 30, 4))
+    abundances[3, 5] = 0
+    np.savez(tmp_path / "scene.npz", image=RNG.random((5, 20, 30)), map=abundances)
+    collection = open_collection(
+        str(tmp_path / "scene.npz"), labels=f"{tmp_path / 'scene.npz'}:map", options=ReadOptions(key="image", axes="CHW")
+    )
+    labels = collection.read_labels(0)
+    assert labels is not None
+    assert labels[3, 5] == -1
+    labels[3, 5] = abundances[3, 5].argmax()
+    assert (labels == abundances.argmax(axis=2)).all()
+
+
+def test_array_with_a_label_for_each_image(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", RNG.integers(0, 99, (10, 3, 12, 12), dtype=np.uint16) + 1)
+    np.save(tmp_path / "labels.npy", np.array([7, 3] * 5))
+    collection = open_collection(
+        str(tmp_path / "images.npy"), labels=str(tmp_path / "labels.npy"), options=ReadOptions(axes="NCHW")
+    )
+    assert collection.layout == "array"
+    assert collection.class_names == ("3", "7")
+    assert collection.labels is not None
+    assert collection.labels.tolist() == [1, 0] * 5
+
+
+def test_channels_select_and_reorder(tmp_path: Path) -> None:
+    array = pixels()
+    path = write(tmp_path / "a.tif", array, ("red", "green", "blue"))
+    collection = open_collection(str(path), channels=("blue", "red"))
+    assert collection.channel_names == ("blue", "red")
+    assert (collection.read(0).pixels == array[[2, 0]]).all()
+    with pytest.raises(SettingsError, match="gren.*green"):
+        open_collection(str(path), channels=("gren",))
+
+
+def test_files_that_name_channels_in_another_order(tmp_path: Path) -> None:
+    array = pixels()
+    write(tmp_path / "a.tif", array, ("red", "green", "blue"))
+    write(tmp_path / "b.tif", array[::-1], ("blue", "green", "red"))
+    collection = open_collection(str(tmp_path))
+    assert (collection.read(0).pixels == collection.read(1).pixels).all()
+
+
+def test_channels_name_the_unnamed(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", pixels())
+    assert open_collection(str(path), channels=("x", "y", "z"), wavelengths=(1.0, 2.0, 3.0)).channel_names == ("x", "y", "z")
+    with pytest.raises(SettingsError, match="2 names"):
+        open_collection(str(path), channels=("x", "y"))
+    with pytest.raises(SettingsError, match="wavelengths"):
+        open_collection(str(path), wavelengths=(1.0,))
+
+
+def test_unequal_channel_counts(tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", pixels(3))
+    write(tmp_path / "b.tif", pixels(4))
+    with pytest.raises(DataError, match=r"a\.tif has 3 channels.*b\.tif has 4.*data\.exclude"):
+        open_collection(str(tmp_path))
+    assert len(open_collection(str(tmp_path), exclude=("b*",))) == 1
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        open_collection(str(tmp_path / "missing"))
+    with pytest.raises(DataError, match=r"empty.*\.tif"):
+        open_collection(str(tmp_path))
+    (tmp_path / "notes.docx").write_text("no image")
+    with pytest.raises(DataError, match=r"no supported file.*\.tif"):
+        open_collection(str(tmp_path))
+    with pytest.raises(DataError, match="matches"):
+        open_collection(str(tmp_path / "*.tif"))
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated"])
+def test_broken_files(tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "good.tif", pixels(3, 64, 64))
+    bad = write(tmp_path / "bad.tif", pixels(3, 64, 64))
+    bad.write_bytes(b"this is text" if kind == "text" else bad.read_bytes()[:9000])
+    with pytest.raises(DataError, match=r"bad\.tif"):
+        open_collection(str(tmp_path))
+    collection = open_collection(str(tmp_path), allow_broken=True)
+    assert len(collection) == 1
+    assert any("bad.tif" in notice for notice in collection.notices)
+
+
+def test_image_without_a_valid_pixel(tmp_path: Path) -> None:
+    write(tmp_path / "empty.tif", np.zeros((3, 16, 16), np.uint16), nodata=0)
+    with pytest.raises(DataError, match="valid pixel"):
+        open_collection(str(tmp_path))
+    write(tmp_path / "full.tif", pixels(), nodata=0)
+    collection = open_collection(str(tmp_path))
+    assert len(collection) == 1
+    assert any("empty.tif" in notice for notice in collection.notices)
+
+
+def test_huge_scene_is_never_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "huge.tif"
+    profile = {"driver": "GTiff", "count": 2, "height": 20000, "width": 20000, "dtype": "uint8", "sparse_ok": True}
+    with rasterio.open(path, "w", tiled=True, **profile) as file:
+        file.write(np.full((2, 256, 256), 7, np.uint8), window=rasterio.windows.Window(10000, 10000, 256, 256))
+    collection = open_collection(str(path))
+    assert collection.layout == "scenes"
+    assert collection.read(0, Window(10000, 10000, 4, 4)).pixels.min() == 7
+
+
+def test_synthetic_is_picklable() -> None:
+    collection = open_collection("synthetic", synthetic_images=16, seed=3)
+    copy = pickle.loads(pickle.dumps(collection))
+    assert (copy.read(5).pixels == collection.read(5).pixels).all()
+    assert (copy.layout, len(copy), len(copy.channel_names)) == ("array", 16, 13)
+    assert (open_collection("synthetic", synthetic_images=16, seed=4).read(5).pixels != copy.read(5).pixels).any()

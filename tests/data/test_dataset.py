@@ -1,0 +1,141 @@
+"""Samples hold the right pixels, scaled, and no training crop touches a held-out pixel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from auxmae.data.collection import Collection, memory_file
+from auxmae.data.dataset import ImageDataset
+from auxmae.data.labels import LabelRaster
+from auxmae.data.splits import split_collection
+from auxmae.data.statistics import Scaling
+
+
+def scenes(arrays: list[np.ndarray], layout: str = "scenes") -> Collection:
+    files = tuple(memory_file(array[None], Path(f"{i}.tif")) for i, array in enumerate(arrays))
+    items = np.array([(i, 0) for i in range(len(files))], dtype=np.int64)
+    names = tuple("abcdefgh"[: arrays[0].shape[0]])
+    paths = tuple(file.path.name for file in files)
+    return Collection(
+        "memory",
+        layout,
+        names,
+        None,
+        (),
+        files,
+        [],
+        items,
+        (None,) * len(files),
+        None,
+        (),
+        paths,  # type: ignore[arg-type]
+    )
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(5, 120), st.integers(5, 120)), min_size=1, max_size=3),
+    image_size=st.integers(4, 40),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_no_training_crop_touches_a_held_out_pixel(sizes: list[tuple[int, int]], image_size: int, seed: int) -> None:
+    blank = scenes([np.ones((1, h, w), np.float32) for h, w in sizes])
+    splits = split_collection(blank, image_size=image_size, seed=seed)
+    marked = [np.ones((1, h, w), np.float32) for h, w in sizes]
+    for part in (splits.validation, splits.test):
+        for scene, top, left, height, width in part.blocks.tolist():
+            marked[scene][:, top : top + height, left : left + width] = 99
+    collection = scenes(marked)
+    for augment in (True, False):
+        dataset = ImageDataset(collection, splits.train, image_size=image_size, augment=augment, seed=seed)
+        for epoch in range(4):
+            dataset.set_epoch(epoch)
+            image, valid, *_ = dataset.fetch(range(len(dataset)))
+            assert (image[valid] == 1).all()
+            assert valid.any(dim=(1, 2, 3)).all()
+    for part in (splits.validation, splits.test):
+        if len(part):
+            held = ImageDataset(collection, part, image_size=image_size, augment=True, seed=seed)
+            image, valid, *_ = held.fetch(range(len(held)))
+            assert (image[valid] == 99).all()
+
+
+def test_crops_cross_blocks_of_the_same_part() -> None:
+    collection = scenes([np.ones((1, 80, 80), np.float32)])
+    splits = split_collection(collection, image_size=16, block_size=20)
+    dataset = ImageDataset(collection, splits.train, image_size=16, augment=True)
+    crossed = 0
+    for epoch in range(20):
+        dataset.set_epoch(epoch)
+        windows = [dataset.place(index)[1] for index in range(len(dataset))]
+        crossed += sum(window.left // 20 != (window.left + 15) // 20 for window in windows)
+    assert crossed > 0
+
+
+def test_evaluation_is_the_pixels_themselves() -> None:
+    array = np.random.default_rng(0).random((3, 70, 90)).astype(np.float32)
+    collection = scenes([array])
+    splits = split_collection(collection, image_size=16)
+    dataset = ImageDataset(collection, splits.test, image_size=16)
+    for index in range(len(dataset)):
+        _, window = dataset.place(index)
+        sample = dataset[index]
+        rows, columns = slice(window.top, window.top + 16), slice(window.left, window.left + 16)
+        assert (sample.image.numpy() == array[:, rows, columns]).all()
+        assert sample.label == -1
+        assert sample.label_map is None
+
+
+def test_padding_and_nan_are_not_valid_and_zero() -> None:
+    array = np.full((2, 5, 7), 50.0, np.float32)
+    array[1, 2, 3] = np.nan
+    collection = scenes([array], "images")
+    scaling = Scaling("standard", "none", 1.0, False, ("a", "b"), (10.0, 10.0), (4.0, 8.0))
+    splits = split_collection(collection, image_size=8)
+    sample = ImageDataset(collection, splits.train, image_size=8, scaling=scaling)[0]
+    expected = torch.zeros(2, 8, 8, dtype=torch.bool)
+    expected[:, :5, :7] = True
+    expected[1, 2, 3] = False
+    assert (sample.valid == expected).all()
+    assert (sample.image[0, :5, :7] == 10).all()
+    assert (sample.image[~expected] == 0).all()
+
+
+def test_one_pixel_image_is_padded() -> None:
+    collection = scenes([np.full((2, 1, 1), 3, np.uint8)], "images")
+    splits = split_collection(collection, image_size=8)
+    sample = ImageDataset(collection, splits.train, image_size=8, augment=True)[0]
+    assert sample.image.shape == (2, 8, 8)
+    assert int(sample.valid.sum()) == 2
+
+
+def test_flips_move_image_and_labels_together() -> None:
+    array = np.arange(40 * 50, dtype=np.float32).reshape(1, 40, 50)
+    collection = scenes([array])
+    classes = memory_file(array[None] % 5, Path("labels.tif"))
+    collection = replace(collection, label_rasters=(LabelRaster(classes, (0, 1, 2, 3, 4)),))
+    dataset = ImageDataset(collection, split_collection(collection, image_size=8).train, image_size=8, augment=True)
+    for index in range(len(dataset)):
+        sample = dataset[index]
+        assert sample.label_map is not None
+        assert (sample.label_map == sample.image[0].long() % 5).all()
+
+
+def test_augmentation_follows_seed_epoch_and_index_alone() -> None:
+    array = np.random.default_rng(1).random((2, 60, 60)).astype(np.float32)
+    collection = scenes([array])
+    part = split_collection(collection, image_size=16).train
+    first, second = (ImageDataset(collection, part, image_size=16, augment=True, seed=5) for _ in range(2))
+    first.set_epoch(3)
+    second.set_epoch(3)
+    forward = [first[index].image for index in range(len(first))]
+    backward = [second[index].image for index in reversed(range(len(second)))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
+    second.set_epoch(4)
+    assert any(not torch.equal(a, second[index].image) for index, a in enumerate(forward))

@@ -1,0 +1,124 @@
+"""Batches are the same whatever the number of workers, and after resuming in the middle of an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from auxmae.data.collection import Collection, memory_file
+from auxmae.data.dataset import ImageDataset
+from auxmae.data.image import MultiChannelImage, Window
+from auxmae.data.loading import Batch, Loader
+from auxmae.data.splits import Part
+from auxmae.errors import DataError
+
+
+def make(count: int = 11, *, augment: bool = True) -> ImageDataset:
+    array = np.random.default_rng(2).random((count, 4, 12, 12)).astype(np.float32)
+    items = np.stack([np.zeros(count, np.int64), np.arange(count)], axis=1)
+    collection = Collection(
+        "memory", "array", ("a", "b", "c", "d"), None, ("x", "y"), (memory_file(array, Path("array")),), [], items, (None,),
+        labels=np.arange(count) % 2,
+    )  # fmt: skip
+    part = Part("train", np.arange(count), np.zeros((0, 5), np.int64))
+    return ImageDataset(collection, part, image_size=8, augment=augment, seed=1)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    pairs = zip(a, b, strict=True)
+    return all((x is None and y is None) or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)
+
+
+def broken(index: int, window: Window | None) -> MultiChannelImage:
+    raise DataError("broken.tif: cannot be read", hint="leave it out")
+
+
+def test_every_sample_once() -> None:
+    loader = Loader(make(augment=False), 4, shuffle=True, seed=3)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 3
+    sums = sorted(float(image.sum()) for batch in batches for image in batch.image)
+    expected = sorted(float(make(augment=False)[i].image.sum()) for i in range(11))
+    assert sums == pytest.approx(expected)
+    assert len(Loader(make(), 4, shuffle=True, drop_last=True)) == 2
+
+
+def test_order_changes_with_the_epoch_and_repeats_with_the_seed() -> None:
+    first, second = (Loader(make(), 4, shuffle=True, seed=3) for _ in range(2))
+    runs = [[list(loader) for _ in range(2)] for loader in (first, second)]
+    assert all(same(a, b) for x, y in zip(*runs, strict=True) for a, b in zip(x, y, strict=True))
+    assert not same(runs[0][0][0], runs[0][1][0])
+
+
+@pytest.mark.parametrize("stop", range(7))
+def test_resume_is_exact(stop: int) -> None:
+    def stream(loader: Loader, count: int) -> list[Batch]:
+        found: list[Batch] = []
+        while len(found) < count:
+            for batch in loader:
+                found.append(batch)
+                if len(found) == count:
+                    break
+        return found
+
+    full = stream(Loader(make(), 4, shuffle=True, seed=3, channel_sampling=0.5), 9)
+    before = Loader(make(), 4, shuffle=True, seed=3, channel_sampling=0.5)
+    stream(before, stop)
+    after = Loader(make(), 4, shuffle=True, seed=3, channel_sampling=0.5)
+    after.load_state_dict(before.state_dict())
+    rest = stream(after, 9 - stop)
+    assert all(same(a, b) for a, b in zip(full[stop:], rest, strict=True))
+
+
+def test_epoch_is_over_when_its_last_batch_is_handed_out() -> None:
+    loader = Loader(make(), 4, shuffle=True)
+    assert [loader.epoch for _ in loader] == [0, 0, 1]
+
+
+def test_a_validation_pass_always_starts_anew() -> None:
+    loader = Loader(make(augment=False), 4, shuffle=False)
+    first = next(iter(loader))
+    again = list(loader)
+    assert len(again) == 3
+    assert same(first, again[0])
+    assert again[0].label.tolist() == [0, 1, 0, 1]
+
+
+def test_channel_sampling() -> None:
+    loader = Loader(make(augment=False), 4, shuffle=False, channel_sampling=0.5)
+    plain = list(Loader(make(augment=False), 4, shuffle=False))
+    kept = set()
+    for batch, whole in zip(loader, plain, strict=True):
+        assert batch.channels is not None
+        assert torch.equal(batch.image, whole.image[:, batch.channels])
+        assert batch.channels.tolist() == sorted(set(batch.channels.tolist()))
+        kept.add(len(batch.channels))
+    assert kept <= {2, 3, 4}
+
+
+@pytest.mark.slow
+def test_workers_change_nothing() -> None:
+    alone = Loader(make(), 3, shuffle=True, seed=3, channel_sampling=0.5)
+    helped = Loader(make(), 3, shuffle=True, seed=3, channel_sampling=0.5, workers=2)
+    for _ in range(2):
+        pairs = list(zip(alone, helped, strict=True))
+        assert len(pairs) == 4
+        assert all(same(a, b) for a, b in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_errors_arrive_as_themselves(workers: int) -> None:
+    dataset = make()
+    collection = dataset.collection
+    files = (replace(collection.files[0], read=partial(broken)),)
+    dataset = ImageDataset(replace(collection, files=files), dataset.part, image_size=8)
+    with pytest.raises(DataError) as caught:
+        list(Loader(dataset, 4, shuffle=False, workers=workers))
+    assert caught.value.message == "broken.tif: cannot be read"
+    assert caught.value.hint == "leave it out"
