@@ -266,4 +266,9 @@ def open_run_data(
     data = data.model_copy(update={"channels": model.channel_names})
     scaling = Scaling.from_dict(model.scaling) if model.scaling else Scaling.identity(model.channel_names)
     changed = settings.model_copy(update={"data": data, "train": train})
-    return build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
+    try:
+        return build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
+    except SettingsError as error:
+        # The names come from the model here, not from a setting that the user made.
+        wanted = f"the model was trained on the channels {', '.join(model.channel_names)}"
+        raise DataError(f"{data.source} does not fit: {wanted}; {error.message}", hint=error.hint) from error

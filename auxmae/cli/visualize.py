@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-
-from auxmae.cli.console import console, print_json
 
 
 def command(
@@ -16,24 +14,36 @@ def command(
     channels: Annotated[str | None, typer.Option("--channels", help="Channels to show one by one: B04,B08.")] = None,
     images: Annotated[int, typer.Option("--images", min=1, max=32, help="How many images.")] = 4,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write; else in the run's figures.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that --output names.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the masks.")] = 0,
-    checkpoint: Annotated[str, typer.Option("--checkpoint", help="best or last.")] = "best",
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
+    checkpoint: Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Which checkpoint.")] = "best",
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: table.key=value; repeatable.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Draw original | masked | reconstruction | reconstruction + visible."""
     import torch
 
-    from auxmae.build import open_run_data, select_device
-    from auxmae.errors import DataError
-    from auxmae.training.run import open_run
-    from auxmae.visuals.figures import reconstruction_figure
+    from auxmae.build import configure, open_run_data
+    from auxmae.cli.console import console, print_json
+    from auxmae.errors import DataError, UsageError
+    from auxmae.settings import load_settings
+    from auxmae.training.run import SETTINGS_NAME, open_run
+    from auxmae.visuals.composite import choose_composite
+    from auxmae.visuals.figures import check_channels, reconstruction_figure
 
+    if output is not None and output.suffix.lower() != ".png":
+        raise UsageError(f"{output}: the figure is a PNG", hint="give --output a name that ends in .png")
+    if output is not None and output.exists() and not overwrite:
+        raise UsageError(f"{output} exists", hint="choose another --output, or add --overwrite")
     folder = open_run(run)
-    model = folder.load_model(checkpoint)
-    target = select_device(device)
-    model.to(target)
+    settings = load_settings(
+        folder.path / SETTINGS_NAME, overrides=set_ or [], options={"run.device": device}, environ={}
+    ).settings
+    target = configure(settings)
+    model = folder.load_model(checkpoint).to(target)
+    shown = [name.strip() for name in channels.split(",") if name.strip()] if channels else []
+    check_channels(shown, model.channel_names)
     opened = open_run_data(folder, model, source=data, labels="none", overrides=set_ or [], batch_size=images)
     # The run's own images: the ones held out.  Other images were never trained on, so any will do.
     part = opened.train if data is not None else opened.test or opened.validation or opened.train
@@ -50,10 +60,18 @@ def command(
         channel_names=model.channel_names,
         wavelengths=model.wavelengths,
         path=output or folder.figures / "visualize.png",
-        channels=[name.strip() for name in channels.split(",")] if channels else None,
+        channels=shown,
         rows=images,
     )
+    composite = choose_composite(model.channel_names, model.wavelengths, batch.image.numpy(), batch.valid.numpy())
     if json_output:
-        print_json({"run": str(folder.path), "figures": [str(path)], "images": min(images, len(batch.image))})
+        print_json(
+            {
+                "run": str(folder.path),
+                "figures": [str(path)],
+                "images": len(batch.image),
+                "composite": composite.description,
+            }
+        )
     else:
-        console().print(f"picture: {path}", highlight=False, soft_wrap=True)
+        console().print(f"picture: {path}\ncolours: {composite.description}", highlight=False, markup=False, soft_wrap=True)

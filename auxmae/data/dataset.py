@@ -82,7 +82,9 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         used = np.unique(np.concatenate([part.items, part.blocks[:, 0]])).astype(np.int64)
         sides = [collection.size_of(int(item)) for item in used]
         total = sum(height * width for height, width in sides) * len(collection.channel_names) * 5
-        self._cache: dict[int, MultiChannelImage] | None = {} if total <= _CACHE_BYTES else None
+        # What is in memory already is not kept twice.
+        keep = total <= _CACHE_BYTES and not collection.in_memory
+        self._cache: dict[int, MultiChannelImage] | None = {} if keep else None
 
     @property
     def channel_names(self) -> tuple[str, ...]:

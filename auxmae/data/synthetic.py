@@ -1,9 +1,9 @@
 """The embedded default: labelled procedural 13-band scenes, so that a first run needs no file and no network.
 
 A scene is a mixture of surface types with plausible reflectance spectra over 443–2190 nm.  What lies where comes from
-spatially correlated random fields, ordered as the scene's class demands (fields, streets, a river, a shore, …); then come
-illumination, sensor noise, and the coarser ground resolution of some bands.  The spectra are rough sketches of textbook
-curves: good for learning to use the tool, not for remote sensing.
+spatially correlated random fields, ordered as the scene's class demands (fields, streets, a river, a shore, …); then
+come illumination, sensor noise, and the coarser ground resolution of some bands.  The spectra are rough sketches of
+textbook curves: good for learning to use the tool, not for remote sensing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ SPECTRA = np.array(
 )
 CROP, BROADLEAF, CONIFER, GRASS, SOIL, ASPHALT, BRIGHT, TILE, CLEAR, TURBID, SAND = range(11)
 
-_CHUNK = 64
+_COARSE_BANDS = {
+    factor: [band for band, value in enumerate(RESOLUTION) if value == factor] for factor in sorted(set(RESOLUTION) - {1})
+}
+_CHUNK = 16
 
 
 def generate(count: int, *, size: int = 64, seed: int = 0) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
@@ -73,7 +76,7 @@ def generate(count: int, *, size: int = 64, seed: int = 0) -> tuple[NDArray[np.u
 
 
 def _field(generator: np.random.Generator, count: int, size: int, cell: int) -> NDArray[np.float32]:
-    """(count, size, size) smooth noise with a correlation length of `cell` pixels, about zero mean and unit deviation."""
+    """(count, size, size) smooth noise: correlated over `cell` pixels, about zero mean and unit deviation."""
     knots = size // cell + 3
     coarse = generator.standard_normal((count, knots, knots), dtype=np.float32)
     place = np.arange(size, dtype=np.float32) / cell + generator.random((count, 1), dtype=np.float32)
@@ -83,7 +86,8 @@ def _field(generator: np.random.Generator, count: int, size: int, cell: int) -> 
     item = np.arange(count)[:, None]
     rows = coarse[item, left] * (1 - part)[..., None] + coarse[item, left + 1] * part[..., None]
     columns = rows[item, :, left] * (1 - part)[..., None] + rows[item, :, left + 1] * part[..., None]
-    return (columns.transpose(0, 2, 1) * np.float32(1.4)).astype(np.float32, copy=False)
+    smooth: NDArray[np.float32] = (columns.transpose(0, 2, 1) * np.float32(1.4)).astype(np.float32, copy=False)
+    return smooth
 
 
 def _cells(generator: np.random.Generator, size: int, rows: int, columns: int, angle: float) -> NDArray[np.int64]:
@@ -149,35 +153,43 @@ def _surface(
 
 
 def _draw_chunk(generator: np.random.Generator, size: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+    """(chunk, 13, size, size) uint16 scenes and their (chunk,) classes."""
     classes = generator.integers(0, len(CLASS_NAMES), _CHUNK)
     coarse = _field(generator, _CHUNK, size, 20)
     fine = _field(generator, _CHUNK, size, 6)
-    surface = np.stack([_surface(int(k), generator, size, coarse[i], fine[i]) for i, k in enumerate(classes)])
     # Season and site: each scene has its own spectra, so that one surface does not look the same everywhere.
     vigour = generator.normal(1.0, 0.12, (_CHUNK, len(SPECTRA), 1)).astype(np.float32)
     slope = generator.normal(0.0, 0.10, (_CHUNK, len(SPECTRA), 1)).astype(np.float32)
     tilt = np.linspace(-1, 1, len(CHANNEL_NAMES), dtype=np.float32)
-    spectra = SPECTRA * vigour * (1 + slope * tilt)
-    pixels = spectra[np.arange(_CHUNK)[:, None, None], surface]  # (chunk, size, size, 13)
+    spectra = 100 * SPECTRA * vigour * (1 + slope * tilt)
     texture = 1 + 0.06 * fine + 0.05 * generator.standard_normal(fine.shape, dtype=np.float32)
-    light = (1 + 0.12 * _field(generator, _CHUNK, size, 40)) * generator.uniform(0.7, 1.25, (_CHUNK, 1, 1)).astype(np.float32)
-    haze = generator.uniform(0, 3.0, (_CHUNK, 1, 1, 1)).astype(np.float32) * (490 / np.asarray(WAVELENGTHS, np.float32)) ** 3
-    pixels = pixels * (texture * light)[..., None] + haze
-    image = np.ascontiguousarray(np.moveaxis(pixels, 3, 1)) * 100
-    for factor in sorted(set(RESOLUTION) - {1}):
-        bands = [band for band, value in enumerate(RESOLUTION) if value == factor]
-        image[:, bands] = _average_squares(image[:, bands], factor)
-    noise = generator.standard_normal(image.shape, dtype=np.float32)
-    image += noise * (8 + 0.008 * image)
-    return np.clip(np.rint(image), 1, 65535).astype(np.uint16), classes
+    sun = generator.uniform(0.7, 1.25, (_CHUNK, 1, 1)).astype(np.float32)
+    light = texture * (1 + 0.12 * _field(generator, _CHUNK, size, 40)) * sun
+    air = (490 / np.asarray(WAVELENGTHS, np.float32)) ** 3
+    haze = 100 * generator.uniform(0, 3.0, (_CHUNK, 1)).astype(np.float32) * air
+    images = np.empty((_CHUNK, len(CHANNEL_NAMES), size, size), np.uint16)
+    # One scene at a time: it stays in the processor's cache, which makes all of this about three times as fast.
+    for i, kind in enumerate(classes):
+        surface = _surface(int(kind), generator, size, coarse[i], fine[i])
+        image = np.take(np.ascontiguousarray(spectra[i].T), surface, axis=1)
+        image *= light[i]
+        image += haze[i][:, None, None]
+        for factor, bands in _COARSE_BANDS.items():
+            image[bands] = _average_squares(image[bands], factor)
+        noise = generator.standard_normal(image.shape, dtype=np.float32)
+        noise *= 8 + 0.008 * image
+        image += noise
+        np.rint(image, out=image)
+        images[i] = np.clip(image, 1, 65535, out=image)
+    return images, classes
 
 
 def _average_squares(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    """Averages (n, c, h, w) over squares of `factor` pixels; the last ones may be cut off."""
+    """Averages (c, h, w) over squares of `factor` pixels; the last ones may be cut off."""
     size = image.shape[-1]
-    short = -size % factor
-    padded = np.pad(image, ((0, 0), (0, 0), (0, short), (0, short)), mode="edge")
-    side = (size + short) // factor
-    small = padded.reshape(*image.shape[:2], side, factor, side, factor).mean((3, 5))
-    coarse: NDArray[np.float32] = small.repeat(factor, 2).repeat(factor, 3)[..., :size, :size]
-    return coarse
+    starts = np.arange(0, size, factor)
+    extent = np.diff(np.append(starts, size)).astype(np.float32)
+    sums = np.add.reduceat(np.add.reduceat(image, starts, axis=1), starts, axis=2)
+    means = sums / (extent[:, None] * extent)
+    spread: NDArray[np.float32] = means.repeat(factor, 1)[:, :size].repeat(factor, 2)[..., :size]
+    return spread

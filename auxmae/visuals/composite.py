@@ -33,6 +33,12 @@ class Composite:
         picture: NDArray[np.float64] = np.einsum("rc,chw->hwr", self.weights, image_CHW.astype(np.float64))
         return picture
 
+    def unseen(self, shown_CHW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(C, h, w) → (h, w, 3): the colours that no shown channel has a part in."""
+        parts = (np.abs(self.weights) > 0).astype(np.float64)
+        unseen: NDArray[np.bool_] = np.einsum("rc,chw->hwr", parts, shown_CHW.astype(np.float64)) == 0
+        return unseen
+
 
 def choose_composite(
     names: Sequence[str],
@@ -55,8 +61,9 @@ def choose_composite(
             return pick([lower.index(name.lower()) for name in wanted], f"{', '.join(wanted)} as red, green, blue")
     if count < 3:
         return pick([0, 0, 0], f"{names[0]} in grey")
-    if wavelengths is not None and min(wavelengths) < 560 and max(wavelengths) > 600:
-        index = [int(np.argmin(np.abs(np.asarray(wavelengths) - value))) for value in NANOMETRES]
+    index = [] if wavelengths is None else [int(np.argmin(np.abs(np.asarray(wavelengths) - v))) for v in NANOMETRES]
+    # One channel nearest to two of the colours means that the data does not cover visible light.
+    if len(set(index)) == 3:
         return pick(index, f"{', '.join(names[i] for i in index)} (nearest to 665, 560, 490 nm)")
     pixels = image_BCHW.transpose(0, 2, 3, 1)[valid.all(1)].astype(np.float64)
     if len(pixels) < 3:

@@ -93,7 +93,7 @@ def test_real_label_raster(shared_data: Path) -> None:
 def test_label_raster_of_another_size(tmp_path: Path) -> None:
     write(tmp_path / "x" / "image.tif", pixels(3, 60, 60))
     raster = write(tmp_path / "labels.tif", np.ones((1, 50, 40), np.uint8))
-    with pytest.raises(DataError, match="50×40.*60×60"):
+    with pytest.raises(DataError, match=r"50×40.*60×60"):
         open_collection(str(tmp_path / "x"), labels=str(raster))
 
 
@@ -143,7 +143,7 @@ def test_channels_select_and_reorder(tmp_path: Path) -> None:
     collection = open_collection(str(path), channels=("blue", "red"))
     assert collection.channel_names == ("blue", "red")
     assert (collection.read(0).pixels == array[[2, 0]]).all()
-    with pytest.raises(SettingsError, match="gren.*green"):
+    with pytest.raises(SettingsError, match=r"gren.*green"):
         open_collection(str(path), channels=("gren",))
 
 

@@ -198,7 +198,7 @@ def test_from_python_with_plain_dicts(tmp_path):
     result = api.train(
         {
             "data": {"synthetic_images": 40},
-            "model": {"patch_size": 32, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
+            "model": {"patch_size": 16, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
             "train": {"batch_size": 4, "max_steps": 2},
             "run": {"folder": str(tmp_path / "run")},
         }

@@ -1,0 +1,78 @@
+"""The report of a run."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from auxmae.visuals.report import write_report
+
+RESULT = {
+    "run": "runs/a",
+    "steps": 12,
+    "seconds": 3.5,
+    "images_per_second": 100.0,
+    "masked_l1": 0.05,
+    "floors": {"mean": 0.2, "interpolation": 0.1},
+    "per_channel": {"B<01": 0.04, "B02": 0.06},
+    "reason": "steps",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run & <b>"
+    (folder / "figures").mkdir(parents=True)
+    (folder / "settings.toml").write_text('[data]\nsource = "<script>"\n')
+    for name in ("curves", "other", "reconstruction", "reconstruction-epoch-0010"):
+        (folder / "figures" / f"{name}.png").write_bytes(name.encode())
+    (folder / "result.json").write_text(json.dumps(RESULT))
+    return folder
+
+
+def _embedded(name: str) -> str:
+    return "data:image/png;base64," + base64.b64encode(name.encode()).decode()
+
+
+def test_everything_is_on_the_page(run: Path) -> None:
+    path = write_report(run)
+    assert path == run / "report.html"
+    page = path.read_text()
+    assert "12 steps" in page
+    assert "0.50 of the better floor" in page
+    for number in ("0.0500", "0.2000", "0.1000", "0.0400", "0.0600"):
+        assert number in page
+    places = [page.index(_embedded(name) + '"') for name in ("reconstruction", "curves", "other")]
+    assert places == sorted(places)
+    assert _embedded("reconstruction-epoch-0010") + '"' not in page
+    assert 'src="http' not in page
+    assert "href" not in page
+
+
+def test_names_are_text_and_no_markup(run: Path) -> None:
+    page = write_report(run).read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "run &amp; &lt;b&gt;" in page
+    assert "B&lt;01" in page
+
+
+def test_eval_adds_the_floor_per_channel(run: Path) -> None:
+    (run / "eval.json").write_text(json.dumps({"details": {"floors_per_channel": {"interpolation": {"B02": 0.1234}}}}))
+    assert "0.1234" in write_report(run).read_text()
+
+
+def test_a_model_that_does_not_beat_the_floor_is_told(run: Path) -> None:
+    (run / "result.json").write_text(json.dumps({**RESULT, "masked_l1": 0.3}))
+    assert "does not beat it" in write_report(run).read_text()
+
+
+@pytest.mark.parametrize(
+    "result", ["", "{", "[]", "{}", '{"masked_l1": null, "floors": null}', '{"masked_l1": 0.1}', '{"steps": 3}']
+)
+def test_missing_and_broken_pieces(tmp_path: Path, result: str) -> None:
+    (tmp_path / "result.json").write_text(result)
+    assert "AuxMAE run" in write_report(tmp_path).read_text()

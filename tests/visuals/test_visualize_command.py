@@ -1,0 +1,91 @@
+"""`auxmae visualize` on a small untrained run: the picture, the document, the errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner, Result
+
+from auxmae.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from auxmae.build import build_data, build_model
+    from auxmae.settings.schema import SettingsTree
+    from auxmae.training.run import create_run
+
+    settings = SettingsTree.model_validate(
+        {
+            "data": {"synthetic_images": 30},
+            "model": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
+            "run": {"device": "cpu"},
+        }
+    )
+    torch.manual_seed(0)
+    data = build_data(settings)
+    model = build_model(
+        settings,
+        channels=data.collection.channel_names,
+        wavelengths=data.collection.wavelengths,
+        image_size=data.image_size,
+        scaling=data.scaling,
+    )
+    run = create_run(str(tmp_path_factory.mktemp("runs") / "run"), settings)
+    model.save_pretrained(run.path / "checkpoints" / "last")
+    return run.path
+
+
+def invoke(*arguments: str) -> Result:
+    from auxmae.cli.visualize import command
+
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_picture_lies_in_the_run(run_folder: Path) -> None:
+    for _ in range(2):  # the run's own picture may be drawn anew
+        result = invoke(str(run_folder), "--channels", "B04, B08", "--images", "2", "--json")
+        assert result.exit_code == 0, result.output
+    path = run_folder / "figures" / "visualize.png"
+    assert json.loads(result.stdout) == {
+        "run": str(run_folder),
+        "figures": [str(path)],
+        "images": 2,
+        "composite": "B04, B03, B02 as red, green, blue",
+    }
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_seed_decides_the_masks(run_folder: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        output = str(tmp_path / f"{name}.png")
+        assert output in invoke(str(run_folder), "--output", output, "--seed", seed, "--images", "1").stdout
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_a_given_file_is_not_overwritten_unasked(run_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "mine.png"
+    output.write_text("precious")
+    result = invoke(str(run_folder), "--output", str(output))
+    assert isinstance(result.exception, UsageError)
+    assert output.read_text() == "precious"
+    assert invoke(str(run_folder), "--output", str(output), "--overwrite").exit_code == 0
+    assert output.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--channels", "B8"), "did you mean"), (("--output", "a.jpg"), ".png"), (("--device", "cuda:99"), "run.device")],
+)
+def test_what_cannot_work_is_told(run_folder: Path, arguments: tuple[str, ...], words: str) -> None:
+    error = invoke(str(run_folder), *arguments).exception
+    assert isinstance(error, UsageError)
+    assert words in str(error)
