@@ -380,7 +380,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
             "hidden": 192,
             "decoder_depth": 2,
         },
-        "train": {"batch_size": 32, "epochs": 30, "learning_rate": 3e-3, "max_minutes": 1.7, "validate_every": 3},
+        "train": {"batch_size": 16, "epochs": 40, "learning_rate": 3e-3, "max_minutes": 1.8, "validate_every": 3},
     },
     # The published design of AuxiliaryMAE: equal encoder and decoder, sigmoid output, dropout.
     "reference": {

@@ -38,7 +38,7 @@ def test_without_any_source_the_preset_and_the_defaults_hold(tmp_path):
     loaded = load_settings(cwd=tmp_path, environ={})
     assert loaded.file is None
     assert loaded.settings.model.preset == "tiny"
-    assert loaded.settings.train.epochs == 30
+    assert loaded.settings.train.epochs == 40
     assert loaded.origins["train.epochs"] == "preset 'tiny'"
     assert loaded.origins["train.weight_decay"] == "default"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     """
     import tifffile
 
-    with tifffile.TiffFile(path) as tiff:
+    with _errors_raised(), tifffile.TiffFile(path) as tiff:
         geographic = tiff.is_geotiff or tiff.is_gdal
         if geographic or (len(tiff.pages) == 1 and not tiff.is_ome and not tiff.is_imagej):
             return geotiff.open_file(path, options)
@@ -41,6 +44,26 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
         path, chosen.size("N"), channels, chosen.size("H"), chosen.size("W"), np.dtype(dtype),
         partial(_read, path, chosen, options.nodata, names), names,
     )  # fmt: skip
+
+
+@contextmanager
+def _errors_raised() -> Iterator[None]:
+    """tifffile only logs that a file ends too early, and goes on with the pages that are left; here that is an error."""
+    records: list[logging.LogRecord] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    handler = Collector(logging.ERROR)
+    logger = logging.getLogger("tifffile")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+    if records:
+        raise ValueError(records[0].getMessage())
 
 
 def _from_letters(path: Path, axes: str, shape: tuple[int, ...]) -> common.Axes:

@@ -1,0 +1,104 @@
+"""The real command, as a process: exit codes, one line for a fault, JSON alone on stdout, quick help."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def auxmae(tmp_path, repository):
+    path = os.pathsep.join([str(repository), str(repository / "kernels")])
+
+    def run(*arguments, environment=None):
+        return subprocess.run(
+            [sys.executable, "-m", "auxmae", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+SMALL = [
+    "--set",
+    "data.synthetic_images=40",
+    "--set",
+    "train.batch_size=8",
+    "--set",
+    "eval.bootstrap=10",
+    "--set",
+    "train.max_steps=3",
+]
+
+
+def test_help_imports_no_torch(repository):
+    code = "import sys; sys.argv = ['auxmae', '--help']\nfrom auxmae.cli import app\nassert 'torch' not in sys.modules, 'torch was imported'"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["train", "--set", "train.max_step=3"], 2, ["max_step", "max_steps"]),
+        (["train", "--data", "nowhere"], 1, ["nowhere"]),
+        (["train", "--preset", "huge"], 2, ["huge"]),
+        (["train", "--resume", "last"], 2, ["no run"]),
+        (["train", "--resume", "x", "--epochs", "3"], 2, ["--epochs"]),
+        (["eval", "last"], 2, ["no run"]),
+        (["visualize", "elsewhere"], 2, ["elsewhere"]),
+        (["train", "--config", "missing.toml"], 2, ["missing.toml"]),
+    ],
+)
+def test_a_fault_is_one_line_and_an_exit_code(auxmae, arguments, code, words):
+    done = auxmae(*arguments)
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_the_four_commands_on_a_small_run(auxmae, tmp_path):
+    done = auxmae("train", *SMALL, "--output", "run", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert {"run", "steps", "seconds", "images_per_second", "masked_l1", "floors"} <= set(document)
+    assert document["steps"] == 3
+    assert set(document["floors"]) == {"mean", "interpolation"}
+    assert auxmae("train", *SMALL, "--output", "run").returncode == 2
+    document = json.loads(auxmae("eval", "run", "--json").stdout)
+    assert {"split", "reconstruction", "probes"} <= set(document)
+    assert set(document["reconstruction"]) == {"masked_l1", "per_channel", "floors"}
+    done = auxmae("visualize", "run", "--channels", "B04", "--json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / json.loads(done.stdout)["figures"][0]).stat().st_size > 1000
+    assert auxmae("visualize", "run", "--channels", "B99").returncode == 2
+
+
+def test_dry_run_writes_nothing(auxmae, tmp_path):
+    done = auxmae("train", *SMALL, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["parameters"] > 1000
+    assert document["batch"][:2] == [8, 13]
+    assert not list(tmp_path.iterdir())
+
+
+def test_benchmark_rows(auxmae):
+    done = auxmae("benchmark", "--quick", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert {"device", "versions", "commit", "rows"} <= set(document)
+    keys = {"suite", "case", "provider", "pass", "median_ms", "samples_ms", "peak_bytes", "images_per_second"}
+    assert all(keys <= set(row) for row in document["rows"])
+    assert {row["pass"] for row in document["rows"]} == {"forward", "step"}

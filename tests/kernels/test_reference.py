@@ -1,0 +1,173 @@
+"""The public functions against naive loops in double precision."""
+
+from __future__ import annotations
+
+import math
+
+import auxmae_kernels as kernels
+import pytest
+import torch
+from auxmae_kernels import KernelUnavailableError, attention_reference, dispatch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def naive_attention(qkv, heads, axis, slots=None, lengths=None):
+    batch, channels, tokens, triple = qkv.shape
+    width = triple // 3
+    dim = width // heads
+    out = torch.zeros(batch, channels, tokens, width, dtype=qkv.dtype)
+    for b in range(batch):
+        groups = []
+        if axis == "patch":
+            groups = [[(c, t) for t in range(tokens)] for c in range(channels)]
+        elif slots is None:
+            groups = [[(c, t) for c in range(channels)] for t in range(tokens)]
+        else:
+            groups = [[(c, int(slots[b, s, c])) for c in range(channels) if slots[b, s, c] >= 0] for s in range(slots.shape[1])]
+        for group in groups:
+            members = [(c, t) for c, t in group if lengths is None or t < lengths[b, c]]
+            for h in range(heads):
+                part = slice(h * dim, (h + 1) * dim)
+                if not members:
+                    continue
+                rows = torch.stack([qkv[b, c, t] for c, t in members])
+                q, k, v = rows[:, :width][:, part], rows[:, width : 2 * width][:, part], rows[:, 2 * width :][:, part]
+                result = ((q @ k.T) / math.sqrt(dim)).softmax(1) @ v
+                for (c, t), row in zip(members, result, strict=True):
+                    out[b, c, t, part] = row
+    return out
+
+
+def random_slots(batch, channels, tokens, positions, generator):
+    keep = torch.rand(batch, channels, positions, generator=generator).argsort(2)[..., :tokens]
+    slots = torch.full((batch, positions, channels), -1, dtype=torch.int32)
+    for b in range(batch):
+        for c in range(channels):
+            for t in range(tokens):
+                slots[b, keep[b, c, t], c] = t
+    return slots
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(1, 3), st.sampled_from([1, 3, 8]), st.integers(0, 99))
+def test_axial_attention_against_loops(batch, channels, tokens, heads, dim, seed):
+    generator = torch.Generator().manual_seed(seed)
+    wide = torch.randn(batch, channels, tokens * 2, 3 * heads * dim, dtype=torch.float64, generator=generator)
+    qkv = wide[:, :, ::2]  # not contiguous
+    lengths = torch.randint(0, tokens + 1, (batch, channels), generator=generator)
+    for axis in ("patch", "channel"):
+        expected = naive_attention(qkv, heads, axis)
+        assert torch.allclose(kernels.axial_attention(qkv, heads, axis), expected, atol=1e-10)
+        poisoned = qkv.clone()
+        poisoned[torch.arange(tokens) >= lengths[..., None]] = torch.nan
+        expected = naive_attention(qkv, heads, axis, lengths=lengths)
+        assert torch.allclose(kernels.axial_attention(poisoned, heads, axis, lengths=lengths), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("joint", [0, 10**6])
+@pytest.mark.parametrize("seed", range(4))
+def test_ragged_channel_attention_both_ways(monkeypatch, joint, seed):
+    monkeypatch.setattr(attention_reference, "JOINT_TOKENS", joint)
+    generator = torch.Generator().manual_seed(seed)
+    qkv = torch.randn(2, 4, 3, 24, dtype=torch.float64, generator=generator, requires_grad=True)
+    slots = random_slots(2, 4, 3, 9, generator)
+    out = kernels.axial_attention(qkv, 2, "channel", slots)
+    expected = naive_attention(qkv, 2, "channel", slots)
+    assert torch.allclose(out, expected, atol=1e-10)
+    upstream = torch.randn(out.shape, dtype=torch.float64, generator=generator)
+    (a,) = torch.autograd.grad(out, qkv, upstream)
+    (b,) = torch.autograd.grad(expected, qkv, upstream)
+    assert torch.allclose(a, b, atol=1e-10)
+
+
+def test_more_sequences_than_a_fused_back_end_takes():
+    qkv = torch.randn(2, 3, 40_000, 6)
+    out = kernels.axial_attention(qkv, 1, "channel")
+    assert torch.allclose(out[:, :, 39_990:], kernels.axial_attention(qkv[:, :, 39_990:], 1, "channel"), atol=1e-5)
+
+
+def test_embed_visible_reads_visible_patches_only():
+    image = torch.randn(2, 6, 8, 12, dtype=torch.float64)
+    keep = torch.tensor([[[0, 3, 5], [1, 2, -1], [4, 5, -1]]]).expand(2, 3, 3)
+    weight = torch.randn(3, 5, 32, dtype=torch.float64, requires_grad=True)
+    bias, channel = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    position = torch.randn(6, 5, dtype=torch.float64)
+    poisoned = torch.full_like(image, torch.nan)
+    expected = torch.zeros(2, 3, 3, 5, dtype=torch.float64)
+    for b in range(2):
+        for g in range(3):
+            for k in range(3):
+                n = int(keep[b, g, k])
+                if n < 0:
+                    poisoned[b, g * 2 : g * 2 + 2, :4, :4] = image[b, g * 2 : g * 2 + 2, :4, :4]
+                    continue
+                rows, columns = slice(n // 3 * 4, n // 3 * 4 + 4), slice(n % 3 * 4, n % 3 * 4 + 4)
+                patch = image[b, g * 2 : g * 2 + 2, rows, columns]
+                poisoned[b, g * 2 : g * 2 + 2, rows, columns] = patch
+                expected[b, g, k] = weight[g] @ patch.flatten() + bias[g] + position[n] + channel[g]
+    out = kernels.embed_visible(poisoned, keep, weight, bias, position, channel, 4)
+    assert torch.allclose(out, expected, atol=1e-10)
+    (gradient,) = torch.autograd.grad(out.sum(), weight)
+    assert gradient.isfinite().all()
+
+
+def test_assemble_against_loops():
+    latent = torch.randn(2, 3, 2, 4, dtype=torch.float64)
+    keep = torch.tensor([[[0, 4], [2, -1], [-1, -1]]]).expand(2, 3, 2)
+    token, position, channel = (torch.randn(*s, dtype=torch.float64) for s in ((4,), (5, 4), (3, 4)))
+    expected = token + position[None, None] + channel[None, :, None] + torch.zeros(2, 3, 5, 4, dtype=torch.float64)
+    for b in range(2):
+        for c in range(3):
+            for t in range(2):
+                if keep[b, c, t] >= 0:
+                    expected[b, c, keep[b, c, t]] = latent[b, c, t] + position[keep[b, c, t]] + channel[c]
+    assert torch.allclose(kernels.assemble(latent, keep, token, position, channel), expected)
+
+
+@pytest.mark.parametrize("kind", ["l1", "mse", "smooth_l1"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_masked_loss_against_loops(kind, normalize):
+    torch.manual_seed(1)
+    image = torch.randn(2, 3, 4, 6, dtype=torch.float64) * 3
+    valid = torch.rand(2, 3, 4, 6) > 0.2
+    index = torch.tensor([[[0, 2, 5], [1, 3, -1], [4, -1, -1]]]).expand(2, 3, 3)
+    prediction = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
+    total, count = 0.0, 0
+    for b in range(2):
+        for c in range(3):
+            for m in range(3):
+                n = int(index[b, c, m])
+                if n < 0:
+                    continue
+                rows, columns = slice(n // 3 * 2, n // 3 * 2 + 2), slice(n % 3 * 2, n % 3 * 2 + 2)
+                target, ok = image[b, c, rows, columns].flatten(), valid[b, c, rows, columns].flatten()
+                if normalize and ok.any():
+                    target = (target - target[ok].mean()) / (target[ok].var(unbiased=False) + 1e-6).sqrt()
+                d = (prediction[b, c, m] - target)[ok]
+                e = {"l1": d.abs(), "mse": d**2, "smooth_l1": torch.where(d.abs() < 1, d**2 / 2, d.abs() - 0.5)}[kind]
+                total, count = total + e.sum(), count + int(ok.sum())
+    poisoned = torch.where(valid, image, torch.nan)
+    loss = kernels.masked_loss(prediction, poisoned, index, valid, kind, normalize)
+    assert torch.allclose(loss, total / count)
+    (gradient,) = torch.autograd.grad(loss, prediction)
+    (expected,) = torch.autograd.grad(total / count, prediction)
+    assert torch.allclose(gradient, expected)
+    empty = kernels.masked_loss(prediction, poisoned, index, torch.zeros_like(valid), kind, normalize)
+    assert empty == 0
+
+
+def test_dispatch_says_why_and_never_falls_back_in_silence(monkeypatch):
+    monkeypatch.delenv("AUXMAE_KERNELS", raising=False)
+    decision = dispatch.explain("axial_attention", device="cpu")
+    assert decision.backend == "torch"
+    assert decision.reason
+    monkeypatch.setenv("AUXMAE_KERNELS", "triton")
+    with pytest.raises(KernelUnavailableError, match="axial_attention"):
+        kernels.axial_attention(torch.randn(1, 1, 2, 6), 1, "patch")
+    monkeypatch.setenv("AUXMAE_KERNELS", "fast")
+    with pytest.raises(ValueError, match="AUXMAE_KERNELS"):
+        dispatch.backend()
+    monkeypatch.delenv("AUXMAE_KERNELS")
+    with pytest.raises(ValueError, match="axis"):
+        kernels.axial_attention(torch.randn(1, 1, 2, 6), 1, "rows")
