@@ -47,7 +47,7 @@ def test_every_source_stands_over_those_below(tmp_path):
     file = '[model]\npreset = "base"\n\n[train]\nbatch_size = 7\n'
     environ = {"AUXMAE_TRAIN__BATCH_SIZE": "6"}
     expected = [
-        ({}, "", 32, "preset 'tiny'"),
+        ({}, "", 16, "preset 'tiny'"),
         ({}, '[model]\npreset = "base"\n', 256, "preset 'base'"),
         ({}, file, 7, "auxmae.toml:5"),
         ({"environ": environ}, file, 6, "AUXMAE_TRAIN__BATCH_SIZE"),
