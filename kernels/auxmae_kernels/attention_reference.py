@@ -11,20 +11,29 @@ from torch import Tensor
 
 # The fused SDPA back ends put the batch on a grid axis that ends here (pytorch#142228).
 MAX_SEQUENCES = 65_535
+# Up to this length the fused CPU kernel, whose tiles are larger than such a sequence, loses to plain batched products.
+SHORT = 32
 # Up to this many tokens an image, a masked attention over all of them is cheaper than gathering by place.
-JOINT_TOKENS = 128
+JOINT_TOKENS = 384
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """(n, H, L, E) scaled dot-product attention, in chunks where n is beyond the fused back ends' limit."""
-    if q.shape[0] <= MAX_SEQUENCES:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    parts = []
-    for start in range(0, q.shape[0], MAX_SEQUENCES):
-        part = slice(start, start + MAX_SEQUENCES)
-        chosen = None if mask is None else mask[part] if mask.shape[0] > 1 else mask
-        parts.append(F.scaled_dot_product_attention(q[part], k[part], v[part], attn_mask=chosen, scale=scale))
-    return torch.cat(parts)
+    """(n, H, L, E) scaled dot-product attention, in chunks where n or H is beyond the fused back ends' limit."""
+    for axis in (0, 1):
+        if q.shape[axis] > MAX_SEQUENCES:
+            starts = range(0, q.shape[axis], MAX_SEQUENCES)
+            parts = [(start, min(MAX_SEQUENCES, q.shape[axis] - start)) for start in starts]
+            whole = mask is None or mask.shape[axis] == 1
+            masks = [mask if mask is None or whole else mask.narrow(axis, *part) for part in parts]
+            chunks = [
+                _sdpa(q.narrow(axis, *part), k.narrow(axis, *part), v.narrow(axis, *part), chosen, scale)
+                for part, chosen in zip(parts, masks, strict=True)
+            ]
+            return torch.cat(chunks, axis)
+    if mask is None and q.device.type == "cpu" and q.shape[2] <= SHORT and not torch.is_autocast_enabled("cpu"):
+        scores = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5 if scale is None else scale)
+        return scores.softmax(3) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
 
 
 def _real_tokens(lengths: Tensor, tokens: int) -> Tensor:
@@ -41,50 +50,72 @@ def axial_attention(
     scale: float | None = None,
 ) -> Tensor:
     """See `auxmae_kernels.axial_attention`."""
-    _batch, channels, tokens, triple = qkv.shape
-    if axis not in ("patch", "channel"):
-        raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
+    triple = qkv.shape[3]
     if triple % (3 * heads):
         raise ValueError(f"the last axis of qkv ({triple}) is not 3 · heads ({heads}) · head dim")
+    q, k, v = qkv.chunk(3, dim=3)
+    return attend(q, k, v, heads, axis, slots, lengths, scale)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    axis: str,
+    slots: Tensor | None = None,
+    lengths: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """`axial_attention` with queries, keys and values apart, each (B, C, T, D).
+
+    Where each lies in memory by itself no path but the gathering one copies a token: every sequence is a strided view.
+    """
+    batch, channels, tokens, width = q.shape
+    if axis not in ("patch", "channel"):
+        raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
     real = None
     if lengths is not None:
         real = _real_tokens(lengths, tokens)
         # NaN in padding would survive a multiplication by zero, so it is replaced before any arithmetic.
-        qkv = torch.where(real[..., None], qkv, 0.0)
-    split = qkv.unflatten(3, (3, heads, triple // (3 * heads)))
+        q, k, v = (torch.where(real[..., None], part, 0.0) for part in (q, k, v))
+    parts = tuple(part.unflatten(3, (heads, width // heads)) for part in (q, k, v))
     if axis == "patch":
-        out = _patch_attention(split, real, scale)
+        out = _patch_attention(parts, real, scale)
     elif slots is None:
-        out = _dense_channel_attention(split, real, scale)
+        out = _dense_channel_attention(parts, real, scale)
     elif channels * tokens <= JOINT_TOKENS:
-        out = _joint_channel_attention(split, slots, scale)
+        out = _joint_channel_attention(parts, slots, scale)
     else:
-        out = _gathered_channel_attention(split, slots, scale)
+        out = _gathered_channel_attention(parts, slots, scale)
+    out = out.reshape(batch, channels, tokens, width)
     return out if real is None else torch.where(real[..., None], out, 0.0)
 
 
-def _patch_attention(split: Tensor, real: Tensor | None, scale: float | None) -> Tensor:
-    """Sequences of the T tokens of one channel; split is (B, C, T, 3, H, E)."""
-    batch, channels, tokens, _, heads, dim = split.shape
-    q, k, v = split.flatten(0, 1).permute(2, 0, 3, 1, 4)
+# q, k and v, each (B, C, T, H, E).
+Parts = tuple[Tensor, ...]
+
+
+def _patch_attention(parts: Parts, real: Tensor | None, scale: float | None) -> Tensor:
+    """Sequences of the T tokens of one channel."""
+    q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in parts)
     mask = None if real is None else _allow_own(real.flatten(0, 1))[:, None]
-    return _sdpa(q, k, v, mask, scale).transpose(1, 2).reshape(batch, channels, tokens, heads * dim)
+    return _sdpa(q, k, v, mask, scale).transpose(1, 2)
 
 
-def _dense_channel_attention(split: Tensor, real: Tensor | None, scale: float | None) -> Tensor:
+def _dense_channel_attention(parts: Parts, real: Tensor | None, scale: float | None) -> Tensor:
     """Sequences of the C tokens at one place, where the t-th token of every channel lies at the same place."""
-    batch, channels, tokens, _, heads, dim = split.shape
-    # (3, B, T, H, C, E) are strides of the same memory; merging B and T costs a copy of what SDPA reads, no more.
-    q, k, v = split.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)
-    mask = None if real is None else _allow_own(real.transpose(1, 2).flatten(0, 1))[:, None]
-    out: Tensor = _sdpa(q, k, v, mask, scale).view(batch, tokens, heads, channels, dim)
-    return out.permute(0, 3, 1, 2, 4).reshape(batch, channels, tokens, heads * dim)
+    heads = parts[0].shape[3]
+    # Places and heads merge into one axis of "heads", so that (B, T · H, C, E) are strides of the same memory.
+    q, k, v = (part.flatten(2, 3).transpose(1, 2) for part in parts)
+    mask = None if real is None else _allow_own(real.transpose(1, 2)).repeat_interleave(heads, 1)
+    return _sdpa(q, k, v, mask, scale).transpose(1, 2)
 
 
 def _allow_own(real: Tensor) -> Tensor:
-    """(n, L) real tokens → (n, L, L) who may attend to whom; a padding token attends to itself, so no row is empty."""
-    own = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
-    return (real[:, None, :] & real[:, :, None]) | own
+    """(…, L) real tokens → (…, L, L) who may attend to whom; a padding token attends to itself, so no row is empty."""
+    own = torch.eye(real.shape[-1], dtype=torch.bool, device=real.device)
+    return (real[..., None, :] & real[..., :, None]) | own
 
 
 def _places(slots: Tensor, tokens: int) -> Tensor:
@@ -97,19 +128,23 @@ def _places(slots: Tensor, tokens: int) -> Tensor:
     return table.scatter(2, index, place)[..., :tokens].reshape(batch, channels * tokens)
 
 
-def _joint_channel_attention(split: Tensor, slots: Tensor, scale: float | None) -> Tensor:
-    """All tokens of an image as one sequence (a free view), attending only to their own place."""
-    batch, channels, tokens, _, heads, dim = split.shape
+def joint_mask(slots: Tensor, tokens: int) -> Tensor:
+    """(B, S, C) slots → (B, C·T, C·T) bool, True between tokens of one place."""
     place = _places(slots, tokens)
-    mask = (place[:, :, None] == place[:, None, :])[:, None]
-    q, k, v = split.flatten(1, 2).permute(2, 0, 3, 1, 4)
-    return _sdpa(q, k, v, mask, scale).transpose(1, 2).reshape(batch, channels, tokens, heads * dim)
+    return place[:, :, None] == place[:, None, :]
 
 
-def _gathered_channel_attention(split: Tensor, slots: Tensor, scale: float | None) -> Tensor:
+def _joint_channel_attention(parts: Parts, slots: Tensor, scale: float | None) -> Tensor:
+    """All tokens of an image as one sequence (a free view), attending only to their own place."""
+    mask = joint_mask(slots, parts[0].shape[2])[:, None]
+    q, k, v = (part.flatten(1, 2).transpose(1, 2) for part in parts)
+    return _sdpa(q, k, v, mask, scale).transpose(1, 2)
+
+
+def _gathered_channel_attention(parts: Parts, slots: Tensor, scale: float | None) -> Tensor:
     """Tokens gathered by place: (B·S) sequences as long as the fullest place."""
-    batch, channels, tokens, _, heads, dim = split.shape
-    positions = slots.shape[1]
+    batch, channels, tokens, heads, dim = parts[0].shape
+    positions, width = slots.shape[1], heads * dim
     seen = slots >= 0
     # The visible tokens of a place move to the front; what is behind the fullest place's count is cut off.
     longest = max(int(seen.sum(2).amax()), 1)
@@ -118,12 +153,13 @@ def _gathered_channel_attention(split: Tensor, slots: Tensor, scale: float | Non
     index = flat.gather(2, order).long().reshape(batch, positions * longest)
     real = seen.gather(2, order).reshape(batch * positions, longest)
 
-    merged = split.reshape(batch, channels * tokens, 3 * heads * dim)
-    rows = merged.gather(1, index[..., None].expand(-1, -1, merged.shape[2]))
-    q, k, v = rows.view(batch * positions, longest, 3, heads, dim).permute(2, 0, 3, 1, 4)
-    out = _sdpa(q, k, v, _allow_own(real)[:, None], scale).transpose(1, 2).reshape(batch, positions * longest, heads * dim)
+    def gathered(part: Tensor) -> Tensor:
+        rows = part.reshape(batch, channels * tokens, width).gather(1, index[..., None].expand(-1, -1, width))
+        return rows.view(batch * positions, longest, heads, dim).transpose(1, 2)
+
+    q, k, v = (gathered(part) for part in parts)
+    out = _sdpa(q, k, v, _allow_own(real)[:, None], scale).transpose(1, 2).reshape(batch, positions * longest, width)
     # Each token lies at one place at most, so this writes every row once; padding goes to a row that is cut off.
     target = torch.where(real.view(batch, -1), index, channels * tokens)
-    result = out.new_zeros(batch, channels * tokens + 1, heads * dim)
-    result = result.scatter(1, target[..., None].expand(-1, -1, heads * dim), out)
-    return result[:, : channels * tokens].view(batch, channels, tokens, heads * dim)
+    result = out.new_zeros(batch, channels * tokens + 1, width)
+    return result.scatter(1, target[..., None].expand(-1, -1, width), out)[:, : channels * tokens]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from auxmae_kernels.attention_reference import axial_attention
+from auxmae_kernels.attention_reference import attend, axial_attention
 
 __all__ = [
     "add_norm",
@@ -23,6 +24,18 @@ __all__ = [
 ]
 
 PATCH_EPS = 1e-6
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is not None and x.device.type == "cpu" and torch.compiler.is_compiling():
+        # As one product with its bias, the compiler calls a library that first copies the bias over the whole output; apart,
+        # the bias becomes part of the next elementwise loop.
+        return torch.matmul(x, weight.t()) + bias
+    return F.linear(x, weight, bias)
+
+
+def _activate(hidden: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    return _linear(F.gelu(hidden), w2, b2)
 
 
 def feed_forward(
@@ -39,12 +52,14 @@ def feed_forward(
 ) -> Tensor:
     """See `auxmae_kernels.feed_forward`."""
     y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-    y = F.gelu(F.linear(y, w1, b1))
+    y = _linear(y, w1, b1)
     if dropout:
-        y = F.dropout(y, dropout)
-    y = F.linear(y, w2, b2)
-    if dropout:
-        y = F.dropout(y, dropout)
+        y = F.dropout(_linear(F.dropout(F.gelu(y), dropout), w2, b2), dropout)
+    elif y.device.type == "cpu" and y.requires_grad:
+        # The GELU's output would be the largest thing kept for the backward pass, and is cheap to compute again.
+        y = checkpoint(_activate, y, w2, b2, use_reentrant=False, preserve_rng_state=False)
+    else:
+        y = _activate(y, w2, b2)
     return torch.add(x, y, alpha=residual_scale)
 
 
@@ -66,8 +81,10 @@ def attention_block(
 ) -> Tensor:
     """See `auxmae_kernels.attention_block`."""
     y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-    y = axial_attention(F.linear(y, w_qkv, b_qkv), heads, axis, slots, lengths)
-    y = F.linear(y, w_out, b_out)
+    # Three products instead of one: queries, keys and values then lie apart, and no attention has to copy them.
+    biases = (None, None, None) if b_qkv is None else b_qkv.chunk(3)
+    q, k, v = (_linear(y, weight, bias) for weight, bias in zip(w_qkv.chunk(3), biases, strict=True))
+    y = _linear(attend(q, k, v, heads, axis, slots, lengths), w_out, b_out)
     if dropout:
         y = F.dropout(y, dropout)
     return torch.add(x, y, alpha=residual_scale)
