@@ -198,6 +198,8 @@ def open_collection(
     if source == SYNTHETIC:
         return _synthetic(synthetic_images, seed, labels, channels, wavelengths)
     options = options or ReadOptions()
+    if channels:
+        options = replace(options, channels=len(channels))
     root, paths = _find(source, exclude)
     notices: list[str] = []
     label_path = _label_path(labels)
@@ -277,12 +279,12 @@ def _synthetic(
 
 def _find(source: str, exclude: Sequence[str]) -> tuple[Path, list[Path]]:
     """→ (the folder that relative paths start from, the files in natural order)."""
-    from auxmae.data.readers import supported_suffixes
+    from auxmae.data.readers import is_readable, path_exists, supported_suffixes
 
-    suffixes = supported_suffixes()
-    listed = ", ".join(suffixes)
+    listed = ", ".join(supported_suffixes())
     path = Path(source).expanduser()
-    if path.is_dir() and path.suffix.lower() not in suffixes:
+    exists = path_exists(path)
+    if exists and path.is_dir() and not is_readable(path):
         # A Zarr store is a folder that is one file to us: what lies inside it is no file of its own.
         candidates: list[Path] = []
         for entry in sorted(path.rglob("*")):
@@ -292,7 +294,7 @@ def _find(source: str, exclude: Sequence[str]) -> tuple[Path, list[Path]]:
         root = path
         if not candidates:
             raise DataError(f"{source}: the folder is empty", hint=f"supported: {listed}")
-    elif path.exists():
+    elif exists:
         return path.parent, [path]
     elif any(character in source for character in "*?["):
         candidates = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
@@ -305,7 +307,7 @@ def _find(source: str, exclude: Sequence[str]) -> tuple[Path, list[Path]]:
     paths = [
         entry
         for entry in candidates
-        if entry.suffix.lower() in suffixes
+        if is_readable(entry)
         and not any(part.startswith(".") for part in _parts_below(entry, root))
         and not any(fnmatch.fnmatch(entry.name, pattern) for pattern in exclude)
     ]

@@ -42,19 +42,23 @@ class MultiChannelImage:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How to read files that do not say enough about themselves; the fields are those of the settings' [data] table.
+    """How to read files that do not say enough about themselves; key to nodata are those of the settings' [data] table.
 
     Attributes:
         key: name of the array inside an HDF5, MATLAB, npz or Zarr file; None to choose where only one fits.
         axes: axis order such as "HWC", "NCHW" or "C(WH)"; None to infer where only one reading is plausible.
         size: (H, W) in pixels, for files that store pixels as one axis.
         nodata: pixel value that means "no data", over what the file says.
+        channels: number of channels that the image has to have, to tell them from rows and columns; None: not known.
+        indexed: read pictures with a palette as the palette's indices (label rasters) rather than as its colours.
     """
 
     key: str | None = None
     axes: str | None = None
     size: tuple[int, int] | None = None
     nodata: float | None = None
+    channels: int | None = None
+    indexed: bool = False
 
 
 @dataclass(frozen=True)

@@ -125,19 +125,27 @@ def load_labels(labels: str, files: Sequence[ImageFile], options: ReadOptions, n
             return _finish([one for one in opened if isinstance(one, ImageFile)], files, labels)
         found = _from_array(files[0].path, labels[1:], notices)
     else:
+        from auxmae.data.readers import path_exists
+
         path, key = Path(labels).expanduser(), ""
-        if not path.exists() and ":" in labels:
+        if ":" in labels and not path_exists(path):
             before, _, key = labels.rpartition(":")
             path = Path(before).expanduser()
-        if not path.exists():
+        if not path_exists(path):
             raise DataError(f"{path}: no such label file", hint="check data.labels (--labels)")
-        found = _from_array(path, key, notices) if key or path.suffix.lower() == ".npy" else _from_raster(path, notices)
+        found = _from_array(path, key, notices) if key or _holds_arrays(path) else _from_raster(path, notices)
     if isinstance(found, np.ndarray):
         known = found >= 0
         values = _few(np.unique(found[known]), labels)
         classes = np.searchsorted(values, found)
         return Labels(tuple(str(v) for v in values), np.where(known, classes, -1).astype(np.int64))
     return _finish([found] * len(files), files, labels, shared=True, notices=notices)
+
+
+def _holds_arrays(path: Path) -> bool:
+    from auxmae.data.readers import ARRAY_SUFFIXES
+
+    return path.suffix.lower() in ARRAY_SUFFIXES
 
 
 def _finish(
@@ -202,9 +210,16 @@ def _few(values: NDArray[Any], labels: str) -> NDArray[Any]:
 
 
 def _from_raster(path: Path, notices: list[str]) -> ImageFile:
-    from auxmae.data.readers import open_image
+    """One channel of original values: class numbers as they are, a palette's indices, or the largest of abundances."""
+    from auxmae.data.readers import PICTURE_SUFFIXES, open_image
 
-    file = open_image(path, ReadOptions())
+    file = open_image(path, ReadOptions(indexed=True))
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        hint = "store class numbers in one channel, as a GeoTIFF or a grey or palette PNG"
+        if file.channels > 1:
+            raise DataError(f"{path}: a picture of colours says no classes", hint=hint)
+        if path.suffix.lower() != ".png":
+            raise DataError(f"{path}: JPEG changes pixel values, and with them the classes", hint=hint)
     if file.channels == 1:
         return file
     notices.append(

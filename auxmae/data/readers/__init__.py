@@ -16,6 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, ReadOptions
+from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER, has_header
 from auxmae.errors import AuxMAEError, DataError, MissingDependencyError
 
 Opener = Callable[[Path, ReadOptions], ImageFile]
@@ -39,6 +40,7 @@ READERS: dict[str, Reader] = {
     ".tif": _TIFF,
     ".tiff": _TIFF,
     ".hdr": _GDAL,
+    ".img": _GDAL,
     ".npy": _NUMPY,
     ".npz": _NUMPY,
     ".h5": _HDF5,
@@ -50,18 +52,34 @@ READERS: dict[str, Reader] = {
     ".jpg": _PICTURE,
     ".jpeg": _PICTURE,
 }
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+# Characters of a path in the message that it is too long.
+_SHOWN = 100
 ARRAY_SUFFIXES = frozenset({".npy", ".npz", ".h5", ".hdf5", ".he5", ".mat", ".zarr"})
 
 
 def supported_suffixes() -> tuple[str, ...]:
-    """The file name endings that can be read."""
+    """The file name endings that can be read whatever lies beside the file."""
     return tuple(READERS)
 
 
-def _reader(path: Path) -> Any:
+def is_readable(path: Path) -> bool:
+    """Whether the name is one that can be read: by its suffix, or as the data of an ENVI header beside it."""
+    return _suffix(path) in READERS
+
+
+def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
+    if path.name.lower().endswith(".zarr.zip"):
+        return ".zarr"
+    return HEADER if suffix in DATA_SUFFIXES and has_header(path) else suffix
+
+
+def _reader(path: Path) -> Any:
+    suffix = _suffix(path)
     if suffix not in READERS:
-        raise DataError(f"{path}: no reader for {suffix or 'a file without suffix'}", hint=f"supported are {', '.join(READERS)}")
+        kind = f"{suffix} without an ENVI header beside it" if suffix in DATA_SUFFIXES[1:] else suffix or "a file without suffix"
+        raise DataError(f"{path}: no reader for {kind}", hint=f"supported are {', '.join(READERS)}")
     reader = READERS[suffix]
     try:
         importlib.import_module(reader.package)
@@ -87,10 +105,26 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
     # The libraries raise many unrelated types for a broken file (struct.error, KeyError, zlib.error, their own).
     except Exception as error:
+        if "imagecodecs" in str(error):
+            raise MissingDependencyError(
+                f"{path}: its compression needs imagecodecs, which is not installed", hint="pip install 'auxmae[codecs]'"
+            ) from error
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
         raise DataError(
             f"{path}: cannot be read: {reason}", hint="is it complete, and of the kind that its suffix says?"
         ) from error
+
+
+def path_exists(path: Path) -> bool:
+    """Whether there is such a file or folder.
+
+    Raises:
+        DataError: a name that is too long, or a folder that may not be looked into.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise DataError(f"{str(path)[:_SHOWN]}: cannot be opened: {error.strerror}", hint="check the path") from error
 
 
 def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  # noqa: B008 (immutable)
@@ -105,7 +139,7 @@ def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  
         MissingDependencyError: the format's library is not installed.
     """
     path = Path(path)
-    if not path.exists():
+    if not path_exists(path):
         raise DataError(f"{path}: there is no such file")
     module = _reader(path)
     if path.is_dir() and path.suffix.lower() != ".zarr":
@@ -139,7 +173,7 @@ def read_array(path: Path, key: str | None = None, options: ReadOptions | None =
     Raises:
         DataError: unreadable, no such array, or several and no key.
     """
-    if path.suffix.lower() not in ARRAY_SUFFIXES:
+    if _suffix(path) not in ARRAY_SUFFIXES:
         raise DataError(f"{path}: holds no named arrays", hint=f"expected one of {', '.join(sorted(ARRAY_SUFFIXES))}")
     module = _reader(path)
     key = key or (options.key if options else None)

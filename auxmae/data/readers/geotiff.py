@@ -1,114 +1,153 @@
-"""GeoTIFF, COG and ENVI by rasterio, read by windows."""
+"""GeoTIFF, COG, ENVI, Erdas, and whatever else is a raster to GDAL: by rasterio, read by windows."""
 
 from __future__ import annotations
 
-import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
-from auxmae.data.readers import arrays as common
 from auxmae.data.readers import reading
-from auxmae.errors import DataError
+from auxmae.data.readers.encoding import gdal_encoding, to_image
+from auxmae.data.readers.envi import data_file
+from auxmae.data.readers.pages import full_pages
+from auxmae.data.readers.wavelengths import SENTINEL2, band_wavelengths
 
-# Centre wavelengths of Sentinel-2A's bands in nm (ESA, Sentinel-2 User Handbook).
-SENTINEL2 = {
-    "B01": 443.0, "B02": 490.0, "B03": 560.0, "B04": 665.0, "B05": 705.0, "B06": 740.0, "B07": 783.0, "B08": 842.0,
-    "B8A": 865.0, "B09": 945.0, "B10": 1375.0, "B11": 1610.0, "B12": 2190.0,
-}  # fmt: skip
+_SAMPLE = 256
+
+
+@contextmanager
+def _open(name: str | Path) -> Iterator[Any]:
+    import rasterio
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        with rasterio.open(name) as source:
+            yield source
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
-    """Opens any raster that GDAL knows by its header; for ENVI, give the .hdr file."""
-    import rasterio
+    """Opens any raster that GDAL knows by its header; of an ENVI file the header or the data.
 
-    path = _data_file(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path) as source:
-            names = tuple(str(text) for text in source.descriptions) if all(source.descriptions) else None
-            waves = _wavelengths(source)
-            # ENVI repeats the wavelength in the band's name ("443.0 Nanometers"): as good a name as any.
-            if names is not None and len(set(names)) < len(names):
-                names = None
-            notices = []
-            if waves is None and names is not None and set(names) <= set(SENTINEL2) and len(names) >= 10:
-                waves = tuple(SENTINEL2[name] for name in names)
-                notices.append("wavelengths are those of the Sentinel-2 bands of these names")
-            nodata = options.nodata if options.nodata is not None else source.nodata
-            georeference: dict[str, object] | None = None
-            if source.crs is not None:
-                georeference = {"crs": source.crs.to_string(), "transform": list(source.transform)[:6]}
-            scaled = any(value != 1 for value in source.scales) or any(value != 0 for value in source.offsets)
-            return ImageFile(
-                path,
-                1,
-                source.count,
-                source.height,
-                source.width,
-                np.dtype(source.dtypes[0]),
-                partial(_read, path, nodata, scaled, names, waves),
-                names,
-                waves,
-                georeference=georeference,
-                notices=tuple(notices),
-            )
+    Several pages of one size are channels, as bands are.  A band of transparency is no channel but the validity of the
+    others, if it is what it says: 0 or full.
+    """
+    path = data_file(path)
+    with _open(path) as source:
+        # A TIFF of several pages; other formats mean other things by it.
+        found = source.subdatasets if source.driver == "GTiff" else []
+        if not found:
+            return _describe(path, source, (str(path),), options, [])
+    pages, notices = _pages(path, found)
+    with _open(pages[0]) as source:
+        return _describe(path, source, pages, options, notices)
 
 
-def _data_file(path: Path) -> Path:
-    if path.suffix.lower() != ".hdr":
-        return path
-    for suffix in ("", ".img", ".dat", ".raw", ".bsq", ".bil", ".bip"):
-        candidate = path.with_suffix(suffix)
-        if candidate.is_file():
-            return candidate
-    raise DataError(f"{path}: the ENVI header's data file is missing", hint=f"expected {path.with_suffix('.img')} or the like")
+def _pages(path: Path, found: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """GDAL's names of the pages that are channels, in the order of the file."""
+    # Named "GTIFF_DIR:10:path", and sorted as text.
+    found = sorted(found, key=lambda name: int(name.split(":")[1]))
+    kinds = []
+    for name in found:
+        with _open(name) as page:
+            kinds.append((page.height, page.width, f"{page.dtypes[0]}, {page.count} samples"))
+    chosen, notices = full_pages(path, kinds)
+    return tuple(found[page] for page in chosen), notices
 
 
-def _wavelengths(source: Any) -> tuple[float, ...] | None:
-    """Band metadata → nm.  ENVI and GDAL's imagery domain say in which unit."""
-    found = []
-    for band in range(1, source.count + 1):
-        tags = {key.lower(): value for key, value in source.tags(band).items()}
-        imagery = {key.lower(): value for key, value in source.tags(band, ns="IMAGERY").items()}
-        if "central_wavelength_um" in imagery:
-            found.append(float(imagery["central_wavelength_um"]) * 1000)
-            continue
-        text = tags.get("wavelength")
-        number = re.match(r"[0-9.eE+-]+", text.strip()) if text else None
-        if number is None:
-            return None
-        unit = (tags.get("wavelength_units") or "").lower()
-        value = float(number.group())
-        found.append(value * 1000 if unit.startswith("micro") or unit == "um" or (not unit and value < 100) else value)
-    return tuple(found) if all(value > 0 for value in found) else None
+def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOptions, notices: list[str]) -> ImageFile:
+    bands = _channels(source, always=source.driver == "PNG")
+    if len(bands) < source.count:
+        notices.append(f"{path.name}: band {source.count} is transparency: it says which pixels are valid")
+    elif _alpha(source):
+        notices.append(f"{path.name}: band {source.count} is marked as transparency and holds values: it is read as a channel")
+    names = tuple(str(source.descriptions[band - 1] or "") for band in bands) * len(pages)
+    # ENVI repeats the wavelength in the band's name ("443.0 Nanometers"): as good a name as any.
+    described = names if all(names) and len(set(names)) == len(names) else None
+    waves = band_wavelengths(source) if len(pages) == 1 and len(bands) == source.count else None
+    if waves is None and described is not None and set(described) <= set(SENTINEL2) and len(described) >= 10:
+        waves = tuple(SENTINEL2[name] for name in described)
+        notices.append("wavelengths are those of the Sentinel-2 bands of these names")
+    georeference: dict[str, object] | None = None
+    if source.crs is not None:
+        georeference = {"crs": source.crs.to_string(), "transform": list(source.transform)[:6]}
+    return ImageFile(
+        path,
+        1,
+        len(bands) * len(pages),
+        source.height,
+        source.width,
+        np.dtype(source.dtypes[0]),
+        partial(_read, path, pages, bands, options.nodata, described, waves),
+        described,
+        waves,
+        georeference=georeference,
+        notices=tuple(notices),
+    )
+
+
+def _alpha(source: Any) -> bool:
+    return bool(source.count > 1 and source.colorinterp[-1].name == "alpha")
+
+
+def _channels(source: Any, always: bool) -> tuple[int, ...]:
+    """The bands that are channels: all but a last one of transparency.
+
+    TIFF writers mark the fourth band as transparency whatever it holds, near infrared for one; unless the format leaves
+    no doubt (`always`), it is looked at in a few places, and is transparency where every value is 0 or the largest.
+    """
+    everything = tuple(range(1, source.count + 1))
+    if not _alpha(source):
+        return everything
+    if not always:
+        from rasterio.windows import Window as RasterWindow
+
+        largest = np.iinfo(source.dtypes[-1]).max if np.dtype(source.dtypes[-1]).kind in "ui" else 1
+        height, width = min(source.height, _SAMPLE), min(source.width, _SAMPLE)
+        for place in (0.0, 0.5, 1.0):
+            window = RasterWindow(round(place * (source.width - width)), round(place * (source.height - height)), width, height)
+            values = source.read(source.count, window=window)
+            if not np.isin(values, (0, largest)).all():
+                return everything
+    return everything[:-1]
 
 
 def _read(
     path: Path,
+    pages: tuple[str, ...],
+    bands: tuple[int, ...],
     nodata: float | None,
-    scaled: bool,
     names: tuple[str, ...] | None,
     waves: tuple[float, ...] | None,
     index: int,
     window: Window | None,
 ) -> MultiChannelImage:
-    import rasterio
+    with reading(path):
+        parts = [_read_page(page, bands, nodata, window) for page in pages]
+        if len(parts) == 1:
+            return MultiChannelImage(parts[0].pixels, parts[0].valid, names, waves)
+        pixels, valid = (np.concatenate([getattr(part, what) for part in parts]) for what in ("pixels", "valid"))
+        return MultiChannelImage(pixels, valid, names, waves)
+
+
+def _read_page(page: str, bands: tuple[int, ...], nodata: float | None, window: Window | None) -> MultiChannelImage:
+    from rasterio.enums import MaskFlags
     from rasterio.windows import Window as RasterWindow
 
-    with reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path) as source:
-            part = None if window is None else RasterWindow(window.left, window.top, window.width, window.height)
-            pixels = source.read(window=part)
-            image = common.to_image(pixels, nodata, names, waves)
-            if not scaled:
-                return image
-            scale = np.asarray(source.scales, np.float64)[:, None, None]
-            offset = np.asarray(source.offsets, np.float64)[:, None, None]
-            physical = np.where(image.valid, pixels * scale + offset, 0).astype(np.float32)
-            return MultiChannelImage(physical, image.valid, names, waves)
+    with _open(page) as source:
+        part = None if window is None else RasterWindow(window.left, window.top, window.width, window.height)
+        chosen = [band - 1 for band in bands]
+        encoding = gdal_encoding(
+            *([values[band] for band in chosen] for values in (source.nodatavals, source.scales, source.offsets))
+        )
+        # A mask of the file itself; one that GDAL makes of a nodata value, or of a band that is a channel, says no more.
+        flags = source.mask_flag_enums[chosen[0]]
+        masked = MaskFlags.per_dataset in flags and (MaskFlags.alpha not in flags or len(bands) < source.count)
+        valid: NDArray[np.bool_] | None = source.read_masks(list(bands), window=part) > 0 if masked else None
+        return to_image(source.read(list(bands), window=part), encoding.with_nodata(nodata), valid=valid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
-from auxmae.data.readers import arrays as common
 from auxmae.data.readers import reading
+from auxmae.data.readers.arrays import array_file
+from auxmae.data.readers.axes import Axes, Shapes, cut
+from auxmae.data.readers.cache import decoded, file_key
+from auxmae.data.readers.encoding import Encoding, to_image
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def list_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name → (shape, type); an npy file's array is called "array"."""
+def list_arrays(path: Path) -> Shapes:
+    """Name → (shape, type) of every numeric array, by its header; an npy file's array is called "array"."""
     if path.suffix.lower() == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = load(path, "array")
         return {"array": (array.shape, array.dtype.str)}
     found = {}
-    with np.load(path, allow_pickle=False) as archive:
-        for name in archive.files:
-            array = archive[name]
-            found[name] = (array.shape, array.dtype.str)
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            header = _header(archive, member)
+            if header is not None and header[1].kind in "uifbc":
+                found[member.removesuffix(".npy")] = (header[0], header[1].str)
     return found
+
+
+def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
+    with archive.open(member) as file:
+        try:
+            shape, _, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
+        except (ValueError, KeyError):
+            return None  # no array, or one with field names that no image has
+    return shape, dtype
 
 
 def load(path: Path, key: str) -> NDArray[Any]:
@@ -32,20 +48,20 @@ def load(path: Path, key: str) -> NDArray[Any]:
     if path.suffix.lower() == ".npy":
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         return array
+    return decoded.get((*file_key(path), key), partial(_member, path, key))[key]
+
+
+def _member(path: Path, key: str) -> dict[str, NDArray[Any]]:
     with np.load(path, allow_pickle=False) as archive:
-        return np.asarray(archive[key])
+        return {key: np.asarray(archive[key])}
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
     """Opens an array of one or N images."""
-    arrays = list_arrays(path)
-    key = common.choose_key(path, arrays, options.key if path.suffix.lower() == ".npz" else None)
-    axes = common.resolve_axes(path, arrays[key][0], options, arrays)
-    label = common.label_key(arrays, axes.size("N"))
-    labels = load(path, label).reshape(-1) if label else None
-    return common.array_file(path, key, arrays, options, partial(_read, path, key, axes, options.nodata), axes, labels)
+    read = partial(_read, path, options.nodata)
+    return array_file(path, list_arrays(path), options, partial(load, path), read)
 
 
-def _read(path: Path, key: str, axes: common.Axes, nodata: float | None, index: int, window: Window | None) -> MultiChannelImage:
+def _read(path: Path, nodata: float | None, key: str, axes: Axes, index: int, window: Window | None) -> MultiChannelImage:
     with reading(path):
-        return common.to_image(common.cut(load(path, key), axes, index, window), nodata)
+        return to_image(cut(load(path, key), axes, index, window), Encoding().with_nodata(nodata))

@@ -2,45 +2,93 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
-from auxmae.data.readers import arrays as common
-from auxmae.data.readers import reading
+from auxmae.data.readers import geotiff, reading
+from auxmae.data.readers.axes import Axes, cut
+from auxmae.data.readers.cache import decoded, file_key
+from auxmae.data.readers.encoding import Encoding, to_image
 
 NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
+_GREY = ("1", "L", "LA")
+_PALETTE = ("P", "PA")
+_PNG = b"\x89PNG\r\n\x1a\n"
+# EXIF: the tag of the orientation, and its first value that lays rows as columns.
+_ORIENTATION, _TRANSPOSED = 0x0112, 5
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
-    """Opens a picture of one or three channels."""
+    """Opens a picture of one or three channels, turned as its EXIF orientation says.
+
+    With `options.indexed` a palette's indices are the one channel.
+    """
     from PIL import Image
 
-    with Image.open(path) as picture:
-        width, height = picture.size
-        mode = picture.mode
-    channels = 1 if mode in ("1", "L", "LA", "I", "F") or mode.startswith("I;16") else 3
-    dtype = np.dtype(np.uint16 if mode.startswith("I") else np.float32 if mode == "F" else np.uint8)
-    return ImageFile(path, 1, channels, height, width, dtype, partial(_read, path, channels, options.nodata), NAMES[channels])
+    if _sixteen_bits(path):
+        return _by_gdal(path, options)  # Pillow has no 16-bit colour
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            mode = picture.mode
+            if picture.getexif().get(_ORIENTATION, 1) >= _TRANSPOSED:
+                width, height = height, width
+    except Image.DecompressionBombError:
+        return _by_gdal(path, options)  # too large to be decoded whole
+    indexed = options.indexed and mode in _PALETTE
+    channels = 1 if indexed or mode in _GREY else 3
+    names = None if indexed else NAMES[channels]
+    axes = Axes(("C", "H", "W"), (channels, height, width))
+    read = partial(_read, path, options.indexed, axes, options.nodata, names)
+    return ImageFile(path, 1, channels, height, width, np.dtype(np.uint8), read, names)
 
 
-def _read(path: Path, channels: int, nodata: float | None, index: int, window: Window | None) -> MultiChannelImage:
-    from PIL import Image
+def _sixteen_bits(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(25)
+    return len(head) == 25 and head.startswith(_PNG) and head[24] == 16
 
-    with reading(path), Image.open(path) as picture:
-        valid = None
+
+def _by_gdal(path: Path, options: ReadOptions) -> ImageFile:
+    file = geotiff.open_file(path, options)
+    return replace(file, channel_names=NAMES.get(file.channels), notices=())
+
+
+def _decode(path: Path, indexed: bool) -> dict[str, NDArray[Any]]:
+    """(C, H, W) pixels, and (1, H, W) validity where the picture has transparency."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as stored:
+        picture = ImageOps.exif_transpose(stored)
+        arrays: dict[str, NDArray[Any]] = {}
         if picture.mode in ("LA", "RGBA", "PA") or "transparency" in picture.info:
-            valid = np.asarray(picture.convert("RGBA"))[None, ..., 3] > 0
-        if channels == 3:
-            pixels = np.moveaxis(np.asarray(picture.convert("RGB")), 2, 0)
+            arrays["valid"] = np.asarray(picture.convert("RGBA"))[None, ..., 3] > 0
+        if indexed and picture.mode in (*_PALETTE, "1"):
+            pixels: NDArray[Any] = np.asarray(picture.getchannel(0)).astype(np.uint8)
         else:
-            pixels = np.asarray(picture.convert("L") if picture.mode in ("1", "LA") else picture)[None]
-        if window is not None:
-            rows, columns = (
-                slice(window.top, window.top + window.height),
-                slice(window.left, window.left + window.width),
-            )
-            pixels, valid = pixels[:, rows, columns], None if valid is None else valid[:, rows, columns]
-        return common.to_image(pixels, nodata, NAMES[channels], None, valid)
+            pixels = np.asarray(picture.convert("L" if picture.mode in _GREY else "RGB"))
+        arrays["pixels"] = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
+        return arrays
+
+
+def _read(
+    path: Path,
+    indexed: bool,
+    axes: Axes,
+    nodata: float | None,
+    names: tuple[str, ...] | None,
+    index: int,
+    window: Window | None,
+) -> MultiChannelImage:
+    with reading(path):
+        arrays = decoded.get((*file_key(path), indexed), partial(_decode, path, indexed))
+        valid = arrays.get("valid")
+        if valid is not None:
+            valid = cut(valid, Axes(axes.tokens, (1, *axes.sizes[1:])), index, window)
+        return to_image(cut(arrays["pixels"], axes, index, window), Encoding().with_nodata(nodata), names, None, valid)

@@ -11,39 +11,88 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
-from auxmae.data.readers import arrays as common
 from auxmae.data.readers import geotiff, reading
-from auxmae.errors import DataError
+from auxmae.data.readers.axes import Axes, cut, from_letters, guess_axes, resolve_axes, times
+from auxmae.data.readers.encoding import Encoding, to_image
+from auxmae.data.readers.pages import full_pages
+from auxmae.data.readers.planes import Planes
 
 # What tifffile calls axes that hold channels: channels, samples, pages, an unknown series, and the planes of a stack.
 CHANNEL_AXES = "CSIQZ"
+IMAGE_AXES = "TR"
+# Bits of NewSubfileType (TIFF 6.0, section 8): a reduced version of another page, and a transparency mask of one.
+_REDUCED, _MASK = 1, 4
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
     """Opens a TIFF.
 
-    A GeoTIFF, or a TIFF of one page, is a raster for rasterio.  A file of several pages is read by the axes of its first
-    series, such as "IYX" or "TCYX".
+    A GeoTIFF, or a TIFF of one page, is a raster for rasterio.  Pages of one size are channels; a file of several pages
+    that names its axes, such as "IYX" or "TCYX", is read by them.  Reduced pages and masks are no channels.
     """
     import tifffile
 
     with _errors_raised(), tifffile.TiffFile(path) as tiff:
-        geographic = tiff.is_geotiff or tiff.is_gdal
-        if geographic or (len(tiff.pages) == 1 and not tiff.is_ome and not tiff.is_imagej):
+        if tiff.is_geotiff or tiff.is_gdal:
             return geotiff.open_file(path, options)
-        series = tiff.series[0]
-        axes, shape, dtype = series.axes, series.shape, series.dtype
+        series, masks = _series(tiff)
+        plain = not tiff.is_ome and not tiff.is_imagej and len(series) == 1 and len(series[0].shape) == series[0].keyframe.ndim
+        if plain or not series:
+            return geotiff.open_file(path, options)
         names = _ome_names(tiff.ome_metadata) if tiff.is_ome else None
-    chosen = common.resolve_axes(path, shape, options) if options.axes is not None else _from_letters(path, axes, shape)
-    channels = chosen.size("C")
+        chosen, notices = _images(path, series) if tiff.is_ome else _arrays(path, series)
+        axes, shape = series[chosen[0]].axes, Planes(path, [series[place] for place in chosen]).shape
+        dtype = series[chosen[0]].dtype
+    if len(chosen) > 1:
+        # Single planes are the channels of one image; what has channels already is one image of several.
+        axes = ("I" if axes == "YX" and not tiff.is_ome else "T") + axes
+    found = _axes(path, axes, shape, options, notices)
+    channels = found.size("C")
     if names is not None and (len(names) != channels or len(set(names)) != len(names)):
         names = None
     return ImageFile(
-        path, chosen.size("N"), channels, chosen.size("H"), chosen.size("W"), np.dtype(dtype),
-        partial(_read, path, chosen, options.nodata, names), names,
+        path, found.size("N"), channels, found.size("H"), found.size("W"), np.dtype(dtype),
+        partial(_read, path, found, tuple(chosen), bool(masks), options.nodata, names), names, notices=tuple(notices),
     )  # fmt: skip
+
+
+def _series(tiff: Any) -> tuple[list[Any], list[Any]]:
+    """(series of full pages, series of masks)."""
+    series, masks = [], []
+    # tifffile takes whatever is half the size for a pyramid's next level, even where no flag says that it is one.
+    for one in (level for whole in tiff.series for level in whole.levels):
+        kind = int(one.keyframe.subfiletype)
+        if kind == _MASK:
+            masks.append(one)
+        elif not kind & (_REDUCED | _MASK) and not one.keyframe.is_subifd:
+            series.append(one)
+    return series, masks
+
+
+def _images(path: Path, series: list[Any]) -> tuple[list[int], list[str]]:
+    """OME-TIFF: the first image, and all others like it; beside it lie photographs of the slide and of its label."""
+    kinds = [(one.axes, one.shape, one.dtype) for one in series]
+    chosen = [place for place, kind in enumerate(kinds) if kind == kinds[0]]
+    left = len(kinds) - len(chosen)
+    return chosen, [f"{path.name}: {left} images of another kind than the first are left out"] if left else []
+
+
+def _arrays(path: Path, series: list[Any]) -> tuple[list[int], list[str]]:
+    """The series that are the image; tifffile makes one of pages that are alike, or of each array that it has written."""
+    places = [place for place, one in enumerate(series) for _ in one.pages]
+    kinds = [
+        (*_sides(series[place]), f"{series[place].dtype}, {series[place].keyframe.samplesperpixel} samples") for place in places
+    ]
+    pages, notices = full_pages(path, kinds)
+    return sorted({places[page] for page in pages}), notices
+
+
+def _sides(series: Any) -> tuple[int, int]:
+    lengths = dict(zip(series.axes, series.shape, strict=True))
+    return lengths.get("Y", 1), lengths.get("X", 1)
 
 
 @contextmanager
@@ -66,43 +115,50 @@ def _errors_raised() -> Iterator[None]:
         raise ValueError(records[0].getMessage())
 
 
-def _from_letters(path: Path, axes: str, shape: tuple[int, ...]) -> common.Axes:
-    """tifffile's axes → N, C, H, W.  Axes of length one are dropped; T counts images."""
-    letters, sizes = [], []
-    extra = [axis for axis, size in zip(axes, shape, strict=True) if axis in CHANNEL_AXES and size > 1]
-    for axis, size in zip(axes, shape, strict=True):
-        if axis in "YX":
-            letters.append({"Y": "H", "X": "W"}[axis])
-        elif size == 1:
-            # A slice of length one has to stay in the index; N and C are free letters for it.
-            letters.append("1")
-        elif axis in CHANNEL_AXES and len(extra) == 1:
-            letters.append("C")
-        elif axis in "TR":
-            letters.append("N")
-        else:
-            letters.append("?")
-        sizes.append(size)
-    if "?" in letters or letters.count("N") > 1 or not {"H", "W"} <= set(letters):
-        raise DataError(f"{path}: which of its axes {axes} {shape} are the channels?", hint='set data.axes, for example "NCHW"')
-    kept = [(letter, size) for letter, size in zip(letters, sizes, strict=True) if letter != "1"]
-    return common.Axes("".join(letter for letter, _ in kept), tuple(size for _, size in kept), False)
+def _axes(path: Path, axes: str, shape: tuple[int, ...], options: ReadOptions, notices: list[str]) -> Axes:
+    """tifffile's axes → N, C, H, W."""
+    unknown = axes.count("Q")
+    # Without a word about its axes, an array with channels last is written as many narrow pages.
+    last = unknown == 1 and len(shape) == 3 and guess_axes(shape, options.channels) == "HWC"
+    if options.axes is not None or unknown > 1 or last:
+        found = resolve_axes(path, shape, options)
+        if options.axes is None:
+            notices.append(f"{path.name}: its pages ({times(shape)}) are read as {found}; set data.axes if that is wrong")
+        return found
+    found = from_letters(path, axes, shape, channels=CHANNEL_AXES, images=IMAGE_AXES, hint=_hint(axes, shape))
+    place = axes.find("Z")
+    if place >= 0 and shape[place] > 1:
+        notices.append(
+            f'{path.name}: its {shape[place]} planes (Z) are read as channels; set data.axes = "NHW" if they are images'
+        )
+    return found
+
+
+def _hint(axes: str, shape: tuple[int, ...]) -> str | None:
+    """What to set where two axes may be the channels; None where no setting helps."""
+    if len(shape) != 4:
+        return None
+    sides = {"Y": "H", "X": "W"}
+    first = "".join(sides.get(axis, "?") for axis in axes)
+    return f'set data.axes = "{first.replace("?", "N", 1).replace("?", "C")}" or "{first.replace("?", "C", 1).replace("?", "N")}"'
 
 
 def _ome_names(metadata: str | None) -> tuple[str, ...] | None:
     if not metadata:
         return None
     try:
-        channels = ET.fromstring(metadata).findall("{*}Image/{*}Pixels/{*}Channel")
+        image = ET.fromstring(metadata).find("{*}Image")
     except ET.ParseError:
         return None
-    names = tuple(channel.get("Name") or "" for channel in channels)
+    names = tuple(channel.get("Name") or "" for channel in image.iterfind("{*}Pixels/{*}Channel")) if image is not None else ()
     return names if names and all(names) else None
 
 
 def _read(
     path: Path,
-    axes: common.Axes,
+    axes: Axes,
+    chosen: tuple[int, ...],
+    masked: bool,
     nodata: float | None,
     names: tuple[str, ...] | None,
     index: int,
@@ -111,11 +167,21 @@ def _read(
     import tifffile
 
     with reading(path), tifffile.TiffFile(path) as tiff:
-        series = tiff.series[0]
-        pixels: Any
-        try:
-            # Uncompressed and contiguous: only what is asked for is read.
-            pixels = tifffile.memmap(path, mode="r")
-        except ValueError:
-            pixels = series.asarray()
-        return common.to_image(common.cut(pixels.reshape(axes.shape), axes, index, window), nodata, names)
+        series, masks = _series(tiff)
+        pixels = cut(Planes(path, [series[place] for place in chosen]), axes, index, window)
+        valid = _valid(path, masks, axes, window) if masked else None
+        return to_image(pixels, Encoding().with_nodata(nodata), names, None, valid)
+
+
+def _valid(path: Path, masks: list[Any], axes: Axes, window: Window | None) -> NDArray[np.bool_] | None:
+    """(1, h, w) or (C, h, w): one mask for all channels, or one for each; of any other number, what all agree on."""
+    size = (axes.size("H"), axes.size("W"))
+    parts = []
+    for mask in masks:
+        if mask.shape[-2:] == size and len(mask.shape) in (2, 3):
+            tokens = ("C", "H", "W")[-len(mask.shape) :]
+            parts.append(cut(Planes(path, [mask]), Axes(tokens, mask.shape), 0, window))
+    if not parts:
+        return None
+    valid: NDArray[np.bool_] = np.concatenate(parts) != 0
+    return valid if len(valid) in (1, axes.size("C")) else np.asarray(valid.all(axis=0, keepdims=True))

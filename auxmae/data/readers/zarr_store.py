@@ -1,7 +1,8 @@
-"""Zarr v2 and v3 stores."""
+"""Zarr v2 and v3 stores, as folders or zipped; OME-Zarr by its own description of the axes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,39 +11,103 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
-from auxmae.data.readers import arrays as common
 from auxmae.data.readers import reading
+from auxmae.data.readers.arrays import array_file
+from auxmae.data.readers.axes import Axes, Shapes, cut, from_letters, from_names
+from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image
 
 
-def _open(path: Path) -> dict[str, Any]:
+def _root(path: Path) -> Any:
+    import zarr
+    from zarr.storage import ZipStore
+
+    return zarr.open(ZipStore(path, mode="r") if path.is_file() else str(path), mode="r")
+
+
+def _members(root: Any) -> dict[str, Any]:
     import zarr
 
-    node = zarr.open(str(path), mode="r")
-    if isinstance(node, zarr.Array):
-        return {"array": node}
-    return {name: member for name, member in node.members(max_depth=None) if isinstance(member, zarr.Array)}
+    if isinstance(root, zarr.Array):
+        return {"array": root}
+    return {name: member for name, member in root.members(max_depth=None) if isinstance(member, zarr.Array)}
 
 
-def list_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Path inside the store → (shape, type); a bare array is called "array"."""
-    return {name: (node.shape, np.dtype(node.dtype).str) for name, node in _open(path).items()}
+def _shapes(members: dict[str, Any]) -> Shapes:
+    return {
+        name: (node.shape, np.dtype(node.dtype).str)
+        for name, node in members.items()
+        if getattr(node.dtype, "kind", "O") in "uifbc"
+    }
+
+
+def list_arrays(path: Path) -> Shapes:
+    """Path inside the store → (shape, type) of every numeric array; a bare array is called "array"."""
+    return _shapes(_members(_root(path)))
 
 
 def load(path: Path, key: str) -> NDArray[Any]:
     """One whole array."""
-    return np.asarray(_open(path)[key][...])
+    return np.asarray(_members(_root(path))[key][...])
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
     """Opens an array of one or N images; only the chunks of a window are read."""
-    arrays = list_arrays(path)
-    key = common.choose_key(path, arrays, options.key)
-    axes = common.resolve_axes(path, arrays[key][0], options, arrays)
-    label = common.label_key(arrays, axes.size("N"))
-    labels = load(path, label).reshape(-1) if label else None
-    return common.array_file(path, key, arrays, options, partial(_read, path, key, axes, options.nodata), axes, labels)
+    root = _root(path)
+    members = _members(root)
+    shapes = _shapes(members)
+    full, names = _full_resolution(root), None
+    if full is not None and options.key in (None, full[0]) and full[0] in shapes:
+        options, names = replace(options, key=full[0]), full[2]
+
+    def known(key: str) -> Axes | None:
+        if full is not None and key == full[0]:
+            return from_letters(path, full[1], shapes[key][0], channels="CZ", hint=_HINT)
+        return from_names(_dimensions(members[key]), shapes[key][0])
+
+    file = array_file(path, shapes, options, partial(load, path), partial(_read, path, options.nodata, names), known)
+    return replace(file, channel_names=names) if names and len(names) == file.channels else file
 
 
-def _read(path: Path, key: str, axes: common.Axes, nodata: float | None, index: int, window: Window | None) -> MultiChannelImage:
+def _dimensions(node: Any) -> list[str | None]:
+    """Names of the dimensions: of version 3 itself, of version 2 as xarray keeps them."""
+    return list(getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS") or ())
+
+
+_HINT = 'set data.axes, for example "CNHW" where each plane is an image, or "NCHW" where planes are channels'
+
+
+def _full_resolution(root: Any) -> tuple[str, str, tuple[str, ...] | None] | None:
+    """Key, axis letters and channel names of an OME-Zarr image (OME-NGFF 0.4 and 0.5), largest level; None: it is none."""
+    attributes = dict(root.attrs)
+    attributes = attributes.get("ome", attributes)
+    try:
+        scales = attributes["multiscales"][0]
+        letters = "".join(axis["name"] for axis in scales["axes"]).upper()
+        key = scales["datasets"][0]["path"]
+    except (KeyError, IndexError, TypeError):
+        return None
+    labels = tuple(channel.get("label") or "" for channel in attributes.get("omero", {}).get("channels", ()))
+    return key, letters, labels if all(labels) and len(set(labels)) == len(labels) else None
+
+
+def _encoding(node: Any) -> Encoding:
+    attributes = dict(node.attrs)
+    # xarray keeps the fill value of a version 2 array in its metadata; elsewhere that is only what unwritten chunks hold.
+    if node.metadata.zarr_format == 2 and "_ARRAY_DIMENSIONS" in attributes and node.fill_value is not None:
+        attributes.setdefault("_FillValue", node.fill_value)
+    return cf_encoding(attributes)
+
+
+def _read(
+    path: Path,
+    nodata: float | None,
+    names: tuple[str, ...] | None,
+    key: str,
+    axes: Axes,
+    index: int,
+    window: Window | None,
+) -> MultiChannelImage:
     with reading(path):
-        return common.to_image(common.cut(_open(path)[key], axes, index, window), nodata)
+        node = _members(_root(path))[key]
+        channels = names if names and len(names) == axes.size("C") else None
+        return to_image(cut(node, axes, index, window), _encoding(node).with_nodata(nodata), channels)

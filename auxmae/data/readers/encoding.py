@@ -1,0 +1,146 @@
+"""Stored numbers → physical ones: which of them mean "missing", and scale and offset.
+
+Files say so with a nodata value (GDAL), or with the attributes of the CF conventions (section 2.5.1, "Missing data", and
+8.1, "Packed data"): `_FillValue`, `missing_value`, `valid_min`, `valid_max`, `valid_range`, `scale_factor`, `add_offset`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auxmae.data.image import MultiChannelImage
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """physical = stored · scale + offset, but for what is missing.
+
+    Attributes:
+        missing: stored values that mean "no data"; one tuple for all channels, or one for each.
+        scale, offset: one value for all channels, or one for each.
+        lowest, highest: stored values outside of these are missing too.
+    """
+
+    missing: tuple[tuple[float, ...], ...] = ()
+    scale: tuple[float, ...] = (1.0,)
+    offset: tuple[float, ...] = (0.0,)
+    lowest: float = -np.inf
+    highest: float = np.inf
+
+    def with_nodata(self, nodata: float | None) -> Encoding:
+        """The same with the user's nodata value in place of the file's; None: as it is."""
+        if nodata is None:
+            return self
+        return Encoding(((nodata,),), self.scale, self.offset, self.lowest, self.highest)
+
+    def valid(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
+        """(C, h, w) False where the stored value is missing, NaN or infinite."""
+        valid = np.isfinite(stored) if stored.dtype.kind == "f" else np.ones(stored.shape, dtype=bool)
+        for channel, values in enumerate(self.missing):
+            part = slice(None) if len(self.missing) == 1 else slice(channel, channel + 1)
+            for value in values:
+                exact = _as_stored(value, stored.dtype)
+                if exact is not None:
+                    valid[part] &= stored[part] != exact
+        if self.lowest > -np.inf:
+            valid &= stored >= self.lowest
+        if self.highest < np.inf:
+            valid &= stored <= self.highest
+        return valid
+
+    def physical(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """(C, h, w) scaled, in float64 where a scale or an offset applies."""
+        if all(value == 1 for value in self.scale) and all(value == 0 for value in self.offset):
+            return stored
+        scale, offset = (np.asarray(values, dtype=np.float64).reshape(-1, 1, 1) for values in (self.scale, self.offset))
+        scaled: NDArray[Any] = stored * scale + offset
+        return scaled
+
+
+def _as_stored(value: float, dtype: np.dtype[Any]) -> Any:
+    """A missing value in the type of the pixels, for a float32 never equals 1e20 in double precision; None: cannot occur."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return np.float64(value).astype(dtype)
+    if dtype.kind == "b" or not np.isfinite(value) or value != int(value):
+        return None
+    limits = np.iinfo(dtype)
+    return int(value) if limits.min <= value <= limits.max else None
+
+
+def to_image(
+    stored: NDArray[Any],
+    encoding: Encoding,
+    names: tuple[str, ...] | None = None,
+    wavelengths: tuple[float, ...] | None = None,
+    valid: NDArray[np.bool_] | None = None,
+) -> MultiChannelImage:
+    """Stored pixels (C, h, w) → float32 with a validity mask; what float32 cannot hold is not valid."""
+    mask = encoding.valid(stored)
+    if valid is not None:
+        mask &= valid
+    with np.errstate(over="ignore", invalid="ignore"):
+        pixels = np.where(mask, encoding.physical(stored), 0).astype(np.float32)
+    finite = np.isfinite(pixels)
+    if not finite.all():
+        mask &= finite
+        pixels[~finite] = 0
+    return MultiChannelImage(pixels, mask, names, wavelengths)
+
+
+def cf_encoding(attributes: Mapping[str, Any]) -> Encoding:
+    """The encoding that an array's CF attributes describe; attributes that are no numbers are passed over."""
+
+    def numbers(name: str) -> tuple[float, ...]:
+        return _numbers(attributes.get(name))
+
+    missing = tuple(dict.fromkeys(numbers("_FillValue") + numbers("missing_value")))
+    lowest, highest = numbers("valid_min")[:1], numbers("valid_max")[:1]
+    limits = numbers("valid_range")
+    if len(limits) == 2:
+        lowest, highest = limits[:1], limits[1:]
+    return Encoding(
+        (missing,) if missing else (),
+        numbers("scale_factor") or (1.0,),
+        numbers("add_offset") or (0.0,),
+        lowest[0] if lowest else -np.inf,
+        highest[0] if highest else np.inf,
+    )
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    if isinstance(value, str):
+        return _from_text(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError):
+        return ()
+    if array.dtype.kind not in "uif":
+        return ()
+    return tuple(array.reshape(-1).tolist())
+
+
+def _from_text(text: str) -> tuple[float, ...]:
+    """JSON has no NaN: Zarr's attributes hold a name for it, or, as xarray writes them, eight bytes in base 64."""
+    try:
+        return (float(text),)
+    except ValueError:
+        pass
+    try:
+        return tuple(struct.unpack("<d", base64.b64decode(text, validate=True)))
+    except (binascii.Error, struct.error, ValueError):
+        return ()
+
+
+def gdal_encoding(nodata: Sequence[float | None], scales: Sequence[float], offsets: Sequence[float]) -> Encoding:
+    """The encoding of a raster's bands; each may have its own nodata value, scale and offset."""
+    missing = tuple(() if value is None else (value,) for value in nodata)
+    return Encoding(missing if any(missing) else (), tuple(scales), tuple(offsets))

@@ -1,0 +1,300 @@
+"""HDF5, MATLAB, NumPy and Zarr files that are easily read wrong, written by another library."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+
+from auxmae.data.image import ReadOptions, Window
+from auxmae.data.readers import list_arrays, open_image, read_array
+from auxmae.data.readers.axes import guess_axes
+from auxmae.data.readers.cache import DecodedCache
+from auxmae.errors import DataError
+from tests.data.reader_fixtures import CUBE, PART, RNG, WINDOW, assert_reads, write_raster, write_v73
+
+
+def test_matlab_versions_read_equal(tmp_path: Path) -> None:
+    last = np.moveaxis(CUBE, 0, 2)
+    flat = CUBE.transpose(0, 2, 1).reshape(4, -1)
+    scipy.io.savemat(tmp_path / "v5.mat", {"Y": last, "flat": flat})
+    write_v73(tmp_path / "v73.mat", Y=last, flat=flat)
+    assert list_arrays(tmp_path / "v73.mat") == list_arrays(tmp_path / "v5.mat")
+    for name in ("v5.mat", "v73.mat"):
+        assert_reads(tmp_path / name, CUBE, ReadOptions(key="Y"))
+        assert_reads(tmp_path / name, CUBE, ReadOptions(key="Y", axes="HWC"))
+        assert_reads(tmp_path / name, CUBE, ReadOptions(key="flat", axes="C(WH)", size=(17, 23)))
+        assert np.array_equal(read_array(tmp_path / name, "flat"), flat)
+
+
+def test_matlab_text_and_empty_variables_are_no_images(tmp_path: Path) -> None:
+    path = write_v73(tmp_path / "a.mat", Y=np.moveaxis(CUBE, 0, 2))
+    with h5py.File(path, "r+") as file:
+        for name, kind in (("note", "char"), ("none", "double")):
+            file[name] = np.ones((300, 400), np.uint16)
+            file[name].attrs["MATLAB_class"] = np.bytes_(kind)
+        file["none"].attrs["MATLAB_empty"] = np.uint8(1)
+    assert_reads(path, CUBE)
+
+
+@pytest.mark.parametrize("kind", ["h5", "zarr2", "zarr3"])
+def test_cf_attributes(tmp_path: Path, kind: str) -> None:
+    stored = RNG.integers(0, 1000, (4, 17, 23)).astype(np.int16)
+    stored[1, 4, 6], stored[2, 5, 7], stored[3, 8, 9] = -9999, -1, 2000
+    attributes = {"_FillValue": -9999, "missing_value": -1, "valid_max": 1500, "scale_factor": 0.5, "add_offset": 10.0}
+    if kind == "h5":
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            file["x"] = stored
+            file["x"].attrs.update({name: np.array([value]) for name, value in attributes.items()})
+    else:
+        zarr = pytest.importorskip("zarr")
+        path = tmp_path / "a.zarr"
+        array = zarr.create_array(str(path), shape=stored.shape, dtype="int16", zarr_format=int(kind[-1]))
+        array[...] = stored
+        array.attrs.update(attributes)
+    image = open_image(path).read(0, WINDOW)
+    missing = np.isin(stored, (-9999, -1, 2000))
+    assert np.array_equal(image.valid, ~missing[PART])
+    assert np.array_equal(image.pixels, np.where(missing, 0, stored * 0.5 + 10)[PART].astype(np.float32))
+    instead = open_image(path, ReadOptions(nodata=float(stored[0, 3, 5]))).read(0, WINDOW)
+    assert not instead.valid[0, 0, 0]
+    assert instead.valid[1, 1, 1]
+
+
+def test_a_float32_fill_value_is_found(tmp_path: Path) -> None:
+    stored = RNG.random((4, 17, 23)).astype(np.float32)
+    stored[2, 5, 7] = 1e20
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = stored
+        file["x"].attrs["_FillValue"] = 1e20
+    assert np.argwhere(~open_image(tmp_path / "a.h5").read(0, None).valid).tolist() == [[2, 5, 7]]
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.tif"])
+def test_what_float32_cannot_hold_is_not_valid(tmp_path: Path, name: str) -> None:
+    stored = RNG.random((4, 17, 23))
+    stored[0, 4, 6], stored[1, 5, 7], stored[2, 6, 8] = 1e300, -np.inf, np.nan
+    if name == "a.npy":
+        np.save(tmp_path / name, stored)
+    else:
+        write_raster(tmp_path / name, stored)
+    image = open_image(tmp_path / name).read(0, None)
+    assert np.argwhere(~image.valid).tolist() == [[0, 4, 6], [1, 5, 7], [2, 6, 8]]
+    assert np.isfinite(image.pixels).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "axes"),
+    [
+        ((13, 64, 64), None, "CHW"),
+        ((64, 64, 13), None, "HWC"),
+        ((100, 13, 64, 64), None, "NCHW"),
+        ((100, 64, 64, 13), None, "NHWC"),
+        ((13, 16, 16), None, "CHW"),
+        ((90, 90, 64), None, "HWC"),
+        ((5, 20, 30), None, "CHW"),
+        ((12, 50, 20), None, None),
+        ((12, 50, 20), 20, "HWC"),
+        ((12, 50, 20), 50, "HCW"),
+        ((12, 50, 20), 7, None),
+        ((20, 50, 20), 20, None),
+        ((64, 13, 64), None, None),
+        ((32, 32, 3, 100), None, None),
+        ((32, 32, 3, 100), 3, None),
+        ((10, 28, 28, 20), 20, "NHWC"),
+        ((10, 28, 30, 20), 20, None),
+        ((9, 200, 32, 32), 200, "NCHW"),
+    ],
+)
+def test_axes_are_guessed_only_where_clear(shape: tuple[int, ...], channels: int | None, axes: str | None) -> None:
+    assert guess_axes(shape, channels) == axes
+
+
+def test_ambiguous_axes_are_asked_for(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((12, 50, 20)))
+    with pytest.raises(DataError) as caught:
+        open_image(tmp_path / "a.npy")
+    assert caught.value.hint == 'set data.axes = "CHW" (12 channels of 50 × 20 px) or "HWC" (20 channels of 12 × 50 px)'
+    assert open_image(tmp_path / "a.npy", ReadOptions(channels=20)).height == 12
+    for shape, orders in (
+        ((64, 13, 64), ("HCW", "CHW")),
+        ((32, 32, 3, 100), ("HWCN", "NCHW")),
+        ((500, 28, 29), ("HWC", "CHW", "NHW")),
+    ):
+        np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+        with pytest.raises(DataError) as caught:
+            open_image(tmp_path / "a.npy")
+        assert [word for word in (caught.value.hint or "").split('"') if word.isupper()] == list(orders)
+
+
+def odd_npz(path: Path) -> None:
+    np.savez_compressed(path, scene=CUBE, meta=np.array({"a": 1}, dtype=object), text="words", one=3.0, many=np.zeros((2,) * 6))
+
+
+def odd_h5(path: Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["scene"], file["text"], file["one"], file["many"] = CUBE, "words", 3.0, np.zeros((2,) * 6)
+        file["pairs"] = np.zeros((30, 40), dtype=[("a", "f4"), ("b", "f4")])
+        file["nothing"] = h5py.Empty("f4")
+
+
+def odd_mat(path: Path) -> None:
+    cells = np.array([[1, "two"]], dtype=object)
+    scipy.io.savemat(path, {"scene": np.moveaxis(CUBE, 0, 2), "cells": cells, "text": "words", "one": 3.0, "rec": {"a": 1}})
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.npz", odd_npz), ("a.h5", odd_h5), ("a.mat", odd_mat)])
+def test_odd_members_do_not_hide_the_image(tmp_path: Path, name: str, write: object) -> None:
+    write(tmp_path / name)  # type: ignore[operator]
+    assert_reads(tmp_path / name, CUBE)
+
+
+def test_candidates_are_named_and_others_are_not(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", one=CUBE, two=CUBE, odd=np.array([None]), text="words", number=3)
+    with pytest.raises(DataError, match=r"holds one 4 × 17 × 23, two 4 × 17 × 23 \(set data.key = \"one\"\)"):
+        open_image(tmp_path / "a.npz")
+
+
+def test_one_question_names_every_setting(tmp_path: Path) -> None:
+    scipy.io.savemat(
+        tmp_path / "a.mat", {"Y": np.zeros((9, 300)), "map": np.zeros((15, 20, 4)), "A": np.zeros((4, 300)), "lines": 15}
+    )
+    with pytest.raises(DataError) as caught:
+        open_image(tmp_path / "a.mat")
+    assert "Y 9 × 300" in caught.value.message
+    assert "lines" not in caught.value.message
+    assert caught.value.hint is not None
+    assert 'data.key = "Y", data.axes = "C(WH)"' in caught.value.hint
+    assert "data.size = [15, 20]" in caught.value.hint
+    file = open_image(tmp_path / "a.mat", ReadOptions(key="Y", axes="C(WH)", size=(15, 20)))
+    assert (file.channels, file.height, file.width) == (9, 15, 20)
+    with pytest.raises(DataError, match=r"data\.key = \"Y\" and data\.size = \[15, 20\]"):
+        open_image(tmp_path / "a.mat", ReadOptions(axes="C(WH)"))
+
+
+def test_pixels_by_bands(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", CUBE.reshape(4, -1).T)
+    with pytest.raises(DataError, match=r"\"\(HW\)C\""):
+        open_image(tmp_path / "a.npy")
+    assert_reads(tmp_path / "a.npy", CUBE, ReadOptions(axes="(HW)C", size=(17, 23)))
+
+
+@pytest.mark.parametrize("dtype", [">u2", ">f4", "<i8", "u8", "f2", "?"])
+def test_types_and_orders_of_npy(tmp_path: Path, dtype: str) -> None:
+    stored = (CUBE % 2000).astype(dtype)
+    np.save(tmp_path / "c.npy", stored)
+    np.save(tmp_path / "f.npy", np.asfortranarray(stored[:, ::-1])[:, ::-1])
+    for name in ("c.npy", "f.npy"):
+        assert_reads(tmp_path / name, stored)
+
+
+def test_zipped_and_grouped_zarr(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w")
+    group.create_array("deep/scene", data=CUBE)
+    group.create_array("text", data=np.array(["a", "b"]))
+    assert_reads(tmp_path / "a.zarr", CUBE)
+    with zipfile.ZipFile(tmp_path / "b.zarr.zip", "w") as archive:
+        for entry in sorted((tmp_path / "a.zarr").rglob("*")):
+            if entry.is_file():
+                archive.write(entry, entry.relative_to(tmp_path / "a.zarr"))
+    assert_reads(tmp_path / "b.zarr.zip", CUBE)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_ome_zarr_says_what_its_axes_are(tmp_path: Path, version: int) -> None:
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=version)
+    stored = np.stack([CUBE, CUBE + 1])
+    group.create_array("0", data=stored[:, :, None])
+    group.create_array("1", data=stored[:, :, None, ::2, ::2])
+    described = {
+        "multiscales": [{"axes": [{"name": axis} for axis in "tczyx"], "datasets": [{"path": "0"}, {"path": "1"}]}],
+        "omero": {"channels": [{"label": label} for label in "abcd"]},
+    }
+    group.attrs.update(described if version == 2 else {"ome": described})
+    assert_reads(tmp_path / "a.zarr", stored[1], index=1)
+    file = open_image(tmp_path / "a.zarr")
+    assert file.channel_names == file.read(0, None).channel_names == tuple("abcd")
+
+
+def test_xarray_keeps_the_fill_value_elsewhere(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    stored = CUBE.astype(np.int32)
+    stored[0, 0, 0], stored[1, 1, 1] = -5, 0
+    for name, dimensions in (("plain", {}), ("xarray", {"_ARRAY_DIMENSIONS": ["band", "y", "x"]})):
+        array = zarr.create_array(str(tmp_path / f"{name}.zarr"), shape=stored.shape, dtype="int32", fill_value=-5, zarr_format=2)
+        array[...] = stored
+        array.attrs.update(dimensions)
+        valid = open_image(tmp_path / f"{name}.zarr").read(0, None).valid
+        assert valid.sum() == stored.size - (name == "xarray")
+
+
+@pytest.mark.parametrize("kind", ["labels", "scales", "zarr2", "zarr3"])
+def test_named_dimensions_say_what_the_axes_are(tmp_path: Path, kind: str) -> None:
+    stored, names = np.ascontiguousarray(CUBE[:, :12, :14].transpose(1, 0, 2)), ["lat", "band", "lon"]
+    if kind.startswith("zarr"):
+        zarr = pytest.importorskip("zarr")
+        path, version = tmp_path / "a.zarr", int(kind[-1])
+        own = {"dimension_names": names} if version == 3 else {}
+        array = zarr.create_array(str(path), shape=stored.shape, dtype="uint16", zarr_format=version, **own)
+        array[...] = stored
+        if version == 2:
+            array.attrs["_ARRAY_DIMENSIONS"] = names
+    else:
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            file["x"] = stored
+            for axis, name in enumerate(names):
+                if kind == "labels":
+                    file["x"].dims[axis].label = name
+                else:
+                    file[name] = np.arange(stored.shape[axis], dtype=float)
+                    file[name].make_scale(name)
+                    file["x"].dims[axis].attach_scale(file[name])
+    file = open_image(path)
+    assert np.array_equal(file.read(0, None).pixels, CUBE[:, :12, :14])
+    assert not file.notices
+
+
+def test_decoded_arrays_are_kept_up_to_a_size() -> None:
+    cache, decoded = DecodedCache(budget=250), []
+
+    def get(key: str, size: int) -> None:
+        cache.get(key, lambda: decoded.append(key) or {"x": np.zeros(size, np.uint8)})
+
+    for key, size in (("a", 100), ("b", 100), ("a", 100), ("c", 100), ("a", 100), ("b", 100)):
+        get(key, size)
+    assert decoded == ["a", "b", "c", "b"]
+    assert cache.bytes == 200
+    get("large", 1000)
+    get("large", 1000)
+    assert decoded[4:] == ["large"]
+    assert cache.bytes == 1000
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.mat"])
+def test_compressed_arrays_are_decoded_once(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for module, function in ((np, "load"), (scipy.io, "loadmat")):
+        original = getattr(module, function)
+        monkeypatch.setattr(module, function, lambda *a, original=original, **k: calls.append(1) or original(*a, **k))
+
+    def write(cube: np.ndarray) -> None:
+        if name == "a.npz":
+            np.savez_compressed(tmp_path / name, x=cube)
+        else:
+            scipy.io.savemat(tmp_path / name, {"x": np.moveaxis(cube, 0, 2)}, do_compression=True)
+
+    write(CUBE)
+    file = open_image(tmp_path / name)
+    for top in range(8):
+        assert np.array_equal(file.read(0, Window(top, 0, 2, 2)).pixels, CUBE[:, top : top + 2, :2])
+    assert len(calls) == 1
+    write(CUBE[::-1])
+    assert np.array_equal(file.read(0, None).pixels, CUBE[::-1])
