@@ -158,7 +158,14 @@ def build_data(
 
     def loader(part: Any, *, random: bool) -> Loader | None:
         dataset = ImageDataset(
-            collection, part, image_size=size, scaling=scaling, augment=random, flips=data.flips, seed=train.seed
+            collection,
+            part,
+            image_size=size,
+            scaling=scaling,
+            augment=random,
+            flips=data.flips,
+            samples=data.samples_per_epoch,
+            seed=train.seed,
         )
         if len(dataset) == 0:
             return None

@@ -8,9 +8,12 @@ the same on every run; unlike a dispatch mode it leaves compiled code compiled.
 from __future__ import annotations
 
 import json
+import os
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +36,7 @@ def _allocated(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with _quiet_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
@@ -45,7 +48,23 @@ def _allocated(work: Callable[[], object], device: torch.device) -> int:
         return 0
     # The counter runs on from earlier profiles.
     first = min(changes, key=lambda change: change["Ev Idx"])
-    return int(max(change["Total Allocated"] for change in changes) - (first["Total Allocated"] - first["Bytes"]))
+    before = first["Total Allocated"] - first["Bytes"]
+    return max(0, int(max(change["Total Allocated"] for change in changes) - before))
+
+
+@contextmanager
+def _quiet_profiler() -> Iterator[None]:
+    """The profiler's library tells on stderr that it starts and stops; it reads its log level when it is first used."""
+    name = "KINETO_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    # Above every severity of the library; what goes wrong is raised by PyTorch all the same.
+    os.environ[name] = "99"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 @dataclass
@@ -57,7 +76,20 @@ class Timing:
 
     @property
     def median_ms(self) -> float:
-        return float(torch.tensor(self.samples_ms, dtype=torch.float64).median())
+        """Of an even number of samples: the mean of the middle two."""
+        return statistics.median(self.samples_ms)
+
+
+def turns(count: int, number: int) -> list[int]:
+    """The order in which `count` providers take their turns in round `number` (from 0).
+
+    A Williams design (Aust. J. Sci. Res. A 2, 1949): over `count` rounds (2 · count where it is odd) every provider takes
+    every turn equally often, and follows every other provider equally often, so that what one leaves behind (warm caches,
+    a hot processor) is no other's lot alone.
+    """
+    zigzag = [(step + 1) // 2 * (1 if step % 2 else -1) for step in range(count)]
+    mirror = -1 if count % 2 and number % 2 else 1
+    return [(mirror * step + number) % count for step in zigzag]
 
 
 def interleaved(
@@ -69,15 +101,25 @@ def interleaved(
     warmup: int = 2,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Timing]:
-    """Times every piece of work in turn, so that a slow moment of the machine hits all alike."""
+    """Times every piece of work in turn, so that a slow moment of the machine hits all alike.
+
+    Args:
+        works: what each provider does; the device is waited for after every call.
+        device: where it is done.
+        repeats: rounds; the order changes from one to the next, see `turns`.
+        resident: what each provider holds during its work, for its peak memory.
+        warmup: calls of each provider that are not timed.
+        progress: is told what goes on.
+
+    Returns:
+        Provider → `repeats` samples in the order in which they were taken, and peak memory, measured after all rounds.
+    """
 
     def once(work: Callable[[], object]) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _synchronize(device)
         began = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        _synchronize(device)
         return 1e3 * (time.perf_counter() - began)
 
     for name, work in works.items():
@@ -85,10 +127,18 @@ def interleaved(
             progress(f"warming up {name}")
         for _ in range(warmup):
             once(work)
-    samples: dict[str, list[float]] = {name: [] for name in works}
+    names = list(works)
+    samples: dict[str, list[float]] = {name: [] for name in names}
     for number in range(repeats):
         if progress:
             progress(f"round {number + 1} of {repeats}")
-        for name, work in works.items():
-            samples[name].append(once(work))
+        for turn in turns(len(names), number):
+            samples[names[turn]].append(once(works[names[turn]]))
     return {name: Timing(samples[name], peak_bytes(work, device, resident[name]())) for name, work in works.items()}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from auxmae.benchmark.peers import PlainAuxiliaryMAE
 from auxmae.model.mae import AuxMAE
 
 OURS = "auxmae"
-PLAIN = "plain published design"
+# The published design in plain PyTorch (`peers.PlainAuxiliaryMAE`).
+PLAIN = "plain design"
 
 
 @dataclass(frozen=True)
@@ -156,17 +158,50 @@ def model_suite(
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Device, versions and commit, for the record."""
+    """Where figures come from, for the record.
+
+    Returns:
+        {"device", "versions", "commit", "dirty"}: `commit` and `dirty` as `source_state` tells them of AuxMAE's own source.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    folder = Path(__file__).resolve().parent
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False
-        ).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        commit = ""
+    commit, dirty = source_state(Path(__file__).resolve())
     return {
         "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
         "versions": {"auxmae": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "commit": commit or None,
+        "commit": commit,
+        "dirty": dirty,
     }
+
+
+def source_state(file: Path) -> tuple[str | None, bool | None]:
+    """The commit that a source file belongs to, and whether Python files of its repository differ from that commit.
+
+    Args:
+        file: absolute path.
+
+    Returns:
+        (hash, dirty); (None, None) where git does not track the file: an installed copy may lie in a virtual environment
+        inside a repository that is another project's.
+    """
+    if _git(file.parent, "ls-files", "--error-unmatch", "--", file.name) is None:
+        return None, None
+    commit = _git(file.parent, "rev-parse", "HEAD")
+    if commit is None:
+        return None, None
+    # New files count too: they are imported like the others.
+    changes = _git(file.parent, "status", "--porcelain", "--untracked-files=all", "--", ":(top)*.py")
+    return commit, None if changes is None else bool(changes)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints, or None where it fails or is not there."""
+    # Set inside git's hooks, where they would stand for the repository that is being committed to.
+    hidden = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
+    variables = {key: value for key, value in os.environ.items() if key not in hidden}
+    # Without its optional locks git does not get in the way of what the user does in the repository meanwhile.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

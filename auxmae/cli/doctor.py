@@ -1,18 +1,48 @@
-"""`auxmae doctor`: what is installed, what would run, what is missing and how to get it."""
+"""`auxmae doctor`: what is installed, what would run, what is missing or too old, and how to get it."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
 
 from auxmae.cli.console import console, print_json
 
-REQUIRED = (
-    "torch", "typer", "rich", "pydantic", "pydantic-settings", "tomli", "tomlkit", "numpy", "safetensors", "huggingface-hub",
-    "matplotlib", "jinja2", "scikit-learn", "scipy", "pillow", "tifffile", "rasterio", "h5py",
-)  # fmt: skip
-OPTIONAL = {"triton": "triton", "zarr": "auxmae[zarr]", "imagecodecs": "auxmae[codecs]", "tensorboard": "auxmae[tensorboard]"}
+# Declared as a dependency so that a GPU works at once; PyTorch does the same work without it.
+RUNS_WITHOUT = frozenset({"triton"})
+# Extras that only gather others, or that serve development.
+_GATHERING = frozenset({"all", "dev"})
+# Where the name to import is not the name to install.
+_DISTRIBUTIONS = {"PIL": "pillow"}
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """A package that the project declares.
+
+    Attributes:
+        name: of the distribution, normalised (lower case, hyphens).
+        minimum: least version that will do, or None where none is declared or it cannot be told.
+        extra: of auxmae, where one brings the package; else None.
+        required: AuxMAE does not work without it.
+    """
+
+    name: str
+    minimum: str | None = None
+    extra: str | None = None
+    required: bool = True
+
+    @property
+    def install(self) -> str:
+        """What pip is to be given for it where it is missing."""
+        return f"auxmae[{self.extra}]" if self.extra else self.upgrade
+
+    @property
+    def upgrade(self) -> str:
+        """What pip is to be given for it where it is too old."""
+        return f"{self.name}>={self.minimum}" if self.minimum else self.name
 
 
 def command(json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
@@ -21,85 +51,260 @@ def command(json_output: Annotated[bool, typer.Option("--json", help="One JSON d
     if json_output:
         print_json(document)
     else:
-        out = console()
-        out.print(f"auxmae {document['versions']['auxmae']}, Python {document['versions']['python']}", highlight=False)
-        out.print(f"device: {document['device']}", highlight=False)
-        out.print(f"torch.compile: {document['compiler']}", highlight=False)
-        out.print(f"free disk space here: {document['free_gib']} GiB", highlight=False)
-        out.print("packages:")
-        for name, version in document["versions"].items():
-            if name not in ("auxmae", "python"):
-                missing = f"missing; pip install '{OPTIONAL.get(name, name)}'"
-                out.print(f"  {name:<18}{version or missing}", highlight=False, markup=False)
-        out.print("kernels:")
-        for name, decision in document["kernels"].items():
-            out.print(f"  {name:<18}{decision}", highlight=False, markup=False)
-        out.print("readers:")
-        for suffix, state in document["readers"].items():
-            out.print(f"  {suffix:<18}{state}", highlight=False, markup=False)
-    if document["missing"]:
+        _show(document)
+    if document["problems"]:
         raise typer.Exit(1)
 
 
+def declared_dependencies() -> list[Dependency] | None:
+    """What the project declares for this machine: in its metadata, else in the pyproject.toml of an uninstalled source tree.
+
+    Returns:
+        Required packages first; None where neither is at hand.
+    """
+    requirements = _requirements()
+    if requirements is None:
+        return None
+    found: dict[str, Dependency] = {}
+    for text in requirements:
+        dependency = _parse(text)
+        if dependency is not None and dependency.extra not in _GATHERING:
+            found.setdefault(dependency.name, dependency)
+    return sorted(found.values(), key=lambda dependency: not dependency.required)
+
+
+def _requirements() -> list[str] | None:
+    from importlib import metadata
+
+    try:
+        return metadata.requires("auxmae") or []
+    except metadata.PackageNotFoundError:
+        pass
+    # The standard library's reader, because tomli itself may be what is missing.
+    import tomllib
+    from pathlib import Path
+
+    try:
+        text = Path(__file__).resolve().parents[2].joinpath("pyproject.toml").read_text(encoding="utf-8")
+        project = tomllib.loads(text)["project"]
+    except (OSError, ValueError, KeyError):
+        return None
+    if project.get("name") != "auxmae":
+        return None
+    requirements = list(project["dependencies"])
+    for extra, texts in project.get("optional-dependencies", {}).items():
+        for text in texts:
+            requirement, _, marker = text.partition(";")
+            condition = f"({marker.strip()}) and " if marker else ""
+            requirements.append(f"{requirement}; {condition}extra == '{extra}'")
+    return requirements
+
+
+def _parse(text: str) -> Dependency | None:
+    """One requirement (PEP 508), or None where its markers leave this machine out or it is auxmae itself."""
+    match = re.match(r"[A-Za-z0-9._-]+", text)
+    if match is None:
+        return None
+    name = re.sub(r"[-_.]+", "-", match[0]).lower()
+    if name == "auxmae":
+        return None
+    extra_match = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", text)
+    extra = extra_match[1] if extra_match else None
+    minimum = None
+    try:
+        from packaging.requirements import Requirement
+        from packaging.version import Version
+    except ImportError:
+        # packaging comes with matplotlib and huggingface_hub, which may be what is missing: names can be told without it.
+        pass
+    else:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra or ""}):
+            return None
+        least = [Version(clause.version) for clause in requirement.specifier if clause.operator == ">="]
+        minimum = str(max(least)) if least else None
+    return Dependency(name, minimum, extra, required=extra is None and name not in RUNS_WITHOUT)
+
+
+def _is_older(version: str, minimum: str | None) -> bool:
+    if minimum is None:
+        return False
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(version) < Version(minimum)
+    except InvalidVersion:
+        # A distribution's own build, whose version says nothing comparable.
+        return False
+
+
 def _examine() -> dict[str, Any]:
-    import importlib.util
     import platform
     import shutil
     from importlib import metadata
 
     from auxmae import __version__
-    from auxmae.data.readers import READERS
 
     def version(name: str) -> str | None:
         try:
-            return metadata.version(name)
+            # None where the package's own record is broken.
+            return metadata.version(name) or None
         except metadata.PackageNotFoundError:
             return None
 
-    versions = {
-        "auxmae": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in (*REQUIRED, *OPTIONAL)},
-    }
+    declared = declared_dependencies()
+    dependencies = {dependency.name: dependency for dependency in declared or []}
+    versions = {name: version(name) for name in dependencies}
+    missing = [name for name, found in versions.items() if found is None and dependencies[name].required]
+    too_old = [name for name, found in versions.items() if found and _is_older(found, dependencies[name].minimum)]
+    problems = []
+    for what, names in (("missing", missing), ("too old", [name for name in too_old if dependencies[name].required])):
+        if names:
+            targets = " ".join(f"'{dependencies[name].upgrade}'" for name in names)
+            problems.append(f"{what}: {', '.join(names)}; pip install {targets}")
+    device, fault = _device()
+    if fault and "torch" not in missing:
+        problems.append(fault)
+    kernels, fault = _kernels()
+    if fault:
+        problems.append(fault)
+    readers, faults = _readers(dependencies, versions, too_old)
+    problems += faults
     compiler = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
-    readers = {}
-    for suffix, reader in READERS.items():
-        extra = f"auxmae[{reader.extra}]" if reader.extra else reader.package
-        found = importlib.util.find_spec(reader.package) is not None
-        readers[suffix] = f"by {reader.package}" if found else f"needs {reader.package}: pip install '{extra}'"
     return {
-        "versions": versions,
-        "device": _device(),
+        "versions": {"auxmae": __version__, "python": platform.python_version(), **versions},
+        "minimums": {name: dependency.minimum for name, dependency in dependencies.items()},
+        "minimums_unknown": _why_unknown(declared),
+        "packages": {name: _state(dependencies[name], found, name in too_old) for name, found in versions.items()},
+        "device": device,
         "compiler": f"uses {compiler}" if compiler else "on a CPU it needs a C++ compiler, and there is none (install g++)",
         "free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
-        "kernels": _kernels(),
+        "kernels": kernels,
         "readers": readers,
-        "missing": [name for name in REQUIRED if versions[name] is None],
+        "missing": missing,
+        "too_old": too_old,
+        "problems": problems,
     }
 
 
-def _device() -> str:
+def _why_unknown(declared: list[Dependency] | None) -> str | None:
+    if declared is None:
+        return "auxmae is not installed, and its pyproject.toml is not beside it; pip install auxmae"
+    if any(dependency.minimum for dependency in declared):
+        return None
+    return "the package packaging is not installed; pip install packaging"
+
+
+def _state(dependency: Dependency, version: str | None, too_old: bool) -> str:
+    """One package, for people."""
+    if version is None:
+        needed = "missing" if dependency.required else "missing (optional)"
+        return f"{needed}; pip install '{dependency.install}'"
+    if too_old:
+        return f"{version} is too old: needs >= {dependency.minimum}; pip install '{dependency.upgrade}'"
+    return version
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _device() -> tuple[str, str | None]:
+    """What PyTorch sees, and what is wrong with it."""
     try:
         import torch
-    except ImportError:
-        return "PyTorch is missing"
+    # A PyTorch whose libraries do not fit the machine raises OSError among others.
+    except Exception as error:
+        return "PyTorch cannot be imported", f"PyTorch cannot be imported ({_first_line(error)}); see https://pytorch.org"
     if torch.cuda.is_available():
-        return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
-    return f"CPU, {torch.get_num_threads()} threads (no CUDA GPU is seen)"
+        return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())), None
+    return f"CPU, {torch.get_num_threads()} threads (no CUDA GPU is seen)", None
 
 
-def _kernels() -> dict[str, str]:
+def _kernels() -> tuple[dict[str, str], str | None]:
+    """What runs for each function, and what is wrong with AUXMAE_KERNELS."""
     try:
         import torch
         from auxmae_kernels import KernelUnavailableError, dispatch
-    except ImportError:
-        return {}
+    # What ails PyTorch is told with the device.
+    except Exception:
+        return {}, None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     decisions = {}
+    unavailable = 0
+    fault = None
     for name in dispatch.FUNCTIONS:
         try:
             decision = dispatch.explain(name, device=device)
             decisions[name] = f"{decision.backend}: {decision.reason}"
-        except (KernelUnavailableError, ValueError) as error:
+        except KernelUnavailableError as error:
             decisions[name] = f"error: {error}"
-    return decisions
+            unavailable += 1
+            fault = (
+                f"AUXMAE_KERNELS=triton, and {unavailable} of {len(dispatch.FUNCTIONS)} kernels cannot run here; "
+                "set AUXMAE_KERNELS=auto, or unset it"
+            )
+        except ValueError as error:
+            decisions[name] = f"error: {error}"
+            fault = f"{error}; set AUXMAE_KERNELS=auto, or unset it"
+    return decisions, fault
+
+
+def _readers(
+    dependencies: dict[str, Dependency], versions: dict[str, str | None], too_old: list[str]
+) -> tuple[dict[str, str], list[str]]:
+    """What reads each suffix; and what is wrong with required packages that are installed."""
+    import importlib
+
+    try:
+        from auxmae.data.readers import READERS
+    except ImportError as error:
+        name = _DISTRIBUTIONS.get(error.name or "", error.name)
+        if name in versions and versions[name] is None:
+            return {}, []
+        return {}, [f"the readers cannot be imported ({_first_line(error)}); pip install --force-reinstall '{name}'"]
+    states: dict[str, str] = {}
+    faults = []
+    for package, extra in {reader.package: reader.extra for reader in READERS.values()}.items():
+        name = _DISTRIBUTIONS.get(package, package)
+        dependency = dependencies.get(name, Dependency(name, extra=extra, required=extra is None))
+        try:
+            importlib.import_module(package)
+        # A package may be broken in many ways: built for another NumPy, a library it links to gone.
+        except Exception as error:
+            installed = versions.get(name) is not None
+            if installed:
+                remedy = f"pip install --force-reinstall '{dependency.upgrade}'"
+                states[package] = f"{name} is installed and cannot be imported ({_first_line(error)}): {remedy}"
+            else:
+                states[package] = f"needs {name}: pip install '{dependency.install}'"
+            # A declared one that is not installed is among the missing already.
+            if dependency.required and (installed or name not in dependencies):
+                faults.append(states[package])
+            continue
+        states[package] = f"by {package}"
+        if name in too_old:
+            states[package] = f"needs {name} >= {dependency.minimum}: pip install '{dependency.upgrade}'"
+    return {suffix: states[reader.package] for suffix, reader in READERS.items()}, faults
+
+
+def _show(document: dict[str, Any]) -> None:
+    out = console()
+
+    def line(text: str) -> None:
+        # Left to the terminal to wrap, so that a command can be copied from a log.
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    line(f"auxmae {document['versions']['auxmae']}, Python {document['versions']['python']}")
+    line(f"device: {document['device']}")
+    line(f"torch.compile: {document['compiler']}")
+    line(f"free disk space here: {document['free_gib']} GiB")
+    for title in ("packages", "kernels", "readers"):
+        line(f"{title}:")
+        for name, state in document[title].items():
+            line(f"  {name:<18}{state}")
+    if document["minimums_unknown"]:
+        line(f"minimum versions are unknown: {document['minimums_unknown']}")
+    line("to mend:" if document["problems"] else "nothing to mend")
+    for problem in document["problems"]:
+        line(f"  {problem}")

@@ -59,7 +59,7 @@ def command(
     with out.status("Reconstructing held-out images") as status:
         reconstruction = evaluate_reconstruction(
             model,
-            held.test,
+            held.test.limited(settings.eval.max_images),
             seed=settings.eval.mask_seed,
             device=where,
             progress=lambda images: status.update(f"Reconstructing held-out images: {images}"),

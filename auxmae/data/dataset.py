@@ -54,6 +54,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         scaling: pixel values → network inputs; None: pixels as they are.
         augment: random crops and flips.
         flips: whether augmentation flips.
+        samples: with `augment`, how many samples an epoch has at least: images and windows are drawn again, cut otherwise.
         seed: of the augmentation.
     """
 
@@ -66,6 +67,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         scaling: Scaling | None = None,
         augment: bool = False,
         flips: bool = True,
+        samples: int = 0,
         seed: int = 0,
     ) -> None:
         self.collection, self.part = collection, part
@@ -75,6 +77,8 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         self.augment, self.flips, self.seed = augment, flips, seed
         self.epoch = 0
         self._windows = _grid(part.blocks, image_size)
+        self._places = len(self._windows) if len(part.blocks) else len(part.items)
+        self._samples = max(self._places, samples) if augment and self._places else self._places
         # Blocks of each scene, to find those that a crop touches.
         self._blocks: dict[int, NDArray[np.int64]] = {}
         for scene in np.unique(part.blocks[:, 0]) if len(part.blocks) else ():
@@ -96,7 +100,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self._windows) if len(self.part.blocks) else len(self.part.items)
+        return self._samples
 
     def __getitem__(self, index: int) -> Sample:
         """Sample `index` of the epoch.
@@ -143,11 +147,11 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
     def _place(self, index: int) -> tuple[int, Window, tuple[bool, bool]]:
         random = np.random.default_rng((self.seed, self.epoch, index)) if self.augment else None
         if len(self.part.blocks):
-            item, top, left, height, width = (int(value) for value in self._windows[index])
+            item, top, left, height, width = (int(value) for value in self._windows[index % self._places])
             if random is not None:
                 top, left, height, width = self._crop(item, random)
         else:
-            item = int(self.part.items[index])
+            item = int(self.part.items[index % self._places])
             full_height, full_width = self.collection.size_of(item)
             height, width = min(full_height, self.image_size), min(full_width, self.image_size)
             if random is None:

@@ -51,6 +51,7 @@ class Loader:
         drop_last: leave out a smaller last batch.
         channel_sampling: largest part of the channels that is dropped at random from a batch.
         pin_memory: page-locked memory, for copies to a GPU.
+        limit: with `shuffle` off, how many samples at most, chosen once by the seed; 0: all.
     """
 
     def __init__(
@@ -64,18 +65,32 @@ class Loader:
         drop_last: bool = False,
         channel_sampling: float = 0.0,
         pin_memory: bool = False,
+        limit: int = 0,
     ) -> None:
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.workers, self.drop_last, self.pin_memory = workers, drop_last, pin_memory
         self.channel_sampling = channel_sampling
+        self.samples = min(len(dataset), limit) if limit and not shuffle else len(dataset)
         self.epoch = 0
         self.position = 0
         self._plan: list[_Request] = []
         self._processes: DataLoader[Any] | None = None
 
+    def limited(self, limit: int) -> Loader:
+        """The same batches in a fixed order, of `limit` samples at most (0: all), chosen once by the seed."""
+        return Loader(
+            self.dataset,
+            self.batch_size,
+            shuffle=False,
+            seed=self.seed,
+            workers=self.workers,
+            pin_memory=self.pin_memory,
+            limit=limit,
+        )
+
     def __len__(self) -> int:
         """Batches an epoch."""
-        count = len(self.dataset) / self.batch_size
+        count = self.samples / self.batch_size
         return math.floor(count) if self.drop_last else math.ceil(count)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -120,7 +135,11 @@ class Loader:
 
     def _order(self, epoch: int) -> np.ndarray:
         count = len(self.dataset)
-        return np.random.default_rng((self.seed, epoch)).permutation(count) if self.shuffle else np.arange(count)
+        if not self.shuffle and self.samples == count:
+            return np.arange(count)
+        order = np.random.default_rng((self.seed, epoch)).permutation(count)
+        # In the order of the files, which is the quicker one to read.
+        return order if self.shuffle else np.sort(order[: self.samples])
 
     def _load(self, requests: list[_Request]) -> Iterator[Batch]:
         if self.workers == 0:

@@ -100,6 +100,12 @@ class DataSettings(Table):
         default="auto", description="side of a spatial block, px (split = 'block')"
     )
     synthetic_images: int = Field(default=2000, ge=16, le=1_000_000, description="number of embedded scenes to generate")
+    samples_per_epoch: int = Field(
+        default=512,
+        ge=0,
+        description="training samples that an epoch has at least: fewer images or windows are drawn again, with other crops "
+        "and flips (0: each once)",
+    )
     flips: bool = Field(default=True, description="random horizontal and vertical flips in training")
     channel_sampling: Fraction = Field(
         default=0.0, description="largest part of the channels dropped at random from a training batch (0: none)"
@@ -282,6 +288,9 @@ class TrainSettings(Table):
     patience: int = Field(default=0, ge=0, description="stop after this many validations without improvement (0: never)")
     tolerance: float = Field(default=1e-4, ge=0, lt=1, description="relative improvement of the validation loss that counts")
     validate_every: int = Field(default=1, ge=1, description="epochs between validations")
+    validation_samples: int = Field(
+        default=1000, ge=0, description="images or windows that a validation takes at most, always the same (0: all)"
+    )
     figure_every: int = Field(default=10, ge=0, description="epochs between reconstruction figures (0: at the end only)")
     checkpoint_minutes: float = Field(
         default=10.0, ge=0, description="minutes between checkpoints within an epoch (0: at its end only)"
@@ -310,6 +319,11 @@ class EvalSettings(Table):
 
     mask_seed: int = Field(
         default=1234, ge=0, lt=2**32, description="seed of the fixed masks used for every reconstruction error"
+    )
+    max_images: int = Field(
+        default=2000,
+        ge=0,
+        description="held-out images or windows whose reconstruction is measured at most, always the same (0: all)",
     )
     labels_per_class: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(5, 20, 0), description="labelled samples per class given to the probes (0: all)"

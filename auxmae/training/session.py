@@ -15,13 +15,16 @@ from auxmae.data.loading import Batch, Loader
 from auxmae.errors import CheckpointError, MissingDependencyError, UsageError
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import load_weights
-from auxmae.settings.schema import SettingsTree
+from auxmae.settings.schema import EvalSettings, SettingsTree
 from auxmae.training.checkpoint import seed_everything
 from auxmae.training.progress import Reporter, SilentReporter
 from auxmae.training.run import RunFolder, create_run, open_run
 from auxmae.training.trainer import Outcome, Plan, Trainer
 
 FAST_DEV_STEPS = 3
+FAST_DEV_BATCHES = 2
+# More single channels than this deserve a hint at groups.
+MANY_CHANNELS = 32
 
 
 @dataclass
@@ -131,6 +134,12 @@ def train(
     for notice in data.collection.notices:
         reporter.message(f"note: {notice}")
     reporter.message(f"data: {data.describe()}")
+    channels = len(data.collection.channel_names)
+    if stored is None and channels > MANY_CHANNELS and settings.model.channel_groups == 1:
+        reporter.message(
+            f"note: {channels} channels are {channels} tokens at every place: model.channel_groups = 8 (neighbouring channels "
+            "that share a token) trains faster"
+        )
     model = stored if stored is not None else _new_model(settings, data, init_from)
     model.to(device)
     model.set_recompute(settings.train.recompute)
@@ -156,10 +165,13 @@ def train(
         for name, value in values.items():
             log.add_scalar(name, value, step)
 
+    # Three steps are to show that everything works, and so are two batches of what is held out.
+    few = FAST_DEV_BATCHES * settings.train.batch_size if fast_dev_run else 0
+    validation = None if data.validation is None else data.validation.limited(few or settings.train.validation_samples)
     trainer = Trainer(
         model,
         data.train,
-        data.validation,
+        validation,
         run,
         make_plan(settings, len(data.train), fast=fast_dev_run),
         device=device,
@@ -173,7 +185,7 @@ def train(
     outcome = trainer.fit()
     if log is not None:
         log.close()
-    return _conclude(settings, model, data, run, outcome, device, reporter)
+    return _conclude(model, data, run, outcome, device, reporter, settings.eval, few or settings.eval.max_images)
 
 
 def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None) -> Data:
@@ -248,13 +260,14 @@ def _draw(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name:
 
 
 def _conclude(
-    settings: SettingsTree,
     model: AuxMAE,
     data: Data,
     run: RunFolder,
     outcome: Outcome,
     device: torch.device,
     reporter: Reporter,
+    settings: EvalSettings,
+    limit: int,
 ) -> TrainingResult:
     """Held-out error against the floors, figures, report: of the best checkpoint, which is the one a user will load."""
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
@@ -270,7 +283,10 @@ def _conclude(
     if held_out is None:
         reporter.message("note: nothing is held out, so there is no error to report: set data.test_fraction")
     else:
-        measured = evaluate_reconstruction(best, held_out, seed=settings.eval.mask_seed, device=device)
+        chosen = held_out.limited(limit)
+        if chosen.samples < held_out.samples:
+            reporter.message(f"note: measured on {chosen.samples} of {held_out.samples} held-out images or windows")
+        measured = evaluate_reconstruction(best, chosen, seed=settings.mask_seed, device=device)
         masked_l1, floors, per_channel = measured.masked_l1, dict(measured.floors), dict(measured.per_channel)
     figure = _draw(best, data, run, device, "reconstruction.png")
     curves_figure(run.metrics(), run.figures / "curves.png")

@@ -109,7 +109,9 @@ def reading(path: Path) -> Iterator[None]:
             raise MissingDependencyError(
                 f"{path}: its compression needs imagecodecs, which is not installed", hint="pip install 'auxmae[codecs]'"
             ) from error
-        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        # GDAL's own words stand in the exception behind rasterio's.
+        told = error.__cause__ or error.__context__ if "previous exception" in str(error) else error
+        reason = (str(told or error).splitlines() or [""])[0][:200] or type(error).__name__
         raise DataError(
             f"{path}: cannot be read: {reason}", hint="is it complete, and of the kind that its suffix says?"
         ) from error

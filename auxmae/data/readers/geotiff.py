@@ -26,10 +26,11 @@ _SAMPLE = 256
 def _open(name: str | Path) -> Iterator[Any]:
     import rasterio
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(name) as source:
-            yield source
+    # Images without a place on the earth are welcome.  For the whole process: `warnings.catch_warnings` is undone by another
+    # thread's.
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    with rasterio.open(name) as source:
+        yield source
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
