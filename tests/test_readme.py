@@ -9,40 +9,70 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.io
+import tifffile
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BLOCK = re.compile(r"(?:<!-- test: (?P<mark>[^>]*?) -->\n)?```(?P<language>bash|python)\n(?P<code>.*?)```", re.S)
+BLOCK = re.compile(r"(?:<!-- test: (?P<mark>[^>]*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```\n", re.S)
+FRESH = ("fresh-install", "fresh-tests")
+MARKS = ("", "slow", "own-files", *FRESH)
+FEW_STEPS = "12"
 
 
 def blocks():
     for number, found in enumerate(BLOCK.finditer(README.read_text(encoding="utf-8"))):
         mark = found["mark"] or ""
-        marks = [pytest.mark.slow] if mark in ("slow", "fresh-install") else []
-        if mark.startswith("skip "):
-            marks.append(pytest.mark.skip(reason=mark.removeprefix("skip ")))
-        elif mark not in ("", "slow", "fresh-install"):
-            raise ValueError(f"unknown mark in the README: {mark!r}")
-        name = f"{number}-{found['code'].split()[0]}"
-        yield pytest.param(found["language"], mark, found["code"], id=name, marks=marks)
+        name = f"{number}-{mark or found['code'].split()[0]}"
+        yield pytest.param(found["language"], mark, found["code"], id=name, marks=[pytest.mark.slow] if mark else [])
 
 
-def environment():
+def environment(mark):
     """The commands of the interpreter that runs the tests come first; no setting leaks in."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("AUXMAE_")}
-    return {**kept, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUXMAE_", "PYTEST_"))}
+    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if mark == "own-files":
+        kept["AUXMAE_TRAIN__MAX_STEPS"] = FEW_STEPS
+    if mark == "fresh-tests":
+        kept["PYTEST_ADDOPTS"] = "tests/settings -k starter"
+    return kept
+
+
+def own_files(folder):
+    """Files of the names that the README uses: Sentinel-2 tiles, and MATLAB scenes stored as MUUFL's and Jasper's are."""
+    rng = np.random.default_rng(0)
+    (folder / "my" / "images").mkdir(parents=True)
+    bands = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
+    for number in range(20):
+        smooth = np.cumsum(rng.normal(size=(13, 40, 40)), axis=2)
+        pixels = (3000 + 100 * smooth).clip(1, 10000).astype(np.uint16)
+        tifffile.imwrite(
+            folder / "my" / "images" / f"tile_{number}.ome.tif", pixels, metadata={"axes": "CYX", "Channel": {"Name": bands}}
+        )
+    scene = np.cumsum(rng.normal(size=(90, 90, 6)), axis=0)
+    scipy.io.savemat(folder / "muufl.mat", {"Y": scene, "DSM": scene[..., 0], "label": rng.dirichlet(np.ones(5), (90, 90))})
+    flat = np.cumsum(rng.normal(size=(6, 100, 100)), axis=1).transpose(0, 2, 1).reshape(6, 10000)
+    scipy.io.savemat(folder / "jasper.mat", {"Y": flat, "S_GT": rng.dirichlet(np.ones(4), (100, 100))})
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("language", "mark", "code"), list(blocks()))
 def test_block_of_the_readme(language, mark, code, tmp_path, repository):
-    if mark == "fresh-install":
+    assert language in ("bash", "python"), "a block that no test can run"
+    assert mark in MARKS, f"unknown mark in the README: {mark!r}"
+    if mark in FRESH:
         tracked = subprocess.run(["git", "ls-files"], cwd=repository, capture_output=True, text=True, check=True).stdout
         for name in tracked.splitlines():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(repository / name, tmp_path / name)
+    if mark == "own-files":
+        own_files(tmp_path)
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euo", "pipefail", "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=environment(mark), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     if mark == "fresh-install":
         assert list(tmp_path.glob("runs/*/figures/reconstruction.png"))
+    if mark == "fresh-tests":
+        assert re.search(r"\d+ passed", done.stdout)
+        assert "failed" not in done.stdout
