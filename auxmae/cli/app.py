@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -64,12 +65,18 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        reason = str(error).splitlines()[0] if str(error) else ""
-        print(
-            f"error: {type(error).__name__}: {reason} (a fault of AuxMAE: run again with --debug and report it)",
-            file=sys.stderr,
-        )
+        print(f"error: {_in_words(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _in_words(error: Exception) -> str:
+    """One line about an exception that no command has turned into an AuxMAEError."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{where}{error.strerror} ({'free some space' if full else 'check the path and who may use it'})"
+    reason = str(error).splitlines()[0] if str(error) else ""
+    return f"{type(error).__name__}: {reason} (a fault of AuxMAE: run again with --debug and report it)"
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ def _unwritable(folder: Path, error: Exception) -> CheckpointError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
     return CheckpointError(
         f"{folder}: the checkpoint cannot be written: {reason}",
-        hint="an earlier checkpoint is untouched: free some space, then go on with --resume",
+        hint="free some space, then go on with --resume: the checkpoint from before is untouched"
+        if folder.is_dir()
+        else "free some space, or choose another --output",
     )
 
 

@@ -82,6 +82,24 @@ class RunFolder:
         return path
 
 
+def check_unused(folder: str) -> None:
+    """Says at once, before any work, that a run folder holds something already.
+
+    Raises:
+        UsageError: it does, or cannot be looked into.
+    """
+    path = Path(folder).expanduser()
+    try:
+        used = folder != "auto" and path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise UsageError(f"{path}: the run folder cannot be made: {error.strerror}", hint="choose another --output") from error
+    if used:
+        raise UsageError(
+            f"{path} is not empty, and a run overwrites nothing",
+            hint=f"choose another --output, or go on with it: auxmae train --resume {path}",
+        )
+
+
 def create_run(folder: str, settings: SettingsTree) -> RunFolder:
     """Makes a run folder and writes the effective settings into it.
 
@@ -100,12 +118,8 @@ def create_run(folder: str, settings: SettingsTree) -> RunFolder:
             path = RUNS / f"{stamp}-{attempt}"
     else:
         path = Path(folder).expanduser()
+    check_unused(str(path))
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(
-                f"{path} is not empty, and a run overwrites nothing",
-                hint=f"choose another --output, or go on with it: auxmae train --resume {path}",
-            )
         (path / "figures").mkdir(parents=True, exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
         write_settings(settings, path / SETTINGS_NAME)

@@ -18,7 +18,7 @@ from auxmae.model.pretrained import load_weights
 from auxmae.settings.schema import EvalSettings, SettingsTree
 from auxmae.training.checkpoint import seed_everything
 from auxmae.training.progress import Reporter, SilentReporter
-from auxmae.training.run import RunFolder, create_run, open_run
+from auxmae.training.run import RunFolder, check_unused, create_run, open_run
 from auxmae.training.trainer import Outcome, Plan, Trainer
 
 FAST_DEV_STEPS = 3
@@ -125,6 +125,8 @@ def train(
     run = open_run(resume) if resume is not None else None
     if run is not None:
         settings = run.settings
+    else:
+        check_unused(settings.run.folder)
     device = configure(settings)
     seed_everything(settings.train.seed, deterministic=settings.train.deterministic)
     tensorboard = _tensorboard_writer() if settings.run.tensorboard else None

@@ -102,3 +102,26 @@ def test_benchmark_rows(auxmae):
     keys = {"suite", "case", "provider", "pass", "median_ms", "samples_ms", "peak_bytes", "images_per_second"}
     assert all(keys <= set(row) for row in document["rows"])
     assert {row["pass"] for row in document["rows"]} == {"forward", "step"}
+
+
+def test_a_fault_of_the_system_is_one_line(monkeypatch, capsys):
+    from auxmae.cli import app
+
+    def full(args):
+        raise OSError(28, "No space left on device", "runs/x/metrics.jsonl")
+
+    monkeypatch.setattr(app, "app", full)
+    monkeypatch.setattr(sys, "argv", ["auxmae", "train"])
+    with pytest.raises(SystemExit) as stopped:
+        app.main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "error: runs/x/metrics.jsonl: No space left on device (free some space)\n"
+
+
+def test_a_used_run_folder_is_refused_before_any_work(auxmae, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").write_text("keep me")
+    done = auxmae("train", "--output", "used", "--data", "nowhere")
+    assert done.returncode == 2
+    assert "used is not empty" in done.stderr
+    assert (tmp_path / "used" / "mine.txt").read_text() == "keep me"
