@@ -14,9 +14,9 @@ from auxmae.errors import AuxMAEError, UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-# Columns that the table needs; a terminal that is wider gets no wider a table.
+# Columns that the table may need.
 _TABLE_WIDTH = 80
-_PASSES = {"forward": "a forward pass", "step": "a training step"}
+_PASSES = {"forward": "forward pass", "step": "training step"}
 
 
 def command(
@@ -71,9 +71,12 @@ def command(
         print_json(document)
         return
     title = f"{case.name}: {case.channels} channels, {case.image_size} px, batch {case.batch}, on {target}"
+    wide = console()
+    # In a narrower terminal the lines run on instead of losing figures.
+    wide.width = max(wide.width, _TABLE_WIDTH)
+    wide.print(_table(rows, title), highlight=False)
     out = console()
-    # On a narrower terminal the lines run on instead of losing figures.
-    out.print(_table(rows, title), width=_TABLE_WIDTH, crop=False, highlight=False)
+    out.print()
     for sentence in _sentences(rows):
         out.print(sentence, highlight=False, markup=False)
 
@@ -92,12 +95,11 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
-def _ratios(rows: list[dict[str, Any]], row: dict[str, Any]) -> tuple[float, float]:
-    """(time, memory) of a row over those of the plain design in the same pass."""
+def _plain(rows: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]:
+    """The plain design's row of the same pass."""
     from auxmae.benchmark.suites import PLAIN
 
-    plain = next(other for other in rows if other["provider"] == PLAIN and other["pass"] == row["pass"])
-    return row["median_ms"] / plain["median_ms"], row["peak_bytes"] / plain["peak_bytes"]
+    return next(other for other in rows if other["provider"] == PLAIN and other["pass"] == row["pass"])
 
 
 def _table(rows: list[dict[str, Any]], title: str) -> Table:
@@ -106,20 +108,25 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
     from rich.text import Text
 
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
-    for name in ("pass", "provider", "ms", "spread", "images/s", "MiB", "time ×", "memory ×"):
-        table.add_column(name, justify="left" if name in ("pass", "provider") else "right", no_wrap=True)
-    for index, row in enumerate(rows):
-        samples = row["samples_ms"]
-        table.add_row(
-            row["pass"],
-            row["provider"],
-            _figure(row["median_ms"]),
-            f"{_figure(min(samples))}–{_figure(max(samples))}",
-            _figure(row["images_per_second"]),
-            f"{row['peak_bytes'] / 2**20:.0f}",
-            *(Text(f"{ratio:.2f}", _colour(ratio)) for ratio in _ratios(rows, row)),
-            end_section=index + 1 < len(rows) and rows[index + 1]["pass"] != row["pass"],
-        )
+    for name in ("provider", "ms", "spread", "images/s", "MiB", "time ×", "memory ×"):
+        table.add_column(name, justify="left" if name == "provider" else "right", no_wrap=True)
+    colours = {"faster": "green", "less": "green", "slower": "red", "more": "red"}
+    for name in dict.fromkeys(row["pass"] for row in rows):
+        table.add_section()
+        table.add_row(Text(_PASSES[name], "bold"))
+        for row in rows:
+            if row["pass"] != name:
+                continue
+            samples, plain = row["samples_ms"], _plain(rows, row)
+            table.add_row(
+                f"  {row['provider']}",
+                _figure(row["median_ms"]),
+                f"{_figure(min(samples))}–{_figure(max(samples))}",
+                _figure(row["images_per_second"]),
+                f"{row['peak_bytes'] / 2**20:.0f}",
+                Text(f"{row['median_ms'] / plain['median_ms']:.2f}", colours.get(_speed(row, plain), "")),
+                Text(f"{row['peak_bytes'] / plain['peak_bytes']:.2f}", colours.get(_memory(row, plain), "")),
+            )
     return table
 
 
@@ -128,14 +135,22 @@ def _figure(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _compared(ratio: float, below: str, above: str) -> str:
-    # As it is shown: a difference that the figure hides is none.
-    shown = round(ratio, 2)
-    return below if shown < 1 else above if shown > 1 else "the same"
+def _speed(row: dict[str, Any], plain: dict[str, Any]) -> str:
+    """ "faster" or "slower" only where neither median lies among the other's samples, and there are several."""
+    if round(row["median_ms"] / plain["median_ms"], 2) == 1:
+        return "the same"
+    if len(row["samples_ms"]) == 1:
+        return "a single sample"
+    for one, other in ((row, plain), (plain, row)):
+        if min(one["samples_ms"]) <= other["median_ms"] <= max(one["samples_ms"]):
+            return "within the spread"
+    return "faster" if row["median_ms"] < plain["median_ms"] else "slower"
 
 
-def _colour(ratio: float) -> str:
-    return _compared(ratio, "green", "red").replace("the same", "")
+def _memory(row: dict[str, Any], plain: dict[str, Any]) -> str:
+    # As it is shown: a difference that two decimals hide is none.
+    ratio = round(row["peak_bytes"] / plain["peak_bytes"], 2)
+    return "less" if ratio < 1 else "more" if ratio > 1 else "the same"
 
 
 def _sentences(rows: list[dict[str, Any]]) -> list[str]:
@@ -144,12 +159,13 @@ def _sentences(rows: list[dict[str, Any]]) -> list[str]:
 
     sentences = []
     for provider in dict.fromkeys(row["provider"] for row in rows if row["provider"].startswith(OURS)):
+        own = [row for row in rows if row["provider"] == provider]
         parts = []
-        for row in sorted((row for row in rows if row["provider"] == provider), key=lambda row: row["pass"] != "step"):
-            time, memory = _ratios(rows, row)
+        for row in sorted(own, key=lambda row: row["pass"] != "step"):
+            plain = _plain(rows, row)
             parts.append(
-                f"{_PASSES[row['pass']]} takes {time:.2f} × the time ({_compared(time, 'faster', 'slower')}) "
-                f"and {memory:.2f} × the memory ({_compared(memory, 'less', 'more')})"
+                f"a {_PASSES[row['pass']]} takes {row['median_ms'] / plain['median_ms']:.2f} × the time ({_speed(row, plain)}) "
+                f"and {row['peak_bytes'] / plain['peak_bytes']:.2f} × the memory ({_memory(row, plain)})"
             )
         parts[0] += " of the plain published design"
         sentences.append(f"{provider}: {'; '.join(parts)}.")

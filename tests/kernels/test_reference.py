@@ -81,6 +81,58 @@ def test_ragged_channel_attention_both_ways(monkeypatch, joint, seed):
     assert torch.allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.parametrize("axis", ["patch", "channel"])
+@pytest.mark.parametrize("length", [31, 33, 40])
+def test_short_and_long_sequences_agree_with_loops(axis, length):
+    """On a CPU, the plain products and the fused attention behind them, from packed, strided queries, keys and values."""
+    shape = (2, 3, length, 30) if axis == "patch" else (2, length, 3, 30)
+    packed = torch.randn(*shape[:3], 40, dtype=torch.float64)[..., 5:35].requires_grad_()
+    out = kernels.axial_attention(packed, 2, axis, scale=0.3)
+    factor = torch.ones(30, dtype=torch.float64)
+    factor[:10] = 0.3 * math.sqrt(5)
+    expected = naive_attention(packed * factor, 2, axis)
+    assert torch.allclose(out, expected, atol=1e-10)
+    upstream = torch.randn_like(out)
+    (a,), (b,) = torch.autograd.grad(out, packed, upstream), torch.autograd.grad(expected, packed, upstream)
+    assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("axis", ["patch", "channel"])
+def test_the_attention_sublayer_is_what_its_docstring_says(axis):
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    shapes = ((8,), (8,), (24, 8), (24,), (8, 8), (8,))
+    norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    centred = x - x.mean(-1, keepdim=True)
+    y = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm_weight + norm_bias
+    for bias in (b_qkv, None):
+        qkv = y @ w_qkv.T + (0 if bias is None else bias)
+        expected = x + 0.5 * (naive_attention(qkv, 2, axis) @ w_out.T + b_out)
+        out = kernels.attention_block(x, norm_weight, norm_bias, w_qkv, bias, w_out, b_out, 2, axis, residual_scale=0.5)
+        assert torch.allclose(out, expected, atol=1e-10)
+
+
+def test_the_feed_forward_sublayer_keeps_no_gelu_output():
+    """Its value and gradient against the formula, and that what is kept is at most the input, its norm and one hidden layer."""
+    x = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    shapes = ((4,), (4,), (12, 4), (12,), (4, 12), (4,))
+    parameters = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    norm_weight, norm_bias, w1, b1, w2, b2 = parameters
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
+        out = kernels.feed_forward(x, *parameters, residual_scale=0.5)
+    assert sum(shape == (7, 12) for shape in kept) <= 1
+    centred = x - x.mean(-1, keepdim=True)
+    y = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm_weight + norm_bias
+    h = y @ w1.T + b1
+    expected = x + 0.5 * ((h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))) @ w2.T + b2)
+    assert torch.allclose(out, expected, atol=1e-10)
+    upstream = torch.randn_like(out)
+    ours = torch.autograd.grad(out, [x, *parameters], upstream)
+    theirs = torch.autograd.grad(expected, [x, *parameters], upstream)
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, atol=1e-9)
+
+
 def test_more_sequences_than_a_fused_back_end_takes():
     qkv = torch.randn(2, 3, 40_000, 6)
     out = kernels.axial_attention(qkv, 1, "channel")

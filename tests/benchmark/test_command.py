@@ -1,0 +1,203 @@
+"""`auxmae benchmark`: JSON, the table at 80 columns, the result in words, and faults before the measurement."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from auxmae.benchmark import suites
+from auxmae.benchmark.suites import OURS, PLAIN
+from auxmae.cli.app import app
+from auxmae.errors import AuxMAEError, SettingsError, UsageError
+
+KEYS = {"suite", "case", "provider", "pass", "median_ms", "samples_ms", "peak_bytes", "images_per_second"}
+
+
+def row(provider, name, samples, mib):
+    median = sorted(samples)[len(samples) // 2]
+    return {
+        "suite": "model", "case": "quick", "provider": provider, "pass": name, "median_ms": median, "samples_ms": samples,
+        "peak_bytes": mib * 2**20, "images_per_second": 8e3 / median, "parameters": 1,
+    }  # fmt: skip
+
+
+ROWS = [
+    row(OURS, "forward", [40.0, 41.0, 42.0], 300),
+    row(PLAIN, "forward", [29.0, 30.0, 31.0], 250),
+    row(OURS, "step", [80.0, 85.0, 90.0], 267),
+    row(PLAIN, "step", [99.0, 100.0, 101.0], 300),
+    row(f"{OURS} (compiled)", "step", [90.0, 97.0, 120.0], 300),
+    row(f"{OURS} (recompute)", "step", [133.0, 134.0, 135.0], 100),
+]
+
+
+@pytest.fixture
+def run(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("AUXMAE_KERNELS", raising=False)
+    rows = list(ROWS)
+    calls = []
+
+    def suite(case, **arguments):
+        calls.append((case, arguments))
+        return rows
+
+    monkeypatch.setattr(suites, "model_suite", suite)
+
+    def call(*arguments):
+        return CliRunner().invoke(app, ["benchmark", "--quick", "--device", "cpu", *arguments])
+
+    call.rows = rows
+    call.calls = calls
+    return call
+
+
+def table_line(output, provider, number=0):
+    return [line for line in output.splitlines() if line.strip().startswith(f"{provider}  ")][number]
+
+
+def test_the_table_fits_80_columns_and_cuts_nothing(run):
+    done = run()
+    assert done.exit_code == 0, done.exception
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "…" not in done.stdout
+    assert table_line(done.stdout, OURS, 0).split()[1:] == ["41.0", "40.0–42.0", "195.1", "300", "1.37", "1.20"]
+    assert table_line(done.stdout, OURS, 1).split()[1:] == ["85.0", "80.0–90.0", "94.1", "267", "0.85", "0.89"]
+    assert table_line(done.stdout, PLAIN, 1).split()[-2:] == ["1.00", "1.00"]
+    for provider in (f"{OURS} (compiled)", f"{OURS} (recompute)"):
+        table_line(done.stdout, provider)
+
+
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_large_figures_are_not_cut(run, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    samples = [123456.0, 234567.0, 345678.0]
+    run.rows[:] = [row(name, "step", samples, 143360) for name in (PLAIN, f"{OURS} (recompute)")]
+    done = run()
+    figures = table_line(done.stdout, f"{OURS} (recompute)").split()
+    assert figures[-6:] == ["234567", "123456–345678", "0.03", "143360", "1.00", "1.00"]
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def words(output):
+    return " ".join(output.split())
+
+
+def test_the_result_in_words_says_losses_like_wins(run):
+    said = words(run().stdout)
+    assert (
+        f"{OURS}: a training step takes 0.85 × the time (faster) and 0.89 × the memory (less) of the plain published design; "
+        "a forward pass takes 1.37 × the time (slower) and 1.20 × the memory (more)."
+    ) in said
+    assert f"{OURS} (recompute): a training step takes 1.34 × the time (slower) and 0.33 × the memory (less)" in said
+
+
+def test_a_difference_within_the_spread_is_called_so(run):
+    said = words(run().stdout)
+    assert (
+        f"{OURS} (compiled): a training step takes 0.97 × the time (within the spread) and 1.00 × the memory (the same)" in said
+    )
+
+
+def test_one_sample_is_no_verdict(run):
+    run.rows[:] = [row(PLAIN, "step", [10.0], 10), row(OURS, "step", [9.0], 10)]
+    assert "0.90 × the time (a single sample)" in words(run().stdout)
+
+
+def test_options_reach_the_suite(run):
+    done = run("--batch-size", "3", "--channels", "5", "--repeats", "7", "--recompute")
+    assert done.exit_code == 0
+    ((case, arguments),) = run.calls
+    assert (case.batch, case.channels) == (3, 5)
+    assert (arguments["repeats"], arguments["recompute_too"], arguments["compile_too"]) == (7, True, False)
+
+
+def test_output_is_the_json_document(run, tmp_path):
+    done = run("--output", str(tmp_path / "result.json"), "--json")
+    document = json.loads(done.stdout)
+    assert document == json.loads((tmp_path / "result.json").read_text())
+    assert {"device", "versions", "commit", "rows"} <= set(document)
+    assert document["rows"] == ROWS
+
+
+@pytest.mark.parametrize("name", ["nowhere/result.json", ".", "file/result.json"])
+def test_an_output_that_cannot_be_written_is_found_before_the_measurement(run, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    done = run("--output", str(tmp_path / name))
+    assert isinstance(done.exception, AuxMAEError)
+    assert str(tmp_path / name) in done.exception.message
+    assert done.exception.exit_code == 1
+    assert not run.calls
+
+
+def test_a_failed_measurement_leaves_the_output_as_it_was(run, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AuxMAEError("no luck")
+
+    monkeypatch.setattr(suites, "model_suite", fail)
+    (tmp_path / "old.json").write_text("old")
+    for name in ("old.json", "new.json"):
+        assert isinstance(run("--output", str(tmp_path / name)).exception, AuxMAEError)
+    assert [file.name for file in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "old"
+
+
+def test_a_bad_device(run):
+    done = run("--device", "tpu")
+    assert isinstance(done.exception, SettingsError)
+    assert "tpu" in done.exception.message
+    assert not run.calls
+
+
+def test_a_bad_backend(run, monkeypatch):
+    monkeypatch.setenv("AUXMAE_KERNELS", "fast")
+    done = run()
+    assert isinstance(done.exception, UsageError)
+    assert "fast" in done.exception.message
+    assert not run.calls
+
+
+@pytest.fixture
+def process(tmp_path, repository, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(repository), str(repository / "kernels")]))
+
+    def call(*arguments):
+        command = [sys.executable, "-m", "auxmae", "benchmark", "--quick", "--device", "cpu", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def test_the_real_command_prints_json_alone(process, tmp_path):
+    done = process("--batch-size", "2", "--channels", "3", "--repeats", "2", "--recompute", "--json", "--output", "result.json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document == json.loads((tmp_path / "result.json").read_text())
+    assert {item["provider"] for item in document["rows"]} == {OURS, PLAIN, f"{OURS} (recompute)"}
+    for item in document["rows"]:
+        assert set(item) >= KEYS
+        assert len(item["samples_ms"]) == 2
+    # Only our own progress: nothing of the profiler's.
+    assert all(line.startswith(("warming up", "round")) for line in done.stderr.splitlines()), done.stderr
+
+
+def test_the_real_command_on_an_output_that_cannot_be_written(process):
+    done = process("--output", "nowhere/result.json")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: nowhere/result.json: cannot be written")
+
+
+def test_kernels_that_cannot_run_are_the_users_to_mend(process, monkeypatch):
+    monkeypatch.setenv("AUXMAE_KERNELS", "triton")
+    done = process("--repeats", "1")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "set AUXMAE_KERNELS=auto" in line
+    assert "a fault of AuxMAE" not in line
