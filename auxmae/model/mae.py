@@ -173,6 +173,7 @@ class AuxMAE(Pretrained):
         self._selections: dict[tuple[str, ...], ChannelSelection] = {}
         self._tables: dict[tuple[int, int, int, torch.device], Tensor] = {}
         self._recompute = False
+        self._embed_visible, self._assemble, self._masked_loss = embed_visible, assemble, masked_loss
 
         pixels = self.group_size * patch_size**2
         untied = len(self.groups) if self.group_size > 1 else 1
@@ -220,7 +221,7 @@ class AuxMAE(Pretrained):
         inputs = self._prepare(image, valid, channels)
         mask = self._mask(inputs, generator) if keep is None else self._given(inputs, keep)
         prediction = self._decode(self._encode(inputs, mask), mask, inputs)
-        loss = masked_loss(
+        loss = self._masked_loss(
             prediction,
             inputs.image,
             mask.masked_index,
@@ -349,7 +350,7 @@ class AuxMAE(Pretrained):
         channel = self.channel_embedding(inputs.groups)
         first = 0 if self.cls_token is None else 1
         position = self._positions(inputs.grid, self.config["width"], inputs.image.device)[first:]
-        x_BGKD = embed_visible(inputs.image, mask.keep, weight, bias, position, channel, self.patch_size)
+        x_BGKD = self._embed_visible(inputs.image, mask.keep, weight, bias, position, channel, self.patch_size)
         if self.cls_token is None:
             return x_BGKD
         cls_GD = (self.cls_token + channel).to(x_BGKD.dtype)
@@ -376,7 +377,7 @@ class AuxMAE(Pretrained):
         """(B, G, M, P): the hidden patches."""
         position = self._positions(inputs.grid, self.config["decoder_width"], latent.device)
         channel = self.decoder_channel_embedding(inputs.groups)
-        x = assemble(self.decoder_embedding(latent), self._token_keep(mask), self.mask_token, position, channel)
+        x = self._assemble(self.decoder_embedding(latent), self._token_keep(mask), self.mask_token, position, channel)
         select = mask.masked_index.clamp(min=0) + (self.cls_token is not None)
         x = self._run(self.decoder, x, select=select)
         prediction: Tensor = self.head(self.decoder_norm(x), inputs.groups)
@@ -405,9 +406,15 @@ class AuxMAE(Pretrained):
         self._recompute = enabled
 
     def compile_blocks(self) -> None:
-        """torch.compile every block: one graph serves all blocks of the same shape, so it is quick to build."""
+        """torch.compile every block and the functions around them.
+
+        One graph serves all blocks of the same shape, so it is quick to build.
+        """
         for block in (*self.encoder, *self.decoder):
             block.compile(dynamic=False)
+        self._embed_visible = torch.compile(embed_visible, dynamic=False)
+        self._assemble = torch.compile(assemble, dynamic=False)
+        self._masked_loss = torch.compile(masked_loss, dynamic=False)
 
     # ---- what one gets out of it ---------------------------------------------------------------------------------
 
