@@ -18,7 +18,7 @@ from auxmae_kernels.dispatch import Decision, KernelUnavailableError
 
 if dispatch.triton_installed():
     # Registers the operators.
-    from auxmae_kernels import attention
+    from auxmae_kernels import attention, feed_forward_operator
 
 __all__ = [
     "Decision",
@@ -106,7 +106,17 @@ def feed_forward(
         norm_weight, norm_bias: (D,); eps: of the norm.
         w1, b1: (hidden, D), (hidden,); w2, b2: (D, hidden), (D,).
         dropout: probability, after the GELU and after the second map; 0 outside training.
+
+    Returns:
+        x's shape and type.  Under autocast the products run in its type, and the sum keeps x's.
+
+    Raises:
+        KernelUnavailableError: Triton was asked for and cannot run here, or there is dropout.
     """
+    key = (("width", int(x.shape[-1])), ("dropout", int(dropout > 0)))
+    if dispatch.choose("feed_forward", _cast(x).dtype, x.device, key) == "triton":
+        parts = (_cast(part) for part in (w1, b1, w2, b2))
+        return feed_forward_operator.feed_forward(x, norm_weight, norm_bias, *parts, residual_scale, eps)
     return reference.feed_forward(x, norm_weight, norm_bias, w1, b1, w2, b2, residual_scale, eps, dropout)
 
 
@@ -134,13 +144,11 @@ def attention_block(
         heads, axis, slots, lengths: see `axial_attention`; at padding tokens the result is x + residual_scale · b_out.
         dropout: probability, after the output projection.
     """
-    if (
-        dispatch.choose("attention_block", _cast(x).dtype, x.device, _attention_key(axis, x.shape, x.shape[3] // heads))
-        == "triton"
-    ):
+    key = (*_attention_key(axis, x.shape, x.shape[3] // heads), ("dropout", int(dropout > 0)))
+    if dispatch.choose("attention_block", _cast(x).dtype, x.device, key) == "triton":
         y = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), w_qkv, b_qkv)
         y = F.linear(axial_attention(y, heads, axis, slots, lengths), w_out, b_out)
-        return torch.add(x, F.dropout(y, dropout) if dropout else y, alpha=residual_scale)
+        return torch.add(x, y, alpha=residual_scale)
     return reference.attention_block(
         x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, axis, slots, lengths, residual_scale, eps, dropout
     )

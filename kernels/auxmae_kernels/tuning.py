@@ -31,6 +31,17 @@ PACKED: dict[tuple[str, int, int], int] = {(a, r, h): 4 for a in _LONGEST for r 
 # (architecture, head tile) → (rows, warps): of sequences that stream.
 STREAMING: dict[tuple[str, int], tuple[int, int]] = {(a, h): (32, 4) for a in _LONGEST for h in (16, 32, 64, 128)}
 
+# (architecture, width tile) → (rows, hidden chunk, warps, stages), for half precision: of the feed-forward sublayer.
+_WIDTHS = (16, 32, 64, 128, 256)
+FEED_FORWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
+    **{(a, w): (64, 32, 4, 2) for a in _LONGEST for w in _WIDTHS},
+    **{(a, 256): (32, 64, 8, 2) for a in _LONGEST},
+}
+FEED_FORWARD_BACKWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
+    **{(a, w): (32, 32, 4, 2) for a in _LONGEST for w in _WIDTHS},
+    **{(a, 256): (32, 32, 8, 1) for a in _LONGEST},
+}
+
 
 def architecture(device: torch.device) -> str:
     """ "sm_90", "gfx942", …; a CPU, where Triton interprets, counts as the newest one that is tuned."""
@@ -67,3 +78,13 @@ def attention_tile(length: int, head_tile: int, dtype: torch.dtype, arch: str) -
         warps = PACKED[nearest, rows, head_tile]
     # Numbers of 32 bits take twice the registers.
     return Tile(rows, warps if dtype.itemsize <= 2 else min(8, 2 * warps))
+
+
+def feed_forward_tile(width_tile: int, dtype: torch.dtype, arch: str, backward: bool) -> tuple[Tile, int]:
+    """The tile of rows padded to `width_tile`, and how many hidden numbers a chunk has."""
+    table = FEED_FORWARD_BACKWARD if backward else FEED_FORWARD
+    rows, chunk, warps, stages = table[family(arch), width_tile]
+    if dtype.itemsize > 2:
+        # Numbers of 32 bits take twice the registers and twice the shared memory.
+        rows, chunk, stages = 16, 16, 1
+    return Tile(rows, warps, stages), chunk
