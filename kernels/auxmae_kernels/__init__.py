@@ -18,7 +18,7 @@ from auxmae_kernels.dispatch import Decision, KernelUnavailableError
 
 if dispatch.triton_installed():
     # Registers the operators.
-    from auxmae_kernels import attention, feed_forward_operator
+    from auxmae_kernels import attention, feed_forward_operator, norm
 
 __all__ = [
     "Decision",
@@ -115,8 +115,9 @@ def feed_forward(
     """
     key = (("width", int(x.shape[-1])), ("dropout", int(dropout > 0)))
     if dispatch.choose("feed_forward", _cast(x).dtype, x.device, key) == "triton":
-        parts = (_cast(part) for part in (w1, b1, w2, b2))
-        return feed_forward_operator.feed_forward(x, norm_weight, norm_bias, *parts, residual_scale, eps)
+        return feed_forward_operator.feed_forward(
+            x, norm_weight, norm_bias, _cast(w1), _cast(b1), _cast(w2), _cast(b2), residual_scale, eps
+        )
     return reference.feed_forward(x, norm_weight, norm_bias, w1, b1, w2, b2, residual_scale, eps, dropout)
 
 
@@ -157,7 +158,17 @@ def attention_block(
 def add_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, residual_scale: float = 1.0, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """Returns (s, LayerNorm(s)) with s = residual + residual_scale · x; all (…, D), weight and bias (D,)."""
+    """Returns (s, LayerNorm(s)) with s = residual + residual_scale · x; all (…, D), weight and bias (D,).
+
+    Both have the type that x and residual are promoted to; autocast on a GPU makes the norm fp32.
+
+    Raises:
+        KernelUnavailableError: Triton was asked for and cannot run here.
+    """
+    if dispatch.choose("add_norm", x.dtype, x.device, (("width", int(x.shape[-1])),)) == "triton":
+        total, normed = norm.add_norm(x, residual, weight, bias, residual_scale, eps)
+        reduced = total.dtype in (torch.float16, torch.bfloat16)
+        return total, normed.float() if reduced and x.is_cuda and torch.is_autocast_enabled("cuda") else normed
     return reference.add_norm(x, residual, weight, bias, residual_scale, eps)
 
 

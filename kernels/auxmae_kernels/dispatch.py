@@ -28,7 +28,7 @@ FUNCTIONS = (
     "masked_loss",
 )
 # Functions that have a Triton kernel in this version.
-TRITON_FUNCTIONS: frozenset[str] = frozenset({"axial_attention", "feed_forward"})
+TRITON_FUNCTIONS: frozenset[str] = frozenset({"axial_attention", "feed_forward", "add_norm"})
 # Functions that are composed of others, each of which is dispatched for itself.
 COMPOSED: dict[str, str] = {"attention_block": "axial_attention"}
 # Recorded wins of the Triton kernels over every PyTorch provider, by function, architecture and shape class.
@@ -142,6 +142,11 @@ def _obstacle(function: str, dtype: torch.dtype | None, device: torch.device | N
         return obstacle(int(key.get("head_dim", 1)), dtype or torch.float32)
     if dtype not in (None, torch.float64, torch.float32, torch.float16, torch.bfloat16):
         return f"{dtype} is none of the kernel's types"
+    if function == "add_norm":
+        from auxmae_kernels.norm import MAX_WIDTH
+
+        if int(key.get("width", 1)) > MAX_WIDTH:
+            return f"a width of {key['width']} is beyond {MAX_WIDTH}"
     return None
 
 

@@ -77,9 +77,8 @@ def feed_forward_backward(
         here = (row * WIDTH)[:, None] + column[None, :]
         gamma = tl.load(norm_weight + column, mask=fits, other=0.0).to(ACC)
         beta = tl.load(norm_bias + column, mask=fits, other=0.0).to(ACC)
-        normalised, _ = normalise(
-            load_rows(x, row * stride_row, column, stride_column, inside).to(ACC), fits[None, :], WIDTH, EPS
-        )
+        residual = load_rows(x, row * stride_row, column, stride_column, inside).to(ACC)
+        normalised, _ = normalise(residual, fits[None, :], WIDTH, EPS)
         n = (normalised * gamma[None, :] + beta[None, :]).to(w1.dtype.element_ty)
         tl.store(n_out + here, n, mask=inside)
         upstream = load_rows(grad, row * grad_stride_row, column, grad_stride_column, inside)

@@ -87,7 +87,7 @@ def normalise(x, fits, WIDTH: tl.constexpr, EPS: tl.constexpr):
 
 @triton.jit
 def normalise_gradient(grad, normalised, rstd, WIDTH: tl.constexpr):
-    """The gradient of `normalise` by its input: rstd · (g − mean(g) − n · mean(g · n)); columns that do not fit must be 0 in g."""
+    """The gradient of `normalise` by its input, rstd · (g − mean(g) − n · mean(g · n)); g is 0 in columns that do not fit."""
     mean = tl.sum(grad, 1) / WIDTH
     projection = tl.sum(grad * normalised, 1) / WIDTH
     return rstd[:, None] * (grad - mean[:, None] - normalised * projection[:, None])
