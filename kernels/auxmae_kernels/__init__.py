@@ -18,7 +18,7 @@ from auxmae_kernels.dispatch import Decision, KernelUnavailableError
 
 if dispatch.triton_installed():
     # Registers the operators.
-    from auxmae_kernels import attention, feed_forward_operator, norm
+    from auxmae_kernels import attention, embed, feed_forward_operator, norm
 
 __all__ = [
     "Decision",
@@ -191,7 +191,11 @@ def embed_visible(
 
     Raises:
         ValueError: the image is no multiple of the patch size, or its channels do not divide into the groups.
+        KernelUnavailableError: Triton was asked for and cannot run here.
     """
+    if dispatch.choose("embed_visible", _cast(image).dtype, image.device, (("width", int(channel.shape[-1])),)) == "triton":
+        reference.check_patches(image, keep.shape[1], patch_size)
+        return embed.embed_visible(image, keep, _cast(weight), _cast(bias), position, channel, patch_size)
     return reference.embed_visible(image, keep, weight, bias, position, channel, patch_size)
 
 

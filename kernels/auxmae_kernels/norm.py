@@ -153,8 +153,8 @@ def _backward_fake(
     grad_total: Tensor, grad_normed: Tensor, total: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
     scale: float, x_type: torch.dtype, residual_type: torch.dtype,
 ) -> _BackwardResult:  # fmt: skip
-    of_rows = (total.new_empty(total.shape, dtype=kind) for kind in (x_type, residual_type))
-    return (*of_rows, weight.new_empty(weight.shape), weight.new_empty(weight.shape))
+    grad_x, grad_residual = total.new_empty(total.shape, dtype=x_type), total.new_empty(total.shape, dtype=residual_type)
+    return grad_x, grad_residual, weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
 
 _forward_op = register(

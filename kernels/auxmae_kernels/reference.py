@@ -104,6 +104,13 @@ def _group_size(image: Tensor, groups: int) -> int:
     return image.shape[1] // groups
 
 
+def check_patches(image: Tensor, groups: int, patch_size: int) -> None:
+    """Raises ValueError where an image does not divide into groups of channels and patches."""
+    _group_size(image, groups)
+    if image.shape[2] % patch_size or image.shape[3] % patch_size:
+        raise ValueError(f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}")
+
+
 def _patches_at(image: Tensor, index: Tensor, patch_size: int) -> Tensor:
     """Patches (B, G, L, g, p, p) of image (B, G·g, h, w) at positions (B, G, L); no other pixel is read."""
     batch, groups = index.shape[:2]
@@ -125,8 +132,7 @@ def embed_visible(
     image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, patch_size: int
 ) -> Tensor:
     """See `auxmae_kernels.embed_visible`."""
-    if image.shape[2] % patch_size or image.shape[3] % patch_size:
-        raise ValueError(f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}")
+    check_patches(image, keep.shape[1], patch_size)
     index = keep.clamp(min=0)
     x_BGKP = _patches_at(image, index, patch_size).flatten(3)
     if weight.ndim == 2:  # noqa: SIM108

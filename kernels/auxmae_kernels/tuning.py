@@ -31,8 +31,8 @@ PACKED: dict[tuple[str, int, int], int] = {(a, r, h): 4 for a in _LONGEST for r 
 # (architecture, head tile) → (rows, warps): of sequences that stream.
 STREAMING: dict[tuple[str, int], tuple[int, int]] = {(a, h): (32, 4) for a in _LONGEST for h in (16, 32, 64, 128)}
 
-# (architecture, width tile) → (rows, hidden chunk, warps, stages), for half precision: of the feed-forward sublayer.  At 256 neither spills
-# on sm_80 or sm_90; one stage, or 64 rows on the way back, spills hundreds of bytes.
+# (architecture, width tile) → (rows, hidden chunk, warps, stages), for half precision: of the feed-forward sublayer.
+# At 256 neither spills on sm_80 or sm_90; with one stage, or 64 rows on the way back, hundreds of bytes would.
 _WIDTHS = (16, 32, 64, 128, 256)
 FEED_FORWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
     **{(a, w): (64, 32, 4, 2) for a in _LONGEST for w in _WIDTHS},
