@@ -18,7 +18,7 @@ from auxmae_kernels.dispatch import Decision, KernelUnavailableError
 
 if dispatch.triton_installed():
     # Registers the operators.
-    from auxmae_kernels import attention, embed, feed_forward_operator, norm
+    from auxmae_kernels import assembly, attention, embed, feed_forward_operator, norm
 
 __all__ = [
     "Decision",
@@ -209,8 +209,13 @@ def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor,
         position: (S, D); channel: (C, D).
 
     Returns:
-        (B, C, S, D).
+        (B, C, S, D), of latent's type.
+
+    Raises:
+        KernelUnavailableError: Triton was asked for and cannot run here.
     """
+    if dispatch.choose("assemble", latent.dtype, latent.device, (("width", int(latent.shape[-1])),)) == "triton":
+        return assembly.assemble(latent, keep, mask_token, position, channel)
     return reference.assemble(latent, keep, mask_token, position, channel)
 
 

@@ -28,7 +28,7 @@ FUNCTIONS = (
     "masked_loss",
 )
 # Functions that have a Triton kernel in this version.
-TRITON_FUNCTIONS: frozenset[str] = frozenset({"axial_attention", "feed_forward", "add_norm", "embed_visible"})
+TRITON_FUNCTIONS: frozenset[str] = frozenset({"axial_attention", "feed_forward", "add_norm", "embed_visible", "assemble"})
 # Functions that are composed of others, each of which is dispatched for itself.
 COMPOSED: dict[str, str] = {"attention_block": "axial_attention"}
 # Recorded wins of the Triton kernels over every PyTorch provider, by function, architecture and shape class.
