@@ -18,7 +18,7 @@ from auxmae_kernels.dispatch import Decision, KernelUnavailableError
 
 if dispatch.triton_installed():
     # Registers the operators.
-    from auxmae_kernels import assembly, attention, embed, feed_forward_operator, norm
+    from auxmae_kernels import assembly, attention, embed, feed_forward_operator, loss, norm
 
 __all__ = [
     "Decision",
@@ -242,5 +242,11 @@ def masked_loss(
 
     Raises:
         ValueError: an unknown kind, or shapes that do not fit.
+        KernelUnavailableError: Triton was asked for and cannot run here.
     """
+    of_image = int(image.requires_grad and torch.is_grad_enabled())
+    key = (("pixels", int(prediction.shape[3])), ("image_gradient", of_image))
+    if dispatch.choose("masked_loss", prediction.dtype, prediction.device, key) == "triton":
+        reference.check_loss(prediction, image, masked_index, kind)
+        return loss.masked_loss(prediction, image, masked_index, valid, kind, normalize)
     return reference.masked_loss(prediction, image, masked_index, valid, kind, normalize)

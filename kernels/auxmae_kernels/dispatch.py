@@ -28,7 +28,9 @@ FUNCTIONS = (
     "masked_loss",
 )
 # Functions that have a Triton kernel in this version.
-TRITON_FUNCTIONS: frozenset[str] = frozenset({"axial_attention", "feed_forward", "add_norm", "embed_visible", "assemble"})
+TRITON_FUNCTIONS: frozenset[str] = frozenset(
+    {"axial_attention", "feed_forward", "add_norm", "embed_visible", "assemble", "masked_loss"}
+)
 # Functions that are composed of others, each of which is dispatched for itself.
 COMPOSED: dict[str, str] = {"attention_block": "axial_attention"}
 # Recorded wins of the Triton kernels over every PyTorch provider, by function, architecture and shape class.
@@ -94,7 +96,8 @@ def explain(
         function: one of `FUNCTIONS`.
         shape, dtype, device: of the first argument; None stands for any.
         key: the shape class: for attention {"axis", "length", "head_dim"}: tokens of a sequence, channels of a head; for
-            other functions {"width"}; for sublayers also {"dropout"}: 1 where it is on.
+            other functions {"width"}; for sublayers also {"dropout"}: 1 where it is on; for the loss {"pixels"}, of a token,
+            and {"image_gradient"}: 1 where the image asks for one.
 
     Raises:
         ValueError: an unknown function or backend.
@@ -147,6 +150,13 @@ def _obstacle(function: str, dtype: torch.dtype | None, device: torch.device | N
 
         if int(key.get("width", 1)) > MAX_WIDTH:
             return f"a width of {key['width']} is beyond {MAX_WIDTH}"
+    if function == "masked_loss":
+        from auxmae_kernels.loss import MAX_PIXELS
+
+        if int(key.get("pixels", 1)) > MAX_PIXELS:
+            return f"{key['pixels']} pixels per token are beyond {MAX_PIXELS}"
+        if key.get("image_gradient"):
+            return "the image asks for a gradient, which the kernel does not compute"
     return None
 
 
