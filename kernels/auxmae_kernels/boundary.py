@@ -64,6 +64,18 @@ def _on_device(arguments: tuple[Any, ...]) -> AbstractContextManager[Any]:
     return torch.cuda.device(first.device) if first.is_cuda else nullcontext()
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Types are settled before an operator is called; what it calls must not choose again."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def programs_for(device: torch.device) -> int:
+    """How many programs walk over a kernel's tiles where each keeps sums of its own: two a multiprocessor."""
+    if device.type != "cuda":
+        return 4
+    return 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when Triton was first imported)."""
     import triton

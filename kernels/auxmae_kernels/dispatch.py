@@ -28,7 +28,9 @@ FUNCTIONS = (
     "masked_loss",
 )
 # Functions that have a Triton kernel in this version.
-TRITON_FUNCTIONS: frozenset[str] = frozenset({"axial_attention"})
+TRITON_FUNCTIONS: frozenset[str] = frozenset(
+    {"axial_attention", "feed_forward", "add_norm", "embed_visible", "assemble", "masked_loss"}
+)
 # Functions that are composed of others, each of which is dispatched for itself.
 COMPOSED: dict[str, str] = {"attention_block": "axial_attention"}
 # Recorded wins of the Triton kernels over every PyTorch provider, by function, architecture and shape class.
@@ -93,7 +95,9 @@ def explain(
     Args:
         function: one of `FUNCTIONS`.
         shape, dtype, device: of the first argument; None stands for any.
-        key: the shape class: for attention {"axis", "length", "head_dim"}: tokens of a sequence, channels of a head.
+        key: the shape class: for attention {"axis", "length", "head_dim"}: tokens of a sequence, channels of a head; for
+            other functions {"width"}; for sublayers also {"dropout"}: 1 where it is on; for the loss {"pixels"}, of a token,
+            and {"image_gradient"}: 1 where the image asks for one.
 
     Raises:
         ValueError: an unknown function or backend.
@@ -104,9 +108,9 @@ def explain(
     chosen = backend()
     if chosen == "torch":
         return Decision("torch", "PyTorch was asked for")
-    if function in COMPOSED:
+    if function in COMPOSED and not (key or {}).get("dropout"):
         return explain(COMPOSED[function], shape=shape, dtype=dtype, device=device, key=key)
-    if function not in TRITON_FUNCTIONS:
+    if function not in TRITON_FUNCTIONS and function not in COMPOSED:
         return Decision("torch", f"{function} has no Triton kernel in this version")
     where = None if device is None else torch.device(device)
     obstacle = _obstacle(function, dtype, where, key or {})
@@ -125,6 +129,8 @@ def _obstacle(function: str, dtype: torch.dtype | None, device: torch.device | N
     """Why the Triton kernel cannot run, or None."""
     if not triton_installed():
         return "Triton is not installed"
+    if key.get("dropout"):
+        return "dropout is on, which the Triton kernels do not have: PyTorch runs"
     if device is not None and device.type != "cuda":
         from auxmae_kernels.boundary import interpreting
 
@@ -137,6 +143,20 @@ def _obstacle(function: str, dtype: torch.dtype | None, device: torch.device | N
         from auxmae_kernels.attention import obstacle
 
         return obstacle(int(key.get("head_dim", 1)), dtype or torch.float32)
+    if dtype not in (None, torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return f"{dtype} is none of the kernel's types"
+    if function == "add_norm":
+        from auxmae_kernels.norm import MAX_WIDTH
+
+        if int(key.get("width", 1)) > MAX_WIDTH:
+            return f"a width of {key['width']} is beyond {MAX_WIDTH}"
+    if function == "masked_loss":
+        from auxmae_kernels.loss import MAX_PIXELS
+
+        if int(key.get("pixels", 1)) > MAX_PIXELS:
+            return f"{key['pixels']} pixels per token are beyond {MAX_PIXELS}"
+        if key.get("image_gradient"):
+            return "the image asks for a gradient, which the kernel does not compute"
     return None
 
 

@@ -69,3 +69,38 @@ def locate(
     if HAS_LENGTHS:
         real = written & (t < tl.load(lengths + b * channels + c, mask=written, other=0))
     return b, c, t, written, real
+
+
+@triton.jit
+def normalise(x, fits, WIDTH: tl.constexpr, EPS: tl.constexpr):
+    """LayerNorm of each row of x (rows, columns) without its affine map; columns that do not fit are 0 in x and in the result.
+
+    Returns:
+        The normalised rows, and 1 / standard deviation (rows,).
+    """
+    # Two passes over what is on chip: the difference of large squares would lose digits.
+    mean = tl.sum(x, 1) / WIDTH
+    centred = tl.where(fits, x - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / WIDTH + EPS)
+    return centred * rstd[:, None], rstd
+
+
+@triton.jit
+def normalise_gradient(grad, normalised, rstd, WIDTH: tl.constexpr):
+    """The gradient of `normalise` by its input, rstd · (g − mean(g) − n · mean(g · n)); g is 0 in columns that do not fit."""
+    mean = tl.sum(grad, 1) / WIDTH
+    projection = tl.sum(grad * normalised, 1) / WIDTH
+    return rstd[:, None] * (grad - mean[:, None] - normalised * projection[:, None])
+
+
+@triton.jit
+def gelu(x):
+    """x · Φ(x), with Φ by the error function."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def gelu_with_gradient(x):
+    """`gelu`, and its derivative Φ(x) + x · φ(x)."""
+    below = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    return x * below, below + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)

@@ -18,6 +18,8 @@ import torch
 
 # What AMD's and NVIDIA's compilers were asked for; another architecture takes the entries of the nearest.
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+# Those that have entries of their own.
+FAMILIES = ("sm_80", "sm_90", "gfx942")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,18 @@ STREAMING: dict[str, tuple[tuple[int, int], ...]] = {
     "sm_80": ((64, 4), (32, 2), (32, 4), (32, 4)),
     "sm_90": ((64, 4), (64, 4), (64, 8), (32, 4)),
     "gfx942": ((32, 2), (32, 2), (32, 4), (32, 4)),
+}
+
+# (architecture, width tile) → (rows, hidden chunk, warps, stages), for half precision: of the feed-forward sublayer.
+# At 256 neither spills on sm_80 or sm_90; with one stage, or 64 rows on the way back, hundreds of bytes would.
+_WIDTHS = (16, 32, 64, 128, 256)
+FEED_FORWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
+    **{(a, w): (64, 32, 4, 2) for a in FAMILIES for w in _WIDTHS},
+    **{(a, 256): (64, 32, 8, 2) for a in FAMILIES},
+}
+FEED_FORWARD_BACKWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
+    **{(a, w): (32, 32, 4, 2) for a in FAMILIES for w in _WIDTHS},
+    **{(a, 256): (32, 32, 8, 2) for a in FAMILIES},
 }
 
 
@@ -159,3 +173,19 @@ def _write_cache(tiles: dict[str, Tile]) -> None:
     except OSError:
         # A cache that cannot be kept costs time, not correctness.
         return
+
+
+def feed_forward_tile(width_tile: int, dtype: torch.dtype, arch: str, backward: bool) -> tuple[Tile, int]:
+    """The tile of rows padded to `width_tile`, and how many hidden numbers a chunk has."""
+    table = FEED_FORWARD_BACKWARD if backward else FEED_FORWARD
+    rows, chunk, warps, stages = table[family(arch), width_tile]
+    if dtype.itemsize > 2:
+        # Numbers of 32 bits take twice the registers and twice the shared memory.
+        rows, chunk, stages = 16, 16, 1
+    return Tile(rows, warps, stages), chunk
+
+
+def norm_tile(width_tile: int) -> Tile:
+    """Whole rows of `add_norm`, padded to `width_tile`: 4096 numbers where a row has no more, 32 a thread."""
+    rows = max(1, min(32, 4096 // width_tile))
+    return Tile(rows, max(4, min(16, rows * width_tile // 1024)))
