@@ -154,7 +154,7 @@ def _attention_block(axis: str, aligned: bool) -> Callable[[str, Shape, _Random]
         if not aligned and axis == "channel":
             tensors["slots"], batched = random.slots(shape), ("x", "slots")
         length = tokens if axis == "patch" else shape.channels
-        key = {"axis": axis, "length": length, "width": d, "heads": shape.heads, "slots": "slots" in tensors}
+        key = {"axis": axis, "length": length, "head_dim": d // shape.heads, "width": d, "slots": "slots" in tensors}
         return KernelCase(
             name, "attention_block", key, tensors, {"heads": shape.heads, "axis": axis}, differentiable, batched
         )  # fmt: skip

@@ -5,7 +5,7 @@ Each provider first passes the correctness gate; then forward pass, backward pas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,8 @@ def kernel_suite(
     limits: dict[str, Any] | None = None,
     extra: Mapping[str, Mapping[str, Function]] | None = None,
     progress: Callable[[str], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Rows of the kernel suite.
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one case of the kernel suite after another.
 
     Args:
         shapes: sizes; device, dtype: of every tensor.
@@ -78,13 +78,12 @@ def kernel_suite(
         extra: function → provider → a further implementation, called with the public function's arguments.
         progress: is told what goes on.
 
-    Returns:
+    Yields:
         Rows with the keys of the model suite's, and "status" ("ok", "wrong", "failed", "out of memory") with its "reason",
         "error" (over what the gate allows), "function", "key", "dtype", "arch", "backend", "flops", "bytes", their rates and
         parts of the ceilings, "graph_ms", "kernel_launches", "device_idle_share", "host_idle_share".  Only a row with the
         status "ok" has figures.
     """
-    rows: list[dict[str, Any]] = []
     for name, build in kernel_cases(shapes, device, dtype).items():
         if not chosen(name):
             continue
@@ -92,8 +91,7 @@ def kernel_suite(
             progress(name)
         case = build()
         further = dict((extra or {}).get(case.function, {}))
-        rows += _measure(case, device, dtype, repeats, compile_too, limits, further)
-    return rows
+        yield _measure(case, device, dtype, repeats, compile_too, limits, further)
 
 
 def _providers(case: KernelCase, device: torch.device, compile_too: bool) -> dict[str, _Provider]:
@@ -118,7 +116,10 @@ def _triton_runs(case: KernelCase, device: torch.device) -> bool:
     first = next(iter(case.tensors.values()))
     try:
         return bool(
-            _with_triton(dispatch.explain)(case.function, shape=first.shape, dtype=first.dtype, device=device).backend == TRITON
+            _with_triton(dispatch.explain)(
+                case.function, shape=first.shape, dtype=first.dtype, device=device, key=case.key
+            ).backend
+            == TRITON
         )
     except KernelUnavailableError:
         return False
@@ -260,7 +261,7 @@ def _row(
     first = next(iter(case.tensors.values()))
     backend = TRITON if name == TRITON else "torch"
     if name == OURS:
-        backend = dispatch.explain(case.function, shape=first.shape, dtype=first.dtype, device=device).backend
+        backend = dispatch.explain(case.function, shape=first.shape, dtype=first.dtype, device=device, key=case.key).backend
     return {
         "suite": "kernels",
         "case": case.name,

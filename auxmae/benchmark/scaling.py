@@ -7,7 +7,7 @@ visible patches a channel: it has a second set of projections to pay for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -57,9 +57,8 @@ def scaling_suite(
     dtype: torch.dtype = torch.float32,
     limits: dict[str, Any] | None = None,
     progress: Callable[[str], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Rows of the model suite's kind, of the pass "step", with "axis"."""
-    rows = []
+) -> Iterator[list[dict[str, Any]]]:
+    """Of one case after another the rows, of the model suite's kind and the pass "step", with "axis"."""
     for axis, cases in scaling_cases(device, quick=quick).items():
         for case in cases:
             if chosen(f"{axis}/{case.name}"):
@@ -67,8 +66,7 @@ def scaling_suite(
                     case, device=device, repeats=repeats, peers=(JOINT,), dtype=dtype, limits=limits, passes=("step",),
                     suite="scaling", progress=progress,
                 )  # fmt: skip
-                rows += [row | {"axis": axis, "case": f"{axis}/{case.name}"} for row in found]
-    return rows
+                yield [row | {"axis": axis, "case": f"{axis}/{case.name}"} for row in found]
 
 
 def curves(rows: list[dict[str, Any]], axis: str) -> dict[str, list[tuple[int, float]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -46,11 +46,21 @@ class Request:
         return not self.patterns or any(pattern in name or fnmatchcase(name, pattern) for pattern in self.patterns)
 
 
-def run(request: Request, device: torch.device, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+def run(
+    request: Request,
+    device: torch.device,
+    progress: Callable[[str], None] | None = None,
+    record: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """Measures.
 
+    Args:
+        request: what; device: where.
+        progress: is told what goes on.
+        record: is given the document after every case, so that a run that is stopped loses one case at most.
+
     Returns:
-        {"device", "versions", "commit", "dirty", "ceilings", "rows"}; see the suites for the rows.
+        {"device", "versions", "commit", "dirty", "ceilings", "complete", "rows"}; see the suites for the rows.
 
     Raises:
         UsageError: no case has a name that was asked for.
@@ -58,29 +68,42 @@ def run(request: Request, device: torch.device, progress: Callable[[str], None] 
     if progress:
         progress("measuring the machine's ceilings")
     limits = ceilings(device, request.dtype, quick=request.quick)
+    document: dict[str, Any] = {**environment(device), "ceilings": limits, "complete": False, "rows": []}
+    for rows in _cases(request, device, limits, progress):
+        document["rows"] += rows
+        if record:
+            record(document)
+    if not document["rows"]:
+        raise UsageError(
+            f"no case of {', '.join(request.suites)} is called {' or '.join(request.patterns)}",
+            hint="leave --case out to see the names",
+        )
+    document["complete"] = True
+    if record:
+        record(document)
+    return document
+
+
+def _cases(
+    request: Request, device: torch.device, limits: dict[str, Any], progress: Callable[[str], None] | None
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one case after another."""
     common: dict[str, Any] = {"device": device, "dtype": request.dtype, "repeats": request.repeats, "progress": progress}
-    rows: list[dict[str, Any]] = []
     if "kernels" in request.suites:
         shapes = kernel_suite.shapes_for(device, quick=request.quick)
-        rows += kernel_suite.kernel_suite(
+        yield from kernel_suite.kernel_suite(
             shapes, chosen=request.chosen, compile_too=request.compile_too, limits=limits, **common
         )  # fmt: skip
     if "model" in request.suites:
         for case in suites.cases_for(device, quick=request.quick):
             if request.chosen(case.name):
                 case = replace(case, batch=request.batch_size or case.batch, channels=request.channels or case.channels)
-                rows += suites.model_suite(
+                yield suites.model_suite(
                     case, compile_too=request.compile_too, recompute_too=request.recompute_too, limits=limits, **common
                 )  # fmt: skip
     if "scaling" in request.suites:
-        rows += scaling.scaling_suite(quick=request.quick, chosen=request.chosen, limits=limits, **common)
+        yield from scaling.scaling_suite(quick=request.quick, chosen=request.chosen, limits=limits, **common)
     if "data" in request.suites:
         settings = request.settings or SettingsTree()
         if request.chosen(settings.data.source):
-            rows += data_suite.data_suite(settings, **common)
-    if not rows:
-        raise UsageError(
-            f"no case of {', '.join(request.suites)} is called {' or '.join(request.patterns)}",
-            hint="leave --case out to see the names",
-        )
-    return {**environment(device), "ceilings": limits, "rows": rows}
+            yield data_suite.data_suite(settings, **common)

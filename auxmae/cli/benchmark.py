@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,14 +77,14 @@ def command(
     )
     progress = console(json_output=True)
     try:
-        document = run(request, target, lambda text: progress.print(text, highlight=False, markup=False))
+        document = run(
+            request,
+            target,
+            lambda text: progress.print(text, highlight=False, markup=False),
+            record=None if output is None else partial(_write, output),
+        )
     except KernelUnavailableError as error:
         raise AuxMAEError(str(error)) from error
-    if output is not None:
-        try:
-            output.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise AuxMAEError(f"{output}: cannot be written: {error.strerror}") from error
     if json_output:
         print_json(document)
         return
@@ -111,6 +112,17 @@ def _settings(data: str | None) -> SettingsTree:
     from auxmae.settings import load_settings
 
     return load_settings(None, options={} if data is None else {"data.source": data}).settings
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    """Writes the document whole or not at all: the one of the case before is still there when the disk is full."""
+    partial_path = path.with_name(f"{path.name}.partial")
+    try:
+        partial_path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial_path.replace(path)
+    except OSError as error:
+        partial_path.unlink(missing_ok=True)
+        raise AuxMAEError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _check_writable(path: Path) -> None:
