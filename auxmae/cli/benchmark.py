@@ -15,7 +15,6 @@ from auxmae.errors import AuxMAEError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from auxmae.benchmark.session import Request
     from auxmae.settings.schema import SettingsTree
 
 _SUITES = ("kernels", "model", "scaling", "data")
@@ -39,6 +38,12 @@ def command(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
     data: Annotated[str | None, typer.Option("--data", help="Images of the data suite; the embedded ones by default.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON document to this file too.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Draw PNG figures and one HTML page into this folder.")
+    ] = None,
+    recorded: Annotated[
+        Path | None, typer.Option("--from", help="Measure nothing; show and draw a document that --output wrote.")
+    ] = None,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option("--compare", help="Measure nothing; compare two documents: BEFORE AFTER.")
     ] = None,
@@ -49,9 +54,16 @@ def command(
     if compare is not None:
         _compare(*compare, threshold, json_output)
         return
+    if recorded is not None:
+        from auxmae.benchmark.compare import read_document
+
+        _show(read_document(recorded), figures, json_output)
+        return
     chosen = _suites(suite or ["model"])
     if output is not None:
         _check_writable(output)
+    if figures is not None:
+        _check_folder(figures)
 
     from auxmae_kernels import KernelUnavailableError, dispatch
 
@@ -85,10 +97,7 @@ def command(
         )
     except KernelUnavailableError as error:
         raise AuxMAEError(str(error)) from error
-    if json_output:
-        print_json(document)
-        return
-    _report(document, request, target)
+    _show(document, figures, json_output)
 
 
 def _suites(names: list[str]) -> tuple[str, ...]:
@@ -139,13 +148,33 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
-def _report(document: dict[str, Any], request: Request, device: torch.device) -> None:
+def _check_folder(path: Path) -> None:
+    """Raises AuxMAEError where no file could be written into the folder; makes it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AuxMAEError(
+            f"{path}: cannot be written: {error.strerror}", hint="give --figures a folder where you may write"
+        ) from error
+    _check_writable(path / "benchmark.html")
+
+
+def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> None:
+    """Figures, then the document as JSON or as tables and in words."""
     from auxmae.cli.benchmark_tables import MAX_WIDTH, MIN_WIDTH, sentences, tables
 
+    if figures is not None:
+        from auxmae.visuals.benchmark import draw
+
+        for path in draw(document, figures):
+            console(json_output=True).print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    if json_output:
+        print_json(document)
+        return
     wide = console()
     # In a narrower terminal the lines run on instead of losing figures; a wider one is no reason for longer lines.
     wide.width = min(max(wide.width, MIN_WIDTH), MAX_WIDTH)
-    for table in tables(document["rows"], str(device)):
+    for table in tables(document["rows"], str((document.get("device") or {}).get("type", "an unknown device"))):
         wide.print(table, highlight=False)
         wide.print()
     out = console()
@@ -171,8 +200,9 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
         wide = console()
         wide.width = min(max(wide.width, MIN_WIDTH), MAX_WIDTH)
         wide.print(comparison(changes), highlight=False)
-        if old.get("device") != new.get("device"):
-            wide.print("The two were measured on different devices or with other settings of the same one.", highlight=False)
+        devices = [{key: (each.get("device") or {}).get(key) for key in ("type", "name", "threads")} for each in (old, new)]
+        if devices[0] != devices[1]:
+            wide.print("The two were measured on different devices, or with another number of threads.", highlight=False)
         count = len([change for change in changes if change.ratio is not None])
         wide.print(
             f"{count} compared, {len(bad)} regressions beyond {100 * threshold:g}% and beyond the spread.", highlight=False
