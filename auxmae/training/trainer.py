@@ -135,6 +135,7 @@ class Trainer:
         )
         # A no-op unless fp16 needs it.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.masks = torch.Generator(device).manual_seed(plan.seed)
         self.stopping = EarlyStopping(plan.patience, plan.tolerance)
         self.step = 0
@@ -242,8 +243,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for _ in range(plan.accumulation):
             batch = next(batches)
-            image = batch.image.to(self.device, non_blocking=True)
-            valid = batch.valid.to(self.device, non_blocking=True)
+            image, valid = self._on_device(batch)
             with autocast(self.dtype, self.device):
                 loss = self.model(image, valid=valid, channels=batch.channels, generator=self.masks).loss
             self.scaler.scale(loss / plan.accumulation).backward()
@@ -256,6 +256,21 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return total, norm
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image and validity on the device; on a GPU copied beside the step before, for the host runs ahead of it."""
+        parts = batch.image, batch.valid
+        if self.copies is None:
+            image, valid = (part.to(self.device, non_blocking=True) for part in parts)
+            return image, valid
+        with torch.cuda.stream(self.copies):
+            image, valid = (part.to(self.device, non_blocking=True) for part in parts)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.copies)
+        for part in (image, valid):
+            # Their memory must not be used again by the copying stream before this step is over.
+            part.record_stream(computing)
+        return image, valid
 
     def _log(self, loss: Tensor, norm: Tensor, epoch: int, images_per_second: float) -> None:
         check_finite(float(loss), self.step, self._what_is_left())
