@@ -291,6 +291,11 @@ class TrainSettings(Table):
     validation_samples: int = Field(
         default=1000, ge=0, description="images or windows that a validation takes at most, always the same (0: all)"
     )
+    probe_every: int = Field(
+        default=0,
+        ge=0,
+        description="epochs between probes of the frozen features: effective rank, k-NN on held-out labels (0: never)",
+    )
     figure_every: int = Field(default=10, ge=0, description="epochs between reconstruction figures (0: at the end only)")
     checkpoint_minutes: float = Field(
         default=10.0, ge=0, description="minutes between checkpoints within an epoch (0: at its end only)"
