@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from auxmae.build import Data
     from auxmae.evaluation.probes import ProbeReport
-    from auxmae.evaluation.reconstruction import ReconstructionResult
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import EvalSettings
 
-# Terminals show this many channels; eval.json holds all.
-_SHOWN_CHANNELS = 24
+# Training images that the floors which need fitting are fitted on, at most.
+_FLOOR_IMAGES = 1000
 
 
 def command(
@@ -36,6 +34,7 @@ def command(
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
     from auxmae.build import configure, open_run_data
     from auxmae.cli.console import console, print_json
+    from auxmae.cli.eval_tables import probe_table, reconstruction_table
     from auxmae.errors import DataError
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
     from auxmae.settings import load_settings
@@ -64,13 +63,13 @@ def command(
             device=where,
             progress=lambda images: status.update(f"Reconstructing held-out images: {images}"),
         )
-    out.print(_reconstruction_table(reconstruction))
-    with out.status("Probing frozen features"):
-        report = _probe(model, held, settings.eval, where, settings.train.seed)
+    out.print(reconstruction_table(reconstruction))
+    with out.status("Probing frozen features") as status:
+        report = _probe(model, held, settings.eval, where, settings.train.seed, lambda what: status.update(f"Probing: {what}"))
     if report.reason:
         out.print(f"No probes. {report.reason}", **plain)
     else:
-        out.print(_probe_table(report))
+        out.print(probe_table(report))
         out.print(report.verdict(), **plain)
     for notice in report.notices:
         out.print(notice, style="yellow", **plain)
@@ -79,6 +78,8 @@ def command(
         "split": held.digest,
         "reconstruction": reconstruction.to_dict(),
         "probes": [result.to_dict() for result in report.results],
+        "comparisons": [comparison.to_dict() for comparison in report.comparisons],
+        "verdict": report.verdict(),
     }
     details = {
         "checkpoint": checkpoint,
@@ -89,7 +90,6 @@ def command(
         "probe_notices": report.notices,
         "probe_samples": {"train": report.train_samples, "test": report.test_samples},
         "majority": report.majority,
-        "verdict": report.verdict(),
     }
     try:
         path = folder.write_json("eval.json", {**document, "details": details})
@@ -101,10 +101,13 @@ def command(
         print_json(document)
 
 
-def _probe(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int) -> ProbeReport:
+def _probe(
+    model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int, progress: Callable[[str], None]
+) -> ProbeReport:
     """All probes on the encoder and on the floors, from the same samples."""
-    from auxmae.evaluation.features import encoder_extractor, extract_all, statistics_extractor
-    from auxmae.evaluation.probes import ENCODER, RANDOM, STATISTICS, ProbeReport, run_probes, untrained
+    from auxmae.evaluation.baselines import floor_extractors
+    from auxmae.evaluation.features import encoder_extractor, extract_all
+    from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
 
     if not data.class_names:
         return ProbeReport([], "The data carry no labels.")
@@ -114,7 +117,14 @@ def _probe(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed:
     initial = untrained(model, seed=seed).to(device)
     extractors = {
         ENCODER: encoder_extractor(model, pool=settings.pool, device=device, dense=dense),
-        STATISTICS: statistics_extractor(patch_size),
+        **floor_extractors(
+            data.train.limited(_FLOOR_IMAGES),
+            channels=len(data.collection.channel_names),
+            patch_size=model.patch_size,
+            components=model.num_features,
+            dense=dense,
+            seed=seed,
+        ),
         RANDOM: encoder_extractor(initial, pool=settings.pool, device=device, dense=dense),
     }
     train, test = (
@@ -129,58 +139,5 @@ def _probe(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed:
         bootstrap=settings.bootstrap,
         seed=seed,
         class_names=data.class_names,
+        progress=progress,
     )
-
-
-def _reconstruction_table(result: ReconstructionResult) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    floors = result.floors
-    table = Table(title=f"Masked L1, scaled units, {result.images} held-out images", title_justify="left")
-    table.add_column("channel")
-    table.add_column("model", justify="right")
-    for name in floors:
-        table.add_column(f"floor: {name}", justify="right")
-    table.add_column("model / better floor", justify="right")
-
-    def row(label: str, error: float, beside: list[float], style: str = "") -> None:
-        best = min(beside)
-        ratio = f"{error / best:.2f}" if best > 0 else "–"
-        table.add_row(escape(label), f"{error:.4f}", *(f"{value:.4f}" for value in beside), ratio, style=style)
-
-    shown = list(result.per_channel)[:_SHOWN_CHANNELS]
-    for name in shown:
-        row(name, result.per_channel[name], [result.floors_per_channel[floor][name] for floor in floors])
-    if len(shown) < len(result.per_channel):
-        table.add_row(f"… {len(result.per_channel) - len(shown)} more", *[""] * (len(floors) + 2), style="dim")
-    table.add_section()
-    row("all", result.masked_l1, list(floors.values()), "bold")
-    return table
-
-
-def _probe_table(report: ProbeReport) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    title = f"Probes on frozen features: {report.train_samples} training, {report.test_samples} test samples"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("probe")
-    table.add_column("labels")
-    table.add_column("features", no_wrap=True)
-    # Only heads and the probes' names wrap on a narrow terminal.
-    for column in ("accuracy", "95% interval", "class mean"):
-        table.add_column(column, justify="right", no_wrap=column != "class mean")
-    before = None
-    for result in report.results:
-        case = (result.probe, result.labels_per_class)
-        if before not in (None, case):
-            table.add_section()
-        labels = "all" if result.labels_per_class == 0 else str(result.labels_per_class)
-        low, high = result.interval
-        cells = (f"{result.accuracy:.3f}", f"{low:.3f} – {high:.3f}", f"{result.average_accuracy:.3f}")
-        head = ("", "") if before == case else (result.probe, labels)
-        table.add_row(*head, result.features, *cells)
-        before = case
-    table.caption = f"naming the commonest class every time: {report.majority:.3f}"
-    return table

@@ -326,7 +326,7 @@ class EvalSettings(Table):
         description="held-out images or windows whose reconstruction is measured at most, always the same (0: all)",
     )
     labels_per_class: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(5, 20, 0), description="labelled samples per class given to the probes (0: all)"
+        default=(1, 5, 20, 0), description="labelled samples per class given to the probes (0: all)"
     )
     neighbours: int = Field(default=5, ge=1, le=1000, description="k of the k-NN probe")
     max_samples: int = Field(default=4000, ge=10, description="labelled samples per part used by the probes, at most")

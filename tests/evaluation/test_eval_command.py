@@ -56,22 +56,27 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     result = invoke(str(run_folder), "--json", "--batch-size", "16")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert set(document) == {"split", "reconstruction", "probes"}
+    assert set(document) == {"split", "reconstruction", "probes", "comparisons", "verdict"}
     assert set(document["reconstruction"]) == {"masked_l1", "per_channel", "floors"}
     assert set(document["reconstruction"]["floors"]) == {"mean", "interpolation"}
     assert len(document["reconstruction"]["per_channel"]) == 13
-    assert len(document["probes"]) == 2 * 2 * 3
+    assert len(document["probes"]) == 2 * 2 * 6
+    assert len(document["comparisons"]) == 2 * 2
     assert {probe["features"] for probe in document["probes"]} == {
         "encoder",
         "channel statistics",
+        "raw pixels",
+        "PCA of patches",
+        "random convolutions",
         "random initialisation",
     }
     for probe in document["probes"]:
-        assert set(probe) == {"features", "probe", "labels_per_class", "accuracy", "average_accuracy", "interval"}
+        documented = {"features", "probe", "labels_per_class", "accuracy", "average_accuracy", "interval"}
+        assert set(probe) == documented | {"macro_f1", "kappa", "spread", "draws"}
         assert 0 <= probe["interval"][0] <= probe["interval"][1] <= 1
     written = json.loads((run_folder / "eval.json").read_text())
     assert {key: written[key] for key in document} == document
-    assert written["details"]["verdict"]
+    assert written["verdict"]
     assert "channel statistics" in result.stderr
 
 
