@@ -35,6 +35,7 @@ class Data:
         train, validation, test: batches; validation and test are the same on every pass, train is augmented and shuffled
             where that was asked for.  A part that holds nothing is None.
         statistics: None where a stored scaling was given.
+        missing: channels of the model that the data set lacks, left out on purpose.
     """
 
     collection: Collection
@@ -45,6 +46,7 @@ class Data:
     train: Loader
     validation: Loader | None
     test: Loader | None
+    missing: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -249,6 +251,7 @@ def open_run_data(
     labels: str | None = None,
     overrides: Sequence[str] = (),
     batch_size: int | None = None,
+    allow_missing: bool = False,
 ) -> Data:
     """The data set of a run, or another one, as the run's model takes it: its scaling, its crop size, no augmentation.
 
@@ -257,6 +260,7 @@ def open_run_data(
         source, labels: another data set, in place of the run's.
         overrides: further settings, "table.key=value".
         batch_size: images per batch, over the settings'.
+        allow_missing: do without the model's channels that the data set lacks (`Data.missing`).
 
     Raises:
         DataError: the data set lacks a channel that the model was trained on.
@@ -273,12 +277,30 @@ def open_run_data(
     if batch_size is not None:
         train = train.model_copy(update={"batch_size": batch_size})
     # By name, so that another order or further channels change nothing, and a missing one is an error.
-    data = data.model_copy(update={"channels": model.channel_names})
+    names = model.channel_names
+    if allow_missing:
+        there = open_data(data.model_copy(update={"channels": "auto", "labels": "none"}), seed=train.seed).channel_names
+        names = tuple(name for name in names if name in there)
+        if not names:
+            raise DataError(
+                f"{data.source}: none of the model's channels is there: it has {', '.join(there)}, the model was trained on "
+                f"{', '.join(model.channel_names)}",
+                hint="name the file's channels with data.channels",
+            )
+    missing = tuple(name for name in model.channel_names if name not in names)
+    data = data.model_copy(update={"channels": names, "wavelengths": "auto" if missing else data.wavelengths})
     scaling = Scaling.from_dict(model.scaling) if model.scaling else Scaling.identity(model.channel_names)
     changed = settings.model_copy(update={"data": data, "train": train})
     try:
-        return build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
+        found = build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
     except SettingsError as error:
         # The names come from the model here, not from a setting that the user made.
         wanted = f"the model was trained on the channels {', '.join(model.channel_names)}"
-        raise DataError(f"{data.source} does not fit: {wanted}; {error.message}", hint=error.hint) from error
+        hint = f"{error.hint + '; ' if error.hint else ''}--allow-missing drops channels that are not there"
+        raise DataError(f"{data.source} does not fit: {wanted}; {error.message}", hint=hint) from error
+    if missing:
+        found.missing = missing
+        for loader in (found.train, found.validation, found.test):
+            if loader is not None:
+                loader.channels = torch.tensor([model.channel_names.index(name) for name in names])
+    return found

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from auxmae.build import Data
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.model.mae import AuxMAE
-    from auxmae.settings.schema import EvalSettings
+    from auxmae.settings.schema import EvalSettings, SettingsTree
+    from auxmae.training.run import RunFolder
 
 # Training images that the floors which need fitting are fitted on, at most.
 _FLOOR_IMAGES = 1000
@@ -29,6 +32,13 @@ def command(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as eval.neighbours=20.")
     ] = None,
+    dense: Annotated[
+        bool,
+        typer.Option("--dense", help="Scenes with a label raster: probe pixels, one half against the other, and draw maps."),
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Do without channels of the model that the data lack.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
@@ -50,10 +60,17 @@ def command(
     ).settings
     where = configure(settings)
     model = folder.load_model(checkpoint).to(where)
-    held = open_run_data(folder, model, source=data, labels=labels, overrides=overrides, batch_size=batch_size)
+    held = open_run_data(
+        folder, model, source=data, labels=labels, overrides=overrides, batch_size=batch_size, allow_missing=allow_missing
+    )
     if held.test is None:
         raise DataError(f"{held.describe()}: the test part is empty", hint="raise data.test_fraction")
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {held.describe()}", **plain)
+    if held.missing:
+        absent = f"Left out on purpose, as the data lack them: {', '.join(held.missing)}. "
+        out.print(
+            f"{absent}The figures are those of the other {len(held.collection.channel_names)} channels.", style="yellow", **plain
+        )
 
     with out.status("Reconstructing held-out images") as status:
         reconstruction = evaluate_reconstruction(
@@ -81,6 +98,8 @@ def command(
         "comparisons": [comparison.to_dict() for comparison in report.comparisons],
         "verdict": report.verdict(),
     }
+    if held.missing:
+        document["missing_channels"] = list(held.missing)
     details = {
         "checkpoint": checkpoint,
         "data": held.describe(),
@@ -91,6 +110,10 @@ def command(
         "probe_samples": {"train": report.train_samples, "test": report.test_samples},
         "majority": report.majority,
     }
+    if dense:
+        document["dense"] = _dense(model, held, settings, where, folder, out)
+    elif held.collection.has_label_maps:
+        out.print("Pixel by pixel, one half of each scene against the other, with maps: --dense", **plain)
     try:
         path = folder.write_json("eval.json", {**document, "details": details})
         out.print(f"Written to {path}", **plain)
@@ -99,6 +122,61 @@ def command(
         out.print(f"Not written to {folder.path / 'eval.json'}: {error.strerror}", style="yellow", **plain)
     if json_output:
         print_json(document)
+
+
+def _dense(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folder: RunFolder, out: Console) -> dict[str, object]:
+    """Every scene that has a label raster, pixel by pixel; the maps go into the run folder."""
+    import torch
+
+    from auxmae.cli.eval_tables import probe_table
+    from auxmae.errors import DataError
+    from auxmae.evaluation.scenes import AT_RANDOM, LEAKAGE, evaluate_scene
+    from auxmae.visuals.maps import map_figure, write_map
+
+    collection, table = data.collection, settings.eval
+    if not collection.has_label_maps:
+        raise DataError(f"{data.describe()}: --dense needs a label for each pixel", hint="name a label raster with --labels")
+    scaling = data.scaling.select(collection.channel_names)
+    found: dict[str, object] = {}
+    for item in range(len(collection)):
+        labels = collection.read_labels(item)
+        if labels is None:
+            continue
+        file, index = collection.file_of(item), int(collection.items[item, 1])
+        name = file.path.stem + (f"-{index}" if file.count > 1 else "")
+        pixels = collection.read(item)
+        valid = torch.from_numpy(pixels.valid)
+        image = scaling.apply(torch.from_numpy(pixels.pixels)[None])[0].masked_fill(~valid, 0.0)
+        with out.status(f"Probing the pixels of {name}") as status:
+            result = evaluate_scene(
+                model,
+                image,
+                valid,
+                labels,
+                pool=table.pool,
+                stride=table.stride,
+                max_samples=table.max_samples,
+                labels_per_class=table.labels_per_class,
+                neighbours=table.neighbours,
+                bootstrap=table.bootstrap,
+                seed=settings.train.seed,
+                device=device,
+                class_names=data.class_names,
+                channels=data.train.channels,
+                progress=lambda what, name=name: status.update(f"{name}: {what}"),  # type: ignore[misc]
+            )
+        for split, report in result.reports.items():
+            out.print(f"{name}, {split}", style="bold", markup=False, highlight=False)
+            out.print(probe_table(report) if report.results else report.reason)
+            if report.results and split != AT_RANDOM:
+                out.print(report.verdict(), markup=False, highlight=False, soft_wrap=True)
+            elif report.results:
+                out.print(LEAKAGE, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        raster = write_map(result.prediction, data.class_names, file.georeference, folder.path / "maps" / f"{name}.tif")
+        figure = map_figure(result.prediction, labels, data.class_names, folder.figures / f"map-{name}.png", title=name)
+        out.print(f"Maps: {raster}, {figure}", markup=False, highlight=False, soft_wrap=True)
+        found[name] = {**result.to_dict(), "map": str(raster), "figure": str(figure)}
+    return found
 
 
 def _probe(

@@ -79,7 +79,7 @@ def fit_logistic(x: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[n
         warnings.simplefilter("ignore", ConvergenceWarning)
         for fit, check in validation_folds(y, groups):
             # From strong to weak penalty, each from the solution before it.
-            trial = LogisticRegression(max_iter=100, tol=1e-3, warm_start=True)
+            trial = LogisticRegression(max_iter=50, tol=1e-3, warm_start=True)
             for i, strength in enumerate(STRENGTHS):
                 trial.set_params(C=strength).fit(x[fit], y[fit])
                 hits[i] += (trial.predict(x[check]) == y[check]).sum()

@@ -90,8 +90,7 @@ def evaluate_reconstruction(
         for batch in batches:
             keep_BGK = draw_fixed_masks(model, batch.image, seed=seed, first=images)
             if batch.channels is not None:
-                # Channels are only ever left out where each is a group of its own.
-                keep_BGK = keep_BGK.index_select(1, batch.channels)
+                keep_BGK = keep_BGK.index_select(1, _groups_of(model, batch.channels))
             image, valid = batch.image.to(device), batch.valid.to(device)
             columns = torch.arange(image.shape[1]) if batch.channels is None else batch.channels.cpu()
             result = model.reconstruct(image, keep_BGK.to(device), valid=valid, channels=batch.channels)
@@ -130,6 +129,12 @@ def evaluate_reconstruction(
         images=images,
         pixels=int(pixels.sum()),
     )
+
+
+def _groups_of(model: AuxMAE, channels: Tensor) -> Tensor:
+    """Indices of the groups that hold `channels`, in their order."""
+    number = {name: g for g, group in enumerate(model.groups) for name in group}
+    return torch.tensor(list(dict.fromkeys(number[model.channel_names[channel]] for channel in channels.tolist())))
 
 
 def draw_fixed_masks(model: AuxMAE, image: Tensor, *, seed: int, first: int) -> Tensor:

@@ -334,6 +334,12 @@ class EvalSettings(Table):
     pool: Literal["mean", "cls", "concat", "attention"] = Field(
         default="mean", description="how channels become one feature vector"
     )
+    stride: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="pixels between the windows of `auxmae eval --dense` (0: 1, or as many as leave 20 000 of a scene)",
+    )
 
 
 class KernelSettings(Table):

@@ -26,6 +26,7 @@ class Shifted(nn.Module):
     """Reconstructs the truth plus a known error per channel: 0.25, 0.5, …; keeps its batch sizes for the test."""
 
     channel_names = ("red", "green", "blue")
+    groups = (("red",), ("green",), ("blue",))
     patch_size = 4
 
     def draw_mask(self, shape, generator=None, *, ratio=None) -> Tensor:
