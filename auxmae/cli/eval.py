@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Training images that the floors which need fitting are fitted on, at most.
 _FLOOR_IMAGES = 1000
+# Held-out images that are reconstructed at each of eval.mask_ratios, at most.
+_RATIO_IMAGES = 200
 
 
 def command(
@@ -44,7 +46,7 @@ def command(
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
     from auxmae.build import configure, open_run_data
     from auxmae.cli.console import console, print_json
-    from auxmae.cli.eval_tables import probe_table, reconstruction_table
+    from auxmae.cli.eval_tables import probe_table, ratio_table, reconstruction_table
     from auxmae.errors import DataError
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
     from auxmae.settings import load_settings
@@ -80,7 +82,14 @@ def command(
             device=where,
             progress=lambda images: status.update(f"Reconstructing held-out images: {images}"),
         )
+        ratios = {}
+        for ratio in settings.eval.mask_ratios:
+            status.update(f"Reconstructing with {ratio:.0%} hidden")
+            some = held.test.limited(min(settings.eval.max_images or _RATIO_IMAGES, _RATIO_IMAGES))
+            ratios[f"{ratio:g}"] = evaluate_reconstruction(model, some, seed=settings.eval.mask_seed, device=where, ratio=ratio)
     out.print(reconstruction_table(reconstruction))
+    if ratios:
+        out.print(ratio_table(ratios))
     with out.status("Probing frozen features") as status:
         report = _probe(model, held, settings.eval, where, settings.train.seed, lambda what: status.update(f"Probing: {what}"))
     if report.reason:
@@ -93,7 +102,10 @@ def command(
 
     document: dict[str, Any] = {
         "split": held.digest,
-        "reconstruction": reconstruction.to_dict(),
+        "reconstruction": {
+            **reconstruction.to_dict(),
+            "ratios": {ratio: result.to_dict() for ratio, result in ratios.items()},
+        },
         "probes": [result.to_dict() for result in report.results],
         "comparisons": [comparison.to_dict() for comparison in report.comparisons],
         "verdict": report.verdict(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -38,6 +39,19 @@ def reconstruction_table(result: ReconstructionResult) -> Table:
         table.add_row(f"… {len(result.per_channel) - len(shown)} more", *[""] * (len(floors) + 2), style="dim")
     table.add_section()
     row("all", result.masked_l1, list(floors.values()), "bold")
+    return table
+
+
+def ratio_table(results: Mapping[str, ReconstructionResult]) -> Table:
+    """Errors at several mask ratios, beside the floors."""
+    images = next(iter(results.values())).images
+    table = Table(title=f"By mask ratio, {images} held-out images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("hidden", "masked L1", "floor: mean", "floor: interpolation", "PSNR, dB", "spectral angle, °"):
+        table.add_column(column, justify="right")
+    for ratio, result in results.items():
+        psnr, angle = (("–" if value is None else f"{value:.2f}") for value in (result.psnr, result.spectral_angle))
+        floors = (f"{result.floors[name]:.4f}" for name in ("mean", "interpolation"))
+        table.add_row(ratio, f"{result.masked_l1:.4f}", *floors, psnr, angle)
     return table
 
 

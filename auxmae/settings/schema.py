@@ -325,6 +325,9 @@ class EvalSettings(Table):
         ge=0,
         description="held-out images or windows whose reconstruction is measured at most, always the same (0: all)",
     )
+    mask_ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(0.5, 0.75, 0.9), description="mask ratios at which up to 200 held-out images are reconstructed as well"
+    )
     labels_per_class: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(1, 5, 20, 0), description="labelled samples per class given to the probes (0: all)"
     )

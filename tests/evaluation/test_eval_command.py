@@ -57,7 +57,9 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert set(document) == {"split", "reconstruction", "probes", "comparisons", "verdict"}
-    assert set(document["reconstruction"]) == {"masked_l1", "per_channel", "floors"}
+    agreed = {"masked_l1", "per_channel", "floors"}
+    assert set(document["reconstruction"]) == agreed | {"psnr", "spectral_angle", "ratios"}
+    assert list(document["reconstruction"]["ratios"]) == ["0.5", "0.75", "0.9"]
     assert set(document["reconstruction"]["floors"]) == {"mean", "interpolation"}
     assert len(document["reconstruction"]["per_channel"]) == 13
     assert len(document["probes"]) == 2 * 2 * 6
