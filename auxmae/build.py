@@ -37,6 +37,7 @@ class Data:
         train, validation, test: batches; validation and test are the same on every pass, train is augmented and shuffled
             where that was asked for.  A part that holds nothing is None.
         statistics: None where a stored scaling was given.
+        missing: channels of the model that the data set lacks, left out on purpose.
     """
 
     collection: Collection
@@ -47,6 +48,7 @@ class Data:
     train: Loader
     validation: Loader | None
     test: Loader | None
+    missing: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -336,21 +338,33 @@ def open_run_data(
     labels: str | None = None,
     overrides: Sequence[str] = (),
     batch_size: int | None = None,
+    allow_missing: bool = False,
 ) -> Data:
     """The data set of a run, or another one, as the run's model takes it: its scaling, its crop size, no augmentation.
 
     Args:
         run, model: the run and a model loaded from it.
         source, labels, overrides, batch_size: see `settings_on_data`.
+        allow_missing: do without the model's channels that the data set lacks (`Data.missing`).
 
     Raises:
         DataError: the data set lacks a channel that the model was trained on.
     """
     settings = settings_on_data(run, source=source, labels=labels, overrides=overrides, batch_size=batch_size)
     scaling = Scaling.from_dict(model.scaling) if model.scaling else Scaling.identity(model.channel_names)
-    changed, _ = find_channels(settings, model)
+    changed, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
+    if missing:
+        # The settings' wavelengths are those of all channels.
+        changed = changed.model_copy(update={"data": changed.data.model_copy(update={"wavelengths": "auto"})})
     with fitting(settings.data.source, model):
-        return build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
+        found = build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
+    names = changed.data.channels
+    if tuple(names) != tuple(model.channel_names):
+        found.missing = missing
+        for loader in (found.train, found.validation, found.test):
+            if loader is not None:
+                loader.channels = torch.tensor([model.channel_names.index(name) for name in names])
+    return found
 
 
 @contextmanager
@@ -360,4 +374,5 @@ def fitting(source: str, model: AuxMAE) -> Iterator[None]:
         yield
     except SettingsError as error:
         wanted = f"the model was trained on the channels {', '.join(model.channel_names)}"
-        raise DataError(f"{source} does not fit: {wanted}; {error.message}", hint=error.hint) from error
+        hint = f"{error.hint + '; ' if error.hint else ''}--allow-missing drops channels that are not there"
+        raise DataError(f"{source} does not fit: {wanted}; {error.message}", hint=hint) from error
