@@ -196,6 +196,11 @@ class ModelSettings(Table):
         default="auto", description="hidden width of the decoder"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout probability inside attention and feed-forward sublayers")
+    channel_attention: Literal["aligned", "slotwise"] = Field(
+        default="aligned",
+        description="tokens that attend to each other across channels under independent masks: aligned (those of the same "
+        "place) or slotwise (the k-th visible one of every channel, wherever it lies)",
+    )
     output_activation: Literal["none", "sigmoid"] = Field(default="none", description="what follows the linear head")
 
     @model_validator(mode="after")
