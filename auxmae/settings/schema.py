@@ -166,7 +166,7 @@ class ScalingSettings(Table):
 class ModelSettings(Table):
     """The network. A preset sets the values that are not set anywhere else."""
 
-    preset: Literal["tiny", "reference", "small", "base", "large"] = Field(
+    preset: Literal["tiny", "scene", "reference", "small", "base", "large"] = Field(
         default="tiny", description="a named set of model and training values: `auxmae config show` prints them"
     )
     image_size: Annotated[int, Field(ge=1, le=16384)] | Auto = Field(
@@ -196,6 +196,11 @@ class ModelSettings(Table):
         default="auto", description="hidden width of the decoder"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout probability inside attention and feed-forward sublayers")
+    channel_attention: Literal["aligned", "slotwise"] = Field(
+        default="aligned",
+        description="tokens that attend to each other across channels under independent masks: aligned (those of the same "
+        "place) or slotwise (the k-th visible one of every channel, wherever it lies)",
+    )
     output_activation: Literal["none", "sigmoid"] = Field(default="none", description="what follows the linear head")
 
     @model_validator(mode="after")
@@ -409,6 +414,22 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
             "decoder_depth": 2,
         },
         "train": {"batch_size": 16, "epochs": 40, "learning_rate": 3e-3, "max_minutes": 1.8, "validate_every": 3},
+    },
+    # One hyperspectral scene, labelled pixel by pixel: single-pixel patches keep each pixel's spectrum apart from its
+    # neighbours', groups keep many bands affordable.
+    "scene": {
+        "model": {
+            "image_size": 10,
+            "patch_size": 1,
+            "channel_groups": 8,
+            "width": 64,
+            "depth": 3,
+            "heads": 4,
+            "decoder_depth": 1,
+            "cls_tokens": False,
+        },
+        "train": {"batch_size": 16, "epochs": 400, "learning_rate": 2e-3, "max_minutes": 15.0, "validate_every": 10},
+        "eval": {"pool": "concat"},
     },
     # The published design of AuxiliaryMAE: equal encoder and decoder, sigmoid output, dropout.
     "reference": {
