@@ -4,7 +4,7 @@
 # Needs torch, triton and the light dependencies; with transformers its ViTMAE is measured too.  Figures need a CUDA GPU and
 # green GPU tests.  What was measured when the time is over is kept.
 #   AUXMAE_GPU_SH_DEVICE=cpu   a dry run of every stage at tiny size on a CPU; its figures say nothing
-#   AUXMAE_GPU_SH_TUNE=1       search the kernels' tiles first, where the kernels have a search
+#   AUXMAE_GPU_SH_TUNE=1       measure the tiles of `axial_attention` instead of taking the table's; OUTDIR/tuned keeps them
 #   AUXMAE_GPU_SH_SECONDS=600  the time in all
 #   PYTHON=python3             the interpreter
 set -uo pipefail
@@ -88,11 +88,8 @@ else
 fi
 
 if [ "$tune" = 1 ]; then
-    if "$python" -c 'import auxmae_kernels.tuning as t, sys; sys.exit(not hasattr(t, "main"))' 2> /dev/null; then
-        stage tuning 90 "$python" -m auxmae_kernels.tuning --output "$out/tuned.json"
-    else
-        echo "== tuning: the kernels of this version have no search; they use the tiles of auxmae_kernels/tuning.py"
-    fi
+    # Tiles are measured where a shape is first met; what was found comes back with the figures.
+    export AUXMAE_AUTOTUNE=1 XDG_CACHE_HOME="$out/tuned"
 fi
 
 # The shorter suites first, so that the longest one takes what is left.
