@@ -316,7 +316,7 @@ class AuxMAE(Pretrained):
         valid = finite if valid is None else finite & valid
         image = torch.where(valid, image, 0.0)
         if selection.order is not None:
-            order = torch.tensor(selection.order, device=image.device)
+            order = _index(selection.order, image.device)
             image = image.index_select(1, order.clamp(min=0))
             valid = valid.index_select(1, order.clamp(min=0))
             if min(selection.order) < 0:
@@ -329,7 +329,7 @@ class AuxMAE(Pretrained):
             valid = nn.functional.pad(valid, (0, right, 0, bottom), value=False)
         groups = None
         if selection.groups != list(range(len(self.groups))):
-            groups = torch.tensor(selection.groups, device=image.device)
+            groups = _index(selection.groups, image.device)
         return _Inputs(image, valid, (rows, columns), groups, len(selection.groups), selection)
 
     def _positions(self, grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
@@ -518,6 +518,12 @@ class AuxMAE(Pretrained):
 def _groups(names: Sequence[str], groups: int | Sequence[Sequence[str]]) -> list[list[str]]:
     # The constructor's argument `channel_groups` hides the function of that name.
     return channel_groups(names, groups)
+
+
+def _index(values: Sequence[int], device: torch.device) -> Tensor:
+    """Indices on a device; from page-locked memory, so that the host need not wait for a GPU to take them."""
+    index = torch.tensor(values)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
 
 
 def _slots(keep_BGT: Tensor, positions: int) -> Tensor:

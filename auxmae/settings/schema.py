@@ -296,6 +296,11 @@ class TrainSettings(Table):
     validation_samples: int = Field(
         default=1000, ge=0, description="images or windows that a validation takes at most, always the same (0: all)"
     )
+    probe_every: int = Field(
+        default=0,
+        ge=0,
+        description="epochs between probes of the frozen features: effective rank, k-NN on held-out labels (0: never)",
+    )
     figure_every: int = Field(default=10, ge=0, description="epochs between reconstruction figures (0: at the end only)")
     checkpoint_minutes: float = Field(
         default=10.0, ge=0, description="minutes between checkpoints within an epoch (0: at its end only)"
@@ -330,14 +335,23 @@ class EvalSettings(Table):
         ge=0,
         description="held-out images or windows whose reconstruction is measured at most, always the same (0: all)",
     )
+    mask_ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(0.5, 0.75, 0.9), description="mask ratios at which up to 200 held-out images are reconstructed as well"
+    )
     labels_per_class: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(5, 20, 0), description="labelled samples per class given to the probes (0: all)"
+        default=(1, 5, 20, 0), description="labelled samples per class given to the probes (0: all)"
     )
     neighbours: int = Field(default=5, ge=1, le=1000, description="k of the k-NN probe")
     max_samples: int = Field(default=4000, ge=10, description="labelled samples per part used by the probes, at most")
     bootstrap: int = Field(default=1000, ge=10, le=100_000, description="resamples behind the 95% intervals")
     pool: Literal["mean", "cls", "concat", "attention"] = Field(
         default="mean", description="how channels become one feature vector"
+    )
+    stride: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="pixels between the windows of `auxmae eval --dense` (0: 1, or as many as leave 20 000 of a scene)",
     )
 
 

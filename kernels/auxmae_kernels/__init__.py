@@ -9,10 +9,16 @@ T tokens of a channel, S places that its tokens can have, D width, H heads, E he
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from auxmae_kernels import dispatch, reference
 from auxmae_kernels.dispatch import Decision, KernelUnavailableError
+
+if dispatch.triton_installed():
+    # Registers the operators.
+    from auxmae_kernels import assembly, attention, embed, feed_forward_operator, loss, norm
 
 __all__ = [
     "Decision",
@@ -28,9 +34,16 @@ __all__ = [
 ]
 
 
-def _check(function: str, first: Tensor) -> None:
-    """Raises KernelUnavailableError where Triton was asked for and cannot run; PyTorch runs in every other case."""
-    dispatch.explain(function, shape=first.shape, dtype=first.dtype, device=first.device)
+def _cast(x: Tensor) -> Tensor:
+    """What autocast makes of an operand of a matrix product."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def _attention_key(axis: str, shape: torch.Size, head_dim: int) -> tuple[tuple[str, int | str], ...]:
+    return (("axis", axis), ("length", int(shape[1 if axis == "channel" else 2])), ("head_dim", head_dim))
 
 
 def axial_attention(
@@ -50,7 +63,8 @@ def axial_attention(
         heads: H.
         axis: "patch" or "channel".
         slots: (B, S, C) integers: slots[b, s, c] is the token of channel c that lies at place s, −1 where it is hidden.
-            Channel attention then joins the tokens of the same place.  None: token t of every channel is the same place.
+            Channel attention then joins the tokens of the same place; a token that no place names takes no part, as padding
+            does not.  None: token t of every channel is the same place.
         lengths: (B, C) integers: tokens t ≥ lengths[b, c] are padding; nothing attends to them, their output and their
             gradient are 0, and NaN in them is harmless.
         scale: of the logits; 1/√E by default.
@@ -60,9 +74,17 @@ def axial_attention(
 
     Raises:
         ValueError: an unknown axis, or a last axis that heads do not divide.
+        KernelUnavailableError: Triton was asked for and cannot run here.
     """
-    _check("axial_attention", qkv)
-    return reference.axial_attention(qkv, heads, axis, slots, lengths, scale)
+    if axis not in ("patch", "channel"):
+        raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
+    if qkv.ndim != 4 or heads < 1 or qkv.shape[3] % (3 * heads):
+        raise ValueError(f"qkv must be (B, C, T, 3 · heads ({heads}) · head dim), not {tuple(qkv.shape)}")
+    x = _cast(qkv)
+    key = _attention_key(axis, x.shape, x.shape[3] // (3 * heads))
+    if dispatch.choose("axial_attention", x.dtype, x.device, key) == "triton":
+        return attention.axial_attention(x, heads, axis, slots, lengths, scale)
+    return reference.axial_attention(x, heads, axis, slots, lengths, scale)
 
 
 def feed_forward(
@@ -84,8 +106,18 @@ def feed_forward(
         norm_weight, norm_bias: (D,); eps: of the norm.
         w1, b1: (hidden, D), (hidden,); w2, b2: (D, hidden), (D,).
         dropout: probability, after the GELU and after the second map; 0 outside training.
+
+    Returns:
+        x's shape and type.  Under autocast the products run in its type, and the sum keeps x's.
+
+    Raises:
+        KernelUnavailableError: Triton was asked for and cannot run here, or there is dropout.
     """
-    _check("feed_forward", x)
+    key = (("width", int(x.shape[-1])), ("dropout", int(dropout > 0)))
+    if dispatch.choose("feed_forward", _cast(x).dtype, x.device, key) == "triton":
+        return feed_forward_operator.feed_forward(
+            x, norm_weight, norm_bias, _cast(w1), _cast(b1), _cast(w2), _cast(b2), residual_scale, eps
+        )
     return reference.feed_forward(x, norm_weight, norm_bias, w1, b1, w2, b2, residual_scale, eps, dropout)
 
 
@@ -113,7 +145,11 @@ def attention_block(
         heads, axis, slots, lengths: see `axial_attention`; at padding tokens the result is x + residual_scale · b_out.
         dropout: probability, after the output projection.
     """
-    _check("attention_block", x)
+    key = (*_attention_key(axis, x.shape, x.shape[3] // heads), ("dropout", int(dropout > 0)))
+    if dispatch.choose("attention_block", _cast(x).dtype, x.device, key) == "triton":
+        y = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), w_qkv, b_qkv)
+        y = F.linear(axial_attention(y, heads, axis, slots, lengths), w_out, b_out)
+        return torch.add(x, y, alpha=residual_scale)
     return reference.attention_block(
         x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, axis, slots, lengths, residual_scale, eps, dropout
     )
@@ -122,8 +158,17 @@ def attention_block(
 def add_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, residual_scale: float = 1.0, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor]:
-    """Returns (s, LayerNorm(s)) with s = residual + residual_scale · x; all (…, D), weight and bias (D,)."""
-    _check("add_norm", x)
+    """Returns (s, LayerNorm(s)) with s = residual + residual_scale · x; all (…, D), weight and bias (D,).
+
+    Both have the type that x and residual are promoted to; autocast on a GPU makes the norm fp32.
+
+    Raises:
+        KernelUnavailableError: Triton was asked for and cannot run here.
+    """
+    if dispatch.choose("add_norm", x.dtype, x.device, (("width", int(x.shape[-1])),)) == "triton":
+        total, normed = norm.add_norm(x, residual, weight, bias, residual_scale, eps)
+        reduced = total.dtype in (torch.float16, torch.bfloat16)
+        return total, normed.float() if reduced and x.is_cuda and torch.is_autocast_enabled("cuda") else normed
     return reference.add_norm(x, residual, weight, bias, residual_scale, eps)
 
 
@@ -146,8 +191,11 @@ def embed_visible(
 
     Raises:
         ValueError: the image is no multiple of the patch size, or its channels do not divide into the groups.
+        KernelUnavailableError: Triton was asked for and cannot run here.
     """
-    _check("embed_visible", image)
+    if dispatch.choose("embed_visible", _cast(image).dtype, image.device, (("width", int(channel.shape[-1])),)) == "triton":
+        reference.check_patches(image, keep.shape[1], patch_size)
+        return embed.embed_visible(image, keep, _cast(weight), _cast(bias), position, channel, patch_size)
     return reference.embed_visible(image, keep, weight, bias, position, channel, patch_size)
 
 
@@ -161,9 +209,13 @@ def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor,
         position: (S, D); channel: (C, D).
 
     Returns:
-        (B, C, S, D).
+        (B, C, S, D), of latent's type.
+
+    Raises:
+        KernelUnavailableError: Triton was asked for and cannot run here.
     """
-    _check("assemble", latent)
+    if dispatch.choose("assemble", latent.dtype, latent.device, (("width", int(latent.shape[-1])),)) == "triton":
+        return assembly.assemble(latent, keep, mask_token, position, channel)
     return reference.assemble(latent, keep, mask_token, position, channel)
 
 
@@ -190,6 +242,11 @@ def masked_loss(
 
     Raises:
         ValueError: an unknown kind, or shapes that do not fit.
+        KernelUnavailableError: Triton was asked for and cannot run here.
     """
-    _check("masked_loss", prediction)
+    of_image = int(image.requires_grad and torch.is_grad_enabled())
+    key = (("pixels", int(prediction.shape[3])), ("image_gradient", of_image))
+    if dispatch.choose("masked_loss", prediction.dtype, prediction.device, key) == "triton":
+        reference.check_loss(prediction, image, masked_index, kind)
+        return loss.masked_loss(prediction, image, masked_index, valid, kind, normalize)
     return reference.masked_loss(prediction, image, masked_index, valid, kind, normalize)

@@ -41,6 +41,19 @@ def _real_tokens(lengths: Tensor, tokens: int) -> Tensor:
     return torch.arange(tokens, device=lengths.device) < lengths[..., None]
 
 
+def _named_tokens(slots: Tensor, tokens: int) -> Tensor:
+    """(B, C, T) bool: the tokens that lie at some place."""
+    token = torch.where(slots < 0, tokens, slots).transpose(1, 2).long()
+    named = torch.zeros(*token.shape[:2], tokens + 1, dtype=torch.bool, device=slots.device)
+    return named.scatter(2, token, True)[..., :tokens]
+
+
+def _without_padding(slots: Tensor, real: Tensor) -> Tensor:
+    """The table without the tokens that are padding."""
+    token = slots.clamp(min=0).transpose(1, 2).long()
+    return torch.where(real.gather(2, token).transpose(1, 2), slots, -1)
+
+
 def axial_attention(
     qkv: Tensor,
     heads: int,
@@ -74,10 +87,13 @@ def attend(
     batch, channels, tokens, width = q.shape
     if axis not in ("patch", "channel"):
         raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
-    real = None
-    if lengths is not None:
-        real = _real_tokens(lengths, tokens)
-        # NaN in padding would survive a multiplication by zero, so it is replaced before any arithmetic.
+    real = None if lengths is None else _real_tokens(lengths, tokens)
+    if slots is not None and axis == "channel":
+        if real is not None:
+            slots = _without_padding(slots, real)
+        real = _named_tokens(slots, tokens)
+    if real is not None:
+        # NaN in what takes no part would survive a multiplication by zero, so it is replaced before any arithmetic.
         q, k, v = (torch.where(real[..., None], part, 0.0) for part in (q, k, v))
     parts = tuple(part.unflatten(3, (heads, width // heads)) for part in (q, k, v))
     if axis == "patch":

@@ -1,15 +1,19 @@
 """Which implementation runs, and why.
 
-The backend is "auto" (Triton where it is known to win, else PyTorch), "triton" (or an error that says why not) or "torch".
+The backend is "auto" (Triton where it was measured to win, else PyTorch), "triton" (or an error that says why not) or "torch".
 The environment variable AUXMAE_KERNELS overrules `set_backend`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +28,13 @@ FUNCTIONS = (
     "masked_loss",
 )
 # Functions that have a Triton kernel in this version.
-TRITON_FUNCTIONS: frozenset[str] = frozenset()
+TRITON_FUNCTIONS: frozenset[str] = frozenset(
+    {"axial_attention", "feed_forward", "add_norm", "embed_visible", "assemble", "masked_loss"}
+)
+# Functions that are composed of others, each of which is dispatched for itself.
+COMPOSED: dict[str, str] = {"attention_block": "axial_attention"}
+# Recorded wins of the Triton kernels over every PyTorch provider, by function, architecture and shape class.
+MEASURED = Path(__file__).with_name("measured.json")
 
 _chosen = "auto"
 
@@ -66,18 +76,28 @@ def _checked(name: str, what: str) -> str:
     return name
 
 
+@cache
+def triton_installed() -> bool:
+    """Whether Triton can be imported; it is not, on systems that it has no wheel for."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def explain(
     function: str,
     *,
     shape: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    key: Mapping[str, int | str] | None = None,
 ) -> Decision:
     """What would run for these inputs, and why.
 
     Args:
         function: one of `FUNCTIONS`.
         shape, dtype, device: of the first argument; None stands for any.
+        key: the shape class: for attention {"axis", "length", "head_dim"}: tokens of a sequence, channels of a head; for
+            other functions {"width"}; for sublayers also {"dropout"}: 1 where it is on; for the loss {"pixels"}, of a token,
+            and {"image_gradient"}: 1 where the image asks for one.
 
     Raises:
         ValueError: an unknown function or backend.
@@ -88,20 +108,94 @@ def explain(
     chosen = backend()
     if chosen == "torch":
         return Decision("torch", "PyTorch was asked for")
-    obstacle = _obstacle(function, device)
-    if obstacle is None:
-        return Decision("triton", "the Triton kernel runs here")
+    if function in COMPOSED and not (key or {}).get("dropout"):
+        return explain(COMPOSED[function], shape=shape, dtype=dtype, device=device, key=key)
+    if function not in TRITON_FUNCTIONS and function not in COMPOSED:
+        return Decision("torch", f"{function} has no Triton kernel in this version")
+    where = None if device is None else torch.device(device)
+    obstacle = _obstacle(function, dtype, where, key or {})
     if chosen == "triton":
-        raise KernelUnavailableError(f"the Triton kernel of {function} cannot run: {obstacle}; set AUXMAE_KERNELS=auto or torch")
-    return Decision("torch", obstacle)
+        if obstacle is not None:
+            raise KernelUnavailableError(
+                f"the Triton kernel of {function} cannot run: {obstacle}; set AUXMAE_KERNELS=auto or torch"
+            )
+        return Decision("triton", "Triton was asked for")
+    if obstacle is not None:
+        return Decision("torch", obstacle)
+    return _measured(function, dtype, where, key or {})
 
 
-def _obstacle(function: str, device: torch.device | str | None) -> str | None:
+def _obstacle(function: str, dtype: torch.dtype | None, device: torch.device | None, key: Mapping[str, int | str]) -> str | None:
     """Why the Triton kernel cannot run, or None."""
-    if function not in TRITON_FUNCTIONS:
-        return f"{function} has no Triton kernel in this version"
-    if importlib.util.find_spec("triton") is None:
+    if not triton_installed():
         return "Triton is not installed"
-    if device is not None and torch.device(device).type != "cuda":
-        return f"the tensors are on the {torch.device(device).type.upper()}, and Triton needs a CUDA or ROCm GPU"
+    if key.get("dropout"):
+        return "dropout is on, which the Triton kernels do not have: PyTorch runs"
+    if device is not None and device.type != "cuda":
+        from auxmae_kernels.boundary import interpreting
+
+        if device.type != "cpu" or not interpreting():
+            return (
+                f"the tensors are on the {device.type.upper()}, and Triton needs a CUDA or ROCm GPU (or, for tests on a CPU, "
+                "TRITON_INTERPRET=1 from the start)"
+            )
+    if function == "axial_attention":
+        from auxmae_kernels.attention import obstacle
+
+        return obstacle(int(key.get("head_dim", 1)), dtype or torch.float32)
+    if dtype not in (None, torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return f"{dtype} is none of the kernel's types"
+    if function == "add_norm":
+        from auxmae_kernels.norm import MAX_WIDTH
+
+        if int(key.get("width", 1)) > MAX_WIDTH:
+            return f"a width of {key['width']} is beyond {MAX_WIDTH}"
+    if function == "masked_loss":
+        from auxmae_kernels.loss import MAX_PIXELS
+
+        if int(key.get("pixels", 1)) > MAX_PIXELS:
+            return f"{key['pixels']} pixels per token are beyond {MAX_PIXELS}"
+        if key.get("image_gradient"):
+            return "the image asks for a gradient, which the kernel does not compute"
     return None
+
+
+def _measured(function: str, dtype: torch.dtype | None, device: torch.device | None, key: Mapping[str, int | str]) -> Decision:
+    """Triton where a recorded run on this architecture shows that it wins for this shape class."""
+    if device is None or device.type != "cuda":
+        return Decision("torch", "a CPU only interprets Triton, for tests: AUXMAE_KERNELS=triton does so")
+    from auxmae_kernels.tuning import architecture
+
+    arch = architecture(device)
+    here = [entry for entry in _entries() if entry["function"] == function and entry["arch"] == arch]
+    if not here:
+        return Decision(
+            "torch", f"no figure of {function} has been recorded on {arch}; AUXMAE_KERNELS=triton runs its Triton kernel"
+        )
+    for entry in here:
+        if (dtype is None or entry["dtype"] == str(dtype).removeprefix("torch.")) and _same_class(entry["key"], key):
+            return Decision("triton", f"measured {entry['speedup']:.2f} × PyTorch's best on {arch}")
+    return Decision("torch", f"no win of the Triton kernel has been recorded on {arch} for this shape")
+
+
+def _same_class(recorded: Mapping[str, Any], asked: Mapping[str, int | str]) -> bool:
+    """Sizes count as alike up to the next power of two, which is what a tile is padded to."""
+
+    def size(value: Any) -> Any:
+        return (value - 1).bit_length() if isinstance(value, int) else value
+
+    return all(size(recorded[name]) == size(value) for name, value in asked.items() if name in recorded)
+
+
+@cache
+def _entries() -> tuple[dict[str, Any], ...]:
+    return tuple(json.loads(MEASURED.read_text(encoding="utf-8"))) if MEASURED.is_file() else ()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def choose(function: str, dtype: torch.dtype, device: torch.device, key: tuple[tuple[str, int | str], ...]) -> str:
+    """`explain` for a call: "triton" or "torch"; a constant for `torch.compile`, which must not trace what it asks for.
+
+    The batch size is no part of the question, so that a graph serves every one.
+    """
+    return explain(function, dtype=dtype, device=device, key=dict(key)).backend

@@ -104,6 +104,13 @@ def _group_size(image: Tensor, groups: int) -> int:
     return image.shape[1] // groups
 
 
+def check_patches(image: Tensor, groups: int, patch_size: int) -> None:
+    """Raises ValueError where an image does not divide into groups of channels and patches."""
+    _group_size(image, groups)
+    if image.shape[2] % patch_size or image.shape[3] % patch_size:
+        raise ValueError(f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}")
+
+
 def _patches_at(image: Tensor, index: Tensor, patch_size: int) -> Tensor:
     """Patches (B, G, L, g, p, p) of image (B, G·g, h, w) at positions (B, G, L); no other pixel is read."""
     batch, groups = index.shape[:2]
@@ -125,8 +132,7 @@ def embed_visible(
     image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, patch_size: int
 ) -> Tensor:
     """See `auxmae_kernels.embed_visible`."""
-    if image.shape[2] % patch_size or image.shape[3] % patch_size:
-        raise ValueError(f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}")
+    check_patches(image, keep.shape[1], patch_size)
     index = keep.clamp(min=0)
     x_BGKP = _patches_at(image, index, patch_size).flatten(3)
     if weight.ndim == 2:  # noqa: SIM108
@@ -149,6 +155,17 @@ def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor,
     return x + (position + channel[:, None]).to(latent.dtype)
 
 
+def check_loss(prediction: Tensor, image: Tensor, masked_index: Tensor, kind: str) -> int:
+    """The side of a patch in pixels; ValueError where shapes do not fit or the kind is unknown."""
+    g = _group_size(image, masked_index.shape[1])
+    p: int = round((prediction.shape[3] / g) ** 0.5)
+    if g * p * p != prediction.shape[3]:
+        raise ValueError(f"{prediction.shape[3]} pixels per token are no {g} square patches")
+    if kind not in ("l1", "mse", "smooth_l1"):
+        raise ValueError(f"kind must be 'l1', 'mse' or 'smooth_l1', not {kind!r}")
+    return p
+
+
 def masked_loss(
     prediction: Tensor,
     image: Tensor,
@@ -158,11 +175,7 @@ def masked_loss(
     normalize: bool = False,
 ) -> Tensor:
     """See `auxmae_kernels.masked_loss`."""
-    groups = masked_index.shape[1]
-    g = _group_size(image, groups)
-    p = round((prediction.shape[3] / g) ** 0.5)
-    if g * p * p != prediction.shape[3]:
-        raise ValueError(f"{prediction.shape[3]} pixels per token are no {g} square patches")
+    p = check_loss(prediction, image, masked_index, kind)
     index = masked_index.clamp(min=0)
     target = _patches_at(image, index, p).flatten(3)
     counts = (masked_index >= 0)[..., None].expand_as(target)
@@ -182,8 +195,6 @@ def masked_loss(
         error = (prediction - target).abs()
     elif kind == "mse":
         error = (prediction - target).square()
-    elif kind == "smooth_l1":
-        error = F.smooth_l1_loss(prediction, target, reduction="none")
     else:
-        raise ValueError(f"kind must be 'l1', 'mse' or 'smooth_l1', not {kind!r}")
+        error = F.smooth_l1_loss(prediction, target, reduction="none")
     return error.sum() / weight.sum().clamp(min=1)

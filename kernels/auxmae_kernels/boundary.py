@@ -1,0 +1,98 @@
+"""Between PyTorch and the Triton kernels: how an operator is registered, how a kernel is launched, where memory comes from.
+
+A fused function is one operator of `torch.library` for its value and one for its gradients.  Its fake says what comes out
+without computing it, so that `torch.compile` traces through without a break, whatever the batch size; nothing here asks for a
+number that would tie a graph to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "auxmae_kernels"
+_library = torch.library.Library(NAMESPACE, "DEF")
+
+# Called with (kernel, grid, arguments, options) before every launch; tests record with it what was launched.
+observers: list[Callable[[Any, int, tuple[Any, ...], dict[str, Any]], None]] = []
+
+
+def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Defines an operator in this package's namespace, and returns it.
+
+    Args:
+        schema: as `torch.library.Library.define` takes it: "name(Tensor x, …) -> Tensor".
+        implementation: computes it; on a CPU that is Triton's interpreter.
+        fake: empty tensors of the same shapes, types and strides.
+    """
+    name = schema.partition("(")[0]
+    _library.define(schema)
+    for key in ("CUDA", "CPU"):
+        _library.impl(name, implementation, key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def register_autograd(operator: Any, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Gives an operator of `register` its gradient."""
+    name = operator.name().partition("::")[2]
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+
+
+def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised memory for a kernel's output; tests fill it with NaN."""
+    return like.new_empty(tuple(shape), dtype=dtype or like.dtype)
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Runs `programs` programs of a kernel on a one-dimensional grid, which alone has room for 2³¹ − 1 of them."""
+    if programs == 0:
+        return
+    for observer in observers:
+        observer(kernel, programs, arguments, options)
+    with _on_device(arguments):
+        kernel[(programs,)](*arguments, **options)
+
+
+def _on_device(arguments: tuple[Any, ...]) -> AbstractContextManager[Any]:
+    # Triton launches on the current device, whatever the tensors' is.
+    first = next(argument for argument in arguments if isinstance(argument, Tensor))
+    return torch.cuda.device(first.device) if first.is_cuda else nullcontext()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Types are settled before an operator is called; what it calls must not choose again."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def programs_for(device: torch.device) -> int:
+    """How many programs walk over a kernel's tiles where each keeps sums of its own: two a multiprocessor."""
+    if device.type != "cuda":
+        return 4
+    return 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when Triton was first imported)."""
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
+def accumulation(dtype: torch.dtype) -> dict[str, Any]:
+    """The constants of `tiles.dot` for operands of a type: accumulator, precision of fp32 products, upcast.
+
+    fp32 products follow `torch.set_float32_matmul_precision`: TF32 unless it is "highest".
+    """
+    import triton.language as tl
+
+    precision = "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return {
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+        "PRECISION": precision,
+        "UPCAST": interpreting(),
+    }

@@ -1,0 +1,115 @@
+"""The fused feed-forward sublayer against the formula in double precision."""
+
+from __future__ import annotations
+
+import math
+
+import auxmae_kernels as kernels
+import pytest
+import torch
+from auxmae_kernels import KernelUnavailableError, dispatch
+
+from tests.kernels.fused_checks import assert_close, interpreted, kept_sizes, leaf, odd, use_triton, values_and_gradients
+
+
+def naive(x, norm_weight, norm_bias, w1, b1, w2, b2):
+    centred = x - x.mean(-1, keepdim=True)
+    n = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm_weight + norm_bias
+    h = n @ w1.T + b1
+    return x + 0.5 * ((h * 0.5 * (1 + torch.erf(h / math.sqrt(2)))) @ w2.T + b2)
+
+
+def fused(*inputs):
+    return kernels.feed_forward(*inputs, residual_scale=0.5)
+
+
+def parameters(width, hidden, dtype=torch.float64):
+    shapes = ((width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,))
+    return [leaf(torch.randn(shape, dtype=torch.float64) / math.sqrt(shape[-1]), dtype) for shape in shapes]
+
+
+@interpreted
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(3, 8, 16), (70, 17, 23), (1, 32, 40), (300, 5, 3), (9, 260, 20)])
+def test_value_and_gradients(monkeypatch, rows, width, hidden):
+    launched = use_triton(monkeypatch)
+    inputs = [leaf(odd(2, rows, width)), *parameters(width, hidden)]
+    upstream = [odd(2, rows, width)]
+    ours = values_and_gradients(fused, inputs, upstream)
+    assert_close(ours, values_and_gradients(naive, inputs, upstream), 1e-10)
+    assert launched == ([] if width > 256 else ["feed_forward_forward", "feed_forward_backward"])
+    again = values_and_gradients(fused, inputs, upstream)
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [24, 260])
+def test_reduced_precision_errs_no_more_than_pytorch(monkeypatch, dtype, width):
+    inputs = [leaf(torch.randn(40, width), dtype), *parameters(width, 48, dtype)]
+    upstream = torch.randn(40, width).to(dtype)
+    exact = values_and_gradients(naive, [leaf(tensor, torch.float64) for tensor in inputs], [upstream.double()])
+    pytorch = values_and_gradients(fused, inputs, [upstream])
+    launched = use_triton(monkeypatch)
+    ours = values_and_gradients(fused, inputs, [upstream])
+    assert bool(launched) == (width <= 256)
+    for a, b, c in zip(ours, pytorch, exact, strict=True):
+        assert a.dtype == b.dtype == dtype
+        rounding = torch.finfo(dtype).eps * c.abs().max()
+        assert (a.double() - c).abs().max() <= 2 * (b.double() - c).abs().max() + rounding
+
+
+@interpreted
+def test_gradcheck_and_what_is_kept(monkeypatch):
+    use_triton(monkeypatch)
+    inputs = [leaf(torch.randn(3, 4, dtype=torch.float64)), *parameters(4, 6)]
+    assert torch.autograd.gradcheck(fused, inputs)
+    wide = [leaf(torch.randn(50, 4, dtype=torch.float64)), *parameters(4, 6)]
+    assert max(kept_sizes(lambda: fused(*wide))) == 50 * 4
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_keeps_the_residual_stream(monkeypatch, dtype):
+    inputs = [leaf(torch.randn(10, 24), dtype), *parameters(24, 32, torch.float32)]
+    upstream = [torch.randn(10, 24).to(dtype)]
+    with torch.autocast("cpu", torch.bfloat16):
+        pytorch = values_and_gradients(fused, inputs, upstream)
+        use_triton(monkeypatch)
+        ours = values_and_gradients(fused, inputs, upstream)
+    assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in pytorch]
+    assert_close(ours, pytorch, 0.03)
+
+
+@interpreted
+def test_empty_and_expanded(monkeypatch):
+    use_triton(monkeypatch)
+    inputs = [leaf(torch.zeros(0, 3, 8, dtype=torch.float64)), *parameters(8, 16)]
+    results = values_and_gradients(fused, inputs, [torch.zeros(0, 3, 8, dtype=torch.float64)])
+    assert_close(results, values_and_gradients(naive, inputs, [torch.zeros(0, 3, 8, dtype=torch.float64)]), 0.0)
+    row = torch.randn(1, 8, dtype=torch.float64)
+    inputs[0] = leaf(row).expand(5, 8)
+    upstream = [torch.ones(1, 1, dtype=torch.float64).expand(5, 8)]
+    assert_close(values_and_gradients(fused, inputs, upstream), values_and_gradients(naive, inputs, upstream), 1e-10)
+
+
+@interpreted
+def test_the_operator_is_sound_and_compiles_whole(monkeypatch):
+    use_triton(monkeypatch)
+    inputs = [leaf(torch.randn(6, 8)), *parameters(8, 16, torch.float32)]
+    torch.library.opcheck(torch.ops.auxmae_kernels.feed_forward.default, (*inputs, 0.5, 1e-6))
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    upstream = [torch.randn(6, 8)]
+    assert_close(values_and_gradients(compiled, inputs, upstream), values_and_gradients(fused, inputs, upstream), 1e-6)
+
+
+@pytest.mark.parametrize("function", ["feed_forward", "attention_block"])
+def test_dropout_is_the_reason_for_pytorch(monkeypatch, function):
+    monkeypatch.delenv("AUXMAE_KERNELS", raising=False)
+    decision = dispatch.explain(function, key={"dropout": 1})
+    assert decision.backend == "torch"
+    assert "dropout" in decision.reason
+    monkeypatch.setenv("AUXMAE_KERNELS", "triton")
+    with pytest.raises(KernelUnavailableError, match="dropout"):
+        dispatch.explain(function, key={"dropout": 1})
+    with pytest.raises(KernelUnavailableError, match="dropout"):
+        kernels.feed_forward(torch.randn(2, 4), *parameters(4, 6, torch.float32), dropout=0.1)
