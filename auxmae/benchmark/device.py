@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 Work = Callable[[], object]
 
 # A sample on a CPU repeats the work until it lasts about this long, ms: the clock and a call cost microseconds.
-SAMPLE_MS = 4.0
+SAMPLE_MS = 10.0
 # Calls of a GPU sample, each between events of its own, behind a flushed cache.
 GPU_CALLS = 10
 GRAPH_CALLS = 20
@@ -32,16 +32,22 @@ def kernel_clock(device: torch.device) -> Callable[[Work], float]:
 def _repeating_clock() -> Callable[[Work], float]:
     calls: dict[int, int] = {}
 
-    def clock(work: Work) -> float:
-        number = calls.setdefault(id(work), 1)
+    def elapsed(work: Work, number: int) -> float:
         began = time.perf_counter()
         for _ in range(number):
             work()
-        each = 1e3 * (time.perf_counter() - began) / number
-        if number == 1:
-            # The first call is a warm-up, and slower than others: the number is set anew by the second one.
-            calls[id(work)] = max(1, math.ceil(SAMPLE_MS / max(each, 1e-3)))
-        return each
+        return 1e3 * (time.perf_counter() - began)
+
+    def clock(work: Work) -> float:
+        number = calls.get(id(work), 1)
+        taken = elapsed(work, number)
+        if id(work) not in calls:
+            # The first calls are slower than others, so the number is found step by step.
+            while taken < SAMPLE_MS:
+                number = min(10 * number, max(number + 1, math.ceil(1.2 * SAMPLE_MS * number / max(taken, 1e-3))))
+                taken = elapsed(work, number)
+            calls[id(work)] = number
+        return taken / number
 
     return clock
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from auxmae.benchmark import data_suite, scaling
-from auxmae.benchmark.device import idle_share
+from auxmae.benchmark.device import SAMPLE_MS, idle_share, kernel_clock
 from auxmae.benchmark.roofline import ceilings
 from auxmae.benchmark.scaling import AXES, break_even, curves, scaling_cases, size_of
 from auxmae.benchmark.suites import JOINT, OURS
@@ -99,3 +99,18 @@ def test_ceilings_are_rates_of_what_was_timed():
     ):
         assert len(found[samples]) == 2
         assert found[rate] == pytest.approx(1e3 * found[amount] / min(found[samples]))
+
+
+def test_a_sample_of_short_work_lasts_long_enough_though_its_first_call_was_slow(monkeypatch):
+    now, calls = [0.0], [0]
+    monkeypatch.setattr("auxmae.benchmark.device.time.perf_counter", lambda: now[0])
+
+    def work():
+        calls[0] += 1
+        now[0] += 5e-3 if calls[0] == 1 else 1e-5
+
+    clock = kernel_clock(CPU)
+    clock(work)
+    before = calls[0]
+    assert clock(work) == pytest.approx(0.01)
+    assert (calls[0] - before) * 0.01 >= SAMPLE_MS
