@@ -78,7 +78,7 @@ def test_the_four_commands_on_a_small_run(auxmae, tmp_path):
     assert auxmae("train", *SMALL, "--output", "run").returncode == 2
     document = json.loads(auxmae("eval", "run", "--json").stdout)
     assert {"split", "reconstruction", "probes"} <= set(document)
-    assert set(document["reconstruction"]) == {"masked_l1", "per_channel", "floors"}
+    assert {"masked_l1", "per_channel", "floors"} <= set(document["reconstruction"])
     done = auxmae("visualize", "run", "--channels", "B04", "--json")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / json.loads(done.stdout)["figures"][0]).stat().st_size > 1000
