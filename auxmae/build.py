@@ -298,7 +298,10 @@ def find_channels(
     """
 
     def choose(names: Sequence[str]) -> SettingsTree:
-        return settings.model_copy(update={"data": settings.data.model_copy(update={"channels": tuple(names)})})
+        changes: dict[str, Any] = {"channels": tuple(names)}
+        if len(names) < len(model.channel_names):
+            changes["wavelengths"] = "auto"  # the settings' list is of all channels
+        return settings.model_copy(update={"data": settings.data.model_copy(update=changes)})
 
     wanted = f"the model was trained on the channels {', '.join(model.channel_names)}"
     hint = "--allow-missing goes on without them"
@@ -311,7 +314,8 @@ def find_channels(
         return choose(model.channel_names), ()
     else:
         try:
-            found = open_data(settings.data.model_copy(update={"channels": "auto"}), seed=settings.train.seed)
+            plain = {"channels": "auto", "labels": "none", "wavelengths": "auto"}
+            found = open_data(settings.data.model_copy(update=plain), seed=settings.train.seed)
         except SettingsError as error:
             raise DataError(f"{settings.data.source} does not fit: {error.message}", hint=error.hint) from error
         unnamed = all(file.channel_names is None for file in found.files)

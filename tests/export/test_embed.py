@@ -302,7 +302,8 @@ def test_half_a_channel_group_is_refused(tmp_path):
     with pytest.raises(DataError, match="'green' is missing"):
         find_channels(settings, model, allow_missing=True)
     write_tiles(tmp_path / "whole", names=("blue", "green"))
-    settings = SettingsTree.model_validate({"data": {"source": str(tmp_path / "whole")}})
+    # A list of wavelengths of all channels is no obstacle.
+    settings = SettingsTree.model_validate({"data": {"source": str(tmp_path / "whole"), "wavelengths": (490.0, 560.0, 665.0)}})
     chosen, missing = find_channels(settings, model, allow_missing=True)
     assert missing == ("red",)
     done = embed(model, open_data(chosen.data, seed=0), tmp_path / "out.npy", pool="concat")

@@ -89,3 +89,20 @@ def test_probes_are_logged_and_change_nothing(tmp_path):
     assert not [record for record in open_run(plain.run).metrics() if record["kind"] == "probe"]
     first, second = (open_run(result.run).load_model("last").state_dict() for result in (probed, plain))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_tensorboard_gets_the_probe(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tree = {
+        "data": {"source": "synthetic", "synthetic_images": 40, "samples_per_epoch": 0},
+        "model": {"patch_size": 16, "image_size": 32, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
+        "train": {"batch_size": 8, "max_steps": 2, "figure_every": 0, "probe_every": 1},
+        "run": {"folder": str(tmp_path / "run"), "device": "cpu", "tensorboard": True},
+    }
+    train(SettingsTree.model_validate(tree))
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    (logged,) = [record for record in open_run(tmp_path / "run").metrics() if record["kind"] == "probe"]
+    for name in ("effective_rank", "knn_accuracy"):
+        (event,) = events.Scalars(f"probe/{name}")
+        assert (event.step, event.value) == (2, pytest.approx(logged[name], rel=1e-5))
