@@ -158,7 +158,7 @@ def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor,
 def check_loss(prediction: Tensor, image: Tensor, masked_index: Tensor, kind: str) -> int:
     """The side of a patch in pixels; ValueError where shapes do not fit or the kind is unknown."""
     g = _group_size(image, masked_index.shape[1])
-    p = round((prediction.shape[3] / g) ** 0.5)
+    p: int = round((prediction.shape[3] / g) ** 0.5)
     if g * p * p != prediction.shape[3]:
         raise ValueError(f"{prediction.shape[3]} pixels per token are no {g} square patches")
     if kind not in ("l1", "mse", "smooth_l1"):
