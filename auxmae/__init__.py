@@ -14,10 +14,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from auxmae.api import train
+    from auxmae.extractor import FeatureExtractor
     from auxmae.model.mae import AuxMAE
     from auxmae.settings import load_settings
 
-__all__ = ["AuxMAE", "__version__", "load_settings", "train"]
+__all__ = ["AuxMAE", "FeatureExtractor", "__version__", "load_settings", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -26,6 +27,10 @@ def __getattr__(name: str) -> Any:
         from auxmae.model.mae import AuxMAE
 
         return AuxMAE
+    if name == "FeatureExtractor":
+        from auxmae.extractor import FeatureExtractor
+
+        return FeatureExtractor
     if name == "train":
         from auxmae.api import train
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from auxmae.data.loading import Loader
 from auxmae.data.splits import Splits, resolve_image_size, split_collection
 from auxmae.data.statistics import ChannelStatistics, Scaling, compute_statistics
 from auxmae.errors import DataError, SettingsError
+from auxmae.model.embedding import ChannelSelection
 from auxmae.model.mae import AuxMAE
 from auxmae.settings import load_settings
 from auxmae.settings.schema import DataSettings, ModelSettings, SettingsTree
@@ -35,6 +37,7 @@ class Data:
         train, validation, test: batches; validation and test are the same on every pass, train is augmented and shuffled
             where that was asked for.  A part that holds nothing is None.
         statistics: None where a stored scaling was given.
+        missing: channels of the model that the data set lacks, left out on purpose.
     """
 
     collection: Collection
@@ -45,6 +48,7 @@ class Data:
     train: Loader
     validation: Loader | None
     test: Loader | None
+    missing: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -213,6 +217,7 @@ def model_arguments(model: ModelSettings) -> dict[str, Any]:
         "cls_tokens": model.cls_tokens,
         "channel_groups": model.channel_groups,
         "channel_embedding": "name" if model.channel_embedding == "auto" else model.channel_embedding,
+        "channel_attention": model.channel_attention,
         "output_activation": model.output_activation,
     }
 
@@ -241,25 +246,24 @@ def build_model(
     )
 
 
-def open_run_data(
+def settings_on_data(
     run: RunFolder,
-    model: AuxMAE,
     *,
     source: str | None = None,
     labels: str | None = None,
     overrides: Sequence[str] = (),
     batch_size: int | None = None,
-) -> Data:
-    """The data set of a run, or another one, as the run's model takes it: its scaling, its crop size, no augmentation.
+) -> SettingsTree:
+    """The settings of a run, on its own data set or on another one.
 
     Args:
-        run, model: the run and a model loaded from it.
+        run: the run.
         source, labels: another data set, in place of the run's.
         overrides: further settings, "table.key=value".
         batch_size: images per batch, over the settings'.
 
     Raises:
-        DataError: the data set lacks a channel that the model was trained on.
+        DataError: the run's own data set is gone.
     """
     settings = load_settings(run.path / SETTINGS_NAME, overrides=overrides, environ={}).settings
     data, train = settings.data, settings.train
@@ -272,13 +276,104 @@ def open_run_data(
         data = data.model_copy(update={"labels": labels})
     if batch_size is not None:
         train = train.model_copy(update={"batch_size": batch_size})
-    # By name, so that another order or further channels change nothing, and a missing one is an error.
-    data = data.model_copy(update={"channels": model.channel_names})
+    return settings.model_copy(update={"data": data, "train": train})
+
+
+def find_channels(
+    settings: SettingsTree, model: AuxMAE, *, overrides: Sequence[str] = (), allow_missing: bool = False
+) -> tuple[SettingsTree, tuple[str, ...]]:
+    """Chooses the model's channels from a data set by name: another order or further channels change nothing.
+
+    Args:
+        settings: of the data set.
+        model: whose channels are wanted.
+        overrides: where they set data.channels, those names stand (a data set without names is named by them).
+        allow_missing: leave out channels that the data set lacks.
+
+    Returns:
+        The settings with data.channels chosen, and the model's channels that are left out.
+
+    Raises:
+        DataError: a channel is missing and `allow_missing` is False, or none is there.
+    """
+
+    def choose(names: Sequence[str]) -> SettingsTree:
+        return settings.model_copy(update={"data": settings.data.model_copy(update={"channels": tuple(names)})})
+
+    wanted = f"the model was trained on the channels {', '.join(model.channel_names)}"
+    hint = "--allow-missing goes on without them"
+    if settings.data.channels != "auto" and any(text.partition("=")[0].strip() == "data.channels" for text in overrides):
+        named = settings.data.channels
+        unknown = [name for name in named if name not in model.channel_names]
+        if unknown:
+            raise DataError(f"data.channels names {', '.join(unknown)}, and {wanted}")
+    elif not allow_missing:
+        return choose(model.channel_names), ()
+    else:
+        try:
+            found = open_data(settings.data.model_copy(update={"channels": "auto"}), seed=settings.train.seed)
+        except SettingsError as error:
+            raise DataError(f"{settings.data.source} does not fit: {error.message}", hint=error.hint) from error
+        unnamed = all(file.channel_names is None for file in found.files)
+        if unnamed and len(found.channel_names) == len(model.channel_names):
+            return choose(model.channel_names), ()
+        named = tuple(name for name in model.channel_names if name in found.channel_names)
+        if not named:
+            raise DataError(
+                f"{settings.data.source} has none of the model's channels: it has {', '.join(found.channel_names)}; {wanted}",
+                hint="name the channels of the data with --set data.channels=[…]",
+            )
+    missing = tuple(name for name in model.channel_names if name not in named)
+    if missing and not allow_missing:
+        raise DataError(f"{settings.data.source} lacks the channels {', '.join(missing)}; {wanted}", hint=hint)
+    # A group of channels is one token: it cannot be there in part.
+    ChannelSelection(model.groups, model.channel_names, named)
+    return choose(named), missing
+
+
+def open_run_data(
+    run: RunFolder,
+    model: AuxMAE,
+    *,
+    source: str | None = None,
+    labels: str | None = None,
+    overrides: Sequence[str] = (),
+    batch_size: int | None = None,
+    allow_missing: bool = False,
+) -> Data:
+    """The data set of a run, or another one, as the run's model takes it: its scaling, its crop size, no augmentation.
+
+    Args:
+        run, model: the run and a model loaded from it.
+        source, labels, overrides, batch_size: see `settings_on_data`.
+        allow_missing: do without the model's channels that the data set lacks (`Data.missing`).
+
+    Raises:
+        DataError: the data set lacks a channel that the model was trained on.
+    """
+    settings = settings_on_data(run, source=source, labels=labels, overrides=overrides, batch_size=batch_size)
     scaling = Scaling.from_dict(model.scaling) if model.scaling else Scaling.identity(model.channel_names)
-    changed = settings.model_copy(update={"data": data, "train": train})
+    changed, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
+    if missing:
+        # The settings' wavelengths are those of all channels.
+        changed = changed.model_copy(update={"data": changed.data.model_copy(update={"wavelengths": "auto"})})
+    with fitting(settings.data.source, model):
+        found = build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
+    names = changed.data.channels
+    if tuple(names) != tuple(model.channel_names):
+        found.missing = missing
+        for loader in (found.train, found.validation, found.test):
+            if loader is not None:
+                loader.channels = torch.tensor([model.channel_names.index(name) for name in names])
+    return found
+
+
+@contextmanager
+def fitting(source: str, model: AuxMAE) -> Iterator[None]:
+    """A channel that is not found is the data set's fault: the names come from the model, not from the user's settings."""
     try:
-        return build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
+        yield
     except SettingsError as error:
-        # The names come from the model here, not from a setting that the user made.
         wanted = f"the model was trained on the channels {', '.join(model.channel_names)}"
-        raise DataError(f"{data.source} does not fit: {wanted}; {error.message}", hint=error.hint) from error
+        hint = f"{error.hint + '; ' if error.hint else ''}--allow-missing drops channels that are not there"
+        raise DataError(f"{source} does not fit: {wanted}; {error.message}", hint=hint) from error

@@ -99,28 +99,32 @@ def interleaved(
     repeats: int,
     resident: Mapping[str, Callable[[], Iterable[torch.Tensor]]],
     warmup: int = 2,
+    clock: Callable[[Callable[[], object]], float] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Timing]:
     """Times every piece of work in turn, so that a slow moment of the machine hits all alike.
 
     Args:
-        works: what each provider does; the device is waited for after every call.
+        works: what each provider does.
         device: where it is done.
         repeats: rounds; the order changes from one to the next, see `turns`.
         resident: what each provider holds during its work, for its peak memory.
-        warmup: calls of each provider that are not timed.
+        warmup: samples of each provider that are not kept.
+        clock: runs work and returns ms; by default the time of one call, the device waited for after it.
         progress: is told what goes on.
 
     Returns:
         Provider → `repeats` samples in the order in which they were taken, and peak memory, measured after all rounds.
     """
 
-    def once(work: Callable[[], object]) -> float:
+    def wall(work: Callable[[], object]) -> float:
         _synchronize(device)
         began = time.perf_counter()
         work()
         _synchronize(device)
         return 1e3 * (time.perf_counter() - began)
+
+    once = clock or wall
 
     for name, work in works.items():
         if progress:
@@ -135,6 +139,23 @@ def interleaved(
         for turn in turns(len(names), number):
             samples[names[turn]].append(once(works[names[turn]]))
     return {name: Timing(samples[name], peak_bytes(work, device, resident[name]())) for name, work in works.items()}
+
+
+def attempt(work: Callable[[], object], device: torch.device) -> tuple[str, str]:
+    """Runs work once: ("ok", ""), or ("out of memory" or "failed", why, on one line) where it cannot run."""
+    try:
+        work()
+        _synchronize(device)
+    except torch.OutOfMemoryError as error:
+        status, text = "out of memory", str(error)
+    except (RuntimeError, NotImplementedError) as error:
+        # The CPU's allocator has no exception of its own.
+        status, text = "out of memory" if "can't allocate memory" in str(error) else "failed", str(error)
+    else:
+        return "ok", ""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return status, " ".join(text.split())[:200]
 
 
 def _synchronize(device: torch.device) -> None:

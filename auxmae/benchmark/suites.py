@@ -1,26 +1,32 @@
-"""What is measured: the training step and the forward pass of the model, beside a plain implementation."""
+"""The model suite: training step and forward pass beside other ways to learn from the same images."""
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from auxmae import __version__
-from auxmae.benchmark.measure import interleaved
+from auxmae.benchmark.device import occupation
+from auxmae.benchmark.environment import architecture
+from auxmae.benchmark.joint import JointMAE, vit_mae
+from auxmae.benchmark.measure import attempt, interleaved
 from auxmae.benchmark.peers import PlainAuxiliaryMAE
+from auxmae.benchmark.roofline import achieved, flops
 from auxmae.model.mae import AuxMAE
 
 OURS = "auxmae"
 # The published design in plain PyTorch (`peers.PlainAuxiliaryMAE`).
 PLAIN = "plain design"
+JOINT = "joint attention"
+# All channels in one token: less work for less.
+FUSED = "ViTMAE, fused"
+# What a case is measured with if nothing else is said.
+PEERS = (PLAIN, JOINT, FUSED)
+COMPILED, RECOMPUTED = " (compiled)", " (recompute)"
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,32 @@ class ModelCase:
     depth: int = 6
     decoder_depth: int = 6
 
+    def sizes(self) -> dict[str, int]:
+        """The arguments that every peer takes besides the channels."""
+        names = ("image_size", "patch_size", "width", "hidden", "heads", "depth", "decoder_depth")
+        return {name: getattr(self, name) for name in names}
+
 
 REFERENCE = ModelCase("reference", 16)
 QUICK = ModelCase("quick", 8, width=64, hidden=128, heads=4, depth=2, decoder_depth=2)
+# What a GPU is measured with: the reference, then more channels and smaller patches, then wider models.
+GPU_CASES = (
+    replace(REFERENCE, batch=128),
+    ModelCase("c13-128px-p8", 32, 13, 128, 8),
+    ModelCase("c64-128px-p8", 8, 64, 128, 8),
+    ModelCase("c200-128px-p8", 2, 200, 128, 8),
+    ModelCase("d384", 128, width=384, hidden=768, heads=6),
+    ModelCase("d768", 64, width=768, hidden=1536, heads=12),
+)
 
 
-def _our_model(case: ModelCase, device: torch.device) -> AuxMAE:
+def cases_for(device: torch.device, *, quick: bool) -> tuple[ModelCase, ...]:
+    """The sizes that suit the machine."""
+    return (QUICK,) if quick else GPU_CASES if device.type == "cuda" else (REFERENCE,)
+
+
+def our_model(case: ModelCase) -> AuxMAE:
+    """AuxMAE at the size of a case, as published: encoder and decoder alike, sigmoid output."""
     return AuxMAE(
         case.channels,
         image_size=case.image_size,
@@ -56,30 +82,30 @@ def _our_model(case: ModelCase, device: torch.device) -> AuxMAE:
         decoder_depth=case.decoder_depth,
         decoder_hidden=case.hidden,
         output_activation="sigmoid",
-    ).to(device)
+    )
 
 
-def _plain_model(case: ModelCase, device: torch.device) -> PlainAuxiliaryMAE:
-    return PlainAuxiliaryMAE(
-        case.channels,
-        image_size=case.image_size,
-        patch_size=case.patch_size,
-        width=case.width,
-        hidden=case.hidden,
-        heads=case.heads,
-        depth=case.depth,
-        decoder_depth=case.decoder_depth,
-    ).to(device)
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
-
-    def work() -> None:
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return work
+def build_providers(
+    case: ModelCase, *, peers: Sequence[str] = PEERS, compile_too: bool = False, recompute_too: bool = False
+) -> dict[str, nn.Module]:
+    """Provider → model, on the CPU; a peer whose package is not installed is left out."""
+    models: dict[str, nn.Module | None] = {OURS: our_model(case)}
+    if compile_too:
+        compiled = our_model(case)
+        compiled.compile_blocks()
+        models[OURS + COMPILED] = compiled
+    if recompute_too:
+        recomputed = our_model(case)
+        recomputed.set_recompute(True)
+        models[OURS + RECOMPUTED] = recomputed
+    makers: dict[str, Callable[..., nn.Module | None]] = {PLAIN: PlainAuxiliaryMAE, JOINT: JointMAE, FUSED: vit_mae}
+    for name in peers:
+        models[name] = makers[name](case.channels, **case.sizes())
+        if compile_too and name == PLAIN:
+            twin = PlainAuxiliaryMAE(case.channels, **case.sizes())
+            twin.compile(dynamic=False)
+            models[name + COMPILED] = twin
+    return {name: model for name, model in models.items() if model is not None}
 
 
 def model_suite(
@@ -87,121 +113,130 @@ def model_suite(
     *,
     device: torch.device,
     repeats: int,
+    peers: Sequence[str] = PEERS,
     compile_too: bool = False,
     recompute_too: bool = False,
+    dtype: torch.dtype = torch.float32,
+    limits: dict[str, Any] | None = None,
+    passes: Sequence[str] = ("forward", "step"),
+    suite: str = "model",
     progress: Callable[[str], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of the model suite for one case: every provider, "forward" (no gradients) and "step" (with AdamW).
 
+    Args:
+        case: the size; device: where; repeats: rounds.
+        peers: besides ours, see `PEERS`; compile_too, recompute_too: those variants as well.
+        dtype: of the autocast regions; fp32 means none.
+        limits: of `roofline.ceilings`, for the rows' part of the best rate.
+        passes: what is measured; suite: the rows' name for it.
+        progress: is told what goes on.
+
     Returns:
-        {"suite", "case", "provider", "pass", "median_ms", "samples_ms", "peak_bytes", "images_per_second", "parameters"}.
+        {"suite", "case", "provider", "pass", "status", "reason", "median_ms", "samples_ms", "peak_bytes",
+        "images_per_second", "parameters", "flops", their rate and part of the ceiling, "kernel_launches",
+        "device_idle_share", "host_idle_share", "sizes", "dtype", "arch"}.  Figures are None unless the status is "ok".
     """
     torch.manual_seed(0)
     image = torch.rand(case.batch, case.channels, case.image_size, case.image_size, device=device)
-    models: dict[str, nn.Module] = {OURS: _our_model(case, device), PLAIN: _plain_model(case, device)}
-    if compile_too:
-        compiled = _our_model(case, device)
-        compiled.compile_blocks()
-        models[f"{OURS} (compiled)"] = compiled
-    if recompute_too:
-        recomputed = _our_model(case, device)
-        recomputed.set_recompute(True)
-        models[f"{OURS} (recompute)"] = recomputed
+    models = build_providers(case, peers=peers, compile_too=compile_too, recompute_too=recompute_too)
+    models = {name: model.to(device) for name, model in models.items()}
+    optimizers = {
+        name: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type in ("cpu", "cuda"))
+        for name, model in models.items()
+    }
 
-    def loss_of(model: nn.Module) -> Callable[[], torch.Tensor]:
-        if isinstance(model, AuxMAE):
-            return lambda: model(image).loss
-        return lambda: model(image)
-
-    def forward(model: nn.Module) -> Callable[[], object]:
-        @torch.no_grad()
-        def work() -> None:
-            loss_of(model)()
-
-        return work
-
-    optimizers = {key: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) for key, model in models.items()}
-
-    def resident(key: str) -> Callable[[], list[torch.Tensor]]:
+    def resident(name: str) -> Callable[[], list[torch.Tensor]]:
         def tensors() -> list[torch.Tensor]:
             # Empty until the first step, so that a forward pass is not charged for an optimiser.
             moments = [
-                value for state in optimizers[key].state.values() for value in state.values() if isinstance(value, torch.Tensor)
+                value for state in optimizers[name].state.values() for value in state.values() if isinstance(value, torch.Tensor)
             ]
-            return [image, *models[key].parameters(), *models[key].buffers(), *moments]
+            return [image, *models[name].parameters(), *models[name].buffers(), *moments]
 
         return tensors
 
     rows = []
-    for name, works in (
-        ("forward", {key: forward(model) for key, model in models.items() if "recompute" not in key}),
-        ("step", {key: _step(optimizers[key], loss_of(model)) for key, model in models.items()}),
-    ):
+    for pass_ in passes:
+        works = {
+            name: _forward(model, image, dtype) if pass_ == "forward" else _step(model, image, dtype, optimizers[name])
+            for name, model in models.items()
+            # Without gradients there is nothing to compute again.
+            if not (pass_ == "forward" and name.endswith(RECOMPUTED))
+        }
+        outcomes = {}
+        for name, work in works.items():
+            if progress:
+                progress(f"{case.name}: {name}")
+            outcomes[name] = attempt(work, device)
+            # Gradients of a step that ran out of memory would be in the way of all others.
+            optimizers[name].zero_grad(set_to_none=True)
+        able = {name: work for name, work in works.items() if outcomes[name][0] == "ok"}
         timings = interleaved(
-            works, device=device, repeats=repeats, resident={key: resident(key) for key in works}, progress=progress
+            able, device=device, repeats=repeats, resident={name: resident(name) for name in able}, progress=progress
         )
-        for provider, timing in timings.items():
-            rows.append(
-                {
-                    "suite": "model",
-                    "case": case.name,
-                    "provider": provider,
-                    "pass": name,
-                    "median_ms": timing.median_ms,
-                    "samples_ms": timing.samples_ms,
-                    "peak_bytes": timing.peak_bytes,
-                    "images_per_second": 1e3 * case.batch / timing.median_ms,
-                    "parameters": sum(parameter.numel() for parameter in models[provider].parameters()),
-                }
-            )
+        for name in works:
+            status, reason = outcomes[name]
+            timing = timings.get(name)
+            row: dict[str, Any] = {
+                "suite": suite,
+                "case": case.name,
+                "provider": name,
+                "pass": pass_,
+                "status": status,
+                "reason": reason,
+                "median_ms": timing and timing.median_ms,
+                "samples_ms": timing.samples_ms if timing else [],
+                "peak_bytes": timing and timing.peak_bytes,
+                "images_per_second": timing and 1e3 * case.batch / timing.median_ms,
+                "parameters": sum(parameter.numel() for parameter in models[name].parameters()),
+                "flops": _flops(case, name, pass_, device),
+                "bytes": None,
+                "sizes": asdict(case),
+                "dtype": str(dtype).removeprefix("torch."),
+                "arch": architecture(device),
+            }
+            row |= occupation(works[name], device) if timing else {}
+            rows.append(row | achieved(row, limits))
     return rows
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Where figures come from, for the record.
+def _autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype=dtype)
 
-    Returns:
-        {"device", "versions", "commit", "dirty"}: `commit` and `dirty` as `source_state` tells them of AuxMAE's own source.
+
+def _loss(model: nn.Module, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    with _autocast(dtype, image.device):
+        loss: torch.Tensor = model(image).loss if isinstance(model, AuxMAE) else model(image)
+    return loss
+
+
+def _forward(model: nn.Module, image: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
+    @torch.no_grad()
+    def work() -> None:
+        _loss(model, image, dtype)
+
+    return work
+
+
+def _step(model: nn.Module, image: torch.Tensor, dtype: torch.dtype, optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    def work() -> None:
+        _loss(model, image, dtype).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return work
+
+
+def _flops(case: ModelCase, provider: str, pass_: str, device: torch.device) -> int:
+    """Of one pass: counted on one image with a fresh model that is not compiled, for all images alike.
+
+    What recomputing adds does not count, nor does the optimiser, which has no matrix product.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    commit, dirty = source_state(Path(__file__).resolve())
-    return {
-        "device": {"type": device.type, "name": name, "threads": torch.get_num_threads()},
-        "versions": {"auxmae": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "commit": commit,
-        "dirty": dirty,
-    }
-
-
-def source_state(file: Path) -> tuple[str | None, bool | None]:
-    """The commit that a source file belongs to, and whether Python files of its repository differ from that commit.
-
-    Args:
-        file: absolute path.
-
-    Returns:
-        (hash, dirty); (None, None) where git does not track the file: an installed copy may lie in a virtual environment
-        inside a repository that is another project's.
-    """
-    if _git(file.parent, "ls-files", "--error-unmatch", "--", file.name) is None:
-        return None, None
-    commit = _git(file.parent, "rev-parse", "HEAD")
-    if commit is None:
-        return None, None
-    # New files count too: they are imported like the others.
-    changes = _git(file.parent, "status", "--porcelain", "--untracked-files=all", "--", ":(top)*.py")
-    return commit, None if changes is None else bool(changes)
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints, or None where it fails or is not there."""
-    # Set inside git's hooks, where they would stand for the repository that is being committed to.
-    hidden = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")
-    variables = {key: value for key, value in os.environ.items() if key not in hidden}
-    # Without its optional locks git does not get in the way of what the user does in the repository meanwhile.
-    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-    try:
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    name = provider.removesuffix(COMPILED).removesuffix(RECOMPUTED)
+    single = replace(case, batch=1)
+    model = build_providers(single, peers=() if name == OURS else (name,))[name].to(device)
+    image = torch.rand(1, case.channels, case.image_size, case.image_size, device=device)
+    if pass_ == "forward":
+        return case.batch * flops(_forward(model, image, torch.float32))
+    return case.batch * flops(lambda: _loss(model, image, torch.float32).backward())

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from auxmae import __version__
-from auxmae.cli import benchmark, config, data, doctor, eval, init, train, visualize
+from auxmae.cli import benchmark, config, data, doctor, embed, eval, init, train, visualize
 from auxmae.errors import AuxMAEError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ def _main(
 
 app.command("train", rich_help_panel="Work")(train.command)
 app.command("eval", rich_help_panel="Work")(eval.command)
+app.command("embed", rich_help_panel="Work")(embed.command)
 app.command("visualize", rich_help_panel="Work")(visualize.command)
 app.command("benchmark", rich_help_panel="Work")(benchmark.command)
 app.command("init", rich_help_panel="Set up")(init.command)

@@ -1,8 +1,9 @@
-"""`auxmae benchmark`: our training step and forward pass beside a plain implementation of the published design."""
+"""`auxmae benchmark`: kernels, model, scaling and data, beside other ways to do the same work."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,33 +13,61 @@ from auxmae.cli.console import console, print_json
 from auxmae.errors import AuxMAEError, UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    import torch
 
-# Columns that the table may need.
-_TABLE_WIDTH = 80
-_PASSES = {"forward": "forward pass", "step": "training step"}
+    from auxmae.settings.schema import SettingsTree
+
+_SUITES = ("kernels", "model", "scaling", "data")
 
 
 def command(
-    quick: Annotated[bool, typer.Option("--quick", help="A small case that takes seconds.")] = False,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step.")] = None,
-    channels: Annotated[int, typer.Option("--channels", min=1, help="Channels of the images.")] = 13,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option("--suite", help="kernels, model, scaling, data or all; may be given again. Default: model."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small cases that take seconds.")] = False,
+    case: Annotated[
+        list[str] | None, typer.Option("--case", help="Measure cases of this name only: a part of it, or a pattern with *.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step, in the model suite.")] = None,
+    channels: Annotated[int | None, typer.Option("--channels", min=1, help="Channels of the model suite's images.")] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds; the providers take turns in each.")] = 5,
-    compile_: Annotated[bool, typer.Option("--compile", help="Measure our compiled model too.")] = False,
+    compile_: Annotated[bool, typer.Option("--compile", help="Measure compiled providers too.")] = False,
     recompute: Annotated[bool, typer.Option("--recompute", help="Measure recomputed activations too.")] = False,
+    precision: Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")] = "auto",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
+    data: Annotated[str | None, typer.Option("--data", help="Images of the data suite; the embedded ones by default.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON document to this file too.")] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", help="Draw PNG figures and one HTML page into this folder.")
+    ] = None,
+    recorded: Annotated[
+        Path | None, typer.Option("--from", help="Measure nothing; show and draw a document that --output wrote.")
+    ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", help="Measure nothing; compare two documents: BEFORE AFTER.")
+    ] = None,
+    threshold: Annotated[float, typer.Option("--threshold", min=0, help="Part by which a time may grow, for --compare.")] = 0.1,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
-    """Measure images/s and peak memory against a plain implementation of the published design."""
+    """Measure speed and memory against other ways to do the same work."""
+    if compare is not None:
+        _compare(*compare, threshold, json_output)
+        return
+    if recorded is not None:
+        from auxmae.benchmark.compare import read_document
+
+        _show(read_document(recorded), figures, json_output)
+        return
+    chosen = _suites(suite or ["model"])
     if output is not None:
         _check_writable(output)
-
-    from dataclasses import replace
+    if figures is not None:
+        _check_folder(figures)
 
     from auxmae_kernels import KernelUnavailableError, dispatch
 
-    from auxmae.benchmark.suites import QUICK, REFERENCE, environment, model_suite
+    from auxmae.benchmark.session import Request, run
     from auxmae.build import select_device
 
     target = select_device(device)
@@ -46,39 +75,63 @@ def command(
         dispatch.backend()
     except ValueError as error:
         raise UsageError(str(error)) from error
-    case = QUICK if quick else REFERENCE
-    default = 128 if target.type == "cuda" and not quick else case.batch
-    case = replace(case, batch=batch_size or default, channels=channels)
+    request = Request(
+        suites=chosen,
+        quick=quick,
+        patterns=case or (),
+        repeats=repeats,
+        batch_size=batch_size,
+        channels=channels,
+        compile_too=compile_,
+        recompute_too=recompute,
+        dtype=_dtype(precision, target),
+        settings=_settings(data) if "data" in chosen else None,
+    )
     progress = console(json_output=True)
     try:
-        rows = model_suite(
-            case,
-            device=target,
-            repeats=repeats,
-            compile_too=compile_,
-            recompute_too=recompute,
-            progress=lambda text: progress.print(text, highlight=False),
+        document = run(
+            request,
+            target,
+            lambda text: progress.print(text, highlight=False, markup=False),
+            record=None if output is None else partial(_write, output),
         )
     except KernelUnavailableError as error:
         raise AuxMAEError(str(error)) from error
-    document = {**environment(target), "rows": rows}
-    if output is not None:
-        try:
-            output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise AuxMAEError(f"{output}: cannot be written: {error.strerror}") from error
-    if json_output:
-        print_json(document)
-        return
-    title = f"{case.name}: {case.channels} channels, {case.image_size} px, batch {case.batch}, on {target}"
-    wide = console()
-    # In a narrower terminal the lines run on instead of losing figures.
-    wide.width = max(wide.width, _TABLE_WIDTH)
-    wide.print(_table(rows, title), highlight=False)
-    out = console()
-    out.print()
-    for sentence in _sentences(rows):
-        out.print(sentence, highlight=False, markup=False)
+    _show(document, figures, json_output)
+
+
+def _suites(names: list[str]) -> tuple[str, ...]:
+    for name in names:
+        if name not in (*_SUITES, "all"):
+            raise UsageError(f"there is no suite {name!r}", hint=f"one of {', '.join(_SUITES)}, all")
+    return _SUITES if "all" in names else tuple(name for name in _SUITES if name in names)
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    import torch
+
+    from auxmae.training.optimization import autocast_dtype
+
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise UsageError(f"there is no precision {precision!r}", hint="one of auto, fp32, bf16, fp16")
+    return autocast_dtype(precision, device) or torch.float32
+
+
+def _settings(data: str | None) -> SettingsTree:
+    from auxmae.settings import load_settings
+
+    return load_settings(None, options={} if data is None else {"data.source": data}).settings
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    """Writes the document whole or not at all: the one of the case before is still there when the disk is full."""
+    partial_path = path.with_name(f"{path.name}.partial")
+    try:
+        partial_path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        partial_path.replace(path)
+    except OSError as error:
+        partial_path.unlink(missing_ok=True)
+        raise AuxMAEError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _check_writable(path: Path) -> None:
@@ -95,78 +148,64 @@ def _check_writable(path: Path) -> None:
         ) from error
 
 
-def _plain(rows: list[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any]:
-    """The plain design's row of the same pass."""
-    from auxmae.benchmark.suites import PLAIN
-
-    return next(other for other in rows if other["provider"] == PLAIN and other["pass"] == row["pass"])
-
-
-def _table(rows: list[dict[str, Any]], title: str) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
-    for name in ("provider", "ms", "spread", "images/s", "MiB", "time ×", "memory ×"):
-        table.add_column(name, justify="left" if name == "provider" else "right", no_wrap=True)
-    colours = {"faster": "green", "less": "green", "slower": "red", "more": "red"}
-    for name in dict.fromkeys(row["pass"] for row in rows):
-        table.add_section()
-        table.add_row(Text(_PASSES[name], "bold"))
-        for row in rows:
-            if row["pass"] != name:
-                continue
-            samples, plain = row["samples_ms"], _plain(rows, row)
-            table.add_row(
-                f"  {row['provider']}",
-                _figure(row["median_ms"]),
-                f"{_figure(min(samples))}–{_figure(max(samples))}",
-                _figure(row["images_per_second"]),
-                f"{row['peak_bytes'] / 2**20:.0f}",
-                Text(f"{row['median_ms'] / plain['median_ms']:.2f}", colours.get(_speed(row, plain), "")),
-                Text(f"{row['peak_bytes'] / plain['peak_bytes']:.2f}", colours.get(_memory(row, plain), "")),
-            )
-    return table
+def _check_folder(path: Path) -> None:
+    """Raises AuxMAEError where no file could be written into the folder; makes it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AuxMAEError(
+            f"{path}: cannot be written: {error.strerror}", hint="give --figures a folder where you may write"
+        ) from error
+    _check_writable(path / "benchmark.html")
 
 
-def _figure(value: float) -> str:
-    """At least three significant digits."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> None:
+    """Figures, then the document as JSON or as tables and in words."""
+    from auxmae.cli.benchmark_tables import MAX_WIDTH, MIN_WIDTH, sentences, tables
+
+    if figures is not None:
+        from auxmae.visuals.benchmark import draw
+
+        for path in draw(document, figures):
+            console(json_output=True).print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+    if json_output:
+        print_json(document)
+        return
+    wide = console()
+    # In a narrower terminal the lines run on instead of losing figures; a wider one is no reason for longer lines.
+    wide.width = min(max(wide.width, MIN_WIDTH), MAX_WIDTH)
+    for table in tables(document["rows"], str((document.get("device") or {}).get("type", "an unknown device"))):
+        wide.print(table, highlight=False)
+        wide.print()
+    out = console()
+    for sentence in sentences(document):
+        out.print(sentence, highlight=False, markup=False)
 
 
-def _speed(row: dict[str, Any], plain: dict[str, Any]) -> str:
-    """ "faster" or "slower" only where neither median lies among the other's samples, and there are several."""
-    if round(row["median_ms"] / plain["median_ms"], 2) == 1:
-        return "the same"
-    if len(row["samples_ms"]) == 1:
-        return "a single sample"
-    for one, other in ((row, plain), (plain, row)):
-        if min(one["samples_ms"]) <= other["median_ms"] <= max(one["samples_ms"]):
-            return "within the spread"
-    return "faster" if row["median_ms"] < plain["median_ms"] else "slower"
+def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> None:
+    from dataclasses import asdict
 
+    from auxmae.benchmark.compare import compare, read_document, regressions
 
-def _memory(row: dict[str, Any], plain: dict[str, Any]) -> str:
-    # As it is shown: a difference that two decimals hide is none.
-    ratio = round(row["peak_bytes"] / plain["peak_bytes"], 2)
-    return "less" if ratio < 1 else "more" if ratio > 1 else "the same"
+    old, new = read_document(before), read_document(after)
+    changes = compare(old, new, threshold)
+    if not changes:
+        raise UsageError(f"{before} and {after} hold no measurement")
+    bad = regressions(changes)
+    if json_output:
+        print_json({"threshold": threshold, "regressions": len(bad), "changes": [asdict(change) for change in changes]})
+    else:
+        from auxmae.cli.benchmark_tables import MAX_WIDTH, MIN_WIDTH, comparison
 
-
-def _sentences(rows: list[dict[str, Any]]) -> list[str]:
-    """The result in words: one sentence for each of our providers, losses said like wins."""
-    from auxmae.benchmark.suites import OURS
-
-    sentences = []
-    for provider in dict.fromkeys(row["provider"] for row in rows if row["provider"].startswith(OURS)):
-        own = [row for row in rows if row["provider"] == provider]
-        parts = []
-        for row in sorted(own, key=lambda row: row["pass"] != "step"):
-            plain = _plain(rows, row)
-            parts.append(
-                f"a {_PASSES[row['pass']]} takes {row['median_ms'] / plain['median_ms']:.2f} × the time ({_speed(row, plain)}) "
-                f"and {row['peak_bytes'] / plain['peak_bytes']:.2f} × the memory ({_memory(row, plain)})"
-            )
-        parts[0] += " of the plain published design"
-        sentences.append(f"{provider}: {'; '.join(parts)}.")
-    return sentences
+        wide = console()
+        wide.width = min(max(wide.width, MIN_WIDTH), MAX_WIDTH)
+        wide.print(comparison(changes), highlight=False)
+        devices = [{key: (each.get("device") or {}).get(key) for key in ("type", "name", "threads")} for each in (old, new)]
+        if devices[0] != devices[1]:
+            wide.print("The two were measured on different devices, or with another number of threads.", highlight=False)
+        count = len([change for change in changes if change.ratio is not None])
+        wide.print(
+            f"{count} compared, {len(bad)} regressions beyond {100 * threshold:g}% and beyond the spread.", highlight=False
+        )
+    if bad:
+        raise typer.Exit(1)

@@ -57,7 +57,7 @@ def command(json_output: Annotated[bool, typer.Option("--json", help="One JSON d
 
 
 def declared_dependencies() -> list[Dependency] | None:
-    """What the project declares for this machine: in its metadata, else in the pyproject.toml of an uninstalled source tree.
+    """What the project declares for this machine: in the pyproject.toml of a source tree, else in its metadata.
 
     Returns:
         Required packages first; None where neither is at hand.
@@ -76,10 +76,17 @@ def declared_dependencies() -> list[Dependency] | None:
 def _requirements() -> list[str] | None:
     from importlib import metadata
 
+    # A source tree speaks for itself: the metadata of an editable install may be older than it.
+    from_tree = _source_requirements()
+    if from_tree is not None:
+        return from_tree
     try:
         return metadata.requires("auxmae") or []
     except metadata.PackageNotFoundError:
-        pass
+        return None
+
+
+def _source_requirements() -> list[str] | None:
     # The standard library's reader, because tomli itself may be what is missing.
     import tomllib
     from pathlib import Path

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
 
     from auxmae.build import Data
     from auxmae.evaluation.probes import ProbeReport
-    from auxmae.evaluation.reconstruction import ReconstructionResult
     from auxmae.model.mae import AuxMAE
-    from auxmae.settings.schema import EvalSettings
+    from auxmae.settings.schema import EvalSettings, SettingsTree
+    from auxmae.training.run import RunFolder
 
-# Terminals show this many channels; eval.json holds all.
-_SHOWN_CHANNELS = 24
+# Training images that the floors which need fitting are fitted on, at most.
+_FLOOR_IMAGES = 1000
+# Held-out images that are reconstructed at each of eval.mask_ratios, at most.
+_RATIO_IMAGES = 200
 
 
 def command(
@@ -31,11 +34,19 @@ def command(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as eval.neighbours=20.")
     ] = None,
+    dense: Annotated[
+        bool,
+        typer.Option("--dense", help="Scenes with a label raster: probe pixels, one half against the other, and draw maps."),
+    ] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Do without channels of the model that the data lack.")
+    ] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
     from auxmae.build import configure, open_run_data
     from auxmae.cli.console import console, print_json
+    from auxmae.cli.eval_tables import probe_table, ratio_table, reconstruction_table
     from auxmae.errors import DataError
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
     from auxmae.settings import load_settings
@@ -51,10 +62,17 @@ def command(
     ).settings
     where = configure(settings)
     model = folder.load_model(checkpoint).to(where)
-    held = open_run_data(folder, model, source=data, labels=labels, overrides=overrides, batch_size=batch_size)
+    held = open_run_data(
+        folder, model, source=data, labels=labels, overrides=overrides, batch_size=batch_size, allow_missing=allow_missing
+    )
     if held.test is None:
         raise DataError(f"{held.describe()}: the test part is empty", hint="raise data.test_fraction")
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {held.describe()}", **plain)
+    if held.missing:
+        absent = f"Left out on purpose, as the data lack them: {', '.join(held.missing)}. "
+        out.print(
+            f"{absent}The figures are those of the other {len(held.collection.channel_names)} channels.", style="yellow", **plain
+        )
 
     with out.status("Reconstructing held-out images") as status:
         reconstruction = evaluate_reconstruction(
@@ -64,22 +82,36 @@ def command(
             device=where,
             progress=lambda images: status.update(f"Reconstructing held-out images: {images}"),
         )
-    out.print(_reconstruction_table(reconstruction))
-    with out.status("Probing frozen features"):
-        report = _probe(model, held, settings.eval, where, settings.train.seed)
+        ratios = {}
+        for ratio in settings.eval.mask_ratios:
+            status.update(f"Reconstructing with {ratio:.0%} hidden")
+            some = held.test.limited(min(settings.eval.max_images or _RATIO_IMAGES, _RATIO_IMAGES))
+            ratios[f"{ratio:g}"] = evaluate_reconstruction(model, some, seed=settings.eval.mask_seed, device=where, ratio=ratio)
+    out.print(reconstruction_table(reconstruction))
+    if ratios:
+        out.print(ratio_table(ratios))
+    with out.status("Probing frozen features") as status:
+        report = _probe(model, held, settings.eval, where, settings.train.seed, lambda what: status.update(f"Probing: {what}"))
     if report.reason:
         out.print(f"No probes. {report.reason}", **plain)
     else:
-        out.print(_probe_table(report))
+        out.print(probe_table(report))
         out.print(report.verdict(), **plain)
     for notice in report.notices:
         out.print(notice, style="yellow", **plain)
 
     document: dict[str, Any] = {
         "split": held.digest,
-        "reconstruction": reconstruction.to_dict(),
+        "reconstruction": {
+            **reconstruction.to_dict(),
+            "ratios": {ratio: result.to_dict() for ratio, result in ratios.items()},
+        },
         "probes": [result.to_dict() for result in report.results],
+        "comparisons": [comparison.to_dict() for comparison in report.comparisons],
+        "verdict": report.verdict(),
     }
+    if held.missing:
+        document["missing_channels"] = list(held.missing)
     details = {
         "checkpoint": checkpoint,
         "data": held.describe(),
@@ -89,8 +121,11 @@ def command(
         "probe_notices": report.notices,
         "probe_samples": {"train": report.train_samples, "test": report.test_samples},
         "majority": report.majority,
-        "verdict": report.verdict(),
     }
+    if dense:
+        document["dense"] = _dense(model, held, settings, where, folder, out)
+    elif held.collection.has_label_maps:
+        out.print("Pixel by pixel, one half of each scene against the other, with maps: --dense", **plain)
     try:
         path = folder.write_json("eval.json", {**document, "details": details})
         out.print(f"Written to {path}", **plain)
@@ -101,10 +136,68 @@ def command(
         print_json(document)
 
 
-def _probe(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int) -> ProbeReport:
+def _dense(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folder: RunFolder, out: Console) -> dict[str, object]:
+    """Every scene that has a label raster, pixel by pixel; the maps go into the run folder."""
+    import torch
+
+    from auxmae.cli.eval_tables import probe_table
+    from auxmae.errors import DataError
+    from auxmae.evaluation.scenes import AT_RANDOM, LEAKAGE, evaluate_scene
+    from auxmae.visuals.maps import map_figure, write_map
+
+    collection, table = data.collection, settings.eval
+    if not collection.has_label_maps:
+        raise DataError(f"{data.describe()}: --dense needs a label for each pixel", hint="name a label raster with --labels")
+    scaling = data.scaling.select(collection.channel_names)
+    found: dict[str, object] = {}
+    for item in range(len(collection)):
+        labels = collection.read_labels(item)
+        if labels is None:
+            continue
+        file, index = collection.file_of(item), int(collection.items[item, 1])
+        name = file.path.stem + (f"-{index}" if file.count > 1 else "")
+        pixels = collection.read(item)
+        valid = torch.from_numpy(pixels.valid)
+        image = scaling.apply(torch.from_numpy(pixels.pixels)[None])[0].masked_fill(~valid, 0.0)
+        with out.status(f"Probing the pixels of {name}") as status:
+            result = evaluate_scene(
+                model,
+                image,
+                valid,
+                labels,
+                pool=table.pool,
+                stride=table.stride,
+                max_samples=table.max_samples,
+                labels_per_class=table.labels_per_class,
+                neighbours=table.neighbours,
+                bootstrap=table.bootstrap,
+                seed=settings.train.seed,
+                device=device,
+                class_names=data.class_names,
+                channels=data.train.channels,
+                progress=lambda what, name=name: status.update(f"{name}: {what}"),  # type: ignore[misc]
+            )
+        for split, report in result.reports.items():
+            out.print(f"{name}, {split}", style="bold", markup=False, highlight=False)
+            out.print(probe_table(report) if report.results else report.reason)
+            if report.results and split != AT_RANDOM:
+                out.print(report.verdict(), markup=False, highlight=False, soft_wrap=True)
+            elif report.results:
+                out.print(LEAKAGE, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        raster = write_map(result.prediction, data.class_names, file.georeference, folder.path / "maps" / f"{name}.tif")
+        figure = map_figure(result.prediction, labels, data.class_names, folder.figures / f"map-{name}.png", title=name)
+        out.print(f"Maps: {raster}, {figure}", markup=False, highlight=False, soft_wrap=True)
+        found[name] = {**result.to_dict(), "map": str(raster), "figure": str(figure)}
+    return found
+
+
+def _probe(
+    model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int, progress: Callable[[str], None]
+) -> ProbeReport:
     """All probes on the encoder and on the floors, from the same samples."""
-    from auxmae.evaluation.features import encoder_extractor, extract_all, statistics_extractor
-    from auxmae.evaluation.probes import ENCODER, RANDOM, STATISTICS, ProbeReport, run_probes, untrained
+    from auxmae.evaluation.baselines import floor_extractors
+    from auxmae.evaluation.features import encoder_extractor, extract_all
+    from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
 
     if not data.class_names:
         return ProbeReport([], "The data carry no labels.")
@@ -114,7 +207,14 @@ def _probe(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed:
     initial = untrained(model, seed=seed).to(device)
     extractors = {
         ENCODER: encoder_extractor(model, pool=settings.pool, device=device, dense=dense),
-        STATISTICS: statistics_extractor(patch_size),
+        **floor_extractors(
+            data.train.limited(_FLOOR_IMAGES),
+            channels=len(data.collection.channel_names),
+            patch_size=model.patch_size,
+            components=model.num_features,
+            dense=dense,
+            seed=seed,
+        ),
         RANDOM: encoder_extractor(initial, pool=settings.pool, device=device, dense=dense),
     }
     train, test = (
@@ -129,58 +229,5 @@ def _probe(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed:
         bootstrap=settings.bootstrap,
         seed=seed,
         class_names=data.class_names,
+        progress=progress,
     )
-
-
-def _reconstruction_table(result: ReconstructionResult) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    floors = result.floors
-    table = Table(title=f"Masked L1, scaled units, {result.images} held-out images", title_justify="left")
-    table.add_column("channel")
-    table.add_column("model", justify="right")
-    for name in floors:
-        table.add_column(f"floor: {name}", justify="right")
-    table.add_column("model / better floor", justify="right")
-
-    def row(label: str, error: float, beside: list[float], style: str = "") -> None:
-        best = min(beside)
-        ratio = f"{error / best:.2f}" if best > 0 else "–"
-        table.add_row(escape(label), f"{error:.4f}", *(f"{value:.4f}" for value in beside), ratio, style=style)
-
-    shown = list(result.per_channel)[:_SHOWN_CHANNELS]
-    for name in shown:
-        row(name, result.per_channel[name], [result.floors_per_channel[floor][name] for floor in floors])
-    if len(shown) < len(result.per_channel):
-        table.add_row(f"… {len(result.per_channel) - len(shown)} more", *[""] * (len(floors) + 2), style="dim")
-    table.add_section()
-    row("all", result.masked_l1, list(floors.values()), "bold")
-    return table
-
-
-def _probe_table(report: ProbeReport) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    title = f"Probes on frozen features: {report.train_samples} training, {report.test_samples} test samples"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("probe")
-    table.add_column("labels")
-    table.add_column("features", no_wrap=True)
-    # Only heads and the probes' names wrap on a narrow terminal.
-    for column in ("accuracy", "95% interval", "class mean"):
-        table.add_column(column, justify="right", no_wrap=column != "class mean")
-    before = None
-    for result in report.results:
-        case = (result.probe, result.labels_per_class)
-        if before not in (None, case):
-            table.add_section()
-        labels = "all" if result.labels_per_class == 0 else str(result.labels_per_class)
-        low, high = result.interval
-        cells = (f"{result.accuracy:.3f}", f"{low:.3f} – {high:.3f}", f"{result.average_accuracy:.3f}")
-        head = ("", "") if before == case else (result.probe, labels)
-        table.add_row(*head, result.features, *cells)
-        before = case
-    table.caption = f"naming the commonest class every time: {report.majority:.3f}"
-    return table

@@ -9,7 +9,9 @@ import typer
 
 
 def command(
-    preset: Annotated[str, typer.Option("--preset", metavar="NAME", help="tiny, reference, small, base or large.")] = "tiny",
+    preset: Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="tiny, scene, reference, small, base or large.")
+    ] = "tiny",
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="PATH", help="The file to write, or the folder to write auxmae.toml to."),

@@ -22,7 +22,9 @@ def command(
     data: Annotated[str | None, typer.Option("--data", "-d", help="File, folder or 'synthetic' (data.source).")] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Label raster, PATH:KEY, 'none' (data.labels).")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder (run.folder).")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="tiny, reference, small, base, large (model.preset).")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="tiny, scene, reference, small, base, large (model.preset).")
+    ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the images (train.epochs).")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimiser steps (train.max_steps).")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images a step (train.batch_size).")] = None,

@@ -52,6 +52,7 @@ class Loader:
         channel_sampling: largest part of the channels that is dropped at random from a batch.
         pin_memory: page-locked memory, for copies to a GPU.
         limit: with `shuffle` off, how many samples at most, chosen once by the seed; 0: all.
+        channels: with `shuffle` off, `Batch.channels` of every batch: which of a model's channels the data set has.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class Loader:
         channel_sampling: float = 0.0,
         pin_memory: bool = False,
         limit: int = 0,
+        channels: Tensor | None = None,
     ) -> None:
+        self.channels = channels
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.workers, self.drop_last, self.pin_memory = workers, drop_last, pin_memory
         self.channel_sampling = channel_sampling
@@ -86,6 +89,7 @@ class Loader:
             workers=self.workers,
             pin_memory=self.pin_memory,
             limit=limit,
+            channels=self.channels,
         )
 
     def __len__(self) -> int:
@@ -116,7 +120,8 @@ class Loader:
                 yield batch
         else:
             self.position = 0
-            yield from self._load(requests)
+            for batch in self._load(requests):
+                yield batch if self.channels is None else batch._replace(channels=self.channels)
 
     def _advance(self, epoch: int, number: int) -> None:
         last = number + 1 == len(self)

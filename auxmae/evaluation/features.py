@@ -102,7 +102,7 @@ def statistics_extractor(patch_size: int | None = None) -> Extractor:
         if patch_size is None:
             image, valid = image.flatten(2)[:, None], valid.flatten(2)[:, None]
         else:
-            image, valid = _patches(image, patch_size, 0.0), _patches(valid, patch_size, 0.0)
+            image, valid = split_patches(image, patch_size, 0.0), split_patches(valid, patch_size, 0.0)
         count = valid.sum(dim=3).clamp(min=1)
         mean = image.sum(dim=3) / count
         variance = ((image - mean[..., None]).square() * valid).sum(dim=3) / count
@@ -123,7 +123,7 @@ def patch_labels(label_map: Tensor, patch_size: int) -> Tensor:
     Returns:
         (B, N) int64; of labels that are equally common, the smallest.
     """
-    labels_BNP = _patches(label_map[:, None], patch_size, -1)[:, :, 0]
+    labels_BNP = split_patches(label_map[:, None], patch_size, -1)[:, :, 0]
     best_count = torch.zeros(labels_BNP.shape[:2], dtype=torch.int64)
     best = torch.full_like(best_count, -1)
     for value in np.unique(labels_BNP.numpy()).tolist():
@@ -214,7 +214,7 @@ def _select(batch: Batch, rows: Tensor) -> Batch:
     return batch._replace(image=batch.image[rows], valid=batch.valid[rows], label=batch.label[rows], label_map=label_map)
 
 
-def _patches(pixels: Tensor, patch_size: int, fill: float) -> Tensor:
+def split_patches(pixels: Tensor, patch_size: int, fill: float) -> Tensor:
     """(B, C, h, w) → (B, N, C, patch_size²), the last patches filled up where the patch does not divide h or w."""
     height, width = pixels.shape[2:]
     padded = F.pad(pixels, (0, -width % patch_size, 0, -height % patch_size), value=fill)

@@ -5,32 +5,27 @@ Shape letters: D features, n samples, R draws of the labels.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from auxmae.evaluation.classifiers import PROBES, predict
 from auxmae.evaluation.features import Features
+from auxmae.evaluation.scores import Difference, bootstrap_interval, paired_bootstrap, score
 
 if TYPE_CHECKING:
     from auxmae.model.mae import AuxMAE
 
 ENCODER = "encoder"
-STATISTICS = "channel statistics"
 RANDOM = "random initialisation"
 
-PROBES = ("k-NN", "logistic regression")
-
-# Inverse strengths of the penalty that cross-validation chooses from.
-_STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
-_FOLDS = 3
 # A few labels a class are drawn this often and the figures averaged: one draw says more about luck than about features.
 _DRAWS = 5
-# Samples of one image are alike, so whole images are resampled, unless there are too few of them to say anything.
-_FEWEST_GROUPS = 10
+# Where the paired test finds a smaller p-value, a difference is called more than chance.
+SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
@@ -38,12 +33,15 @@ class ProbeResult:
     """One probe on one kind of features.
 
     Attributes:
-        features: "encoder", "channel statistics" or "random initialisation".
+        features: "encoder", or the name of a floor.
         probe: "k-NN" or "logistic regression".
         labels_per_class: training labels per class, at most; 0: all.
         accuracy: part of the test samples whose class is found, mean over the draws of the labels.
         average_accuracy: mean over the test part's classes of the part found.
         interval: 95% bootstrap interval of the accuracy.
+        macro_f1, kappa: as in `Scores`, mean over the draws.
+        spread: standard deviation of the accuracy over the draws; 0 for a single draw.
+        draws: how many draws of the labels.
     """
 
     features: str
@@ -52,10 +50,54 @@ class ProbeResult:
     accuracy: float
     average_accuracy: float
     interval: tuple[float, float]
+    macro_f1: float = 0.0
+    kappa: float = 0.0
+    spread: float = 0.0
+    draws: int = 1
 
     def to_dict(self) -> dict[str, object]:
         """The result as `auxmae eval --json` prints it."""
         return {**asdict(self), "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The encoder against the best floor, on the same samples, probe, labels and draws.
+
+    Attributes:
+        probe, labels_per_class: which case.
+        floor: the floor with the highest accuracy on the test part: the hardest choice for the encoder.
+        accuracy, floor_accuracy: of the encoder and of that floor.
+        difference: of the two, its interval, and the paired bootstrap's p-value.
+    """
+
+    probe: str
+    labels_per_class: int
+    floor: str
+    accuracy: float
+    floor_accuracy: float
+    difference: Difference
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether the paired test tells the two apart."""
+        return self.difference.p_value < SIGNIFICANT
+
+    def describe(self) -> str:
+        """One line for people."""
+        budget = "all labels" if self.labels_per_class == 0 else f"{self.labels_per_class} a class"
+        gain = 100 * self.difference.difference
+        beyond = "beyond chance" if self.beyond_chance else "not beyond chance"
+        return (
+            f"{self.probe}, {budget}: {self.accuracy:.3f} against {self.floor_accuracy:.3f} of the {self.floor} "
+            f"({gain:+.1f} points, p = {self.difference.p_value:.2g}, {beyond})"
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        """The comparison as `auxmae eval --json` prints it."""
+        content = {"probe": self.probe, "labels_per_class": self.labels_per_class, "floor": self.floor}
+        test = {**asdict(self.difference), "interval": list(self.difference.interval), "test": "paired bootstrap"}
+        return {**content, "accuracy": self.accuracy, "floor_accuracy": self.floor_accuracy, **test}
 
 
 @dataclass(frozen=True)
@@ -68,6 +110,7 @@ class ProbeReport:
         notices: what the reader of the figures should know, one sentence each.
         train_samples, test_samples: labelled samples in the two parts.
         majority: accuracy of naming the training part's commonest class for every test sample; None without results.
+        comparisons: the encoder against the best floor, for every probe and number of labels.
     """
 
     results: list[ProbeResult]
@@ -76,28 +119,30 @@ class ProbeReport:
     train_samples: int = 0
     test_samples: int = 0
     majority: float | None = None
+    comparisons: list[Comparison] = field(default_factory=list)
 
     def verdict(self) -> str:
         """Whether the encoder beats the floors, in words; empty where there is nothing to compare."""
-        cases: dict[tuple[str, int], dict[str, float]] = {}
-        for result in self.results:
-            cases.setdefault((result.probe, result.labels_per_class), {})[result.features] = result.accuracy
-        lost = []
-        compared = 0
-        for (probe, labels), accuracy in cases.items():
-            floors = {name: value for name, value in accuracy.items() if name != ENCODER}
-            if ENCODER not in accuracy or not floors:
-                continue
-            compared += 1
-            best = max(floors, key=lambda name: floors[name])
-            if accuracy[ENCODER] <= floors[best]:
-                budget = "all labels" if labels == 0 else f"{labels} labels a class"
-                lost.append(f"{probe}, {budget}: {accuracy[ENCODER]:.3f} against {floors[best]:.3f} of the {best}")
-        if not compared:
+        if not self.comparisons:
             return ""
+        count = len(self.comparisons)
+        won = [c for c in self.comparisons if c.difference.difference > 0]
+        lost = [c for c in self.comparisons if c.difference.difference <= 0]
+        sure = sum(c.beyond_chance for c in won)
         if not lost:
-            return f"The encoder beats the floors in all {compared} comparisons."
-        return f"The encoder does not beat the floors in {len(lost)} of {compared} comparisons ({'; '.join(lost)})."
+            text = f"The encoder beats the floors in all {count} comparisons, in {sure} of them beyond chance"
+        else:
+            text = f"The encoder does not beat the floors in {len(lost)} of {count} comparisons"
+            text += f", and beats them in {len(won)}, {sure} of them beyond chance" if won else ""
+        text += " (paired bootstrap, 95%)."
+        worst = min(self.comparisons, key=lambda c: c.difference.difference)
+        best = max(self.comparisons, key=lambda c: c.difference.difference)
+        lines = [text, *(f"lost: {c.describe()}" for c in lost)]
+        if won:
+            lines.append(f"widest lead: {best.describe()}")
+        if not lost and best is not worst:
+            lines.append(f"closest: {worst.describe()}")
+        return "\n".join(lines)
 
 
 def run_probes(
@@ -109,12 +154,11 @@ def run_probes(
     bootstrap: int,
     seed: int = 0,
     class_names: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
 ) -> ProbeReport:
     """Train every probe on the training part and measure it on the test part, for every kind of features alike.
 
-    k-NN: majority of the `neighbours` nearest by Euclidean distance.  Logistic regression: L2 penalty, its strength
-    chosen by cross-validation within the drawn training labels.  Both on features standardised by the drawn
-    training samples.
+    See `classifiers.predict` for the probes.  The encoder is compared with the best floor by a paired bootstrap.
 
     Args:
         train, test: kind of features → features; the rows of all kinds in a part are the same samples.
@@ -123,6 +167,7 @@ def run_probes(
         bootstrap: resamples behind the intervals.
         seed: of the draws and the resampling.
         class_names: for the sentences; may be empty.
+        progress: told what has just been measured.
     """
     if set(train) != set(test):
         raise ValueError(f"train has the features {sorted(train)}, test {sorted(test)}")
@@ -140,17 +185,48 @@ def run_probes(
     if short:
         scarce = ", ".join(f"{_name(c, class_names)} ({n})" for c, n in zip(classes, counts, strict=True) if n < max(short))
         notices.append(f"Classes with fewer training samples than asked for, of which all are used: {scarce}.")
-    results = []
+    results, comparisons = [], []
     for budget in labels_per_class:
         draws = draw_labels(reference.y, budget, seed=seed)
         for probe in PROBES:
+            right: dict[str, NDArray[np.bool_]] = {}
             for name, features in train.items():
-                correct = np.stack([_correct(probe, features.take(rows), test[name], neighbours, seed) for rows in draws])
-                recall = [correct[:, held_out.y == c].mean() for c in np.unique(held_out.y)]
-                interval = bootstrap_interval(correct, held_out.groups, resamples=bootstrap, seed=seed)
-                results.append(ProbeResult(name, probe, budget, float(correct.mean()), float(np.mean(recall)), interval))
+                predicted = [predict(probe, features.take(rows), test[name].x, neighbours=neighbours) for rows in draws]
+                right[name] = np.stack(predicted) == held_out.y
+                scores = [score(held_out.y, one) for one in predicted]
+                accuracy = [one.accuracy for one in scores]
+                results.append(
+                    ProbeResult(
+                        name,
+                        probe,
+                        budget,
+                        float(np.mean(accuracy)),
+                        float(np.mean([one.average_accuracy for one in scores])),
+                        bootstrap_interval(right[name], held_out.groups, resamples=bootstrap, seed=seed),
+                        float(np.mean([one.macro_f1 for one in scores])),
+                        float(np.mean([one.kappa for one in scores])),
+                        float(np.std(accuracy)),
+                        len(draws),
+                    )
+                )
+                if progress is not None:
+                    progress(f"{probe}, {budget or 'all'} labels, {name}")
+            comparison = _compare(probe, budget, right, held_out.groups, bootstrap, seed)
+            if comparison is not None:
+                comparisons.append(comparison)
     majority = float((held_out.y == classes[counts.argmax()]).mean())
-    return ProbeReport(results, "", notices, len(reference), len(held_out), majority)
+    return ProbeReport(results, "", notices, len(reference), len(held_out), majority, comparisons)
+
+
+def _compare(
+    probe: str, budget: int, right: Mapping[str, NDArray[np.bool_]], groups: NDArray[np.int64], resamples: int, seed: int
+) -> Comparison | None:
+    floors = {name: float(correct.mean()) for name, correct in right.items() if name != ENCODER}
+    if ENCODER not in right or not floors:
+        return None
+    best = max(floors, key=lambda name: floors[name])
+    difference = paired_bootstrap(right[ENCODER], right[best], groups, resamples=resamples, seed=seed)
+    return Comparison(probe, budget, best, float(right[ENCODER].mean()), floors[best], difference)
 
 
 def untrained(model: AuxMAE, *, seed: int) -> AuxMAE:
@@ -186,83 +262,6 @@ def draw_labels(y: NDArray[np.int64], per_class: int, *, seed: int) -> list[NDAr
             chosen.append(generator.permutation(members)[:per_class])
         draws.append(np.sort(np.concatenate(chosen)))
     return draws
-
-
-def bootstrap_interval(
-    correct: NDArray[np.bool_], groups: NDArray[np.int64], *, resamples: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of an accuracy (Efron 1979).
-
-    Draws of the labels and images are both resampled with replacement, so that the interval covers the luck of the
-    labels and of the test part.  Where fewer than 10 images hold the samples, the samples themselves are resampled;
-    such an interval is too narrow, since neighbouring samples are alike.
-
-    Args:
-        correct: (R, n) bool.
-        groups: (n,) image of each sample.
-        resamples: number of resamples.
-        seed: of the resampling.
-        level: of the interval.
-    """
-    generator = np.random.default_rng(seed)
-    codes = np.unique(groups, return_inverse=True)[1]
-    if codes.max() + 1 < _FEWEST_GROUPS:
-        codes = np.arange(correct.shape[1])
-    units = int(codes.max()) + 1
-    sizes = np.bincount(codes, minlength=units)
-    hits = np.stack([np.bincount(codes, weights=row, minlength=units) for row in correct])
-    accuracy = np.empty(resamples)
-    for i in range(resamples):
-        weights = np.bincount(generator.integers(0, units, units), minlength=units)
-        draws = generator.integers(0, len(hits), len(hits))
-        accuracy[i] = (hits[draws] @ weights).mean() / (sizes @ weights)
-    tail = (1 - level) / 2
-    low, high = np.quantile(accuracy, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _correct(probe: str, train: Features, test: Features, neighbours: int, seed: int) -> NDArray[np.bool_]:
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(train.x.astype(np.float64))
-    x, x_test = scaler.transform(train.x), scaler.transform(test.x)
-    if probe == "k-NN":
-        from sklearn.neighbors import KNeighborsClassifier
-
-        classifier = KNeighborsClassifier(n_neighbors=min(neighbours, len(train))).fit(x, train.y)
-    else:
-        classifier = _fit_logistic(x, train.y, seed)
-    return np.asarray(classifier.predict(x_test) == test.y)
-
-
-def _fit_logistic(x: NDArray[np.float64], y: NDArray[np.int64], seed: int) -> Any:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold
-
-    # A class of one sample cannot be in two folds: it is then always in the training folds.
-    classes, counts = np.unique(y, return_counts=True)
-    frequent = np.isin(y, classes[counts > 1])
-    best = 1.0
-    with warnings.catch_warnings():
-        # An unfinished fit is judged by its accuracy like any other.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        if frequent.any():
-            rows, alone = np.flatnonzero(frequent), np.flatnonzero(~frequent)
-            folds = StratifiedKFold(min(_FOLDS, int(counts[counts > 1].min())), shuffle=True, random_state=seed).split(
-                rows, y[rows]
-            )
-            hits = np.zeros(len(_STRENGTHS))
-            for fit, check in folds:
-                fit_rows, check_rows = np.concatenate([rows[fit], alone]), rows[check]
-                if len(np.unique(y[fit_rows])) < 2:
-                    continue
-                for i, strength in enumerate(_STRENGTHS):
-                    trial = LogisticRegression(C=strength, max_iter=100, tol=1e-3).fit(x[fit_rows], y[fit_rows])
-                    hits[i] += (trial.predict(x[check_rows]) == y[check_rows]).sum()
-            # argmax takes the first of equals: the strongest penalty.
-            best = _STRENGTHS[int(hits.argmax())]
-        return LogisticRegression(C=best, max_iter=1000).fit(x, y)
 
 
 def _reason(classes: NDArray[np.int64], test: Features, class_names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ Shape letters: B batch, C channels, G channel groups, K visible positions per gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -36,6 +37,9 @@ class ReconstructionResult:
         floors_per_channel: floor → channel name → error.
         images: images measured.
         pixels: hidden valid pixels measured, all channels together.
+        psnr: peak signal-to-noise ratio on the hidden valid pixels, dB, for a peak of 1 (scaled units).
+        spectral_angle: mean angle, degrees, between the true and the predicted spectra of pixels with a hidden channel, over
+            their valid channels, hidden ones predicted and the others as they are (Kruse et al. 1993); None for one channel.
     """
 
     masked_l1: float
@@ -44,10 +48,13 @@ class ReconstructionResult:
     floors_per_channel: dict[str, dict[str, float]]
     images: int
     pixels: int = field(default=0)
+    psnr: float | None = None
+    spectral_angle: float | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The result as `auxmae eval --json` prints it under "reconstruction"."""
-        return {"masked_l1": self.masked_l1, "per_channel": self.per_channel, "floors": self.floors}
+        found = {"masked_l1": self.masked_l1, "per_channel": self.per_channel, "floors": self.floors}
+        return {**found, "psnr": self.psnr, "spectral_angle": self.spectral_angle}
 
     @property
     def better_floor(self) -> str:
@@ -62,6 +69,7 @@ def evaluate_reconstruction(
     *,
     seed: int,
     device: torch.device | str,
+    ratio: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ReconstructionResult:
     """Mask held-out images, reconstruct them, and compare with the floors at the same pixels.
@@ -75,6 +83,7 @@ def evaluate_reconstruction(
         batches: batches in a fixed order.
         seed: of the masks.
         device: where the model is.
+        ratio: part of the patches that is hidden; None: as in training.
         progress: called with the number of images done, after every batch.
 
     Raises:
@@ -83,15 +92,14 @@ def evaluate_reconstruction(
     device = torch.device(device)
     total = torch.zeros(1 + len(FLOORS), len(model.channel_names), dtype=torch.float64)
     pixels = torch.zeros(len(model.channel_names), dtype=torch.float64)
-    images = 0
+    images, squares, angles, spectra = 0, 0.0, 0.0, 0
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
-            keep_BGK = draw_fixed_masks(model, batch.image, seed=seed, first=images)
+            keep_BGK = draw_fixed_masks(model, batch.image, seed=seed, first=images, ratio=ratio)
             if batch.channels is not None:
-                # Channels are only ever left out where each is a group of its own.
-                keep_BGK = keep_BGK.index_select(1, batch.channels)
+                keep_BGK = keep_BGK.index_select(1, _groups_of(model, batch.channels))
             image, valid = batch.image.to(device), batch.valid.to(device)
             columns = torch.arange(image.shape[1]) if batch.channels is None else batch.channels.cpu()
             result = model.reconstruct(image, keep_BGK.to(device), valid=valid, channels=batch.channels)
@@ -103,6 +111,10 @@ def evaluate_reconstruction(
                 # MPS has no float64: rows of one image are summed in float32, all else on the CPU.
                 partial = error.sum(dim=3).cpu().to(torch.float64).sum(dim=(0, 2))
                 total[row].index_add_(0, columns, partial)
+            error = (result.prediction - image).masked_fill(~measured, 0.0)
+            squares += float(error.square().sum(dim=3).cpu().to(torch.float64).sum())
+            angle, count = _spectral_angles(image, result.prediction, measured, valid)
+            angles, spectra = angles + angle, spectra + count
             pixels.index_add_(0, columns, measured.sum(dim=(0, 2, 3)).cpu().to(torch.float64))
             images += image.shape[0]
             if progress is not None:
@@ -129,10 +141,29 @@ def evaluate_reconstruction(
         floors_per_channel=dict(zip(FLOORS, rows[1:], strict=True)),
         images=images,
         pixels=int(pixels.sum()),
+        psnr=-10 * math.log10(squares / float(pixels.sum())) if squares > 0 else None,
+        spectral_angle=angles / spectra if spectra else None,
     )
 
 
-def draw_fixed_masks(model: AuxMAE, image: Tensor, *, seed: int, first: int) -> Tensor:
+def _spectral_angles(image: Tensor, prediction: Tensor, measured: Tensor, valid: Tensor) -> tuple[float, int]:
+    """(sum of the angles, degrees; number of pixels) of those that have a hidden and at least two valid channels."""
+    truth = image.masked_fill(~valid, 0.0)
+    guess = torch.where(measured, prediction, truth)
+    product = (truth * guess).sum(1)
+    length = truth.norm(dim=1) * guess.norm(dim=1)
+    counted = measured.any(1) & (valid.sum(1) > 1) & (length > 0)
+    angle = torch.rad2deg(torch.arccos((product / length.clamp(min=1e-12)).clamp(-1, 1)))
+    return float(angle.masked_fill(~counted, 0.0).sum(dim=2).cpu().to(torch.float64).sum()), int(counted.sum())
+
+
+def _groups_of(model: AuxMAE, channels: Tensor) -> Tensor:
+    """Indices of the groups that hold `channels`, in their order."""
+    number = {name: g for g, group in enumerate(model.groups) for name in group}
+    return torch.tensor(list(dict.fromkeys(number[model.channel_names[channel]] for channel in channels.tolist())))
+
+
+def draw_fixed_masks(model: AuxMAE, image: Tensor, *, seed: int, first: int, ratio: float | None = None) -> Tensor:
     """Visible positions (B, G, K) of a batch, −1 = padding, each image's drawn from (seed, place in the sequence).
 
     Args:
@@ -140,11 +171,12 @@ def draw_fixed_masks(model: AuxMAE, image: Tensor, *, seed: int, first: int) -> 
         image: (B, C, h, w).
         seed: of all masks.
         first: place of the batch's first image in the sequence.
+        ratio: part of the patches that is hidden; None: as in training.
     """
     masks = []
     for index in range(first, first + image.shape[0]):
         # On the CPU, so that every device hides the same patches; an odd factor spreads neighbouring seeds.
         generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-        masks.append(model.draw_mask((1, *image.shape[1:]), generator))
+        masks.append(model.draw_mask((1, *image.shape[1:]), generator, ratio=ratio))
     longest = max(mask.shape[2] for mask in masks)
     return torch.cat([torch.nn.functional.pad(mask, (0, longest - mask.shape[2]), value=-1) for mask in masks])

@@ -70,8 +70,8 @@ class _Inputs:
 class AuxMAE(Pretrained):
     """Masked autoencoder with factorised attention over patches and channels.
 
-    The masked-autoencoder scheme is that of He et al. (arXiv 2111.06377).  Channel attention is always aligned by
-    position: a token attends to the visible tokens of the same place in other channels.
+    The masked-autoencoder scheme is that of He et al. (arXiv 2111.06377).  Channel attention is aligned by position, unless
+    asked otherwise: a token attends to the visible tokens of the same place in other channels.
 
     Args:
         channels: names of the channels, or how many there are (then named "1", "2", …).
@@ -84,6 +84,8 @@ class AuxMAE(Pretrained):
         channel_groups: channels per token: a number, or lists of names.
         channel_embedding: "name" (learned) or "wavelength".
         wavelengths: centre wavelength of every channel, nm.
+        channel_attention: under independent masks, the tokens that attend to each other across channels: "aligned" (those of
+            the same place) or "slotwise" (the k-th visible one of every channel, wherever it lies: the published design).
         output_activation: "none" or "sigmoid".
         mask_ratio, mask_strategy, mask_block_size, mask_mixture: see `masking.draw_mask`.
         loss_kind: "l1", "mse" or "smooth_l1"; normalize: per-patch normalised targets.
@@ -112,6 +114,7 @@ class AuxMAE(Pretrained):
         channel_groups: int | Sequence[Sequence[str]] = 1,
         channel_embedding: str = "name",
         wavelengths: Sequence[float] | None = None,
+        channel_attention: str = "aligned",
         output_activation: str = "none",
         mask_ratio: float = 0.75,
         mask_strategy: str = "independent",
@@ -132,6 +135,10 @@ class AuxMAE(Pretrained):
         for label, size, count in (("width", width, heads), ("decoder_width", decoder_width, decoder_heads)):
             if size % count or size % 4:
                 raise SettingsError(f"model.{label} ({size}) must be divisible by its heads ({count}) and by 4")
+        if channel_attention not in ("aligned", "slotwise"):
+            raise SettingsError(
+                f"unknown model.channel_attention {channel_attention!r}", hint="expected one of 'aligned', 'slotwise'"
+            )
         if not names or len(set(names)) != len(names):
             raise SettingsError("channels must be named, each once")
         if wavelengths is not None and len(wavelengths) != len(names):
@@ -153,6 +160,7 @@ class AuxMAE(Pretrained):
             "channel_groups": channel_groups if isinstance(channel_groups, int) else [list(group) for group in channel_groups],
             "channel_embedding": channel_embedding,
             "wavelengths": None if wavelengths is None else [float(value) for value in wavelengths],
+            "channel_attention": channel_attention,
             "output_activation": output_activation,
             "mask_ratio": mask_ratio,
             "mask_strategy": mask_strategy,
@@ -308,7 +316,7 @@ class AuxMAE(Pretrained):
         valid = finite if valid is None else finite & valid
         image = torch.where(valid, image, 0.0)
         if selection.order is not None:
-            order = torch.tensor(selection.order, device=image.device)
+            order = _index(selection.order, image.device)
             image = image.index_select(1, order.clamp(min=0))
             valid = valid.index_select(1, order.clamp(min=0))
             if min(selection.order) < 0:
@@ -321,7 +329,7 @@ class AuxMAE(Pretrained):
             valid = nn.functional.pad(valid, (0, right, 0, bottom), value=False)
         groups = None
         if selection.groups != list(range(len(self.groups))):
-            groups = torch.tensor(selection.groups, device=image.device)
+            groups = _index(selection.groups, image.device)
         return _Inputs(image, valid, (rows, columns), groups, len(selection.groups), selection)
 
     def _positions(self, grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
@@ -368,7 +376,7 @@ class AuxMAE(Pretrained):
         keep = self._token_keep(mask)
         if mask.ragged:
             lengths = (keep >= 0).sum(2).int()
-        if not mask.aligned:
+        if not mask.aligned and self.config["channel_attention"] == "aligned":
             slots = _slots(keep, inputs.grid[0] * inputs.grid[1] + (self.cls_token is not None))
         out: Tensor = self.encoder_norm(self._run(self.encoder, x, slots, lengths))
         return out
@@ -510,6 +518,12 @@ class AuxMAE(Pretrained):
 def _groups(names: Sequence[str], groups: int | Sequence[Sequence[str]]) -> list[list[str]]:
     # The constructor's argument `channel_groups` hides the function of that name.
     return channel_groups(names, groups)
+
+
+def _index(values: Sequence[int], device: torch.device) -> Tensor:
+    """Indices on a device; from page-locked memory, so that the host need not wait for a GPU to take them."""
+    index = torch.tensor(values)
+    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
 
 
 def _slots(keep_BGT: Tensor, positions: int) -> Tensor:

@@ -166,7 +166,7 @@ class ScalingSettings(Table):
 class ModelSettings(Table):
     """The network. A preset sets the values that are not set anywhere else."""
 
-    preset: Literal["tiny", "reference", "small", "base", "large"] = Field(
+    preset: Literal["tiny", "scene", "reference", "small", "base", "large"] = Field(
         default="tiny", description="a named set of model and training values: `auxmae config show` prints them"
     )
     image_size: Annotated[int, Field(ge=1, le=16384)] | Auto = Field(
@@ -196,6 +196,11 @@ class ModelSettings(Table):
         default="auto", description="hidden width of the decoder"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout probability inside attention and feed-forward sublayers")
+    channel_attention: Literal["aligned", "slotwise"] = Field(
+        default="aligned",
+        description="tokens that attend to each other across channels under independent masks: aligned (those of the same "
+        "place) or slotwise (the k-th visible one of every channel, wherever it lies)",
+    )
     output_activation: Literal["none", "sigmoid"] = Field(default="none", description="what follows the linear head")
 
     @model_validator(mode="after")
@@ -291,6 +296,11 @@ class TrainSettings(Table):
     validation_samples: int = Field(
         default=1000, ge=0, description="images or windows that a validation takes at most, always the same (0: all)"
     )
+    probe_every: int = Field(
+        default=0,
+        ge=0,
+        description="epochs between probes of the frozen features: effective rank, k-NN on held-out labels (0: never)",
+    )
     figure_every: int = Field(default=10, ge=0, description="epochs between reconstruction figures (0: at the end only)")
     checkpoint_minutes: float = Field(
         default=10.0, ge=0, description="minutes between checkpoints within an epoch (0: at its end only)"
@@ -325,14 +335,23 @@ class EvalSettings(Table):
         ge=0,
         description="held-out images or windows whose reconstruction is measured at most, always the same (0: all)",
     )
+    mask_ratios: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        default=(0.5, 0.75, 0.9), description="mask ratios at which up to 200 held-out images are reconstructed as well"
+    )
     labels_per_class: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default=(5, 20, 0), description="labelled samples per class given to the probes (0: all)"
+        default=(1, 5, 20, 0), description="labelled samples per class given to the probes (0: all)"
     )
     neighbours: int = Field(default=5, ge=1, le=1000, description="k of the k-NN probe")
     max_samples: int = Field(default=4000, ge=10, description="labelled samples per part used by the probes, at most")
     bootstrap: int = Field(default=1000, ge=10, le=100_000, description="resamples behind the 95% intervals")
     pool: Literal["mean", "cls", "concat", "attention"] = Field(
         default="mean", description="how channels become one feature vector"
+    )
+    stride: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="pixels between the windows of `auxmae eval --dense` (0: 1, or as many as leave 20 000 of a scene)",
     )
 
 
@@ -395,6 +414,22 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
             "decoder_depth": 2,
         },
         "train": {"batch_size": 16, "epochs": 40, "learning_rate": 3e-3, "max_minutes": 1.8, "validate_every": 3},
+    },
+    # One hyperspectral scene, labelled pixel by pixel: single-pixel patches keep each pixel's spectrum apart from its
+    # neighbours', groups keep many bands affordable.
+    "scene": {
+        "model": {
+            "image_size": 10,
+            "patch_size": 1,
+            "channel_groups": 8,
+            "width": 64,
+            "depth": 3,
+            "heads": 4,
+            "decoder_depth": 1,
+            "cls_tokens": False,
+        },
+        "train": {"batch_size": 16, "epochs": 400, "learning_rate": 2e-3, "max_minutes": 15.0, "validate_every": 10},
+        "eval": {"pool": "concat"},
     },
     # The published design of AuxiliaryMAE: equal encoder and decoder, sigmoid output, dropout.
     "reference": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def make_plan(settings: SettingsTree, batches_per_epoch: int, *, fast: bool = Fa
         tolerance=train.tolerance,
         validate_every=train.validate_every,
         figure_every=train.figure_every,
+        probe_every=train.probe_every,
         checkpoint_seconds=60 * train.checkpoint_minutes,
         seed=train.seed,
     )
@@ -179,6 +181,7 @@ def train(
         device=device,
         reporter=reporter,
         draw_figure=draw_figure,
+        probe=_probe(model, data, settings, device) if settings.train.probe_every else None,
         log_scalars=None if log is None else log_scalars,
     )
     if resume is not None:
@@ -237,6 +240,15 @@ def _tensorboard_writer() -> Any:
 
 def _held_out(data: Data) -> Loader:
     return data.test or data.validation or data.train
+
+
+def _probe(model: AuxMAE, data: Data, settings: SettingsTree, device: torch.device) -> Callable[[], dict[str, float]]:
+    """The probe on held-out images; without labels or without a validation part only the rank is measured."""
+    from auxmae.training.probe import Probe
+
+    labelled = data.train if data.class_names and data.validation is not None else None
+    dense = data.collection.has_label_maps
+    return Probe(model, labelled, data.validation or data.train, pool=settings.eval.pool, dense=dense, device=device)
 
 
 def _draw(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name: str) -> Path:

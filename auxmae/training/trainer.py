@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from auxmae.training.checkpoint import load_state, random_state, save_checkpoint
 from auxmae.training.optimization import autocast, autocast_dtype, learning_rate_at, make_optimizer
 from auxmae.training.progress import Reporter
 from auxmae.training.run import RunFolder
-from auxmae.training.watch import EarlyStopping, check_finite
+from auxmae.training.watch import CollapseWatch, EarlyStopping, check_finite
 
 LOG_EVERY = 10  # steps between metrics; reading the loss makes a GPU wait, so not every step
 
@@ -32,7 +33,7 @@ class Plan:
     Attributes:
         steps: optimiser steps in all.
         max_seconds: training time, 0 for no limit; the learning rate follows whichever ends first.
-        figure_every: epochs between figures, 0 for none.
+        figure_every, probe_every: epochs between figures and between probes, 0 for none.
     """
 
     steps: int
@@ -50,6 +51,7 @@ class Plan:
     tolerance: float = 1e-4
     validate_every: int = 1
     figure_every: int = 0
+    probe_every: int = 0
     checkpoint_seconds: float = 600.0
     seed: int = 0
 
@@ -106,6 +108,7 @@ class Trainer:
         device: where to compute.
         reporter: who is told.
         draw_figure: called with the epoch's number when a figure is due.
+        probe: called when a probe is due; gives values by name, "effective_rank" among them.
         log_scalars: called with (step, values) for every logged step, for further loggers.
     """
 
@@ -120,10 +123,12 @@ class Trainer:
         device: torch.device,
         reporter: Reporter,
         draw_figure: Callable[[int], None] | None = None,
+        probe: Callable[[], dict[str, float]] | None = None,
         log_scalars: Callable[[int, dict[str, float]], None] | None = None,
     ) -> None:
         self.model, self.train, self.validation, self.run, self.plan = model, train, validation, run, plan
         self.device, self.reporter, self.draw_figure, self.log_scalars = device, reporter, draw_figure, log_scalars
+        self.probe = probe
         self.dtype = autocast_dtype(plan.precision, device)
         self.optimizer = make_optimizer(
             model,
@@ -135,8 +140,10 @@ class Trainer:
         )
         # A no-op unless fp16 needs it.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.masks = torch.Generator(device).manual_seed(plan.seed)
         self.stopping = EarlyStopping(plan.patience, plan.tolerance)
+        self.collapse = CollapseWatch()
         self.step = 0
         self.images = 0
         self.seconds = 0.0
@@ -155,6 +162,7 @@ class Trainer:
             "masks": self.masks.get_state(),
             "random": random_state(),
             "stopping": self.stopping.state_dict(),
+            "collapse": self.collapse.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -167,6 +175,8 @@ class Trainer:
         self.masks.set_state(state["masks"])
         set_random_state(state["random"])
         self.stopping.load_state_dict(state["stopping"])
+        if "collapse" in state:  # not in checkpoints of before
+            self.collapse.load_state_dict(state["collapse"])
 
     def resume(self) -> None:
         """Takes up the run's last checkpoint (the weights are the model's already)."""
@@ -242,8 +252,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for _ in range(plan.accumulation):
             batch = next(batches)
-            image = batch.image.to(self.device, non_blocking=True)
-            valid = batch.valid.to(self.device, non_blocking=True)
+            image, valid = self._on_device(batch)
             with autocast(self.dtype, self.device):
                 loss = self.model(image, valid=valid, channels=batch.channels, generator=self.masks).loss
             self.scaler.scale(loss / plan.accumulation).backward()
@@ -256,6 +265,21 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return total, norm
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image and validity on the device; on a GPU copied beside the step before, for the host runs ahead of it."""
+        parts = batch.image, batch.valid
+        if self.copies is None:
+            image, valid = (part.to(self.device, non_blocking=True) for part in parts)
+            return image, valid
+        with torch.cuda.stream(self.copies):
+            image, valid = (part.to(self.device, non_blocking=True) for part in parts)
+        computing = torch.cuda.current_stream(self.device)
+        computing.wait_stream(self.copies)
+        for part in (image, valid):
+            # Their memory must not be used again by the copying stream before this step is over.
+            part.record_stream(computing)
+        return image, valid
 
     def _log(self, loss: Tensor, norm: Tensor, epoch: int, images_per_second: float) -> None:
         check_finite(float(loss), self.step, self._what_is_left())
@@ -290,9 +314,23 @@ class Trainer:
                 save_checkpoint(self.model, self.run.path / "checkpoints" / "best")
             mark = "  (best so far)" if is_best else ""
             self.reporter.message(f"epoch {number}: validation loss {loss:.4f}{mark}")
+        if self.probe and self.plan.probe_every and (last or number % self.plan.probe_every == 0):
+            self._probe(self.probe(), epoch)
         if self.draw_figure and self.plan.figure_every and number % self.plan.figure_every == 0 and not last:
             self.draw_figure(number)
         return stop and not last
+
+    def _probe(self, values: dict[str, float], epoch: int) -> None:
+        # JSON knows no NaN.
+        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.run.log({"kind": "probe", "step": self.step, "epoch": epoch, **known})
+        if self.log_scalars:
+            self.log_scalars(self.step, {f"probe/{name}": value for name, value in values.items()})
+        accuracy = f", k-NN accuracy {values['knn_accuracy']:.3f}" if "knn_accuracy" in values else ""
+        self.reporter.message(f"epoch {epoch + 1}: effective rank {values['effective_rank']:.1f}{accuracy}")
+        warning = self.collapse.update(values["effective_rank"])
+        if warning:
+            self.reporter.message(warning)
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -47,6 +47,39 @@ class EarlyStopping:
         self.best, self.reference, self.waited = state["best"], state["reference"], int(state["waited"])
 
 
+@dataclass
+class CollapseWatch:
+    """Says when features fall into a few directions.
+
+    Attributes:
+        highest: the largest effective rank so far.
+        warned: whether the present collapse was reported.
+    """
+
+    highest: float = 0.0
+    warned: bool = False
+
+    def update(self, rank: float) -> str | None:
+        """A warning, once for each collapse: below 2 directions, or a tenth of the most so far; NaN is one too."""
+        collapsed = not rank >= max(2.0, 0.1 * self.highest)
+        if math.isfinite(rank):
+            self.highest = max(self.highest, rank)
+        news = collapsed and not self.warned
+        self.warned = collapsed
+        if not news:
+            return None
+        return (
+            f"warning: the features collapse: effective rank {rank:.1f}, at most {self.highest:.1f} so far "
+            "(lower train.learning_rate, or look at `auxmae data stats`)"
+        )
+
+    def state_dict(self) -> dict[str, float]:
+        return {"highest": self.highest, "warned": self.warned}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.highest, self.warned = state["highest"], bool(state["warned"])
+
+
 def check_finite(loss: float, step: int, checkpoint: str) -> None:
     """Raises DivergedError where the loss is NaN or infinite; nothing is saved after that."""
     if not math.isfinite(loss):

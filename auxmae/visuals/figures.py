@@ -117,7 +117,7 @@ def reconstruction_figure(
     if title:
         figure.suptitle(title, fontsize=10)
     figure.supxlabel(textwrap.fill(caption, 125), fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def check_channels(wanted: Sequence[str], channel_names: Sequence[str]) -> None:
@@ -167,7 +167,7 @@ def curves_figure(metrics: Sequence[dict[str, Any]], path: Path) -> Path:
     rates.set_ylabel("learning rate")
     for axis in (losses, rates):
         axis.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _plottable(metrics: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -182,7 +182,8 @@ def _plottable(metrics: Sequence[dict[str, Any]], kind: str) -> list[dict[str, A
     ]
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes a PNG and makes its folder; raises AuxMAEError where that fails."""
     FigureCanvasAgg(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

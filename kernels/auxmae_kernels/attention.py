@@ -5,6 +5,7 @@ Sequences that fit one tile are packed several to a tile (`attention_packed`); l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class _Plan:
     @property
     def blocks(self) -> int:
         """Tiles of a sequence that streams."""
-        return triton.cdiv(self.length, self.tile.rows)
+        return -(-self.length // self.tile.rows)
 
 
 def streams(length: int, device: torch.device) -> bool:
@@ -54,7 +55,13 @@ def streams(length: int, device: torch.device) -> bool:
 
 
 def _plan(
-    qkv: Tensor, heads: int, along_channels: bool, slots: Tensor | None, lengths: Tensor | None, scale: float | None
+    qkv: Tensor,
+    heads: int,
+    along_channels: bool,
+    slots: Tensor | None,
+    lengths: Tensor | None,
+    scale: float | None,
+    tile: tuning.Tile | None = None,
 ) -> _Plan:
     batch, channels, tokens, triple = qkv.shape
     dim = triple // (3 * heads)
@@ -62,7 +69,7 @@ def _plan(
     length, inner = (channels, places) if along_channels else (tokens, channels)
     packed = not streams(length, qkv.device)
     head_tile = max(16, triton.next_power_of_2(dim))
-    tile = tuning.attention_tile(length, head_tile, qkv.dtype, tuning.architecture(qkv.device))
+    tile = tile or tuning.attention_tile(length, head_tile, qkv.dtype, tuning.architecture(qkv.device))
     sequences = batch * inner
     groups = triton.cdiv(sequences, max(1, tile.rows // max(1, length))) if packed else sequences * triton.cdiv(length, tile.rows)
     constants = {
@@ -77,6 +84,16 @@ def _plan(
         **accumulation(qkv.dtype),
     }
     return _Plan(length, sequences, inner, tile, packed, groups * heads if length else 0, constants)
+
+
+def _tune(name: str, plan: _Plan, qkv: Tensor, run: Callable[[tuning.Tile], None]) -> tuning.Tile:
+    """The tile to run with: the table's, or the fastest where autotuning was asked for."""
+    if not tuning.autotuning(qkv.device):
+        return plan.tile
+    shape = {name: value for name, value in plan.constants.items() if name not in ("TILE", "SCALE", "ACC", "UPCAST")}
+    key = f"{torch.cuda.get_device_name(qkv.device)}, triton {triton.__version__}: {name} {qkv.dtype} {plan.length} {shape}"
+    arch = tuning.architecture(qkv.device)
+    return tuning.fastest(key, tuning.attention_candidates(plan.length, arch), run, triton.testing.do_bench)
 
 
 def _index(table: Tensor | None, stand_in: Tensor) -> Tensor:
@@ -104,17 +121,22 @@ def _forward(
     statistics = torch.float64 if qkv.dtype == torch.float64 else torch.float32
     lse = empty(_statistics_shape(qkv, heads, along_channels, slots), qkv, statistics)
     tables = (_index(slots, qkv), _index(lengths, qkv))
-    options = {**plan.constants, "num_warps": plan.tile.warps, "num_stages": plan.tile.stages}
-    if plan.packed:
-        launch(
-            packed_forward, plan.programs, qkv, out, *tables,
-            plan.sequences, plan.length, plan.inner, channels, tokens, *qkv.stride(), **options,
-        )  # fmt: skip
-    else:
-        launch(
-            streaming_forward, plan.programs, qkv, out, lse, *tables,
-            plan.length, plan.blocks, plan.inner, channels, tokens, *qkv.stride(), **options,
-        )  # fmt: skip
+
+    def run(tile: tuning.Tile) -> None:
+        cut = _plan(qkv, heads, along_channels, slots, lengths, scale, tile)
+        options = {**cut.constants, "num_warps": tile.warps, "num_stages": tile.stages}
+        if cut.packed:
+            launch(
+                packed_forward, cut.programs, qkv, out, *tables,
+                cut.sequences, cut.length, cut.inner, channels, tokens, *qkv.stride(), **options,
+            )  # fmt: skip
+        else:
+            launch(
+                streaming_forward, cut.programs, qkv, out, lse, *tables,
+                cut.length, cut.blocks, cut.inner, channels, tokens, *qkv.stride(), **options,
+            )  # fmt: skip
+
+    run(_tune("forward", plan, qkv, run))
     return out, lse
 
 
@@ -143,19 +165,24 @@ def _backward(
     if slots is not None:
         grad_qkv.zero_()
     tables = (_index(slots, qkv), _index(lengths, qkv))
-    options = {**plan.constants, "num_warps": plan.tile.warps, "num_stages": plan.tile.stages}
-    if plan.packed:
-        launch(
-            packed_backward, plan.programs, grad, qkv, grad_qkv, *tables,
-            plan.sequences, plan.length, plan.inner, channels, tokens, *grad.stride(), *qkv.stride(), **options,
-        )  # fmt: skip
-    else:
-        assert out is not None
-        assert lse is not None
-        launch(
-            streaming_backward, plan.programs, grad, qkv, out, lse, grad_qkv, *tables,
-            plan.length, plan.blocks, plan.inner, channels, tokens, *grad.stride(), *qkv.stride(), **options,
-        )  # fmt: skip
+
+    def run(tile: tuning.Tile) -> None:
+        cut = _plan(qkv, heads, along_channels, slots, lengths, scale, tile)
+        options = {**cut.constants, "num_warps": tile.warps, "num_stages": tile.stages}
+        if cut.packed:
+            launch(
+                packed_backward, cut.programs, grad, qkv, grad_qkv, *tables,
+                cut.sequences, cut.length, cut.inner, channels, tokens, *grad.stride(), *qkv.stride(), **options,
+            )  # fmt: skip
+        else:
+            assert out is not None
+            assert lse is not None
+            launch(
+                streaming_backward, cut.programs, grad, qkv, out, lse, grad_qkv, *tables,
+                cut.length, cut.blocks, cut.inner, channels, tokens, *grad.stride(), *qkv.stride(), **options,
+            )  # fmt: skip
+
+    run(_tune("backward", plan, qkv, run))
     return grad_qkv
 
 

@@ -186,7 +186,7 @@ def _entries() -> tuple[dict[str, Any], ...]:
     return tuple(json.loads(MEASURED.read_text(encoding="utf-8"))) if MEASURED.is_file() else ()
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(function: str, dtype: torch.dtype, device: torch.device, key: tuple[tuple[str, int | str], ...]) -> str:
     """`explain` for a call: "triton" or "torch"; a constant for `torch.compile`, which must not trace what it asks for.
 

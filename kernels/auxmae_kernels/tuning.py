@@ -7,12 +7,19 @@ in `$XDG_CACHE_HOME/auxmae/tuning.json`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
 # What AMD's and NVIDIA's compilers were asked for; another architecture takes the entries of the nearest.
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+# Those that have entries of their own.
+FAMILIES = ("sm_80", "sm_90", "gfx942")
 
 
 @dataclass(frozen=True)
@@ -24,23 +31,38 @@ class Tile:
     stages: int = 1
 
 
-# Rows of the longest sequence that one tile holds whole.
-_LONGEST = {"sm_80": 64, "sm_90": 128, "gfx942": 64}
-# (architecture, rows, head tile) → warps, for half precision: of packed sequences.
-PACKED: dict[tuple[str, int, int], int] = {(a, r, h): 4 for a in _LONGEST for r in (16, 32, 64, 128) for h in (16, 32, 64, 128)}
-# (architecture, head tile) → (rows, warps): of sequences that stream.
-STREAMING: dict[tuple[str, int], tuple[int, int]] = {(a, h): (32, 4) for a in _LONGEST for h in (16, 32, 64, 128)}
+# Warps of packed sequences, for half precision: (architecture, rows) → by head tile.  The fewest that spill nothing.
+# Head dims are padded to one of these.
+HEADS = (16, 32, 64, 128)
+PACKED: dict[tuple[str, int], tuple[int, int, int, int]] = {
+    ("sm_80", 16): (1, 1, 1, 2),
+    ("sm_80", 32): (2, 2, 2, 4),
+    ("sm_80", 64): (4, 4, 4, 8),
+    ("sm_90", 16): (1, 1, 1, 2),
+    ("sm_90", 32): (2, 2, 2, 4),
+    ("sm_90", 64): (4, 4, 4, 8),
+    ("sm_90", 128): (8, 8, 8, 8),
+    ("gfx942", 16): (1, 1, 1, 2),
+    ("gfx942", 32): (2, 2, 2, 4),
+    ("gfx942", 64): (4, 4, 4, 4),
+}
+# (rows, warps) of sequences that stream: architecture → by head tile.
+STREAMING: dict[str, tuple[tuple[int, int], ...]] = {
+    "sm_80": ((64, 4), (32, 2), (32, 4), (32, 4)),
+    "sm_90": ((64, 4), (64, 4), (64, 8), (32, 4)),
+    "gfx942": ((32, 2), (32, 2), (32, 4), (32, 4)),
+}
 
 # (architecture, width tile) → (rows, hidden chunk, warps, stages), for half precision: of the feed-forward sublayer.
 # At 256 neither spills on sm_80 or sm_90; with one stage, or 64 rows on the way back, hundreds of bytes would.
 _WIDTHS = (16, 32, 64, 128, 256)
 FEED_FORWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
-    **{(a, w): (64, 32, 4, 2) for a in _LONGEST for w in _WIDTHS},
-    **{(a, 256): (64, 32, 8, 2) for a in _LONGEST},
+    **{(a, w): (64, 32, 4, 2) for a in FAMILIES for w in _WIDTHS},
+    **{(a, 256): (64, 32, 8, 2) for a in FAMILIES},
 }
 FEED_FORWARD_BACKWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
-    **{(a, w): (32, 32, 4, 2) for a in _LONGEST for w in _WIDTHS},
-    **{(a, 256): (32, 32, 8, 2) for a in _LONGEST},
+    **{(a, w): (32, 32, 4, 2) for a in FAMILIES for w in _WIDTHS},
+    **{(a, 256): (32, 32, 8, 2) for a in FAMILIES},
 }
 
 # (architecture, width tile) → (rows, warps, stages) at most, for half precision: of the attention sublayer.
@@ -68,21 +90,93 @@ def family(arch: str) -> str:
 
 def longest_packed(arch: str) -> int:
     """Tokens of the longest sequence whose scores one tile holds; longer ones stream."""
-    return _LONGEST[family(arch)]
+    return max(rows for name, rows in PACKED if name == family(arch))
 
 
 def attention_tile(length: int, head_tile: int, dtype: torch.dtype, arch: str) -> Tile:
     """The tile for sequences of `length` tokens with heads padded to `head_tile`."""
-    nearest = family(arch)
-    if length > _LONGEST[nearest]:
-        rows, warps = STREAMING[nearest, head_tile]
+    nearest, longest = family(arch), longest_packed(arch)
+    if length > longest:
+        rows, warps = STREAMING[nearest][HEADS.index(head_tile)]
     else:
-        # Of the sizes that hold a sequence, the one that wastes the fewest rows; of equals, the smallest.
-        sizes = [rows for rows in (16, 32, 64, 128) if length <= rows <= _LONGEST[nearest]]
-        rows = max(sizes, key=lambda rows: (rows // max(length, 1) * length / rows, -rows))
-        warps = PACKED[nearest, rows, head_tile]
+        # Of the sizes that hold a sequence, the smallest that uses three quarters of its rows, or the one that uses the most: all
+        # scores of a tile are computed, and those between two sequences are thrown away.
+        sizes = [rows for name, rows in PACKED if name == nearest and rows >= length]
+        rows = max(sizes, key=lambda rows: (min(rows // max(length, 1) * length / rows, 0.75), -rows))
+        warps = PACKED[nearest, rows][HEADS.index(head_tile)]
     # Numbers of 32 bits take twice the registers.
     return Tile(rows, warps if dtype.itemsize <= 2 else min(8, 2 * warps))
+
+
+def attention_candidates(length: int, arch: str) -> list[Tile]:
+    """What autotuning tries for sequences of `length` tokens."""
+    longest = longest_packed(arch)
+    sizes = [16, 32, 64, 128] if length <= longest else [32, 64]
+    sizes = [rows for rows in sizes if length > longest or length <= rows <= longest]
+    return [Tile(rows, warps) for rows in sizes for warps in (1, 2, 4, 8) if rows // 32 <= warps <= max(1, rows // 8)]
+
+
+_tuned: dict[str, Tile] = {}
+
+
+def autotuning(device: torch.device) -> bool:
+    """Whether tiles are measured instead of looked up: AUXMAE_AUTOTUNE=1, on a GPU."""
+    return device.type == "cuda" and os.environ.get("AUXMAE_AUTOTUNE", "") not in ("", "0")
+
+
+def cache_file() -> Path:
+    """Where what was measured is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "auxmae" / "tuning.json"
+
+
+def fastest(key: str, candidates: Sequence[Tile], run: Callable[[Tile], object], measure: Callable[..., float]) -> Tile:
+    """The tile with which `run` is fastest: measured once for a key, then read from memory or from the cache file.
+
+    Args:
+        key: everything that the answer depends on, the GPU's name and Triton's version included.
+        candidates: tiles to try; one that does not compile or does not fit is passed over.
+        run: does the work with a tile.
+        measure: times a function without arguments, as `triton.testing.do_bench`.
+
+    Raises:
+        RuntimeError: no candidate works.
+    """
+    if key not in _tuned:
+        known = _read_cache()
+        if key not in known:
+            times = {}
+            for tile in candidates:
+                try:
+                    times[tile] = measure(lambda tile=tile: run(tile))
+                except Exception as error:  # whatever a compiler may say
+                    failure = error
+            if not times:
+                raise RuntimeError(f"autotuning {key}: no tile works") from failure
+            known[key] = min(times, key=lambda tile: times[tile])
+            _write_cache(known)
+        _tuned[key] = known[key]
+    return _tuned[key]
+
+
+def _read_cache() -> dict[str, Tile]:
+    try:
+        stored = json.loads(cache_file().read_text(encoding="utf-8"))
+        return {key: Tile(**value) for key, value in stored.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        # Not there, or unreadable: it is measured again.
+        return {}
+
+
+def _write_cache(tiles: dict[str, Tile]) -> None:
+    file = cache_file()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, delete=False) as written:
+            json.dump({key: asdict(tile) for key, tile in tiles.items()}, written, indent=1)
+        os.replace(written.name, file)
+    except OSError:
+        # A cache that cannot be kept costs time, not correctness.
+        return
 
 
 def feed_forward_tile(width_tile: int, dtype: torch.dtype, arch: str, backward: bool) -> tuple[Tile, int]:

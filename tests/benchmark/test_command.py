@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from auxmae.benchmark import suites
-from auxmae.benchmark.suites import OURS, PLAIN
+from auxmae.benchmark.suites import FUSED, JOINT, OURS, PLAIN
 from auxmae.cli.app import app
 from auxmae.errors import AuxMAEError, SettingsError, UsageError
 
@@ -80,7 +80,7 @@ def test_large_figures_are_not_cut(run, monkeypatch, columns):
     run.rows[:] = [row(name, "step", samples, 143360) for name in (PLAIN, f"{OURS} (recompute)")]
     done = run()
     figures = table_line(done.stdout, f"{OURS} (recompute)").split()
-    assert figures[-6:] == ["234567", "123456–345678", "0.03", "143360", "1.00", "1.00"]
+    assert figures[-6:] == ["234567", "123456–345678", "0.034", "143360", "1.00", "1.00"]
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
@@ -107,6 +107,29 @@ def test_a_difference_within_the_spread_is_called_so(run):
 def test_one_sample_is_no_verdict(run):
     run.rows[:] = [row(PLAIN, "step", [10.0], 10), row(OURS, "step", [9.0], 10)]
     assert "0.90 × the time (a single sample)" in words(run().stdout)
+
+
+def test_two_samples_are_no_verdict(run):
+    run.rows[:] = [row(PLAIN, "step", [10.0, 11.0], 10), row(OURS, "step", [4.0, 5.0], 10)]
+    assert "× the time (two samples)" in words(run().stdout)
+
+
+def test_a_provider_without_a_figure_is_told_with_its_reason(run):
+    lost = row(JOINT, "step", [1.0], 1) | {"status": "out of memory", "reason": "too large", "median_ms": None, "samples_ms": []}
+    run.rows[:] = [row(PLAIN, "step", [9.0, 9.1, 9.2], 10), row(OURS, "step", [4.0, 4.1, 4.2], 10), lost]
+    done = run()
+    assert table_line(done.stdout, JOINT).split()[-3:] == ["out", "of", "memory"]
+    assert f"quick, {JOINT}: out of memory: too large" in words(done.stdout)
+
+
+def test_an_unknown_suite_or_case(run):
+    done = run("--suite", "speed")
+    assert isinstance(done.exception, UsageError)
+    assert "kernels" in done.exception.hint
+    done = run("--case", "nothing-like-it")
+    assert isinstance(done.exception, UsageError)
+    assert "nothing-like-it" in done.exception.message
+    assert not run.calls
 
 
 def test_options_reach_the_suite(run):
@@ -178,12 +201,12 @@ def test_the_real_command_prints_json_alone(process, tmp_path):
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document == json.loads((tmp_path / "result.json").read_text())
-    assert {item["provider"] for item in document["rows"]} == {OURS, PLAIN, f"{OURS} (recompute)"}
+    assert {item["provider"] for item in document["rows"]} - {FUSED} == {OURS, PLAIN, JOINT, f"{OURS} (recompute)"}
     for item in document["rows"]:
         assert set(item) >= KEYS
         assert len(item["samples_ms"]) == 2
     # Only our own progress: nothing of the profiler's.
-    assert all(line.startswith(("warming up", "round")) for line in done.stderr.splitlines()), done.stderr
+    assert all(line.startswith(("measuring", "quick: ", "warming up", "round")) for line in done.stderr.splitlines()), done.stderr
 
 
 def test_the_real_command_on_an_output_that_cannot_be_written(process):

@@ -1,17 +1,15 @@
-"""The model suite's rows, its optional providers, and where the figures come from."""
+"""The model suite's rows, and its optional providers."""
 
 from __future__ import annotations
 
-import os
+import importlib.util
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
 from auxmae.benchmark import suites
-from auxmae.benchmark.suites import OURS, PLAIN, ModelCase, environment, model_suite, source_state
+from auxmae.benchmark.suites import FUSED, JOINT, OURS, PLAIN, ModelCase, model_suite
 
 CPU = torch.device("cpu")
 KEYS = {"suite", "case", "provider", "pass", "median_ms", "samples_ms", "peak_bytes", "images_per_second"}
@@ -36,9 +34,10 @@ def by_key(rows):
 
 
 def test_rows_are_complete():
-    rows = model_suite(TINY, device=CPU, repeats=3)
-    assert set(by_key(rows)) == {(name, provider) for name in ("forward", "step") for provider in (OURS, PLAIN)}
-    assert len(rows) == 4
+    rows = model_suite(TINY, device=CPU, repeats=3, peers=(PLAIN, JOINT))
+    providers = (OURS, PLAIN, JOINT)
+    assert set(by_key(rows)) == {(name, provider) for name in ("forward", "step") for provider in providers}
+    assert len(rows) == 6
     for row in rows:
         assert set(row) >= KEYS
         assert (row["suite"], row["case"]) == ("model", "tiny")
@@ -53,7 +52,7 @@ def test_rows_are_complete():
 
 
 def test_a_step_is_charged_for_gradients_and_optimiser():
-    found = by_key(model_suite(TINY, device=CPU, repeats=1))
+    found = by_key(model_suite(TINY, device=CPU, repeats=1, peers=(PLAIN,)))
     for provider in (OURS, PLAIN):
         forward, step = found["forward", provider], found["step", provider]
         # Gradients and AdamW's two moments.
@@ -61,7 +60,7 @@ def test_a_step_is_charged_for_gradients_and_optimiser():
 
 
 def test_recompute_takes_less_memory():
-    found = by_key(model_suite(MODERATE, device=CPU, repeats=1, recompute_too=True))
+    found = by_key(model_suite(MODERATE, device=CPU, repeats=1, peers=(), recompute_too=True))
     recomputed = f"{OURS} (recompute)"
     assert found["step", recomputed]["peak_bytes"] < 0.8 * found["step", OURS]["peak_bytes"]
     # Without gradients there is nothing to compute again.
@@ -71,85 +70,58 @@ def test_recompute_takes_less_memory():
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler on a CPU")
 def test_the_compiled_provider():
-    found = by_key(model_suite(TINY, device=CPU, repeats=1, compile_too=True))
+    found = by_key(model_suite(TINY, device=CPU, repeats=1, peers=(PLAIN,), compile_too=True))
     for name in ("forward", "step"):
-        assert found[name, f"{OURS} (compiled)"]["parameters"] == found[name, OURS]["parameters"]
+        for provider in (OURS, PLAIN):
+            assert found[name, f"{provider} (compiled)"]["status"] == "ok"
+            for key in ("parameters", "flops"):
+                assert found[name, f"{provider} (compiled)"][key] == found[name, provider][key]
 
 
-def test_environment():
-    document = environment(CPU)
-    assert set(document) == {"device", "versions", "commit", "dirty"}
-    assert document["device"]["type"] == "cpu"
-    assert document["versions"]["torch"] == torch.__version__
+def test_a_step_is_three_forward_passes_of_arithmetic():
+    found = by_key(model_suite(TINY, device=CPU, repeats=1, peers=(PLAIN, JOINT)))
+    for provider in (PLAIN, JOINT):
+        # Gradients of inputs and of weights; the image needs none.
+        assert 2.5 < found["step", provider]["flops"] / found["forward", provider]["flops"] <= 3.2
+        assert found["step", provider]["images_per_second"] > 0
 
 
-class Repository:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.git("init", "--quiet")
+def test_the_plain_designs_arithmetic_is_that_of_its_formulas():
+    case = TINY
+    (row,) = [
+        row for row in model_suite(case, device=CPU, repeats=1, peers=(PLAIN,), passes=("forward",)) if row["provider"] == PLAIN
+    ]
+    d, hidden, n = case.width, case.hidden, (case.image_size // case.patch_size) ** 2
+    pixels = case.patch_size**2
+    total = case.channels * n * d * pixels * 2  # embedding and head
 
-    def git(self, *arguments: str) -> str:
-        identity = ["-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
-        command = ["git", "-C", str(self.folder), *identity, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    def block(tokens):
+        maps = case.channels * tokens * (8 * d * d + 4 * d * hidden)
+        return maps + case.channels * tokens * 2 * d * (tokens + case.channels)
 
-    def commit(self, name: str, text: str) -> Path:
-        file = self.folder / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-        self.git("add", name)
-        self.git("commit", "--quiet", "--message", name)
-        return file
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    if shutil.which("git") is None:
-        pytest.skip("git is not installed")
-    for name in [name for name in os.environ if name.startswith("GIT_")]:
-        monkeypatch.delenv(name)
-    return Repository(tmp_path)
+    visible = 1 + n // 4
+    total += block(visible) + case.channels * visible * d * d + block(1 + n)
+    assert row["flops"] == pytest.approx(2 * case.batch * total, rel=1e-6)
 
 
-def test_the_commit_of_a_tracked_source_file(checkout):
-    file = checkout.commit("auxmae/suites.py", "a = 1\n")
-    head = checkout.git("rev-parse", "HEAD")
-    assert source_state(file) == (head, False)
-    (checkout.folder / "notes.txt").write_text("no source\n")
-    assert source_state(file) == (head, False)
-    file.write_text("a = 2\n")
-    assert source_state(file) == (head, True)
+def test_a_provider_that_cannot_run_gets_no_figure_and_the_others_do(monkeypatch):
+    def broken(*_, **__):
+        model = torch.nn.Linear(1, 1)
+        model.forward = lambda image: torch.zeros(2, 3) @ torch.zeros(2, 3)
+        return model
+
+    monkeypatch.setattr(suites, "JointMAE", broken)
+    monkeypatch.setattr(suites, "_flops", lambda *_: 1)
+    found = by_key(model_suite(TINY, device=CPU, repeats=1, peers=(PLAIN, JOINT)))
+    for name in ("forward", "step"):
+        row = found[name, JOINT]
+        assert (row["status"], row["median_ms"], row["samples_ms"], row["images_per_second"]) == ("failed", None, [], None)
+        assert "shapes" in row["reason"]
+        assert found[name, PLAIN]["median_ms"] > 0
 
 
-def test_a_new_source_file_anywhere_in_the_repository_makes_it_dirty(checkout):
-    file = checkout.commit("auxmae/suites.py", "a = 1\n")
-    (checkout.folder / "kernels").mkdir()
-    (checkout.folder / "kernels" / "new.py").write_text("")
-    assert source_state(file) == (checkout.git("rev-parse", "HEAD"), True)
-
-
-def test_an_installed_copy_has_no_commit_of_the_repository_around_it(checkout, monkeypatch):
-    checkout.commit("train.py", "import auxmae\n")
-    file = checkout.folder / ".venv" / "auxmae" / "suites.py"
-    file.parent.mkdir(parents=True)
-    file.write_text("")
-    assert source_state(file) == (None, None)
-    checkout.commit(".gitignore", ".venv\n")
-    assert source_state(file) == (None, None)
-    monkeypatch.setattr(suites, "__file__", str(file))
-    assert environment(CPU)["commit"] is None
-
-
-def test_a_git_hook_of_another_repository_is_not_asked(checkout, tmp_path_factory, monkeypatch):
-    other = Repository(tmp_path_factory.mktemp("other"))
-    other.commit("suites.py", "b = 1\n")
-    file = checkout.commit("suites.py", "a = 1\n")
-    monkeypatch.setenv("GIT_DIR", str(other.folder / ".git"))
-    found = source_state(file)
-    monkeypatch.delenv("GIT_DIR")
-    assert found == (checkout.git("rev-parse", "HEAD"), False)
-
-
-def test_without_git_there_is_no_commit(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert source_state(Path(suites.__file__).resolve()) == (None, None)
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
+def test_vit_mae_with_fused_channels():
+    found = by_key(model_suite(TINY, device=CPU, repeats=1, peers=(FUSED,)))
+    assert found["step", FUSED]["status"] == "ok"
+    assert found["step", FUSED]["flops"] < found["step", OURS]["flops"]

@@ -56,27 +56,35 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     result = invoke(str(run_folder), "--json", "--batch-size", "16")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert set(document) == {"split", "reconstruction", "probes"}
-    assert set(document["reconstruction"]) == {"masked_l1", "per_channel", "floors"}
+    assert set(document) == {"split", "reconstruction", "probes", "comparisons", "verdict"}
+    agreed = {"masked_l1", "per_channel", "floors"}
+    assert set(document["reconstruction"]) == agreed | {"psnr", "spectral_angle", "ratios"}
+    assert list(document["reconstruction"]["ratios"]) == ["0.5", "0.75", "0.9"]
     assert set(document["reconstruction"]["floors"]) == {"mean", "interpolation"}
     assert len(document["reconstruction"]["per_channel"]) == 13
-    assert len(document["probes"]) == 2 * 2 * 3
+    assert len(document["probes"]) == 2 * 2 * 6
+    assert len(document["comparisons"]) == 2 * 2
     assert {probe["features"] for probe in document["probes"]} == {
         "encoder",
         "channel statistics",
+        "raw pixels",
+        "PCA of patches",
+        "random convolutions",
         "random initialisation",
     }
     for probe in document["probes"]:
-        assert set(probe) == {"features", "probe", "labels_per_class", "accuracy", "average_accuracy", "interval"}
+        documented = {"features", "probe", "labels_per_class", "accuracy", "average_accuracy", "interval"}
+        assert set(probe) == documented | {"macro_f1", "kappa", "spread", "draws"}
         assert 0 <= probe["interval"][0] <= probe["interval"][1] <= 1
     written = json.loads((run_folder / "eval.json").read_text())
     assert {key: written[key] for key in document} == document
-    assert written["details"]["verdict"]
+    assert written["verdict"]
     assert "channel statistics" in result.stderr
 
 
 def test_figures_repeat_and_do_not_depend_on_the_batch_size(run_folder: Path) -> None:
-    first, second = (json.loads(invoke(str(run_folder), "--json", "--batch-size", size).stdout) for size in ("8", "48"))
+    quick = ("--set", "eval.labels_per_class=[3]")
+    first, second = (json.loads(invoke(str(run_folder), "--json", "--batch-size", size, *quick).stdout) for size in ("8", "48"))
     assert first["split"] == second["split"]
     assert first["reconstruction"]["masked_l1"] == pytest.approx(second["reconstruction"]["masked_l1"], rel=1e-5)
     assert first["reconstruction"]["floors"] == pytest.approx(second["reconstruction"]["floors"], rel=1e-5)
@@ -87,7 +95,7 @@ def test_figures_repeat_and_do_not_depend_on_the_batch_size(run_folder: Path) ->
 
 
 def test_tables_are_printed_for_people(run_folder: Path) -> None:
-    result = invoke(str(run_folder))
+    result = invoke(str(run_folder), "--set", "eval.labels_per_class=[3]")
     assert result.exit_code == 0, result.output
     for token in ("B8A", "interpolation", "k-NN", "logistic", "eval.json"):
         assert token in result.stdout
@@ -121,3 +129,58 @@ def test_a_missing_run_and_a_run_without_checkpoint_are_said(run_folder: Path, t
     shutil.copytree(run_folder, bare, ignore=shutil.ignore_patterns("checkpoints"))
     result = invoke(str(bare))
     assert "no checkpoint" in str(result.exception)
+
+
+def test_dense_writes_maps_and_needs_a_label_raster(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4) % 2 * 3 + 1, 12)[:, None].repeat(48, axis=1).astype(np.uint8)
+    labels[20] = 0  # a third class, of one row
+    pixels = generator.integers(0, 200, (13, 48, 48)) + 1000 * labels.astype(np.int64)
+    tifffile.imwrite(tmp_path / "scene.tif", pixels.astype(np.uint16), metadata={"axes": "CYX"}, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "labels.tif", labels)
+    quick = ("--set", "eval.labels_per_class=[0]", "--set", "eval.stride=4", "--dense", "--json")
+    scene = ("--data", str(tmp_path / "scene.tif"), "--labels", str(tmp_path / "labels.tif"))
+    result = invoke(str(run), *scene, *quick)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert list(document["dense"]["scene"]["splits"]) == ["left → right", "right → left", "random pixels"]
+    assert (run / "maps" / "scene.tif").is_file()
+    assert (run / "figures" / "map-scene.png").is_file()
+    assert "leaks" in result.stderr
+    assert isinstance(invoke(str(run), *quick).exception, DataError)
+    tifffile.imwrite(tmp_path / "labels.tif", labels[:40])
+    other_size = invoke(str(run), *scene, *quick)
+    assert "40×48" in str(other_size.exception)
+
+
+def test_missing_channels_are_an_error_by_name_or_dropped_on_purpose(run_folder: Path, tmp_path: Path) -> None:
+    import rasterio
+
+    from auxmae.training.run import open_run
+
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    names = [name for name in open_run(run).load_model("last").channel_names if name not in ("B03", "B8A")]
+    generator = np.random.default_rng(0)
+    for kind in range(2):
+        for i in range(12):
+            path = tmp_path / "images" / f"class{kind}" / f"{i}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with rasterio.open(path, "w", driver="GTiff", height=16, width=16, count=len(names), dtype="uint16") as target:
+                target.write(generator.integers(0, 4000 + 1000 * kind, (len(names), 16, 16), dtype=np.uint16))
+                target.descriptions = names[::-1]
+    arguments = (str(run), "--data", str(tmp_path / "images"), "--set", "eval.labels_per_class=[0]", "--json")
+    refused = invoke(*arguments)
+    assert isinstance(refused.exception, DataError)
+    assert "B03" in str(refused.exception)
+    assert "--allow-missing" in str(refused.exception)
+    result = invoke(*arguments, "--allow-missing")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert set(document["reconstruction"]["per_channel"]) == set(names)
+    assert document["missing_channels"] == ["B03", "B8A"]
+    assert "B03, B8A" in result.stderr
+    assert len(document["probes"]) == 2 * 6
+    assert "missing_channels" not in json.loads(invoke(str(run), "--set", "eval.labels_per_class=[]", "--json").stdout)

@@ -5,18 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from auxmae.evaluation.classifiers import PROBES
 from auxmae.evaluation.features import Features
-from auxmae.evaluation.probes import (
-    ENCODER,
-    PROBES,
-    RANDOM,
-    STATISTICS,
-    ProbeReport,
-    ProbeResult,
-    bootstrap_interval,
-    draw_labels,
-    run_probes,
-)
+from auxmae.evaluation.probes import ENCODER, draw_labels, run_probes
 
 SETTINGS = {"neighbours": 5, "bootstrap": 100, "seed": 0}
 
@@ -147,30 +138,28 @@ def test_constant_features_do_no_harm() -> None:
     assert all(0.3 < result.accuracy < 0.7 for result in report.results)
 
 
-def test_bootstrap_interval_agrees_with_the_binomial() -> None:
-    correct = np.random.default_rng(0).random((1, 400)) < 0.8
-    low, high = bootstrap_interval(correct, np.arange(400), resamples=2000, seed=1)
-    half = 1.96 * np.sqrt(correct.mean() * (1 - correct.mean()) / 400)
-    assert low == pytest.approx(correct.mean() - half, abs=0.01)
-    assert high == pytest.approx(correct.mean() + half, abs=0.01)
+def test_the_encoder_is_compared_with_the_best_floor_and_the_verdict_says_how_sure() -> None:
+    y, y_test = labels(200, 4, 0), labels(400, 4, 1)
 
+    def kinds(signal: dict[str, float]) -> tuple[dict[str, Features], dict[str, Features]]:
+        return (
+            {name: make(y, value, seed=2) for name, value in signal.items()},
+            {name: make(y_test, value, seed=4) for name, value in signal.items()},
+        )
 
-def test_samples_of_one_image_are_resampled_together() -> None:
-    # 40 images of 25 samples that are all right or all wrong carry no more information than 40 samples.
-    right = np.random.default_rng(2).random(40) < 0.7
-    correct, groups = np.repeat(right, 25)[None], np.repeat(np.arange(40), 25)
-    low, high = bootstrap_interval(correct, groups, resamples=1000, seed=0)
-    naive_low, naive_high = bootstrap_interval(correct, np.arange(1000), resamples=1000, seed=0)
-    assert high - low > 3 * (naive_high - naive_low)
-
-
-def test_the_verdict_says_where_the_encoder_loses() -> None:
-    def result(features: str, probe: str, accuracy: float) -> ProbeResult:
-        return ProbeResult(features, probe, 0, accuracy, accuracy, (accuracy, accuracy))
-
-    winning = [result(ENCODER, "k-NN", 0.9), result(STATISTICS, "k-NN", 0.8), result(RANDOM, "k-NN", 0.7)]
-    losing = [result(ENCODER, "logistic regression", 0.6), result(STATISTICS, "logistic regression", 0.8)]
-    assert "beats the floors in all 1" in ProbeReport(winning).verdict()
-    verdict = ProbeReport([*winning, *losing]).verdict()
-    assert "does not beat the floors in 1 of 2" in verdict
-    assert "0.600 against 0.800 of the channel statistics" in verdict
+    report = run_probes(*kinds({ENCODER: 4.0, "weak": 0.5, "middling": 1.5}), labels_per_class=(5, 0), **SETTINGS)
+    assert len(report.comparisons) == 2 * len(PROBES)
+    for case in report.comparisons:
+        results = {r.features: r for r in report.results if (r.probe, r.labels_per_class) == (case.probe, case.labels_per_class)}
+        assert case.floor == "middling"
+        assert case.difference.difference == pytest.approx(results[ENCODER].accuracy - results["middling"].accuracy)
+        assert case.beyond_chance
+    assert "beats the floors in all 4 comparisons, in 4 of them beyond chance" in report.verdict()
+    losing = run_probes(*kinds({ENCODER: 0.5, "strong": 4.0}), labels_per_class=(0,), **SETTINGS)
+    assert "does not beat the floors in 2 of 2" in losing.verdict()
+    assert "of the strong" in losing.verdict()
+    # The very same features are no lead, and nothing is claimed of them.
+    twins = run_probes(*kinds({ENCODER: 1.0, "twin": 1.0}), labels_per_class=(0,), **SETTINGS)
+    assert all(case.difference.p_value == 1.0 and not case.beyond_chance for case in twins.comparisons)
+    assert "does not beat" in twins.verdict()
+    assert run_probes(*kinds({ENCODER: 1.0}), labels_per_class=(0,), **SETTINGS).verdict() == ""

@@ -26,6 +26,7 @@ class Shifted(nn.Module):
     """Reconstructs the truth plus a known error per channel: 0.25, 0.5, …; keeps its batch sizes for the test."""
 
     channel_names = ("red", "green", "blue")
+    groups = (("red",), ("green",), ("blue",))
     patch_size = 4
 
     def draw_mask(self, shape, generator=None, *, ratio=None) -> Tensor:
@@ -84,7 +85,19 @@ def test_errors_are_those_of_the_model_on_hidden_valid_pixels() -> None:
     assert result.floors["mean"] == pytest.approx(error / float(counts.sum()), rel=1e-5)
     assert set(result.floors) == set(result.floors_per_channel) == {"mean", "interpolation"}
     assert result.better_floor == min(result.floors, key=result.floors.__getitem__)
-    assert set(result.to_dict()) == {"masked_l1", "per_channel", "floors"}
+    assert set(result.to_dict()) == {"masked_l1", "per_channel", "floors", "psnr", "spectral_angle"}
+
+    squares = float((counts * torch.tensor([0.25, 0.5, 0.75]) ** 2).sum() / counts.sum())
+    assert result.psnr == pytest.approx(-10 * np.log10(squares), rel=1e-6)
+    angles = []
+    shift = torch.tensor([0.25, 0.5, 0.75])
+    for b, row, column in np.ndindex(7, 12, 10):
+        ok, masked = valid[b, :, row, column], hidden[b, :, row, column]
+        if ok.sum() > 1 and (ok & masked).any():
+            truth = image[b, :, row, column].double()[ok]
+            guess = truth + (shift * masked)[ok]
+            angles.append(float(torch.rad2deg(torch.arccos(truth @ guess / truth.norm() / guess.norm()))))
+    assert result.spectral_angle == pytest.approx(np.mean(angles), rel=1e-3)
 
 
 def test_batch_size_does_not_matter_and_the_seed_does() -> None:
@@ -150,3 +163,16 @@ def test_the_real_model_on_ragged_masks_and_odd_sizes() -> None:
         assert one.pixels == all_.pixels
         assert one.masked_l1 == pytest.approx(all_.masked_l1, rel=1e-4)
         assert one.floors == pytest.approx(all_.floors, rel=1e-4)
+
+
+def test_a_higher_mask_ratio_hides_more_and_is_harder() -> None:
+    from auxmae.model.mae import AuxMAE
+
+    torch.manual_seed(0)
+    model = AuxMAE(["red", "green", "blue"], image_size=16, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+    image = torch.linspace(0, 1, 32)[None, None, None].expand(3, 3, 32, 32).contiguous()
+    data = batches(image, torch.ones_like(image, dtype=torch.bool), 3)
+    half, most = (evaluate_reconstruction(model, data, seed=0, device="cpu", ratio=ratio) for ratio in (0.5, 0.9))
+    assert half.pixels == image.numel() // 2
+    assert most.pixels > 0.85 * image.numel()
+    assert most.floors["interpolation"] > half.floors["interpolation"]

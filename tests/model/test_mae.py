@@ -92,6 +92,39 @@ def test_channel_attention_is_aligned_by_position():
     assert seen_other > 100
 
 
+def test_slotwise_channel_attention_joins_the_kth_visible_patches():
+    """The published way: token k of every channel attends to token k of the others, whatever place it shows."""
+    model = tiny(cls_tokens=False, depth=1, channel_attention="slotwise")
+    attention = model.encoder[0].patch_attention
+    torch.nn.init.zeros_(attention.projection.weight)
+    torch.nn.init.zeros_(attention.projection.bias)
+    image = torch.rand(1, 5, 16, 16)
+    keep = ragged_keep(1, 5, 16, 6, seed=3)
+    before = encoder_tokens(model, image, keep)
+    for channel, token in ((0, 0), (2, 3), (4, 5)):
+        changed = image.clone()
+        row, column = divmod(int(keep[0, channel, token]), 4)
+        changed[0, channel, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4] += 1.0
+        difference = (encoder_tokens(model, changed, keep) - before).abs().amax(-1)[0]
+        assert (difference[:, token] > 1e-6).all()
+        assert difference[:, [k for k in range(6) if k != token]].eq(0).all()
+
+
+def test_slotwise_and_aligned_agree_where_every_channel_shows_the_same_places():
+    image = torch.rand(2, 5, 16, 16)
+    aligned, slotwise = tiny(), tiny(channel_attention="slotwise")
+    shared = ragged_keep(2, 1, 16, 4).expand(-1, 5, -1)
+    assert torch.equal(aligned(image, shared).loss, slotwise(image, shared).loss)
+    assert torch.equal(aligned.forward_features(image), slotwise.forward_features(image))
+    ragged = ragged_keep(2, 5, 16, 4)
+    assert not torch.equal(aligned(image, ragged).loss, slotwise(image, ragged).loss)
+
+
+def test_an_unknown_channel_attention_is_named():
+    with pytest.raises(SettingsError, match="channel_attention 'slots'"):
+        tiny(channel_attention="slots")
+
+
 @pytest.mark.parametrize("strategy", ["independent", "shared", "channel", "block"])
 def test_a_hidden_pixel_never_reaches_the_encoder(strategy):
     model = tiny(mask_strategy=strategy)

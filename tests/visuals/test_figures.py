@@ -30,8 +30,8 @@ def _inputs(count: int = 2, seed: int = 0):  # type: ignore[no-untyped-def]
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[figures.Figure]:
     """The figures that are saved, for a look at what is in them."""
     seen: list[figures.Figure] = []
-    save = figures._save
-    monkeypatch.setattr(figures, "_save", lambda figure, path: (seen.append(figure), save(figure, path))[1])
+    save = figures.save_figure
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: (seen.append(figure), save(figure, path))[1])
     return seen
 
 

@@ -1,0 +1,99 @@
+"""Two benchmarks side by side: what became slower, what faster, what is the same within the spread."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from auxmae.errors import DataError
+
+Key = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One measurement in both documents; ms before and after, None where there is no figure.
+
+    Attributes:
+        key: suite, case, provider, pass.
+        verdict: "slower" and "faster" beyond the threshold and the spread of both, "the same", "lost" (a figure before, none
+            now), "new" (the other way round).
+    """
+
+    key: Key
+    before: float | None
+    after: float | None
+    verdict: str
+    reason: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.before is None or self.after is None else self.after / self.before
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """A document that `auxmae benchmark --output` wrote.
+
+    Raises:
+        DataError: it cannot be read, or is something else.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(f"{path}: no JSON: {error}", hint="give a file that `auxmae benchmark --output` wrote") from error
+    rows = document.get("rows") if isinstance(document, dict) else None
+    whole = isinstance(rows, list) and all(
+        isinstance(row, dict) and {"suite", "case", "provider", "pass", "median_ms", "samples_ms"} <= row.keys() for row in rows
+    )
+    if not whole:
+        raise DataError(f"{path}: no benchmark's document", hint="give a file that `auxmae benchmark --output` wrote")
+    return dict(document)
+
+
+def compare(before: dict[str, Any], after: dict[str, Any], threshold: float) -> list[Change]:
+    """Every measurement of either document; `threshold` is the part by which a median may grow."""
+    old, new = _by_key(before), _by_key(after)
+    return [_change(key, old.get(key), new.get(key), threshold) for key in dict.fromkeys([*old, *new])]
+
+
+def _by_key(document: dict[str, Any]) -> dict[Key, dict[str, Any]]:
+    return {(row["suite"], row["case"], row["provider"], row["pass"]): row for row in document["rows"]}
+
+
+def _change(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None, threshold: float) -> Change:
+    before, after = (None if row is None else row["median_ms"] for row in (old, new))
+    if after is None or new is None:
+        if before is None:
+            return Change(key, None, None, "the same", "no figure in either")
+        why = "not measured" if new is None else f"{new.get('status')}: {new.get('reason')}"
+        # What was not measured this time says nothing about speed.
+        return Change(key, before, None, "the same" if new is None else "lost", why)
+    if before is None or old is None:
+        return Change(key, None, after, "new")
+    apart = not _overlap(old["samples_ms"], new["samples_ms"])
+    if after > before * (1 + threshold) and apart:
+        return Change(key, before, after, "slower")
+    if before > after * (1 + threshold) and apart:
+        return Change(key, before, after, "faster")
+    return Change(key, before, after, "the same")
+
+
+def _overlap(one: list[float], other: list[float]) -> bool:
+    """Whether the middle halves of two sets of samples touch."""
+    return _quartiles(one)[0] <= _quartiles(other)[1] and _quartiles(other)[0] <= _quartiles(one)[1]
+
+
+def _quartiles(samples: list[float]) -> tuple[float, float]:
+    """The outermost of the middle half of the samples; with three or fewer of all."""
+    ordered = sorted(samples)
+    cut = len(ordered) // 4
+    return ordered[cut], ordered[-1 - cut]
+
+
+def regressions(changes: list[Change]) -> list[Change]:
+    """What became slower or was lost."""
+    return [change for change in changes if change.verdict in ("slower", "lost")]

@@ -1,0 +1,140 @@
+"""Clocks for short work, and what the device and its host do meanwhile.
+
+On a GPU a kernel is timed between two events with the L2 cache flushed before, as it would find the cache in a model whose
+other layers have run; the same work replayed as a CUDA graph tells what is left without the host.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+Work = Callable[[], object]
+
+# A sample on a CPU repeats the work until it lasts about this long, ms: the clock and a call cost microseconds.
+SAMPLE_MS = 4.0
+# Calls of a GPU sample, each between events of its own, behind a flushed cache.
+GPU_CALLS = 10
+GRAPH_CALLS = 20
+
+
+def kernel_clock(device: torch.device) -> Callable[[Work], float]:
+    """A function that runs work several times and returns ms for one call."""
+    return _event_clock(device) if device.type == "cuda" else _repeating_clock()
+
+
+def _repeating_clock() -> Callable[[Work], float]:
+    calls: dict[int, int] = {}
+
+    def clock(work: Work) -> float:
+        number = calls.setdefault(id(work), 1)
+        began = time.perf_counter()
+        for _ in range(number):
+            work()
+        each = 1e3 * (time.perf_counter() - began) / number
+        if number == 1:
+            # The first call is a warm-up, and slower than others: the number is set anew by the second one.
+            calls[id(work)] = max(1, math.ceil(SAMPLE_MS / max(each, 1e-3)))
+        return each
+
+    return clock
+
+
+def _event_clock(device: torch.device) -> Callable[[Work], float]:
+    size = max(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0), 2**25)
+    flush = torch.empty(4 * size, dtype=torch.int8, device=device)
+
+    def clock(work: Work) -> float:
+        events = []
+        for _ in range(GPU_CALLS):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            # The host runs ahead while the flush lasts, so that its launches cost the work nothing.
+            flush.zero_()
+            start.record()
+            work()
+            end.record()
+            events.append((start, end))
+        torch.cuda.synchronize(device)
+        return float(sum(start.elapsed_time(end) for start, end in events)) / GPU_CALLS
+
+    return clock
+
+
+def graph_ms(work: Work, device: torch.device) -> float | None:
+    """ms of one replay of the work as a CUDA graph, cache warm; None where there is no GPU or it cannot be captured."""
+    if device.type != "cuda":
+        return None
+    try:
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            work()
+        torch.cuda.current_stream(device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+    except RuntimeError:
+        # A host synchronisation inside the work, for one.
+        torch.cuda.synchronize(device)
+        return None
+    graph.replay()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(GRAPH_CALLS):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize(device)
+    return float(start.elapsed_time(end)) / GRAPH_CALLS
+
+
+def occupation(work: Work, device: torch.device, calls: int = 5) -> dict[str, Any]:
+    """What the device and its host do during `calls` successive calls.
+
+    Returns:
+        {"kernel_launches", "device_idle_share", "host_idle_share"}: kernels a call; the part of the time in which no kernel
+        runs; the part of the time in which the host has nothing left to enqueue and waits for the device.  On a CPU, where
+        there is no queue, all are None.
+    """
+    if device.type != "cuda":
+        return {"kernel_launches": None, "device_idle_share": None, "host_idle_share": None}
+    work()
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    for _ in range(calls):
+        work()
+    enqueued = time.perf_counter() - began
+    torch.cuda.synchronize(device)
+    total = time.perf_counter() - began
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(calls):
+            work()
+        torch.cuda.synchronize(device)
+    spans = []
+    launches = 0
+    for event in profiler.events() or []:
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
+            spans.append((event.time_range.start, event.time_range.end))
+            launches += not event.name.startswith(("Memcpy", "Memset"))
+    return {
+        "kernel_launches": round(launches / calls),
+        "device_idle_share": idle_share(spans),
+        "host_idle_share": max(0.0, 1 - enqueued / total),
+    }
+
+
+def idle_share(spans: list[tuple[float, float]]) -> float | None:
+    """Part of the time between the first start and the last end that no (start, end) covers; None without spans."""
+    if not spans:
+        return None
+    busy, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    whole = reached - min(start for start, _ in spans)
+    return 1 - busy / whole if whole > 0 else 0.0

@@ -1,0 +1,155 @@
+"""Two other ways to put many channels into a masked autoencoder.
+
+`JointMAE` attends over all C·N tokens at once, as ChannelViT does (arXiv 2309.16108); `vit_mae` is the masked autoencoder of
+He et al. (arXiv 2111.06377) in transformers' implementation, with all channels fused at the patch embedding: far fewer tokens,
+and nothing of one channel can be hidden alone.
+
+Shapes: B batch, C channels, N positions, K visible, L tokens in all, D width.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from auxmae.model.embedding import sincos_positions
+
+
+class _JointBlock(nn.Module):
+    """The macaron block with one attention over all tokens in the place of two."""
+
+    def __init__(self, width: int, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.first, self.second = (
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.projection = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        x = x + 0.5 * self.first(x)
+        q, k, v = self.qkv(self.norm(x)).view(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, width)
+        x = x + self.projection(attended)
+        out: Tensor = x + 0.5 * self.second(x)
+        return out
+
+
+class JointMAE(nn.Module):
+    """Masked autoencoder with joint attention over the tokens of all channels; `forward(image)` → loss.
+
+    Args: as of `peers.PlainAuxiliaryMAE`.
+    """
+
+    positions: Tensor
+    decoder_positions: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        hidden: int,
+        heads: int,
+        depth: int,
+        decoder_depth: int,
+        mask_ratio: float = 0.75,
+    ) -> None:
+        super().__init__()
+        side = image_size // patch_size
+        self.patch_size, self.kept = patch_size, round(side * side * (1 - mask_ratio))
+        self.embed = nn.Linear(patch_size**2, width)
+        self.channel = nn.Parameter(torch.randn(channels, 1, width) * 0.02)
+        self.decoder_channel = nn.Parameter(torch.randn(channels, 1, width) * 0.02)
+        self.cls = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.mask = nn.Parameter(torch.randn(width) * 0.02)
+        self.register_buffer("positions", sincos_positions(side, side, width))
+        self.encoder = nn.Sequential(*(_JointBlock(width, hidden, heads) for _ in range(depth)), nn.LayerNorm(width))
+        self.decoder_embed = nn.Linear(width, width)
+        self.decoder = nn.Sequential(*(_JointBlock(width, hidden, heads) for _ in range(decoder_depth)), nn.LayerNorm(width))
+        self.head = nn.Linear(width, patch_size**2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, h, w) → scalar L1 of the hidden patches."""
+        batch, channels, height, width = image.shape
+        p = self.patch_size
+        patches = image.view(batch, channels, height // p, p, width // p, p).permute(0, 1, 2, 4, 3, 5).flatten(4).flatten(2, 3)
+        order = torch.rand(batch, channels, patches.shape[2], device=image.device).argsort(2)
+        keep, hidden = order[..., : self.kept], order[..., self.kept :]
+
+        def at(tensor: Tensor, index: Tensor) -> Tensor:
+            return tensor.gather(2, index[..., None].expand(-1, -1, -1, tensor.shape[-1]))
+
+        # Only visible patches are embedded and only hidden ones are predicted, as AuxMAE does.
+        x = self.embed(at(patches, keep)) + self.positions[keep] + self.channel
+        d = x.shape[-1]
+        x = self.encoder(torch.cat([self.cls.expand(batch, 1, d).to(x.dtype), x.flatten(1, 2)], 1))
+        x = self.decoder_embed(x)
+        first, visible = (
+            x[:, :1],
+            x[:, 1:].view(batch, channels, -1, d) + (self.positions[keep] + self.decoder_channel).to(x.dtype),
+        )
+        masked = (self.mask + self.positions[hidden] + self.decoder_channel).to(x.dtype)
+        tokens = torch.cat([visible, masked], 2).flatten(1, 2)
+        x = self.decoder(torch.cat([first, tokens], 1))[:, 1:].view(batch, channels, -1, d)
+        prediction = self.head(x[:, :, self.kept :]).sigmoid()
+        loss: Tensor = (prediction - at(patches, hidden)).abs().mean()
+        return loss
+
+
+class _Fused(nn.Module):
+    """transformers' model behind `forward(image)` → loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        loss: Tensor = self.model(pixel_values=image).loss
+        return loss
+
+
+def vit_mae(
+    channels: int,
+    *,
+    image_size: int,
+    patch_size: int,
+    width: int,
+    hidden: int,
+    heads: int,
+    depth: int,
+    decoder_depth: int,
+    mask_ratio: float = 0.75,
+) -> nn.Module | None:
+    """transformers' ViTMAE with all channels in one token; None where transformers is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        return None
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    config: Any = ViTMAEConfig(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=hidden,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        image_size=image_size,
+        patch_size=patch_size,
+        num_channels=channels,
+        decoder_hidden_size=width,
+        decoder_num_hidden_layers=decoder_depth,
+        decoder_num_attention_heads=heads,
+        decoder_intermediate_size=hidden,
+        mask_ratio=mask_ratio,
+        norm_pix_loss=False,
+    )
+    return _Fused(ViTMAEForPreTraining(config))

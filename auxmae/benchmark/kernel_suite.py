@@ -1,0 +1,286 @@
+"""The kernel suite: every public function of `auxmae_kernels` beside other ways to compute the same.
+
+Each provider first passes the correctness gate; then forward pass, backward pass and both are timed in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import auxmae_kernels
+import torch
+import torch._functorch.config
+from auxmae_kernels import KernelUnavailableError, dispatch, reference
+from torch import Tensor
+
+from auxmae.benchmark.device import graph_ms, kernel_clock, occupation
+from auxmae.benchmark.environment import architecture
+from auxmae.benchmark.gate import Results, exact, judge, outputs, results
+from auxmae.benchmark.kernel_cases import KernelCase, Shape, kernel_cases
+from auxmae.benchmark.measure import attempt, interleaved
+from auxmae.benchmark.roofline import achieved, flops, size_in_bytes
+from auxmae.benchmark.sdpa import sdpa_providers
+
+OURS = "auxmae"
+EAGER = "eager"
+COMPILED = "compiled"
+TRITON = "triton"
+PASSES = ("forward", "backward", "both")
+Function = Callable[..., Any]
+
+QUICK_SHAPES = [Shape("quick", 2, 3, 32, 8, 32, 4)]
+CPU_SHAPES = [Shape("reference", 8, 13, 64, 16, 256, 8), Shape("many-channels", 1, 64, 64, 8, 128, 4)]
+GPU_SHAPES = [
+    Shape("reference", 128, 13, 64, 16, 256, 8),
+    Shape("c13-p8", 32, 13, 128, 8, 256, 8),
+    Shape("c64-p8", 8, 64, 128, 8, 256, 8),
+    Shape("c200-p8", 2, 200, 128, 8, 256, 8),
+    Shape("d384", 64, 13, 64, 16, 384, 6),
+    Shape("d768", 64, 13, 64, 16, 768, 12),
+]
+
+
+@dataclass
+class _Provider:
+    function: Function
+    status: str = "ok"
+    reason: str = ""
+    error: float | None = None
+
+
+def shapes_for(device: torch.device, *, quick: bool) -> list[Shape]:
+    """The sizes that suit the machine."""
+    return QUICK_SHAPES if quick else GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
+
+
+def kernel_suite(
+    shapes: list[Shape],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+    chosen: Callable[[str], bool] = lambda name: True,
+    compile_too: bool = False,
+    limits: dict[str, Any] | None = None,
+    extra: Mapping[str, Mapping[str, Function]] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one case of the kernel suite after another.
+
+    Args:
+        shapes: sizes; device, dtype: of every tensor.
+        repeats: samples of each provider and pass.
+        chosen: says whether a case of that name is measured.
+        compile_too: measure `torch.compile` of the reference.
+        limits: of `roofline.ceilings`, for the rows' parts of them.
+        extra: function → provider → a further implementation, called with the public function's arguments.
+        progress: is told what goes on.
+
+    Yields:
+        Rows with the keys of the model suite's, and "status" ("ok", "wrong", "failed", "out of memory") with its "reason",
+        "error" (over what the gate allows), "function", "key", "dtype", "arch", "backend", "flops", "bytes", their rates and
+        parts of the ceilings, "graph_ms", "kernel_launches", "device_idle_share", "host_idle_share".  Only a row with the
+        status "ok" has figures.
+    """
+    for name, build in kernel_cases(shapes, device, dtype).items():
+        if not chosen(name):
+            continue
+        if progress:
+            progress(name)
+        case = build()
+        further = dict((extra or {}).get(case.function, {}))
+        yield _measure(case, device, dtype, repeats, compile_too, limits, further)
+
+
+def _providers(case: KernelCase, device: torch.device, compile_too: bool) -> dict[str, _Provider]:
+    public: Function = getattr(auxmae_kernels, case.function)
+    plain: Function = getattr(reference, case.function)
+    providers = {OURS: _Provider(public), EAGER: _Provider(plain)}
+    if _triton_runs(case, device):
+        providers[TRITON] = _Provider(_with_triton(public))
+    if compile_too:
+        # A cache of its own, so that no case runs code that another one's shapes made general.
+        torch.compiler.reset()
+        providers[COMPILED] = _Provider(torch.compile(plain, dynamic=False))
+    if case.function == "axial_attention" and "slots" not in case.tensors:
+        providers |= {name: _Provider(function) for name, function in sdpa_providers().items()}
+    return providers
+
+
+def _triton_runs(case: KernelCase, device: torch.device) -> bool:
+    """Whether the Triton kernel can be measured as itself, whatever "auto" chooses."""
+    if dispatch.backend() != "auto":
+        return False
+    first = next(iter(case.tensors.values()))
+    try:
+        return bool(
+            _with_triton(dispatch.explain)(
+                case.function, shape=first.shape, dtype=first.dtype, device=device, key=case.key
+            ).backend
+            == TRITON
+        )
+    except KernelUnavailableError:
+        return False
+
+
+def _with_triton(function: Function) -> Function:
+    def run(*arguments: Any, **named: Any) -> Any:
+        before = dispatch.backend()
+        dispatch.set_backend("triton")
+        try:
+            return function(*arguments, **named)
+        finally:
+            dispatch.set_backend(before)
+
+    return run
+
+
+def _upstream(case: KernelCase) -> Results:
+    """Gradients of the outputs, drawn once for all providers."""
+    with torch.no_grad():
+        shapes = outputs(getattr(reference, case.function), case.tensors, case)
+    generator = torch.Generator(shapes[0].device).manual_seed(1)
+    return {
+        f"output {index}": torch.randn(tensor.shape, generator=generator, device=tensor.device).to(tensor.dtype)
+        for index, tensor in enumerate(shapes)
+    }
+
+
+def _check(case: KernelCase, providers: dict[str, _Provider], upstream: Results, dtype: torch.dtype) -> None:
+    """The gate: sets the status of every provider."""
+    plain = getattr(reference, case.function)
+    expected = exact(case, plain, case.tensors, upstream)
+    eager = results(plain, case, case.tensors, upstream)
+    device = next(iter(case.tensors.values())).device
+    for provider in providers.values():
+        found: Results = {}
+
+        def work(provider: _Provider = provider, found: Results = found) -> None:
+            found.update(results(provider.function, case, case.tensors, upstream))
+
+        provider.status, provider.reason = attempt(work, device)
+        if provider.status == "ok":
+            verdict = judge(found, eager, expected, torch.finfo(dtype).eps)
+            provider.error = verdict.error
+            if not verdict.correct:
+                provider.status, provider.reason = "wrong", verdict.reason
+
+
+def _works(case: KernelCase, function: Function, upstream: Results) -> tuple[dict[str, Callable[[], object]], list[Tensor]]:
+    """Pass → work, and the tensors that all of it holds."""
+    leaves = {
+        name: tensor.detach().requires_grad_() if name in case.differentiable else tensor for name, tensor in case.tensors.items()
+    }
+    wanted = [leaves[name] for name in case.differentiable]
+    gradients = list(upstream.values())
+
+    @torch.no_grad()
+    def forward() -> None:
+        outputs(function, case.tensors, case)
+
+    def both() -> None:
+        torch.autograd.grad(outputs(function, leaves, case), wanted, gradients)
+
+    graph: list[tuple[Tensor, ...]] = []
+
+    def backward() -> None:
+        if not graph:
+            graph.append(outputs(function, leaves, case))
+        torch.autograd.grad(graph[0], wanted, gradients, retain_graph=True)
+
+    return {"forward": forward, "backward": backward, "both": both}, [*case.tensors.values(), *gradients]
+
+
+def _traffic(case: KernelCase, upstream: Results, pass_: str) -> int:
+    """Bytes that must be read and written once: inputs and outputs, and the gradients of both."""
+    inputs = sum(size_in_bytes([tensor]) * case.shares.get(key, 1.0) for key, tensor in case.tensors.items())
+    returned = size_in_bytes(upstream.values())
+    gradients = size_in_bytes(case.tensors[key] for key in case.differentiable)
+    forward, backward = inputs + returned, inputs + returned + gradients
+    return round({"forward": forward, "backward": backward, "both": forward + backward}[pass_])
+
+
+def _measure(
+    case: KernelCase,
+    device: torch.device,
+    dtype: torch.dtype,
+    repeats: int,
+    compile_too: bool,
+    limits: dict[str, Any] | None,
+    extra: dict[str, Function],
+) -> list[dict[str, Any]]:
+    providers = _providers(case, device, compile_too) | {name: _Provider(function) for name, function in extra.items()}
+    upstream = _upstream(case)
+    # The backward pass is timed again and again on one graph, which compiled code must not eat up.
+    with torch._functorch.config.patch(donated_buffer=False):
+        _check(case, providers, upstream, dtype)
+        works = {
+            name: _works(case, provider.function, upstream) for name, provider in providers.items() if provider.status == "ok"
+        }
+        arithmetic = _arithmetic(case, upstream)
+        rows = []
+        for pass_ in PASSES:
+            timings = interleaved(
+                {name: work[pass_] for name, (work, _) in works.items()},
+                device=device,
+                repeats=repeats,
+                resident={name: _always(held) for name, (_, held) in works.items()},
+                clock=kernel_clock(device),
+            )
+            for name, provider in providers.items():
+                row = _row(case, name, provider, pass_, dtype, device)
+                row |= {"flops": arithmetic[pass_], "bytes": _traffic(case, upstream, pass_)}
+                if name in timings:
+                    timing, work = timings[name], works[name][0][pass_]
+                    row |= {
+                        "median_ms": timing.median_ms,
+                        "samples_ms": timing.samples_ms,
+                        "peak_bytes": timing.peak_bytes,
+                        "graph_ms": graph_ms(work, device),
+                    } | occupation(work, device)
+                rows.append(row | achieved(row, limits))
+    return rows
+
+
+def _always(held: list[Tensor]) -> Callable[[], list[Tensor]]:
+    return lambda: held
+
+
+def _arithmetic(case: KernelCase, upstream: Results) -> dict[str, int]:
+    """FLOPs of the specification, which are every provider's: one that does more gets no credit for it."""
+    works, _ = _works(case, getattr(reference, case.function), upstream)
+    forward, both = flops(works["forward"]), flops(works["both"])
+    return {"forward": forward, "backward": both - forward, "both": both}
+
+
+def _row(
+    case: KernelCase, name: str, provider: _Provider, pass_: str, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    first = next(iter(case.tensors.values()))
+    backend = TRITON if name == TRITON else "torch"
+    if name == OURS:
+        backend = dispatch.explain(case.function, shape=first.shape, dtype=first.dtype, device=device, key=case.key).backend
+    return {
+        "suite": "kernels",
+        "case": case.name,
+        "provider": name,
+        "pass": pass_,
+        "status": provider.status,
+        "reason": provider.reason,
+        "error": provider.error,
+        "median_ms": None,
+        "samples_ms": [],
+        "peak_bytes": None,
+        "images_per_second": None,
+        "graph_ms": None,
+        "kernel_launches": None,
+        "device_idle_share": None,
+        "host_idle_share": None,
+        "function": case.function,
+        "key": case.key,
+        "dtype": str(dtype).removeprefix("torch."),
+        "arch": architecture(device),
+        "backend": backend,
+    }

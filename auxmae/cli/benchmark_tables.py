@@ -1,0 +1,256 @@
+"""What a benchmark found, for the terminal: tables, and the result in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from auxmae.benchmark.compare import Change
+
+Row = dict[str, Any]
+
+# Columns that the tables may need, and the most that they take.
+MIN_WIDTH, MAX_WIDTH = 80, 100
+_PASSES = {"forward": "forward pass", "step": "training step", "backward": "backward pass", "both": "both", "batch": "a batch"}
+_COLOURS = {"faster": "green", "less": "green", "slower": "red", "more": "red", "lost": "red"}
+
+
+def _base_provider(suite: str) -> str:
+    from auxmae.benchmark.data_suite import MODEL
+    from auxmae.benchmark.kernel_suite import EAGER
+    from auxmae.benchmark.suites import JOINT, PLAIN
+
+    return {"model": PLAIN, "kernels": EAGER, "scaling": JOINT, "data": MODEL}[suite]
+
+
+def _base(rows: list[Row], row: Row) -> Row | None:
+    """The row that a row is compared with, or None where it has no figure."""
+    provider = _base_provider(row["suite"])
+    keys = ("suite", "case", "pass")
+    found = (other for other in rows if other["provider"] == provider and all(other[key] == row[key] for key in keys))
+    base = next(found, None)
+    return base if base is not None and base["median_ms"] is not None else None
+
+
+def tables(rows: list[Row], device: str) -> list[Table]:
+    """One table for each case."""
+    cases = dict.fromkeys((row["suite"], row["case"]) for row in rows)
+    return [_table([row for row in rows if (row["suite"], row["case"]) == case], device) for case in cases]
+
+
+def _title(row: Row, device: str) -> str:
+    sizes = row.get("sizes")
+    if not sizes:
+        return f"{row['suite']}: {row['case']}, on {device}"
+    return f"{row['case']}: {sizes['channels']} channels, {sizes['image_size']} px, batch {sizes['batch']}, on {device}"
+
+
+def _table(rows: list[Row], device: str) -> Table:
+    kernels = rows[0]["suite"] == "kernels"
+    table = Table(
+        title=_title(rows[0], device), box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False
+    )  # fmt: skip
+    for name in ("provider", "ms", "spread", "% peak" if kernels else "images/s", "MiB", "time ×", "memory ×"):
+        table.add_column(name, justify="left" if name == "provider" else "right", no_wrap=True)
+    for name in dict.fromkeys(row["pass"] for row in rows):
+        table.add_section()
+        table.add_row(Text(_PASSES[name], "bold"))
+        for row in rows:
+            # A back end of SDPA that does not run here is no news; the document has its reason.
+            if row["pass"] == name and not (kernels and row.get("status") == "failed" and row["provider"].startswith("sdpa")):
+                _add(table, row, _base(rows, row), kernels)
+    return table
+
+
+def _add(table: Table, row: Row, base: Row | None, kernels: bool) -> None:
+    if row["median_ms"] is None:
+        table.add_row(f"  {row['provider']}", Text(row["status"], "red"))
+        return
+    samples = row["samples_ms"]
+    peak = row["peak_bytes"]
+    compared = base is not None and peak is not None and base["peak_bytes"]
+    table.add_row(
+        f"  {row['provider']}",
+        _figure(row["median_ms"]),
+        f"{_figure(min(samples))}–{_figure(max(samples))}",
+        _share(row) if kernels else _figure(row["images_per_second"]),
+        "–" if peak is None else f"{peak / 2**20:.0f}",
+        "–" if base is None else Text(f"{row['median_ms'] / base['median_ms']:.2f}", _COLOURS.get(_speed(row, base), "")),
+        Text(f"{peak / base['peak_bytes']:.2f}", _COLOURS.get(_memory(row, base), "")) if compared and base else "–",
+    )
+
+
+def _share(row: Row) -> str:
+    """The nearer of the two ceilings."""
+    shares = [row[key] for key in ("flops_of_ceiling", "bytes_of_ceiling") if row.get(key) is not None]
+    return f"{100 * max(shares):.0f}" if shares else "–"
+
+
+def _figure(value: float) -> str:
+    """At least three significant digits."""
+    return (
+        f"{value:.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+    )
+
+
+def _speed(row: Row, base: Row) -> str:
+    """ "faster" or "slower" only where neither median lies among the other's samples, and there are three or more."""
+    if round(row["median_ms"] / base["median_ms"], 2) == 1:
+        return "the same"
+    if len(row["samples_ms"]) < 3:
+        return "a single sample" if len(row["samples_ms"]) == 1 else "two samples"
+    for one, other in ((row, base), (base, row)):
+        if min(one["samples_ms"]) <= other["median_ms"] <= max(one["samples_ms"]):
+            return "within the spread"
+    return "faster" if row["median_ms"] < base["median_ms"] else "slower"
+
+
+def _memory(row: Row, base: Row) -> str:
+    # As it is shown: a difference that two decimals hide is none.
+    ratio = round(row["peak_bytes"] / base["peak_bytes"], 2)
+    return "less" if ratio < 1 else "more" if ratio > 1 else "the same"
+
+
+def sentences(document: dict[str, Any]) -> list[str]:
+    """The result in words; losses are said like wins."""
+    rows = document["rows"]
+    said = []
+    for suite, words in (("kernels", _kernel_words), ("model", _model_words), ("scaling", _scaling_words), ("data", _data_words)):
+        own = [row for row in rows if row["suite"] == suite]
+        said += words(own) if own else []
+    said += _without_figures(rows)
+    limits = document.get("ceilings")
+    if limits:
+        said.append(
+            f"This machine's ceilings, measured in this run: {limits['copy_bytes_per_second'] / 1e9:.4g} GB/s (copy), "
+            f"{limits['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s (matrix product, {limits['dtype']})."
+        )
+    return said
+
+
+def _model_words(rows: list[Row]) -> list[str]:
+    from auxmae.benchmark.suites import OURS
+
+    said = []
+    several = len({row["case"] for row in rows}) > 1
+    for case, provider in dict.fromkeys((row["case"], row["provider"]) for row in rows):
+        own = [row for row in rows if (row["case"], row["provider"]) == (case, provider) and row["median_ms"] is not None]
+        pairs = [(row, base) for row in sorted(own, key=lambda row: row["pass"] != "step") if (base := _base(rows, row))]
+        if not provider.startswith(OURS) or not pairs:
+            continue
+        parts = [
+            f"a {_PASSES[row['pass']]} takes {row['median_ms'] / base['median_ms']:.2f} × the time ({_speed(row, base)}) "
+            f"and {row['peak_bytes'] / base['peak_bytes']:.2f} × the memory ({_memory(row, base)})"
+            for row, base in pairs
+        ]
+        parts[0] += " of the plain published design"
+        said.append(f"{f'{case}, ' if several else ''}{provider}: {'; '.join(parts)}.")
+    return said + _work_words(rows)
+
+
+def _work_words(rows: list[Row]) -> list[str]:
+    """Parameters and arithmetic of every provider's training step, and what a GPU and its host do meanwhile."""
+    said = []
+    for row in rows:
+        if row["pass"] != "step" or row.get("flops") is None:
+            continue
+        text = (
+            f"{row['case']}, {row['provider']}: {row['parameters'] / 1e6:.3g} M parameters, "
+            f"{row['flops'] / 1e9:.4g} GFLOP a training step"
+        )
+        if row.get("kernel_launches") is not None:
+            text += f", {row['kernel_launches']} kernels"
+            idle = row.get("device_idle_share"), row.get("host_idle_share")
+            text += "".join(
+                f", {who} idle {100 * part:.0f}%" for who, part in zip(("GPU", "host"), idle, strict=True) if part is not None
+            )
+        said.append(text + ".")
+    return said
+
+
+def _kernel_words(rows: list[Row]) -> list[str]:
+    """In how many of the measurements ours is fastest, and in how many it is not."""
+    from auxmae.benchmark.kernel_suite import EAGER, OURS, TRITON
+
+    counts = {"faster": 0, "slower": 0, "neither": 0}
+    same_code = False
+    for row in rows:
+        if row["provider"] != OURS or row["median_ms"] is None:
+            continue
+        # Where dispatch takes PyTorch, the eager reference is the same code: no win and no loss.
+        itself = {OURS, TRITON} | ({EAGER} if row["backend"] == "torch" else set())
+        same_code |= EAGER in itself
+        others = [
+            other
+            for other in rows
+            if (other["case"], other["pass"]) == (row["case"], row["pass"])
+            and other["provider"] not in itself
+            and other["median_ms"] is not None
+        ]
+        if others:
+            verdict = _speed(row, min(others, key=lambda other: float(other["median_ms"])))
+            counts[verdict if verdict in counts else "neither"] += 1
+    said = []
+    if sum(counts.values()):
+        said.append(
+            f"Of {sum(counts.values())} measurements, ours is faster than the best other provider in {counts['faster']}, slower "
+            f"in {counts['slower']}, and neither (within the spread, the same, or too few samples) in {counts['neither']}."
+        )
+    if same_code:
+        said.append(
+            "Where ours runs PyTorch, it is the same code as the eager provider: what lies between them is the machine's scatter."
+        )
+    return said
+
+
+def _scaling_words(rows: list[Row]) -> list[str]:
+    from auxmae.benchmark.scaling import AXES, break_even, curves
+    from auxmae.benchmark.suites import JOINT, OURS
+
+    said = []
+    for axis in AXES:
+        lines = curves(rows, axis)
+        if not lines.keys() >= {OURS, JOINT}:
+            continue
+        crossing = break_even(rows, axis)
+        if crossing is not None:
+            said.append(f"As {axis} grow, factorised attention is faster than joint attention from {crossing:.0f} on.")
+            continue
+        largest = max(dict(lines[OURS]).keys() & dict(lines[JOINT]).keys())
+        ratio = dict(lines[JOINT])[largest] / dict(lines[OURS])[largest]
+        said.append(f"As {axis} grow, no break-even was met; at {largest} joint attention takes {ratio:.2f} × our time.")
+    return said
+
+
+def _data_words(rows: list[Row]) -> list[str]:
+    from auxmae.benchmark.data_suite import limit
+
+    return [
+        f"{row_case}: {limit([row for row in rows if row['case'] == row_case])}." for row_case in {row["case"] for row in rows}
+    ]
+
+
+def _without_figures(rows: list[Row]) -> list[str]:
+    """Every provider that got no figure, and why; once for all its passes."""
+    found = {
+        (row["case"], row["provider"]): f"{row['case']}, {row['provider']}: {row['status']}: {row['reason']}"
+        for row in rows
+        if row["median_ms"] is None and not (row["status"] == "failed" and row["provider"].startswith("sdpa"))
+    }
+    return list(found.values())
+
+
+def comparison(changes: list[Change]) -> Table:
+    """What two documents say about the same measurements; the changed ones first."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
+    for name in ("measurement", "before ms", "after ms", "×", "verdict"):
+        table.add_column(name, justify="left" if name in ("measurement", "verdict") else "right", no_wrap=name != "measurement")
+    for change in sorted(changes, key=lambda change: change.verdict == "the same"):
+        before, after = ("–" if value is None else _figure(value) for value in (change.before, change.after))
+        ratio = "–" if change.ratio is None else f"{change.ratio:.2f}"
+        table.add_row(" · ".join(change.key), before, after, ratio, Text(change.verdict, _COLOURS.get(change.verdict, "")))
+    return table

@@ -1,0 +1,143 @@
+"""`auxmae embed`: the features of a data set, written to a file."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from auxmae.data.collection import Collection
+    from auxmae.data.splits import Part
+    from auxmae.settings.schema import SettingsTree
+
+
+def command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or 'last' for the newest one under runs/.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="feats.npy (rows listed in feats.csv), .parquet or .zarr.")],
+    data: Annotated[str | None, typer.Option("--data", "-d", help="Other images than the run's.")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Their labels: see data.labels.")] = None,
+    part: Annotated[
+        Literal["all", "train", "validation", "test"], typer.Option("--part", help="Which part of the split; default: all.")
+    ] = "all",
+    pool: Annotated[
+        Literal["mean", "concat", "attention", "cls"] | None,
+        typer.Option("--pool", help="How channels become one vector; default: the run's eval.pool."),
+    ] = None,
+    dense: Annotated[bool, typer.Option("--dense", help="One row for each patch, instead of one for each image.")] = False,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Go on without channels that the data lack.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget what an interrupted call has left.")] = False,
+    checkpoint: Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Which checkpoint.")] = "best",
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Windows per forward pass.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: table.key=value; repeatable.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
+) -> None:
+    """Write the features of images (or of every patch: --dense) to a file; an interrupted call goes on where it stopped."""
+    from auxmae.build import configure, find_channels, fitting, open_data, settings_on_data
+    from auxmae.cli.console import console, print_json
+    from auxmae.errors import UsageError
+    from auxmae.export.embed import embed
+    from auxmae.export.formats import check_format
+    from auxmae.settings import load_settings
+    from auxmae.training.run import SETTINGS_NAME, open_run
+
+    out = console(json_output=json_output)
+    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    output = output.expanduser()
+    check_format(output, overwrite=overwrite)
+    folder, overrides = open_run(run), set_ or []
+    settings = load_settings(
+        folder.path / SETTINGS_NAME, overrides=overrides, options={"run.device": device}, environ={}
+    ).settings
+    chosen_pool = pool or settings.eval.pool
+    if dense and chosen_pool == "cls":
+        raise UsageError("a CLS token stands for a whole image", hint="with --dense, --pool is mean, concat or attention")
+    where = configure(settings)
+    model = folder.load_model(checkpoint).to(where)
+    settings = settings_on_data(folder, source=data, labels=labels, overrides=overrides, batch_size=batch_size)
+    settings, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
+    with fitting(settings.data.source, model):
+        collection = open_data(settings.data, seed=settings.train.seed)
+    for notice in collection.notices:
+        out.print(f"note: {notice}", **plain)
+    out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {collection.describe()}", **plain)
+    if missing:
+        out.print(f"note: left out, since the data lack them: {', '.join(missing)}", style="yellow", **plain)
+
+    state = {"rows": 0, "total": 0}
+    with out.status("Embedding") as status:
+
+        def told(rows: int, total: int) -> None:
+            state.update(rows=rows, total=total)
+            status.update(f"Embedding: {rows} of {total} rows")
+
+        previous = signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            result = embed(
+                model,
+                collection,
+                output,
+                pool=chosen_pool,
+                dense=dense,
+                part=_part(collection, settings, model.image_size, part),
+                about={"part": part, "labels": settings.data.labels},
+                batch_size=settings.train.batch_size,
+                device=where,
+                overwrite=overwrite,
+                restart=restart,
+                progress=told,
+            )
+        except KeyboardInterrupt:
+            status.stop()
+            done = f"{state['rows']} of {state['total']} rows are kept" if state["total"] else "nothing was begun"
+            out.print(f"interrupted: {done}; the same command goes on from there", **plain)
+            raise typer.Exit(130) from None
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    resumed = f" ({result.resumed} of them from an interrupted call)" if result.resumed else ""
+    out.print(f"{result.rows} rows{resumed} of {result.width} features: {result.output}", **plain)
+    if json_output:
+        print_json(
+            {
+                "run": str(folder.path),
+                "output": str(result.output),
+                "rows": result.rows,
+                "features": result.width,
+                "resumed": result.resumed,
+                "pool": chosen_pool,
+                "dense": dense,
+                "part": part,
+                "channels": list(collection.channel_names),
+                "missing": list(missing),
+            }
+        )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _part(collection: Collection, settings: SettingsTree, image_size: int, name: str) -> Part | None:
+    """The part of the run's split, or None for all."""
+    from auxmae.data.splits import split_collection
+
+    if name == "all":
+        return None
+    data = settings.data
+    splits = split_collection(
+        collection,
+        method=data.split,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        image_size=image_size,
+        block_size=None if data.block_size == "auto" else data.block_size,
+        group_pattern=data.group_pattern,
+        seed=settings.train.seed,
+    )
+    chosen: Part = {"train": splits.train, "validation": splits.validation, "test": splits.test}[name]
+    return chosen

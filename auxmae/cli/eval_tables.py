@@ -1,0 +1,84 @@
+"""The tables that `auxmae eval` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from auxmae.evaluation.probes import ProbeReport
+    from auxmae.evaluation.reconstruction import ReconstructionResult
+
+# Terminals show this many channels; eval.json holds all.
+_SHOWN_CHANNELS = 24
+
+
+def reconstruction_table(result: ReconstructionResult) -> Table:
+    """Errors by channel, beside the floors."""
+    floors = result.floors
+    table = Table(title=f"Masked L1, scaled units, {result.images} held-out images", title_justify="left")
+    table.add_column("channel")
+    table.add_column("model", justify="right")
+    for name in floors:
+        table.add_column(f"floor: {name}", justify="right")
+    table.add_column("model / better floor", justify="right")
+
+    def row(label: str, error: float, beside: list[float], style: str = "") -> None:
+        best = min(beside)
+        ratio = f"{error / best:.2f}" if best > 0 else "–"
+        table.add_row(escape(label), f"{error:.4f}", *(f"{value:.4f}" for value in beside), ratio, style=style)
+
+    shown = list(result.per_channel)[:_SHOWN_CHANNELS]
+    for name in shown:
+        row(name, result.per_channel[name], [result.floors_per_channel[floor][name] for floor in floors])
+    if len(shown) < len(result.per_channel):
+        table.add_row(f"… {len(result.per_channel) - len(shown)} more", *[""] * (len(floors) + 2), style="dim")
+    table.add_section()
+    row("all", result.masked_l1, list(floors.values()), "bold")
+    return table
+
+
+def ratio_table(results: Mapping[str, ReconstructionResult]) -> Table:
+    """Errors at several mask ratios, beside the floors."""
+    images = next(iter(results.values())).images
+    table = Table(title=f"By mask ratio, {images} held-out images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("hidden", "masked L1", "floor: mean", "floor: interpolation", "PSNR, dB", "spectral angle, °"):
+        table.add_column(column, justify="right")
+    for ratio, result in results.items():
+        psnr, angle = (("–" if value is None else f"{value:.2f}") for value in (result.psnr, result.spectral_angle))
+        floors = (f"{result.floors[name]:.4f}" for name in ("mean", "interpolation"))
+        table.add_row(ratio, f"{result.masked_l1:.4f}", *floors, psnr, angle)
+    return table
+
+
+def probe_table(report: ProbeReport) -> Table:
+    """Every probe on every kind of features."""
+    from auxmae.evaluation.probes import ENCODER
+
+    title = f"Probes on frozen features: {report.train_samples} training, {report.test_samples} test samples"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("probe")
+    table.add_column("labels")
+    table.add_column("features", no_wrap=True)
+    # Only heads and the probes' names wrap on a narrow terminal.
+    for column in ("accuracy", "95% interval", "± draws", "class mean", "F1", "kappa"):
+        table.add_column(column, justify="right", no_wrap=column not in ("class mean", "± draws"))
+    before = None
+    for result in report.results:
+        case = (result.probe, result.labels_per_class)
+        if before not in (None, case):
+            table.add_section()
+        labels = "all" if result.labels_per_class == 0 else str(result.labels_per_class)
+        low, high = result.interval
+        spread = f"{result.spread:.3f}" if result.draws > 1 else ""
+        cells = [f"{result.accuracy:.3f}", f"{low:.3f} – {high:.3f}", spread]
+        cells += [f"{value:.3f}" for value in (result.average_accuracy, result.macro_f1, result.kappa)]
+        head = ("", "") if before == case else (result.probe, labels)
+        table.add_row(*head, result.features, *cells, style="bold" if result.features == ENCODER else "")
+        before = case
+    table.caption = f"naming the commonest class every time: {report.majority:.3f}"
+    return table

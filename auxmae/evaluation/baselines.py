@@ -1,0 +1,172 @@
+"""Features that need no pre-training: what a trained encoder has to beat.
+
+Shape letters: B batch, C channels, D features, K filters, N patches of an image (row-major), n samples; p patch side, px.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from auxmae.evaluation.features import Extractor, split_patches, statistics_extractor
+
+if TYPE_CHECKING:
+    from auxmae.data.loading import Batch
+
+STATISTICS = "channel statistics"
+RAW_PIXELS = "raw pixels"
+RAW_SPECTRUM = "raw spectrum"
+RAW_PATCH = "raw patch"
+PCA = "PCA of patches"
+CONVOLUTIONS = "random convolutions"
+
+_RAW = 16384
+_FILTERS = 256
+_KERNEL = 3
+# Responses of whitened patches to filters of unit length have variance 1: this keeps the stronger ones.
+_BIAS = 1.0
+# Patches that PCA and whitening are fitted on, and directions that whitening keeps.
+_PATCHES = 5000
+_DIRECTIONS = 256
+
+
+def raw_extractor(patch_size: int | None = None) -> Extractor:
+    """All pixels of each image, or of each patch of `patch_size` px, one after the other; 0 where not valid.
+
+    Images of more than 16 384 values are averaged over squares of the smallest side that brings them below it.
+    """
+
+    def extract(batch: Batch) -> Tensor:
+        image = batch.image.masked_fill(~batch.valid, 0.0)
+        if patch_size is not None:
+            return split_patches(image, patch_size, 0.0).flatten(2)
+        side = 1
+        while image.shape[1] * -(-image.shape[2] // side) * -(-image.shape[3] // side) > _RAW and side < max(image.shape[2:]):
+            side += 1
+        return F.avg_pool2d(image, side, ceil_mode=True, count_include_pad=False).flatten(1)
+
+    return extract
+
+
+def spectrum_extractor(patch_size: int) -> Extractor:
+    """The spectrum of the pixel at each patch's centre (of an even patch, the one below and right of it)."""
+    centre = patch_size // 2 * patch_size + patch_size // 2
+
+    def extract(batch: Batch) -> Tensor:
+        image = batch.image.masked_fill(~batch.valid, 0.0)
+        return split_patches(image, patch_size, 0.0)[..., centre]
+
+    return extract
+
+
+def pca_extractor(patches: NDArray[np.float32], *, patch_size: int, components: int, dense: bool) -> Extractor:
+    """Principal components of patches; of a whole image their mean and standard deviation over its patches.
+
+    Args:
+        patches: (n, C · p²) patches to fit on, from `sample_patches`.
+        patch_size: p.
+        components: D, at most; no more than n or C · p².
+        dense: (B, N, D) instead of (B, 2 · D).
+    """
+    from sklearn.decomposition import PCA as Components
+
+    fitted = Components(min(components, *patches.shape), svd_solver="covariance_eigh").fit(patches)
+    mean = torch.from_numpy(fitted.mean_.astype(np.float32))
+    basis = torch.from_numpy(np.ascontiguousarray(fitted.components_.T, dtype=np.float32))
+
+    def extract(batch: Batch) -> Tensor:
+        image = batch.image.masked_fill(~batch.valid, 0.0)
+        x_BND = (split_patches(image, patch_size, 0.0).flatten(2) - mean) @ basis
+        return x_BND if dense else torch.cat([x_BND.mean(1), x_BND.std(1, correction=0)], 1)
+
+    return extract
+
+
+def convolution_extractor(patches: NDArray[np.float32], channels: int, *, patch_size: int | None, seed: int) -> Extractor:
+    """Random convolutional features: filters are random whitened training patches, both signs rectified, mean pooled.
+
+    Coates and Ng (2012, "Learning feature representations with K-means", section 4); MOSAIKS (Rolf et al. 2021).
+
+    Args:
+        patches: (n, C · 9) 3 × 3 patches, from `sample_patches`.
+        channels: C.
+        patch_size: pool over patches of this side → (B, N, 2 · K); None: over the image → (B, 2 · K).
+        seed: of the choice of filters.
+    """
+    x = patches.astype(np.float64)
+    mean = x.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov(x - mean, rowvar=False).reshape(x.shape[1], x.shape[1]))
+    values, vectors = values[::-1][:_DIRECTIONS], vectors[:, ::-1][:, :_DIRECTIONS]
+    # Directions of hardly any variance would be noise, blown up.
+    whiten = vectors / np.sqrt(values.clip(min=0) + 1e-3 * max(float(values[0]), 1e-12))
+    chosen = np.random.default_rng(seed).choice(len(x), _FILTERS, replace=len(x) < _FILTERS)
+    filters = (x[chosen] - mean) @ whiten
+    filters /= np.linalg.norm(filters, axis=1, keepdims=True).clip(min=1e-12)
+    weight_KD = filters @ whiten.T
+    weight = torch.from_numpy(weight_KD.reshape(_FILTERS, channels, _KERNEL, _KERNEL).astype(np.float32))
+    shift = torch.from_numpy((-weight_KD @ mean).astype(np.float32))
+
+    def extract(batch: Batch) -> Tensor:
+        image = batch.image.masked_fill(~batch.valid, 0.0)
+        padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
+        response = F.conv2d(padded, weight, shift)
+        response = torch.cat([F.relu(response - _BIAS), F.relu(-response - _BIAS)], 1)
+        if patch_size is None:
+            return response.mean((2, 3))
+        return F.avg_pool2d(response, patch_size, ceil_mode=True, count_include_pad=False).flatten(2).transpose(1, 2)
+
+    return extract
+
+
+@torch.inference_mode()
+def sample_patches(batches: Iterable[Batch], sides: Iterable[int], *, seed: int) -> dict[int, NDArray[np.float32]]:
+    """Patches at random places of training images, without their labels: side → (n, C · side²), n ≤ 5000.
+
+    Every image gives the same number; patches that reach beyond an image smaller than them are filled with 0.
+    """
+    random = np.random.default_rng(seed)
+    found: dict[int, list[Tensor]] = {side: [] for side in sides}
+    for batch in batches:
+        image = batch.image.masked_fill(~batch.valid, 0.0)
+        for side, parts in found.items():
+            padded = F.pad(image, (0, max(side - image.shape[3], 0), 0, max(side - image.shape[2], 0)))
+            for picture in padded:
+                for _ in range(8):
+                    top = int(random.integers(picture.shape[1] - side + 1))
+                    left = int(random.integers(picture.shape[2] - side + 1))
+                    parts.append(picture[:, top : top + side, left : left + side].reshape(-1))
+    result = {}
+    for side, parts in found.items():
+        keep = np.sort(random.permutation(len(parts))[:_PATCHES])
+        result[side] = torch.stack([parts[i] for i in keep.tolist()]).numpy()
+    return result
+
+
+def floor_extractors(
+    batches: Iterable[Batch], *, channels: int, patch_size: int, components: int, dense: bool, seed: int
+) -> dict[str, Extractor]:
+    """All floors that are no network, fitted where they need it on unlabelled training images: name → extractor.
+
+    Args:
+        batches: training images, not augmented.
+        channels: C.
+        patch_size: p, of the encoder.
+        components: of PCA: the encoder's number of features.
+        dense: features of each patch instead of each image.
+        seed: of the patches and the filters.
+    """
+    patches = sample_patches(batches, {patch_size, _KERNEL}, seed=seed)
+    side = patch_size if dense else None
+    raw = {RAW_SPECTRUM: spectrum_extractor(patch_size), RAW_PATCH: raw_extractor(patch_size)} if dense else {}
+    return {
+        STATISTICS: statistics_extractor(side),
+        **(raw or {RAW_PIXELS: raw_extractor()}),
+        PCA: pca_extractor(patches[patch_size], patch_size=patch_size, components=components, dense=dense),
+        CONVOLUTIONS: convolution_extractor(patches[_KERNEL], channels, patch_size=side, seed=seed),
+    }

@@ -1,0 +1,259 @@
+"""Dense labels: every pixel of a scene by the features of the window around it, one half against the other.
+
+Shape letters: B batch, C channels, D features, n positions; H, W of the scene, px.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from auxmae.data.loading import Batch
+from auxmae.evaluation.baselines import (
+    CONVOLUTIONS,
+    PCA,
+    RAW_PATCH,
+    RAW_SPECTRUM,
+    STATISTICS,
+    convolution_extractor,
+    pca_extractor,
+    raw_extractor,
+    sample_patches,
+    spectrum_extractor,
+)
+from auxmae.evaluation.classifiers import predict
+from auxmae.evaluation.features import Extractor, Features, statistics_extractor
+from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
+
+if TYPE_CHECKING:
+    from auxmae.model.mae import AuxMAE
+
+LEFT_RIGHT, RIGHT_LEFT, AT_RANDOM = "left → right", "right → left", "random pixels"
+LEAKAGE = (
+    "The split of random pixels leaks: a test pixel's neighbours, which share most of its window and often its label, are "
+    "trained on.  Its figures are shown beside the halves to tell by how much it flatters."
+)
+_MOST_POSITIONS = 20_000
+_BATCH = 128
+# Patches that the floors are fitted on come from this many windows.
+_FIT_WINDOWS = 600
+
+
+@dataclass(frozen=True)
+class SceneResult:
+    """Probes on one scene.
+
+    Attributes:
+        reports: split → probes.
+        digests: split → hex digest of which pixels were trained and tested on.
+        prediction: (H, W) int64 class of every pixel, each half predicted by logistic regression on the encoder's
+            features from all labels of the other half; −1 where the scene has no valid pixel or nothing could be fitted.
+        labels: (H, W) int64, −1: none.
+        window, stride: px.
+    """
+
+    reports: dict[str, ProbeReport]
+    digests: dict[str, str]
+    prediction: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    window: int
+    stride: int
+
+    def to_dict(self) -> dict[str, object]:
+        """The result as `auxmae eval --dense --json` prints it."""
+        splits = {
+            name: {
+                "split": self.digests[name],
+                "train": report.train_samples,
+                "test": report.test_samples,
+                "probes": [result.to_dict() for result in report.results],
+                "comparisons": [comparison.to_dict() for comparison in report.comparisons],
+                "verdict": report.verdict(),
+                "reason": report.reason,
+                "notices": report.notices,
+            }
+            for name, report in self.reports.items()
+        }
+        return {"window": self.window, "stride": self.stride, "splits": splits, "warning": LEAKAGE}
+
+
+def evaluate_scene(
+    model: AuxMAE,
+    image: Tensor,
+    valid: Tensor,
+    labels: NDArray[np.int64],
+    *,
+    pool: str,
+    stride: int = 0,
+    max_samples: int,
+    labels_per_class: Sequence[int],
+    neighbours: int,
+    bootstrap: int,
+    seed: int,
+    device: torch.device | str,
+    class_names: Sequence[str] = (),
+    channels: Tensor | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> SceneResult:
+    """Probes pixels by the features of the window around them.
+
+    A pixel's features are those of the patch at the centre of its window (the CLS tokens of the window with
+    pool = "cls").  Floors see the same window: its channel statistics and random convolutions, its centre's spectrum,
+    patch, and principal components, and the untrained network.
+
+    Args:
+        model: the encoder, left in the mode in which it came.
+        image, valid: (C, H, W), scaled, with the model's channels, or those at the indices `channels`.
+        labels: (H, W), −1: none.
+        pool: see `AuxMAE.dense_features`; "cls" too.
+        stride: px between positions; 0: the smallest that leaves at most 20 000.
+        max_samples: labelled positions per half, at most, drawn at random.
+        labels_per_class, neighbours, bootstrap, class_names: see `run_probes`.
+        seed: of all draws.
+        device: where the model is.
+        progress: told what is being done.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if image.shape[1:] != labels.shape or valid.shape != image.shape:
+        raise ValueError(f"image {tuple(image.shape)}, valid {tuple(valid.shape)}, labels {labels.shape}: sizes differ")
+    say = progress or (lambda text: None)
+    height, width = labels.shape
+    stride = stride or max(1, math.ceil(math.sqrt(height * width / _MOST_POSITIONS)))
+    patches = max(model.image_size // model.patch_size, 1)
+    window = (patches - (patches + 1) % 2) * model.patch_size
+    rows, columns = (np.arange(stride // 2 if side > stride // 2 else 0, side, stride) for side in (height, width))
+    grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    grid = grid[valid.any(dim=0).numpy()[grid[:, 0], grid[:, 1]]]
+    windows = _Windows(image, valid, window, model.patch_size, channels)
+
+    say("the encoder's features")
+    encoder = _extract(windows, grid, {ENCODER: _centre_extractor(model, pool, device)})[ENCODER]
+    y = labels[grid[:, 0], grid[:, 1]]
+    # Whole windows are resampled, and kept on one side when the penalty is chosen.
+    tiles = grid // window
+    groups = tiles[:, 0] * (width // window + 1) + tiles[:, 1]
+    random = np.random.default_rng(seed)
+    left = grid[:, 1] < width // 2
+    chosen = np.sort(
+        np.concatenate([random.permutation(np.flatnonzero((y >= 0) & side))[:max_samples] for side in (left, ~left)])
+    )
+    say("the floors' features")
+    kinds = _floors(windows, grid, model, seed) | {
+        RANDOM: _centre_extractor(untrained(model, seed=seed).to(device), pool, device)
+    }
+    found = {ENCODER: encoder[chosen], **_extract(windows, grid[chosen], kinds)}
+    samples = {name: Features(x, y[chosen], groups[chosen]) for name, x in found.items()}
+
+    side = left[chosen]
+    mixed = np.random.default_rng([seed, 1]).permutation(len(chosen)) < len(chosen) // 2
+    reports, digests = {}, {}
+    for name, train in ((LEFT_RIGHT, side), (RIGHT_LEFT, ~side), (AT_RANDOM, mixed)):
+        fit, test = np.flatnonzero(train), np.flatnonzero(~train)
+        order = np.concatenate([grid[chosen[fit]], [[-1, -1]], grid[chosen[test]]])
+        digests[name] = hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16]
+        reports[name] = run_probes(
+            {kind: features.take(fit) for kind, features in samples.items()},
+            {kind: features.take(test) for kind, features in samples.items()},
+            labels_per_class=labels_per_class,
+            neighbours=neighbours,
+            bootstrap=bootstrap,
+            seed=seed,
+            class_names=class_names,
+            progress=lambda what, name=name: say(f"{name}: {what}"),  # type: ignore[misc]
+        )
+    say("the map")
+    predicted = np.full(len(grid), -1, dtype=np.int64)
+    for name, source in ((LEFT_RIGHT, left), (RIGHT_LEFT, ~left)):
+        if not reports[name].reason and (~source).any():
+            fit = np.flatnonzero(source[chosen])
+            predicted[~source] = predict(
+                "logistic regression", samples[ENCODER].take(fit), encoder[~source], neighbours=neighbours
+            )
+    return SceneResult(reports, digests, _spread(predicted, grid, valid, stride), labels, window, stride)
+
+
+def _spread(predicted: NDArray[np.int64], grid: NDArray[np.int64], valid: Tensor, stride: int) -> NDArray[np.int64]:
+    """Positions' classes → (H, W): every valid pixel gets that of its position's square."""
+    height, width = valid.shape[1:]
+    squares = np.full((-(-height // stride), -(-width // stride)), -1, dtype=np.int64)
+    squares[grid[:, 0] // stride, grid[:, 1] // stride] = predicted
+    full = squares.repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]
+    return np.where(valid.any(dim=0).numpy(), full, -1)
+
+
+class _Windows:
+    """Windows of a scene, each with its pixel in the centre patch; what lies beyond the scene is not valid."""
+
+    def __init__(self, image: Tensor, valid: Tensor, window: int, patch_size: int, channels: Tensor | None = None) -> None:
+        self.window, self.patch_size, self.channels = window, patch_size, channels
+        before = window // patch_size // 2 * patch_size + patch_size // 2
+        margin = (before, window - before, before, window - before)
+        self.image = F.pad(image.masked_fill(~valid, 0.0), margin)
+        self.valid = F.pad(valid, margin)
+
+    def batch(self, positions: NDArray[np.int64]) -> Batch:
+        """A batch of the windows around (n, 2) positions."""
+        side = self.window
+        cuts = [(slice(None), slice(row, row + side), slice(column, column + side)) for row, column in positions.tolist()]
+        image, valid = (torch.stack([whole[cut] for cut in cuts]) for whole in (self.image, self.valid))
+        return Batch(image, valid, torch.zeros(len(positions), dtype=torch.int64), None, self.channels)
+
+    def centre(self, batch: Batch) -> Batch:
+        """The centre patches alone."""
+        first = self.window // self.patch_size // 2 * self.patch_size
+        inside = slice(first, first + self.patch_size)
+        return batch._replace(image=batch.image[..., inside, inside], valid=batch.valid[..., inside, inside])
+
+
+def _centre_extractor(model: AuxMAE, pool: str, device: torch.device | str) -> Extractor:
+    def extract(batch: Batch) -> Tensor:
+        image, valid = batch.image.to(device), batch.valid.to(device)
+        was_training = model.training
+        model.eval()
+        try:
+            if pool == "cls":
+                return model.forward_features(image, valid=valid, channels=batch.channels, pool=pool)
+            maps = model.dense_features(image, valid=valid, channels=batch.channels, pool=pool)
+            return maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
+        finally:
+            model.train(was_training)
+
+    return extract
+
+
+def _floors(windows: _Windows, grid: NDArray[np.int64], model: AuxMAE, seed: int) -> dict[str, Extractor]:
+    """The floors that are no network; PCA and filters are fitted on unlabelled windows of the whole scene."""
+    picked = np.random.default_rng([seed, 2]).permutation(len(grid))[:_FIT_WINDOWS]
+    p = model.patch_size
+    patches = sample_patches([windows.batch(grid[picked])], {p, 3}, seed=seed)
+    components = pca_extractor(patches[p], patch_size=p, components=model.num_features, dense=True)
+    spectrum, patch = spectrum_extractor(p), raw_extractor()
+    return {
+        STATISTICS: statistics_extractor(),
+        RAW_SPECTRUM: lambda batch: spectrum(windows.centre(batch))[:, 0],
+        RAW_PATCH: lambda batch: patch(windows.centre(batch)),
+        PCA: lambda batch: components(windows.centre(batch))[:, 0],
+        CONVOLUTIONS: convolution_extractor(patches[3], windows.image.shape[0], patch_size=None, seed=seed),
+    }
+
+
+@torch.inference_mode()
+def _extract(windows: _Windows, positions: NDArray[np.int64], extractors: dict[str, Extractor]) -> dict[str, NDArray[np.float32]]:
+    """name → (n, D)."""
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in extractors}
+    for start in range(0, len(positions), _BATCH):
+        batch = windows.batch(positions[start : start + _BATCH])
+        for name, extract in extractors.items():
+            parts[name].append(extract(batch).to("cpu", torch.float32).numpy())
+    return {name: np.concatenate(found) if found else np.zeros((0, 1), np.float32) for name, found in parts.items()}

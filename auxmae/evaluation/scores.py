@@ -1,0 +1,124 @@
+"""Scores of predicted classes: accuracies, macro-F1, kappa, their bootstrap intervals, and a paired comparison.
+
+Shape letters: n samples, R draws of the labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Samples of one image are alike, so whole images are resampled, unless there are too few of them to say anything.
+_FEWEST_GROUPS = 10
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Agreement of predicted with true classes.
+
+    Attributes:
+        accuracy: part of the samples whose class is found ("overall accuracy").
+        average_accuracy: mean over the true classes of the part found.
+        macro_f1: mean of F1 over the classes that are true or predicted somewhere.
+        kappa: Cohen's kappa, agreement beyond chance; 0 where chance agreement is already whole.
+    """
+
+    accuracy: float
+    average_accuracy: float
+    macro_f1: float
+    kappa: float
+
+
+def score(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> Scores:
+    """Scores of (n,) predictions; n ≥ 1."""
+    classes, codes = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
+    k, n = len(classes), len(truth)
+    table = np.bincount(codes[:n] * k + codes[n:], minlength=k * k).reshape(k, k)
+    hits, true, named = table.diagonal(), table.sum(axis=1), table.sum(axis=0)
+    accuracy = float(hits.sum() / n)
+    chance = float((true / n) @ (named / n))
+    return Scores(
+        accuracy,
+        float((hits[true > 0] / true[true > 0]).mean()),
+        float((2 * hits / (true + named)).mean()),
+        (accuracy - chance) / (1 - chance) if chance < 1 else 0.0,
+    )
+
+
+def bootstrap_interval(
+    correct: NDArray[np.bool_], groups: NDArray[np.int64], *, resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of an accuracy (Efron 1979).
+
+    Draws of the labels and images are both resampled with replacement, so that the interval covers the luck of the
+    labels and of the test part.  Where fewer than 10 images hold the samples, the samples themselves are resampled;
+    such an interval is too narrow, since neighbouring samples are alike.
+
+    Args:
+        correct: (R, n) bool.
+        groups: (n,) image of each sample.
+        resamples: number of resamples.
+        seed: of the resampling.
+        level: of the interval.
+    """
+    return _interval(_resampled(correct.astype(np.float64), groups, resamples, seed), level)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of one less that of another on the same samples.
+
+    Attributes:
+        difference: of the accuracies, mean over the draws.
+        interval: its 95% bootstrap interval.
+        p_value: two-sided, of no difference.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+
+
+def paired_bootstrap(
+    first: NDArray[np.bool_], second: NDArray[np.bool_], groups: NDArray[np.int64], *, resamples: int, seed: int
+) -> Difference:
+    """Paired bootstrap test of two accuracies (Efron and Tibshirani 1993, chapter 16).
+
+    Both are resampled together, images and draws as in `bootstrap_interval`.  The p-value is twice the smaller share
+    of resamples on either side of no difference, each with one added, so that it is never 0.
+
+    Args:
+        first, second: (R, n) bool, whether each prediction is right; the same samples and draws.
+        groups: (n,) image of each sample.
+        resamples: number of resamples.
+        seed: of the resampling.
+    """
+    gain = first.astype(np.float64) - second
+    values = _resampled(gain, groups, resamples, seed)
+    tail = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    return Difference(float(gain.mean()), _interval(values, 0.95), min(1.0, 2 * (tail + 1) / (resamples + 1)))
+
+
+def _interval(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _resampled(gain: NDArray[np.float64], groups: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.float64]:
+    """(resamples,) means of `gain` (R, n) over resampled draws and groups."""
+    generator = np.random.default_rng(seed)
+    codes = np.unique(groups, return_inverse=True)[1]
+    if codes.max() + 1 < _FEWEST_GROUPS:
+        codes = np.arange(gain.shape[1])
+    units = int(codes.max()) + 1
+    sizes = np.bincount(codes, minlength=units)
+    sums = np.stack([np.bincount(codes, weights=row, minlength=units) for row in gain])
+    mean = np.empty(resamples)
+    for i in range(resamples):
+        weights = np.bincount(generator.integers(0, units, units), minlength=units)
+        draws = generator.integers(0, len(sums), len(sums))
+        mean[i] = (sums[draws] @ weights).mean() / (sizes @ weights)
+    return mean

@@ -1,0 +1,150 @@
+"""From a collection to a file of features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from auxmae.data.collection import SYNTHETIC, Collection
+from auxmae.data.splits import Part
+from auxmae.errors import DataError
+from auxmae.export.extract import Extractor
+from auxmae.export.formats import check_format, open_table, publish
+from auxmae.export.units import chunks, make_layout, plan_units, row_windows
+from auxmae.export.workspace import Workspace, writing
+from auxmae.model.mae import AuxMAE
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What was written: rows and features per row, and how many of the rows an interrupted call had left."""
+
+    output: Path
+    rows: int
+    width: int
+    resumed: int
+
+
+def embed(
+    model: AuxMAE,
+    collection: Collection,
+    output: Path,
+    *,
+    pool: str = "mean",
+    dense: bool = False,
+    part: Part | None = None,
+    about: dict[str, Any] | None = None,
+    batch_size: int = 32,
+    device: torch.device | str = "cpu",
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Embedded:
+    """Writes the features of every image (pooled) or every place (dense) of a collection.
+
+    Memory holds one batch.  Interrupted, in whatever way, the same call goes on; the output appears when it is whole.
+
+    Args:
+        model: a trained model.
+        collection: with the model's channels, or some of them.
+        output: ends in .npy (and a .csv of the same name lists the rows), .parquet or .zarr.
+        pool: "mean", "concat", "attention", or (pooled) "cls".
+        dense: one row for each patch.
+        part: only these images or blocks; None: all.
+        about: what else the features depend on and the output should say.
+        batch_size: windows per forward pass.
+        device: where to compute.
+        overwrite: replace an output that is there.
+        restart: forget what an interrupted call left.
+        progress: told (rows done, rows in all).
+
+    Raises:
+        UsageError: something is there already, or the inputs changed since the interruption.
+        AuxMAEError: the output cannot be written, or a file not read.
+    """
+    check_format(output, overwrite=overwrite)
+    device = torch.device(device)
+    layout = make_layout(model.image_size, model.patch_size, dense=dense)
+    units = plan_units(collection, layout, part)
+    total = sum(unit.rows for unit in units)
+    if not total:
+        raise DataError(f"{collection.source}: there is nothing to embed", hint="name another --part or other --data")
+    said = {
+        "source": collection.source,
+        "channels": list(collection.channel_names),
+        "pool": pool,
+        "dense": dense,
+        "window": layout.window,
+        "patch_size": layout.patch,
+        **(about or {}),
+    }
+    identity = {
+        **said,
+        "the model": _digest_model(model),
+        "the files": _digest_files(collection),
+        "the rows": _digest(f"{unit.item} {unit.box}" for unit in units),
+    }
+    model = model.to(device).eval()
+    extract = Extractor(model, collection, layout, pool=pool, batch_size=batch_size, device=device)
+    with Workspace(output, identity, total, restart=restart) as work:
+        resumed = work.rows
+        if progress is not None:
+            progress(work.rows, total)
+        for chunk in chunks(units[work.units :], layout, batch_size):
+            features, facts = extract(chunk)
+            work.append(len(chunk), features, facts)
+            if progress is not None:
+                progress(work.rows, total)
+        work.save()
+
+        def places() -> Iterator[tuple[str, int, int, int, int, int]]:
+            for unit in units:
+                number, index = (int(value) for value in collection.items[unit.item])
+                path = collection.relative_paths[number]
+                for window in row_windows(unit, layout):
+                    yield path, index, window.top, window.left, window.height, window.width
+
+        with writing(output):
+            table = open_table(work.features_path, work.facts_path, places=places, class_names=collection.class_names, about=said)
+            publish(table, output, work.folder)
+            work.remove()
+        return Embedded(output, total, work.width, resumed)
+
+
+def _digest(parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else f"{part}\n".encode())
+    return digest.hexdigest()
+
+
+def _digest_model(model: AuxMAE) -> str:
+    state = model.state_dict()
+    return _digest(
+        piece
+        for name in sorted(state)
+        for piece in (name, state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    )
+
+
+def _digest_files(collection: Collection) -> str:
+    """Names, sizes and times of the files; their pixels are not read twice."""
+    paths = {file.path for file in collection.files}
+    paths |= {raster.file.path for raster in collection.label_rasters if raster is not None}
+
+    def facts() -> Iterator[str]:
+        yield f"{len(collection)}"
+        if collection.source == SYNTHETIC:
+            yield str(collection.read(len(collection) - 1).pixels.sum())
+            return
+        for path in sorted(paths):
+            for entry in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                status = entry.stat()
+                yield f"{entry} {status.st_size} {status.st_mtime_ns}"
+
+    return _digest(facts())

@@ -1,0 +1,128 @@
+"""A trained model as a scikit-learn transformer.
+
+Shape letters: n images, C channels, D features; h, w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from auxmae.errors import CheckpointError
+from auxmae.model.mae import AuxMAE
+
+
+class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Images (n, C, h, w) → features (n, D) of a frozen encoder, for a scikit-learn Pipeline.
+
+    Nothing is learned in `fit`: it loads the model and checks the images.
+
+    Args:
+        model: a run or model folder, a hub repository, or an `AuxMAE`.
+        channels: which of the model's channels the images have, in their order; None: all.
+        pool: "mean", "concat", "attention" or "cls"; see `AuxMAE.forward_features`.
+        scale: apply the model's own scaling to raw pixels; False where the images are scaled already.
+        batch_size: images per forward pass.
+        device: where to compute, "cpu" or "cuda".
+
+    Attributes:
+        model_: the loaded model.
+        n_features_in_: C.
+        n_features_out_: D.
+    """
+
+    def __init__(
+        self,
+        model: AuxMAE | str | Path | None = None,
+        *,
+        channels: Sequence[str] | None = None,
+        pool: str = "mean",
+        scale: bool = True,
+        batch_size: int = 32,
+        device: str = "cpu",
+    ) -> None:
+        self.model = model
+        self.channels = channels
+        self.pool = pool
+        self.scale = scale
+        self.batch_size = batch_size
+        self.device = device
+
+    def fit(self, X: ArrayLike, y: Any = None) -> FeatureExtractor:
+        """Loads the model.
+
+        Args:
+            X: (n, C, h, w) pixels; NaN and infinity count as invalid.
+            y: ignored.
+
+        Raises:
+            CheckpointError: no model, or a broken one.
+            DataError: the images' channels are not the model's.
+            ValueError: X is no stack of images.
+        """
+        if self.model is None:
+            raise CheckpointError("FeatureExtractor has no model", hint="give it a run folder or an AuxMAE")
+        images = _images(X)
+        self.model_ = self.model if isinstance(self.model, AuxMAE) else AuxMAE.from_pretrained(self.model)
+        self.n_features_in_ = images.shape[1]
+        self.n_features_out_ = self._features(images[:1]).shape[1]
+        return self
+
+    def transform(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Features (n, D) of images (n, C, h, w); h and w may differ from call to call."""
+        check_is_fitted(self, "model_")
+        images = _images(X)
+        if images.shape[1] != self.n_features_in_:
+            raise ValueError(f"X has {images.shape[1]} channels, but FeatureExtractor was fitted with {self.n_features_in_}")
+        size = max(int(self.batch_size), 1)
+        return np.concatenate([self._features(images[start : start + size]) for start in range(0, len(images), size)])
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
+        """ "auxmae0", "auxmae1", …"""
+        check_is_fitted(self, "model_")
+        return np.array([f"auxmae{number}" for number in range(self.n_features_out_)], dtype=object)
+
+    @torch.inference_mode()
+    def _features(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        from auxmae.data.statistics import Scaling
+
+        model = self.model_.to(self.device)
+        x = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
+        valid = torch.isfinite(x)
+        x = x.masked_fill(~valid, 0.0)
+        if self.scale and model.scaling and x.shape[1] == len(self.channels or model.channel_names):
+            # Where the number of channels is wrong, the model says so below.
+            x = Scaling.from_dict(model.scaling).select(self.channels or model.channel_names).apply(x).masked_fill(~valid, 0.0)
+        was_training = model.training
+        model.eval()
+        try:
+            features = model.forward_features(
+                x.to(self.device), valid=valid.to(self.device), channels=self.channels, pool=self.pool
+            )
+        finally:
+            model.train(was_training)
+        result: NDArray[np.float32] = features.float().cpu().numpy()
+        return result
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.allow_nan = True
+        tags.transformer_tags.preserves_dtype = []
+        return tags
+
+
+def _images(X: ArrayLike) -> NDArray[Any]:
+    images = np.asarray(X)
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"X must be images (n, C, h, w), none of these 0, not an array of shape {images.shape}")
+    if images.dtype.kind not in "buif":
+        raise ValueError(f"X must be real numbers, not {images.dtype}")
+    return images

@@ -1,0 +1,317 @@
+"""Compares ways to pre-train at equal training time, by what probes read from the frozen features, beside the floors.
+
+    python benchmarks/representation.py --minutes 2 --variants default,shared,slotwise --json out.json
+    python benchmarks/representation.py --data scene.mat --labels :label --set data.key=Y --preset scene --minutes 10
+
+A labelled scene is halved: labels from the left half, test on the right one, and the reverse; the encoder is trained on
+all of its pixels, without labels.  A labelled set of images gives its training part to the probes and its test part to
+the figures.  Floors and probes are scikit-learn's, written here on their own, so that `auxmae eval` can be checked by it.
+
+Shape letters: C channels, D features, n samples; h, w pixels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from auxmae.build import Data, build_data
+from auxmae.data.statistics import Scaling
+from auxmae.evaluation.features import patch_labels
+from auxmae.evaluation.probes import untrained
+from auxmae.model.mae import AuxMAE
+from auxmae.settings import load_settings
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.session import train
+
+Array = NDArray[Any]
+# Samples for the probe and for the test of each direction: (rows of x and y for training, rows for testing).
+Direction = tuple[str, Array, Array]
+
+VARIANTS: dict[str, list[str]] = {
+    "default": [],
+    "slotwise": ["model.channel_attention=slotwise"],
+    "shared": ["masking.strategy=shared"],
+    "mixed": ["masking.strategy=mixed"],
+    "channel": ["masking.strategy=channel"],
+    "normalised-targets": ["loss.normalize=true"],
+    "channel-sampling": ["model.channel_groups=1", "data.channel_sampling=0.5"],
+    "wavelength": ["model.channel_embedding=wavelength"],
+    "single-channels": ["model.channel_groups=1"],
+    "standard-scaling": ["scaling.method=standard"],
+}
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+FILTERS = 256
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="synthetic", help="as of `auxmae train`")
+    parser.add_argument("--labels", default="auto", help="as of `auxmae train`")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="any setting")
+    parser.add_argument("--minutes", type=float, default=2.0, help="training time of every variant, wall clock")
+    parser.add_argument("--steps", type=int, default=0, help="steps of every variant, in place of minutes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--variants", default="default", help=f"of {', '.join((*VARIANTS, 'equal-decoder'))}")
+    parser.add_argument("--seeds", default="0", help="of weights, masks, crops and label draws: 0,1,2")
+    parser.add_argument("--budgets", default="5,20,0", help="labels a class; 0: all")
+    parser.add_argument("--draws", type=int, default=5, help="draws of the labels for each seed")
+    parser.add_argument("--probe", choices=PROBES, default="logistic")
+    parser.add_argument("--pool", choices=("mean", "concat", "attention"), default="concat")
+    parser.add_argument("--no-floors", action="store_true", help="leave the floors out")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    return parser.parse_args(argv)
+
+
+def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> SettingsTree:
+    limit = f"train.max_steps={args.steps}" if args.steps else f"train.max_minutes={args.minutes}"
+    # Validation would take time from some variants and choose a checkpoint by a loss that differs between them.
+    base = [f"data.source={args.data}", f"model.preset={args.preset}", f"data.labels={args.labels}", limit]
+    base += [f"run.threads={args.threads}", f"train.seed={seed}", f"run.folder={folder}", "train.epochs=100000"]
+    base += ["train.figure_every=0", "train.validate_every=1000000"]
+    plain = load_settings(overrides=[*base, *args.overrides], environ={}, cwd=folder.parent).settings
+    if plain.data.split == "auto" and plain.data.source != "synthetic":
+        # Every unlabelled pixel of a scene is trained on; the halves are cut from its labels.
+        base += ["data.validation_fraction=0.0", "data.test_fraction=0.0"]
+    extra = VARIANTS.get(variant, [])
+    if variant == "equal-decoder":
+        model = plain.model
+        extra = [f"model.decoder_{key}={getattr(model, key)}" for key in ("width", "depth", "heads")]
+    return load_settings(overrides=[*base, *args.overrides, *extra], environ={}, cwd=folder.parent).settings
+
+
+# ---- features ------------------------------------------------------------------------------------------------------
+
+
+def scene_of(data: Data, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    """The first scene, scaled (C, h, w), not valid → 0, and its labels (h, w)."""
+    image = data.collection.read(0)
+    labels = data.collection.read_labels(0)
+    if labels is None:
+        raise SystemExit("the scene has no label raster: name it with --labels")
+    x = scaling.apply(torch.from_numpy(np.asarray(image.pixels, dtype=np.float32)))
+    return x.masked_fill(~torch.from_numpy(image.valid), 0.0), torch.from_numpy(labels)
+
+
+def windows_of(x: Tensor, size: int) -> tuple[Tensor, tuple[int, int]]:
+    """(C, h, w) → (n, C, size, size) side by side, the edge repeated where they reach beyond it, and their grid."""
+    bottom, right = -x.shape[1] % size, -x.shape[2] % size
+    padded = F.pad(x[None], (0, right, 0, bottom), mode="replicate")[0]
+    tiles = padded.unfold(1, size, size).unfold(2, size, size)
+    return tiles.permute(1, 2, 0, 3, 4).reshape(-1, x.shape[0], size, size), (tiles.shape[1], tiles.shape[2])
+
+
+@torch.inference_mode()
+def scene_features(model: AuxMAE, x: Tensor, pool: str) -> Array:
+    """(patches of the scene, D): every patch of the scene, row by row, as its window's encoder sees it."""
+    step = model.patch_size
+    size = -(-model.image_size // step) * step
+    windows, (rows, columns) = windows_of(x, size)
+    maps = torch.cat([model.dense_features(part, pool=pool) for part in windows.split(64)])
+    side = size // step
+    grid = maps.reshape(rows, columns, -1, side, side).permute(0, 3, 1, 4, 2).reshape(rows * side, columns * side, -1)
+    height, width = model.grid(x.shape[1], x.shape[2])
+    return grid[:height, :width].reshape(height * width, -1).numpy()
+
+
+@torch.inference_mode()
+def image_features(model: AuxMAE, images: Tensor, pool: str) -> Array:
+    return torch.cat([model.forward_features(part, pool=pool) for part in images.split(64)]).numpy()
+
+
+def random_filters(channels: int, seed: int) -> Tensor:
+    return torch.randn(FILTERS, channels, 3, 3, generator=torch.Generator().manual_seed(seed)) / (9 * channels) ** 0.5
+
+
+def scene_floors(x: Tensor, patch_size: int, seed: int) -> dict[str, Array]:
+    """Features that need no training, at the centre of every patch: name → (patches, D)."""
+    height, width = -(-x.shape[1] // patch_size), -(-x.shape[2] // patch_size)
+    rows = (torch.arange(height) * patch_size + patch_size // 2).clamp(max=x.shape[1] - 1)
+    columns = (torch.arange(width) * patch_size + patch_size // 2).clamp(max=x.shape[2] - 1)
+
+    def at_centres(maps: Tensor) -> Array:
+        return maps[:, rows][:, :, columns].flatten(1).T.numpy()
+
+    padded = F.pad(x[None], (1, 1, 1, 1), mode="replicate")
+    patches = F.unfold(padded, 3)[0].reshape(x.shape[0], 9, *x.shape[1:])
+    flat = patches.flatten(0, 1)
+    components = PCA(min(64, *flat.flatten(1).shape), random_state=seed).fit(flat.flatten(1).T.numpy())
+    standard = (padded - x.mean((1, 2))[:, None, None]) / x.std((1, 2)).clamp(min=1e-12)[:, None, None]
+    return {
+        "raw spectrum": at_centres(x),
+        "3 × 3 patch": at_centres(flat),
+        "statistics": at_centres(torch.cat([patches.mean(1), patches.std(1)])),
+        "PCA of patches": components.transform(at_centres(flat)),
+        "random convolutions": at_centres(F.relu(F.conv2d(standard, random_filters(x.shape[0], seed)))[0]),
+    }
+
+
+def image_floors(images: Tensor, fit: Array, seed: int) -> dict[str, Array]:
+    """Features of whole images (n, C, h, w) that need no training: name → (n, D); PCA is fitted on the rows `fit`."""
+    flat = images.flatten(1).numpy()
+    deviation = images.std((0, 2, 3)).clamp(min=1e-12)[:, None, None]
+    filters, centred = random_filters(images.shape[1], seed), (images - images.mean((0, 2, 3))[:, None, None]) / deviation
+    responses = torch.cat([F.relu(F.conv2d(part, filters)).mean((2, 3)) for part in centred.split(64)])
+    components = PCA(min(64, len(fit), flat.shape[1]), random_state=seed).fit(flat[fit])
+    return {
+        "raw pixels": flat,
+        "statistics": torch.cat([images.mean((2, 3)), images.std((2, 3))], 1).numpy(),
+        "PCA of images": components.transform(flat),
+        "random convolutions": responses.numpy(),
+    }
+
+
+# ---- probes --------------------------------------------------------------------------------------------------------
+
+
+def logistic(x: Array, y: Array, seed: int) -> Any:
+    """L2 strength chosen on a third of the training samples, then fitted on all of them."""
+    best = 1.0
+    if np.bincount(y)[np.unique(y)].min() >= 2 and len(y) >= 3 * len(np.unique(y)):
+        a, b, ya, yb = train_test_split(x, y, test_size=1 / 3, stratify=y, random_state=seed)
+        scores = [LogisticRegression(C=c, max_iter=100, tol=1e-3).fit(a, ya).score(b, yb) for c in STRENGTHS]
+        best = STRENGTHS[int(np.argmax(scores))]
+    return LogisticRegression(C=best, max_iter=500, tol=1e-3).fit(x, y)
+
+
+PROBES: dict[str, Callable[[Array, Array, int], Any]] = {
+    "logistic": logistic,
+    "ridge": lambda x, y, seed: RidgeClassifier().fit(x, y),
+    "knn": lambda x, y, seed: KNeighborsClassifier(min(5, len(y))).fit(x, y),
+}
+
+
+def measure(x: Array, y: Array, directions: list[Direction], args: argparse.Namespace, seed: int) -> dict[str, list[float]]:
+    """ "direction, budget" → average accuracy of every draw of the labels."""
+    figures: dict[str, list[float]] = {}
+    for name, fit, test in directions:
+        classes = np.unique(y[fit])
+        for budget in (int(text) for text in args.budgets.split(",")):
+            found = []
+            for draw in range(args.draws if budget else 1):
+                random = np.random.default_rng([seed, budget, draw])
+                some = [random.permutation(fit[y[fit] == c])[: budget or None] for c in classes]
+                rows = np.concatenate(some)
+                scaler = StandardScaler().fit(x[rows])
+                probe = PROBES[args.probe](scaler.transform(x[rows]), y[rows], seed)
+                right = probe.predict(scaler.transform(x[test])) == y[test]
+                found.append(float(np.mean([right[y[test] == c].mean() for c in np.unique(y[test])])))
+            figures[f"{name}, {budget or 'all'}"] = found
+    return figures
+
+
+def measured_scene(
+    models: dict[str, AuxMAE], data: Data, args: argparse.Namespace, seed: int
+) -> dict[str, dict[str, list[float]]]:
+    results = {}
+    for name, model in models.items():
+        x, label_map = scene_of(data, Scaling.from_dict(model.scaling or {}))
+        y = patch_labels(label_map[None], model.patch_size)[0].numpy()
+        columns = model.grid(x.shape[1], x.shape[2])[1]
+        left = np.arange(len(y)) % columns < columns // 2
+        half = [np.flatnonzero((y >= 0) & left), np.flatnonzero((y >= 0) & ~left)]
+        directions: list[Direction] = [("left → right", half[0], half[1]), ("right → left", half[1], half[0])]
+        results[name] = measure(scene_features(model, x, args.pool), y, directions, args, seed)
+        if name == "random initialisation" and not args.no_floors:
+            for floor, features in scene_floors(x, model.patch_size, seed).items():
+                results[floor] = measure(features, y, directions, args, seed)
+    return results
+
+
+def measured_images(
+    models: dict[str, AuxMAE], data: Data, args: argparse.Namespace, seed: int
+) -> dict[str, dict[str, list[float]]]:
+    if data.test is None:
+        raise SystemExit("no images are held out: set data.test_fraction")
+    parts = [[*loader.limited(2000)] for loader in (data.train, data.test)]
+    images = torch.cat([batch.image for part in parts for batch in part])
+    y = torch.cat([batch.label for part in parts for batch in part]).numpy()
+    first = sum(len(batch.image) for batch in parts[0])
+    rows = np.arange(len(y))
+    directions: list[Direction] = [("test part", rows[(y >= 0) & (rows < first)], rows[(y >= 0) & (rows >= first)])]
+    results = {
+        name: measure(image_features(model, images, args.pool), y, directions, args, seed) for name, model in models.items()
+    }
+    if not args.no_floors:
+        for floor, features in image_floors(images, directions[0][1], seed).items():
+            results[floor] = measure(features, y, directions, args, seed)
+    return results
+
+
+# ---- the comparison ------------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Trains and measures everything that was asked for."""
+    names = args.variants.split(",")
+    unknown = [name for name in names if name not in VARIANTS and name != "equal-decoder"]
+    if unknown:
+        raise SystemExit(f"unknown variant {unknown[0]!r}: expected of {', '.join((*VARIANTS, 'equal-decoder'))}")
+    figures: dict[str, dict[str, list[float]]] = {}
+    trainings: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in (int(text) for text in args.seeds.split(",")):
+            models, data = {}, None
+            for name in names:
+                settings = settings_of(args, name, seed, Path(scratch) / f"{name}-{seed}")
+                began = time.process_time()
+                outcome = train(settings)
+                used = round(time.process_time() - began, 1)
+                trainings.append({"variant": name, "seed": seed, "steps": outcome.outcome.step, "cpu_seconds": used})
+                models[name] = AuxMAE.from_pretrained(outcome.run / "checkpoints" / "last").eval()
+                if name == names[0]:
+                    data = build_data(settings, augment=False)
+                    models["random initialisation"] = untrained(models[name], seed=seed + 1000)
+            assert data is not None
+            measured = measured_scene if data.collection.has_label_maps else measured_images
+            for name, cells in measured(models, data, args, seed).items():
+                for cell, values in cells.items():
+                    figures.setdefault(name, {}).setdefault(cell, []).extend(values)
+    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    return {"arguments": asked, "trainings": trainings, "average_accuracy": figures}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: the mean average accuracy, and its standard deviation over draws and seeds."""
+    figures = result["average_accuracy"]
+    cells = list(next(iter(figures.values())))
+    lines = ["| features | " + " | ".join(cells) + " |", "| --- |" + " --- |" * len(cells)]
+    for name, row in figures.items():
+        shown = [f"{np.mean(row[cell]):.3f}" + (f" ± {np.std(row[cell]):.3f}" if len(row[cell]) > 1 else "") for cell in cells]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(argv)
+    torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore", ConvergenceWarning)  # an unfinished fit is judged by its accuracy like any other
+    result = run(args)
+    print(table(result))
+    for entry in result["trainings"]:
+        print(f"{entry['variant']}, seed {entry['seed']}: {entry['steps']} steps, {entry['cpu_seconds']} s of CPU time")
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""`--compare`: what counts as a regression, the exit code, and files that are no benchmark's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from auxmae.benchmark.compare import compare, regressions
+from auxmae.cli.app import app
+from auxmae.errors import DataError
+
+
+def document(samples, status="ok", reason="", provider="auxmae"):
+    median = sorted(samples)[len(samples) // 2] if samples else None
+    row = {
+        "suite": "model", "case": "quick", "provider": provider, "pass": "step", "samples_ms": samples, "median_ms": median,
+        "status": status, "reason": reason,
+    }  # fmt: skip
+    return {"device": {"name": "x"}, "rows": [row]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ([10.0, 10.1, 10.2], [12.0, 12.1, 12.2], "slower"),
+        ([12.0, 12.1, 12.2], [10.0, 10.1, 10.2], "faster"),
+        ([10.0, 10.1, 10.2], [10.5, 10.6, 10.7], "the same"),
+        # Beyond the threshold, and within the scatter of the samples.
+        ([8.0, 10.0, 14.0], [9.0, 12.0, 15.0], "the same"),
+        # One slow moment of the machine hides no regression.
+        ([10.0, 10.1, 10.2, 10.3, 30.0], [12.0, 12.1, 12.2, 12.3, 12.4], "slower"),
+        ([10.0], [], "lost"),
+        ([], [10.0], "new"),
+    ],
+)
+def test_verdicts(before, after, verdict):
+    (change,) = compare(document(before), document(after, status="ok" if after else "wrong"), 0.1)
+    assert change.verdict == verdict
+    assert bool(regressions([change])) == (verdict in ("slower", "lost"))
+
+
+def test_what_was_not_measured_again_is_no_regression():
+    changes = compare(document([1.0]), document([1.0], provider="other"), 0.1)
+    assert [change.verdict for change in changes] == ["the same", "new"]
+    assert regressions(changes) == []
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(before, after, *arguments):
+        for name, content in (("a.json", before), ("b.json", after)):
+            (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+        return CliRunner().invoke(
+            app, ["benchmark", "--compare", str(tmp_path / "a.json"), str(tmp_path / "b.json"), *arguments]
+        )  # fmt: skip
+
+    return call
+
+
+def test_the_exit_code_and_the_threshold(run):
+    slow = document([10.0, 10.1, 10.2]), document([12.0, 12.1, 12.2])
+    done = run(*slow)
+    assert done.exit_code == 1
+    assert "1.20" in done.stdout
+    assert "slower" in done.stdout
+    assert "1 regressions beyond 10%" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert run(*slow, "--threshold", "0.3").exit_code == 0
+    assert run(*reversed(slow)).exit_code == 0
+
+
+def test_json(run):
+    done = run(document([10.0]), document([], status="wrong", reason="output 0"), "--json")
+    found = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert found["regressions"] == 1
+    assert found["changes"][0]["verdict"] == "lost"
+    assert "output 0" in found["changes"][0]["reason"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"rows": [{"suite": "model"}]}', '{"rows": 3}'])
+def test_a_file_of_another_kind(run, content):
+    done = run(document([1.0]), content)
+    assert isinstance(done.exception, DataError)
+    assert "b.json" in done.exception.message
+
+
+def test_a_missing_file(run, tmp_path):
+    done = CliRunner().invoke(app, ["benchmark", "--compare", str(tmp_path / "no.json"), str(tmp_path / "no.json")])
+    assert isinstance(done.exception, DataError)
+    assert "no.json" in done.exception.message

@@ -1,0 +1,163 @@
+"""The kernel suite: its correctness gate, its rows, its arithmetic, and its peers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from auxmae_kernels import reference
+from auxmae_kernels.dispatch import FUNCTIONS
+
+from auxmae.benchmark import kernel_suite as module
+from auxmae.benchmark.gate import exact, results
+from auxmae.benchmark.kernel_cases import Shape, kernel_cases
+from auxmae.benchmark.kernel_suite import EAGER, OURS, PASSES, kernel_suite
+from auxmae.benchmark.sdpa import permuted_attention
+
+CPU = torch.device("cpu")
+TINY = Shape("tiny", 2, 3, 16, 4, 16, 2)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def measure(function, extra=None, repeats=1, **arguments):
+    cases = kernel_suite(
+        [TINY], device=CPU, dtype=torch.float32, repeats=repeats, chosen=lambda name: name.startswith(function),
+        extra=extra, **arguments,
+    )  # fmt: skip
+    return [row for rows in cases for row in rows]
+
+
+def by_key(rows):
+    return {(row["pass"], row["provider"]): row for row in rows}
+
+
+def test_every_public_function_has_a_case_and_its_specification_passes():
+    rows = measure("")
+    assert {row["function"] for row in rows} == set(FUNCTIONS)
+    for row in rows:
+        assert row["pass"] in PASSES
+        if row["provider"] in (OURS, EAGER):
+            assert row["status"] == "ok", row
+            assert 0 <= row["error"] <= 1
+            assert len(row["samples_ms"]) == 1
+            assert row["median_ms"] > 0
+            assert row["bytes"] > 0
+            assert row["key"]
+            assert (row["dtype"], row["arch"]) == ("float32", "cpu")
+
+
+def wrong_forward(x, *arguments, **named):
+    out = reference.feed_forward(x, *arguments, **named)
+    # One element of one row: no mean would show it.
+    last = torch.zeros_like(out)
+    last.view(-1)[-1] = 1e-3
+    return out + last
+
+
+def wrong_gradient(x, norm_weight, norm_bias, w1, b1, w2, b2, **named):
+    weight = 0.99 * w2 + 0.01 * w2.detach()
+    return reference.feed_forward(x, norm_weight, norm_bias, w1, b1, weight, b2, **named)
+
+
+def not_finite(x, *arguments, **named):
+    return reference.feed_forward(x, *arguments, **named) * float("nan")
+
+
+def low_precision(x, *arguments, **named):
+    return reference.feed_forward(x.half().float(), *arguments, **named)
+
+
+def raising(x, *_, **__):
+    raise RuntimeError("out of registers")
+
+
+@pytest.mark.parametrize(
+    ("function", "status", "reason"),
+    [
+        (wrong_forward, "wrong", "output 0: max error"),
+        (wrong_gradient, "wrong", "gradient of w2"),
+        (not_finite, "wrong", "not finite"),
+        (low_precision, "wrong", "error"),
+        (raising, "failed", "out of registers"),
+    ],
+)
+def test_a_broken_kernel_stops_its_own_figure_and_no_other(function, status, reason):
+    found = by_key(measure("feed_forward", {"feed_forward": {"broken": function}}))
+    for name in PASSES:
+        row = found[name, "broken"]
+        assert row["status"] == status
+        assert reason in row["reason"]
+        for key in ("median_ms", "peak_bytes", "graph_ms", "flops_per_second", "bytes_per_second", "kernel_launches"):
+            assert row[key] is None, key
+        assert row["samples_ms"] == []
+        assert found[name, OURS]["median_ms"] > 0
+        assert found[name, EAGER]["median_ms"] > 0
+
+
+def test_a_public_function_that_is_broken_gets_no_figure_either(monkeypatch):
+    monkeypatch.setattr(module.auxmae_kernels, "feed_forward", wrong_forward)
+    found = by_key(measure("feed_forward"))
+    assert all(found[name, OURS]["median_ms"] is None for name in PASSES)
+    assert all(found[name, EAGER]["median_ms"] > 0 for name in PASSES)
+
+
+def test_a_right_kernel_in_the_same_type_passes():
+    def other_order(x, norm_weight, norm_bias, w1, b1, w2, b2, residual_scale, eps=1e-6):
+        centred = x - x.mean(-1, keepdim=True)
+        y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * norm_weight + norm_bias
+        y = torch.nn.functional.gelu(y @ w1.t() + b1)
+        return x + residual_scale * (y @ w2.t() + b2)
+
+    found = by_key(measure("feed_forward", {"feed_forward": {"other": other_order}}))
+    assert found["both", "other"]["status"] == "ok", found["both", "other"]["reason"]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_image_by_image_is_the_same_as_all_at_once(function):
+    builds = kernel_cases([TINY], CPU, torch.float64)
+    for build in (build for name, build in builds.items() if name.startswith(function)):
+        case = build()
+        plain = getattr(reference, function)
+        upstream = module._upstream(case)
+        whole = results(plain, case, case.tensors, upstream)
+        for name, expected in exact(case, plain, case.tensors, upstream).items():
+            torch.testing.assert_close(whole[name], expected, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_arithmetic_and_traffic_of_the_feed_forward():
+    row = by_key(measure("feed_forward", limits={"copy_bytes_per_second": 1e9, "matmul_flops_per_second": 1e9}))["forward", EAGER]
+    rows, d, hidden = 2 * 3 * 17, 16, 32
+    assert row["flops"] == 2 * rows * 2 * d * hidden
+    weights = 2 * d + hidden * d + hidden + d * hidden + d
+    assert row["bytes"] == 4 * (2 * rows * d + weights)
+    seconds = 1e-3 * row["median_ms"]
+    assert row["flops_per_second"] == pytest.approx(row["flops"] / seconds)
+    assert row["bytes_of_ceiling"] == pytest.approx(row["bytes"] / seconds / 1e9)
+
+
+@pytest.mark.parametrize("axis", ["patch", "channel"])
+def test_the_permuted_attention_is_the_same_attention(axis):
+    qkv = torch.randn(2, 5, 7, 3 * 24, dtype=torch.float64)
+    torch.testing.assert_close(permuted_attention(qkv, 3, axis), reference.axial_attention(qkv, 3, axis))
+
+
+def test_sdpa_back_ends_that_run_get_figures_and_the_others_a_reason():
+    found = by_key(measure("axial_attention/patch"))
+    assert found["forward", "sdpa math"]["median_ms"] > 0
+    # cuDNN's back end is a GPU's.
+    assert found["forward", "sdpa cudnn"]["status"] == "failed"
+    assert found["forward", "sdpa cudnn"]["reason"]
+
+
+def test_a_case_that_is_not_chosen_is_not_built(monkeypatch):
+    def fail(*_):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(module, "_measure", fail)
+    assert measure("no such case") == []

@@ -1,0 +1,109 @@
+"""dispatch's table follows from recorded rows: what won everywhere, and nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+from auxmae_kernels import dispatch
+
+
+@pytest.fixture(scope="module")
+def measured(repository):
+    spec = importlib.util.spec_from_file_location("measured", repository / "benchmarks" / "measured.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows(samples, *, case="axial_attention/patch/reference", key=None, name="both", function="axial_attention"):
+    key = key or {"axis": "patch", "length": 17, "head_dim": 32, "slots": False}
+    return [
+        {
+            "suite": "kernels", "case": case, "function": function, "provider": provider, "pass": name, "arch": "sm_90",
+            "dtype": "bfloat16", "key": key, "backend": "triton" if provider == "triton" else "torch",
+            "samples_ms": values, "median_ms": sorted(values)[len(values) // 2] if values else None,
+        }
+        for provider, values in samples.items()
+    ]  # fmt: skip
+
+
+WIN = {"triton": [1.0, 1.1, 1.2], "eager": [3.0, 3.1, 3.2], "compiled": [2.2, 2.3, 2.4], "sdpa flash": []}
+LOSS = {"triton": [3.0, 3.1, 3.2], "eager": [4.0, 4.1, 4.2], "compiled": [2.2, 2.3, 2.4]}
+WITHIN = {"triton": [1.0, 1.1, 2.3], "eager": [2.2, 2.3, 2.4]}
+
+
+def test_a_win_is_entered_with_its_least_speed_up(measured):
+    larger = rows({"triton": [1.0], "eager": [9.0]}, case="axial_attention/patch/larger")
+    document = {"rows": rows(WIN) + rows({"triton": [1.0], "eager": [5.0]}, name="forward") + larger}
+    assert measured.table([document]) == [
+        {
+            "function": "axial_attention", "arch": "sm_90", "dtype": "bfloat16",
+            "key": {"axis": "patch", "length": 17, "head_dim": 32}, "speedup": round(2.3 / 1.1, 3),
+        }
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        rows(LOSS, name="forward"),
+        rows(WITHIN, case="other"),
+        # The same class of sizes, with a table of places, where Triton loses.
+        rows(LOSS, case="other", key={"axis": "patch", "length": 30, "head_dim": 20, "slots": True}),
+        rows({"triton": [], "eager": [1.0]}, case="other"),
+    ],
+    ids=["a pass loses", "within the spread", "another case of the class loses", "wrong in another case"],
+)
+def test_a_class_that_lost_anywhere_is_left_out(measured, more):
+    assert measured.table([{"rows": rows(WIN)}, {"rows": more}]) == []
+
+
+def test_what_was_not_compared_is_no_win(measured):
+    assert measured.table([{"rows": rows({"triton": [1.0]})}]) == []
+    assert measured.table([{"rows": rows({"eager": [1.0], "compiled": [2.0]})}]) == []
+    # The public function ran the Triton kernel itself.
+    both = rows({"triton": [1.0], "auxmae": [5.0]})
+    both[1]["backend"] = "triton"
+    assert measured.table([{"rows": both}]) == []
+
+
+def test_another_class_is_not_touched(measured):
+    lost = rows(LOSS, case="other", key={"axis": "patch", "length": 65, "head_dim": 32, "slots": False})
+    (entry,) = measured.table([{"rows": rows(WIN) + lost}])
+    assert entry["key"]["length"] == 17
+
+
+def test_dispatch_reads_what_the_script_writes(measured, repository, tmp_path, monkeypatch):
+    (tmp_path / "in.json").write_text(json.dumps({"rows": rows(WIN)}))
+    command = [sys.executable, str(repository / "benchmarks" / "measured.py"), str(tmp_path / "in.json"), "--output"]
+    done = subprocess.run([*command, str(tmp_path / "out.json")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 classes" in done.stdout
+    monkeypatch.setattr(dispatch, "MEASURED", tmp_path / "out.json")
+    dispatch._entries.cache_clear()
+    try:
+        (entry,) = dispatch._entries()
+        assert dispatch._same_class(entry["key"], {"axis": "patch", "length": 20, "head_dim": 32})
+        assert not dispatch._same_class(entry["key"], {"axis": "channel", "length": 20, "head_dim": 32})
+    finally:
+        dispatch._entries.cache_clear()
+
+
+def test_a_broken_document_is_one_line(repository, tmp_path):
+    (tmp_path / "in.json").write_text("[]")
+    command = [sys.executable, str(repository / "benchmarks" / "measured.py"), str(tmp_path / "in.json"), "--output"]
+    done = subprocess.run([*command, str(tmp_path / "out.json")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'in.json'}")
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_the_committed_table_has_the_form_that_dispatch_reads(measured):
+    for entry in json.loads(measured.TABLE.read_text()):
+        assert entry.keys() == {"function", "arch", "dtype", "key", "speedup"}
+        assert entry["speedup"] > 1

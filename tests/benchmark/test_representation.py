@@ -1,0 +1,71 @@
+"""The comparison script: its floors read what they say, its probes find structure and no more, its halves do not mix."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def script(repository):
+    spec = importlib.util.spec_from_file_location("representation", repository / "benchmarks" / "representation.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_scene_floors_read_the_centre_of_every_patch(script):
+    x = torch.rand(4, 7, 8)
+    floors = script.scene_floors(x, 3, seed=0)
+    spectrum = floors["raw spectrum"].reshape(3, 3, 4)
+    assert np.array_equal(spectrum[1, 1], x[:, 4, 4])
+    assert np.array_equal(spectrum[2, 2], x[:, 6, 7])  # the last patch's centre lies beyond the edge
+    around = floors["3 × 3 patch"].reshape(3, 3, 4, 3, 3)
+    assert np.array_equal(around[1, 1], x[:, 3:6, 3:6])
+
+
+@pytest.mark.parametrize("probe", ["logistic", "ridge", "knn"])
+def test_probes_find_what_is_there_and_chance_where_labels_are_shuffled(script, probe):
+    random = np.random.default_rng(0)
+    y = random.integers(0, 3, 900)
+    x = random.standard_normal((900, 6))
+    x[np.arange(900), y] += 6  # one direction a class, so that a linear map suffices
+    args = script.arguments(["--budgets", "20,0", "--draws", "2", "--probe", probe])
+    directions = [("test part", np.arange(450), np.arange(450, 900))]
+    assert min(min(values) for values in script.measure(x, y, directions, args, 0).values()) > 0.9
+    shuffled = script.measure(x, random.permutation(y), directions, args, 0)
+    assert all(abs(np.mean(values) - 1 / 3) < 0.1 for values in shuffled.values())
+
+
+def test_features_of_a_scene_lie_where_its_patches_do(script):
+    torch.manual_seed(0)
+    model = script.AuxMAE(3, image_size=4, patch_size=1, width=8, depth=1, heads=2, cls_tokens=False).eval()
+    x = torch.rand(3, 6, 7)
+    found = script.scene_features(model, x, "concat").reshape(6, 7, -1)
+    window = torch.nn.functional.pad(x[None], (0, 1, 0, 2), mode="replicate")[:, :, 4:8, 4:8]
+    with torch.inference_mode():
+        expected = model.dense_features(window, pool="concat")[0]
+    assert np.allclose(found[4:6, 4:7], expected[:, :2, :3].permute(1, 2, 0), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_scene_is_compared_from_files_to_table(script, tmp_path, capsys):
+    random = np.random.default_rng(1)
+    labels = (np.arange(24)[:, None] // 6 + np.zeros((24, 24), int)) % 2 + 1
+    pixels = random.random((6, 24, 24)) + labels * np.arange(6)[:, None, None]
+    np.savez(tmp_path / "scene.npz", Y=pixels.astype(np.float32), label=labels.astype(np.uint8))
+    options = ["data.key=Y", "data.axes=CHW", "data.layout=scenes", "model.image_size=8", "model.patch_size=2", "model.width=16"]
+    argv = ["--data", str(tmp_path / "scene.npz"), "--labels", ":label", "--steps", "2", "--budgets", "5", "--draws", "2"]
+    argv += ["--variants", "default,slotwise", "--json", str(tmp_path / "out.json")]
+    script.main(argv + [part for option in options for part in ("--set", option)])
+    printed = capsys.readouterr().out
+    result = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["average_accuracy"]
+    assert {"default", "slotwise", "random initialisation", "raw spectrum"} <= set(result)
+    assert np.mean(result["raw spectrum"]["left → right, 5"]) > 0.9  # the classes differ in their spectra
+    assert "| raw spectrum | " in printed
+    with pytest.raises(SystemExit, match="unknown variant 'slotwize'"):
+        script.main([*argv[:-2], "--variants", "slotwize"])

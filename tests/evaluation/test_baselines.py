@@ -1,0 +1,89 @@
+"""The floors' features against plain computations."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from auxmae.evaluation.baselines import (
+    convolution_extractor,
+    floor_extractors,
+    pca_extractor,
+    raw_extractor,
+    sample_patches,
+    spectrum_extractor,
+)
+
+
+class Batch(NamedTuple):
+    image: Tensor
+    valid: Tensor
+    label: Tensor
+    label_map: Tensor | None = None
+    channels: Tensor | None = None
+
+
+def make(count: int = 6, height: int = 12, width: int = 8, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(count, 3, height, width, generator=generator)
+    valid = torch.rand(image.shape, generator=generator) > 0.1
+    return Batch(image.masked_fill(~valid, float("nan")), valid, torch.zeros(count, dtype=torch.int64))
+
+
+def test_raw_pixels_spectra_and_patches_are_what_they_are_called() -> None:
+    batch = make()
+    filled = batch.image.nan_to_num(0.0).numpy()
+    np.testing.assert_array_equal(raw_extractor()(batch).numpy(), filled.reshape(6, -1))
+    patches = raw_extractor(4)(batch).numpy()
+    assert patches.shape == (6, 6, 48)
+    np.testing.assert_array_equal(patches[2, 3], filled[2, :, 4:8, 4:8].reshape(-1))
+    np.testing.assert_array_equal(
+        spectrum_extractor(3)(make(width=9))[1, 4].numpy(), make(width=9).image.nan_to_num(0)[1, :, 4, 4]
+    )
+    large = make(1, 120, 100)
+    assert raw_extractor()(large).shape[1] <= 16384
+
+
+def test_pca_is_scikit_learns_and_pooled_by_mean_and_deviation() -> None:
+    batch = make()
+    patches = raw_extractor(4)(batch).flatten(0, 1).numpy()
+    extract = pca_extractor(patches, patch_size=4, components=5, dense=True)
+    expected = PCA(5).fit_transform(patches).reshape(6, 6, 5)
+    found = extract(batch).numpy()
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-3)
+    pooled = pca_extractor(patches, patch_size=4, components=5, dense=False)(batch).numpy()
+    np.testing.assert_allclose(pooled, np.concatenate([found.mean(1), found.std(1)], 1), atol=1e-5)
+
+
+def test_random_convolutions_answer_to_whitened_patches() -> None:
+    random = np.random.default_rng(1)
+    mixing = random.normal(size=(27, 27))
+    patches = (random.normal(size=(4000, 27)) @ mixing + 3).astype(np.float32)
+    extract = convolution_extractor(patches, 3, patch_size=None, seed=0)
+    # An image made of one such patch: the response at its centre, before rectification, has variance 1 over patches.
+    images = torch.from_numpy(patches[:500].reshape(500, 3, 3, 3))
+    batch = Batch(images, torch.ones_like(images, dtype=torch.bool), torch.zeros(500))
+    centre = convolution_extractor(patches, 3, patch_size=1, seed=0)(batch)[:, 4]
+    assert centre.shape == (500, 512)
+    # E[max(z − 1, 0)] of a standard normal is 0.0833.
+    assert float(centre.mean()) == pytest.approx(0.0833, abs=0.02)
+    assert extract(batch).shape == (500, 512)
+    torch.testing.assert_close(extract(batch), convolution_extractor(patches, 3, patch_size=None, seed=0)(batch))
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_all_floors_have_the_shapes_of_the_encoder_and_never_read_invalid_pixels(dense: bool) -> None:
+    batch = make(height=10, width=7)
+    floors = floor_extractors([batch], channels=3, patch_size=4, components=6, dense=dense, seed=0)
+    assert len(floors) == (5 if dense else 4)
+    for extract in floors.values():
+        features = extract(batch)
+        assert features.isfinite().all()
+        assert features.shape[:-1] == ((6, 6) if dense else (6,))
+    tiny = make(2, 1, 2)
+    assert sample_patches([tiny], [3], seed=0)[3].shape == (16, 27)

@@ -1,0 +1,59 @@
+"""The probes agree with scikit-learn's own, and the validation part does not leak."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from auxmae.evaluation import classifiers
+from auxmae.evaluation.classifiers import predict, validation_folds
+from auxmae.evaluation.features import Features
+
+
+def draw(count: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 3, count)
+    x = random.normal(size=(count, width)) @ np.random.default_rng(9).normal(size=(width, width)) / width**0.5
+    x[:, 0] += y
+    return x.astype(np.float32), y
+
+
+@pytest.mark.parametrize("width", [4, 150])
+def test_more_features_than_samples_change_nothing(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = draw(60, width, 0)
+    x_test, _ = draw(200, width, 1)
+    train = Features(x, y, np.arange(60))
+    monkeypatch.setattr(classifiers, "STRENGTHS", (0.1,))
+    expected = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000, tol=1e-8)).fit(x, y).predict(x_test)
+    assert (predict("logistic regression", train, x_test, neighbours=5) == expected).mean() > 0.985
+    expected = make_pipeline(StandardScaler(), KNeighborsClassifier(5)).fit(x, y).predict(x_test)
+    assert (predict("k-NN", train, x_test, neighbours=5) == expected).mean() > 0.985
+
+
+def test_the_penalty_is_chosen_on_groups_that_were_not_fitted() -> None:
+    random = np.random.default_rng(3)
+    y, groups = random.integers(0, 3, 120), np.repeat(np.arange(30), 4)
+    folds = validation_folds(y, groups)
+    assert len(folds) == 3
+    for fit, check in folds:
+        assert not set(groups[fit]) & set(groups[check])
+        assert len(fit) + len(check) == 120
+    # A single group leaves only its samples to split, a single sample of each class nothing at all.
+    assert all(not set(fit) & set(check) for fit, check in validation_folds(y, np.zeros(120, dtype=np.int64)))
+    assert validation_folds(np.arange(5), np.arange(5)) == []
+
+
+def test_a_weak_signal_in_many_dimensions_asks_for_a_strong_penalty() -> None:
+    x, y = draw(90, 60, 4)
+    chosen = classifiers.fit_logistic(StandardScaler().fit_transform(x), y, np.arange(90))
+    assert chosen.C <= 1.0
+
+
+def test_constant_features_and_a_single_sample_a_class_do_no_harm() -> None:
+    flat = Features(np.ones((3, 8), dtype=np.float32), np.arange(3), np.arange(3))
+    for probe in classifiers.PROBES:
+        assert set(predict(probe, flat, np.ones((4, 8), dtype=np.float32), neighbours=5)) <= {0, 1, 2}

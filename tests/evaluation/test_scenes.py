@@ -1,0 +1,103 @@
+"""Pixels of scenes: windows stand where they should, halves do not mix, maps keep their place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from auxmae.evaluation.probes import ENCODER, RANDOM
+from auxmae.evaluation.scenes import AT_RANDOM, LEFT_RIGHT, RIGHT_LEFT, SceneResult, _Windows, evaluate_scene
+from auxmae.model.mae import AuxMAE
+from auxmae.visuals.maps import map_figure, write_map
+
+ARGUMENTS = {
+    "pool": "mean",
+    "max_samples": 400,
+    "labels_per_class": (0,),
+    "neighbours": 5,
+    "bootstrap": 50,
+    "seed": 0,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> AuxMAE:
+    torch.manual_seed(0)
+    return AuxMAE(["red", "green"], image_size=9, patch_size=3, width=16, depth=1, heads=2, decoder_depth=1)
+
+
+def scene() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Stripes of two classes that differ in one channel; a corner without data, an unlabelled row, odd sizes."""
+    labels = np.repeat(np.arange(4) % 2, 5)[:19, None].repeat(24, axis=1).astype(np.int64)
+    image = torch.randn(2, 19, 24, generator=torch.Generator().manual_seed(1)) * 0.1
+    image[0] += torch.from_numpy(labels)
+    valid = torch.ones_like(image, dtype=torch.bool)
+    valid[:, :4, :5] = False
+    image[:, :4, :5] = float("nan")
+    labels[7] = -1
+    return image, valid, labels
+
+
+@pytest.fixture(scope="module")
+def result(model: AuxMAE) -> SceneResult:
+    return evaluate_scene(model, *scene(), **ARGUMENTS)
+
+
+def test_both_directions_and_the_random_split_are_measured_beside_every_floor(result: SceneResult) -> None:
+    assert list(result.reports) == [LEFT_RIGHT, RIGHT_LEFT, AT_RANDOM]
+    assert len(set(result.digests.values())) == 3
+    for name, report in result.reports.items():
+        kinds = {r.features for r in report.results}
+        assert {ENCODER, RANDOM, "raw spectrum", "raw patch", "random convolutions", "channel statistics"} <= kinds
+        spectrum = max(r.accuracy for r in report.results if r.features == "raw spectrum")
+        assert spectrum > 0.95, name
+    _, valid, labels = scene()
+    usable = valid[0].numpy() & (labels >= 0)
+    assert result.reports[LEFT_RIGHT].train_samples == usable[:, :12].sum()
+    assert result.reports[LEFT_RIGHT].test_samples == usable[:, 12:].sum()
+
+
+def test_the_map_is_of_every_valid_pixel(result: SceneResult) -> None:
+    _, valid, labels = scene()
+    assert ((result.prediction >= 0) == valid[0].numpy()).all()
+    known = valid[0].numpy() & (labels >= 0)
+    assert (result.prediction == labels)[known].mean() > 0.8
+
+
+def test_a_window_has_its_pixel_in_the_centre_patch() -> None:
+    image, valid, _ = scene()
+    windows = _Windows(image, valid, 9, 3)
+    batch = windows.batch(np.array([[10, 11], [18, 23], [0, 0]]))
+    assert torch.equal(batch.image[0], image[:, 6:15, 7:16])
+    assert torch.equal(windows.centre(batch).image[0], image[:, 9:12, 10:13])
+    assert not batch.valid[1, :, 5:].any()
+    assert batch.valid[1, :, :5, :5].all()
+    assert batch.image.isfinite().all()
+
+
+def test_untrained_weights_give_the_random_row(model: AuxMAE) -> None:
+    from auxmae.evaluation.probes import untrained
+
+    report = evaluate_scene(untrained(model, seed=0), *scene(), stride=2, **ARGUMENTS).reports[LEFT_RIGHT]
+    for probe in ("k-NN", "logistic regression"):
+        rows = {r.features: r.accuracy for r in report.results if r.probe == probe}
+        assert rows[ENCODER] == rows[RANDOM]
+
+
+def test_maps_keep_the_place_and_the_original_values(tmp_path: Path) -> None:
+    classes = np.array([[0, 1, -1], [1, 1, 0]])
+    place = {"crs": "EPSG:32760", "transform": [10.0, 0.0, 500000.0, 0.0, -10.0, 4800000.0]}
+    path = write_map(classes, ("3", "8"), place, tmp_path / "maps" / "a.tif")
+    with rasterio.open(path) as source:
+        assert source.crs.to_epsg() == 32760
+        assert list(source.transform)[:6] == place["transform"]
+        np.testing.assert_array_equal(source.read(1), [[3, 8, source.nodata], [8, 8, 3]])
+    with rasterio.open(write_map(classes, ("tree", "road"), None, tmp_path / "b.tif")) as source:
+        assert source.tags()["class_1"] == "road"
+        assert source.read(1).max() == source.nodata
+    assert map_figure(classes, classes, ("3", "8"), tmp_path / "a.png", title="a").stat().st_size > 1000

@@ -1,0 +1,65 @@
+"""Scores against scikit-learn; intervals and the paired test against what is known of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
+
+from auxmae.evaluation.scores import bootstrap_interval, paired_bootstrap, score
+
+
+@given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 6))
+@settings(deadline=None, max_examples=60)
+def test_scores_are_those_of_scikit_learn(seed: int, count: int, classes: int) -> None:
+    random = np.random.default_rng(seed)
+    truth, predicted = random.integers(0, classes, (2, count)) * 3
+    found = score(truth, predicted)
+    assert found.accuracy == pytest.approx(accuracy_score(truth, predicted))
+    recall = [(predicted[truth == c] == c).mean() for c in np.unique(truth)]
+    assert found.average_accuracy == pytest.approx(np.mean(recall))
+    assert found.macro_f1 == pytest.approx(f1_score(truth, predicted, average="macro"))
+    if len(np.unique(np.concatenate([truth, predicted]))) > 1:
+        assert found.kappa == pytest.approx(cohen_kappa_score(truth, predicted))
+
+
+def test_bootstrap_interval_agrees_with_the_binomial() -> None:
+    correct = np.random.default_rng(0).random((1, 400)) < 0.8
+    low, high = bootstrap_interval(correct, np.arange(400), resamples=2000, seed=1)
+    half = 1.96 * np.sqrt(correct.mean() * (1 - correct.mean()) / 400)
+    assert low == pytest.approx(correct.mean() - half, abs=0.01)
+    assert high == pytest.approx(correct.mean() + half, abs=0.01)
+
+
+def test_samples_of_one_image_are_resampled_together() -> None:
+    # 40 images of 25 samples that are all right or all wrong carry no more information than 40 samples.
+    right = np.random.default_rng(2).random(40) < 0.7
+    correct, groups = np.repeat(right, 25)[None], np.repeat(np.arange(40), 25)
+    low, high = bootstrap_interval(correct, groups, resamples=1000, seed=0)
+    naive_low, naive_high = bootstrap_interval(correct, np.arange(1000), resamples=1000, seed=0)
+    assert high - low > 3 * (naive_high - naive_low)
+
+
+def test_the_paired_test_agrees_with_mcnemar_and_is_seldom_wrong() -> None:
+    from scipy.stats import binomtest
+
+    random = np.random.default_rng(5)
+    for lead, expected in ((0.15, True), (0.0, False)):
+        first = random.random(500) < 0.6 + lead
+        # Paired: the second is right where the first is, but for a few.
+        second = np.where(random.random(500) < 0.8, first, random.random(500) < 0.6)
+        if lead:
+            second &= random.random(500) < 0.9
+        found = paired_bootstrap(first[None], second[None], np.arange(500), resamples=2000, seed=0)
+        better, worse = int((first & ~second).sum()), int((~first & second).sum())
+        exact = binomtest(better, better + worse).pvalue
+        assert (found.p_value < 0.05) == (exact < 0.05) == expected
+        assert found.difference == pytest.approx((better - worse) / 500)
+        assert found.interval[0] <= found.difference <= found.interval[1]
+    wrong = 0
+    for seed in range(60):
+        noise = np.random.default_rng(seed).random((2, 200)) < 0.7
+        wrong += paired_bootstrap(noise[:1], noise[1:], np.arange(200), resamples=200, seed=seed).p_value < 0.05
+    assert wrong <= 9

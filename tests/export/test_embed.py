@@ -1,0 +1,336 @@
+"""`auxmae embed`: the features are the model's, memory is bounded, interruptions lose nothing, every refusal is a line."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import typer
+from typer.testing import CliRunner
+
+from auxmae.build import open_data
+from auxmae.data.collection import memory_file, open_collection
+from auxmae.data.statistics import Scaling
+from auxmae.errors import AuxMAEError, DataError, UsageError
+from auxmae.export import workspace
+from auxmae.export.embed import embed
+from auxmae.export.extract import Extractor
+from auxmae.export.units import Window, cut, make_layout, plan_units
+from auxmae.model.mae import AuxMAE
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.run import create_run
+
+NAMES = ("blue", "green", "red")
+
+
+def make_model(names=NAMES, **options):
+    torch.manual_seed(3)
+    scaling = Scaling("minmax", "none", 1.0, False, tuple(names), (10.0,) * len(names), (100.0,) * len(names))
+    arguments = {"image_size": 16, "patch_size": 4, "width": 16, "depth": 2, "heads": 2, "decoder_depth": 1, **options}
+    return AuxMAE(names, scaling=scaling.to_dict(), **arguments).eval()
+
+
+def write_tiles(folder, count=7, side=16, names=NAMES, classes=True, seed=0):
+    rng = np.random.default_rng(seed)
+    pixels = rng.uniform(10, 110, (count, len(names), side, side)).astype(np.float32)
+    for number, image in enumerate(pixels):
+        path = folder / (f"class{number % 2}" if classes else ".") / f"tile_{number}.ome.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(path, image, metadata={"axes": "CYX", "Channel": {"Name": list(names)}})
+    return pixels
+
+
+def rows_of(output):
+    with output.with_suffix(".csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_tiles(tmp_path / "tiles")
+    tree = {
+        "data": {"source": str(tmp_path / "tiles")},
+        "model": {"image_size": 16, "patch_size": 4, "width": 16, "heads": 2},
+        "train": {"batch_size": 3},
+        "run": {"device": "cpu"},
+    }
+    folder = create_run(str(tmp_path / "run"), SettingsTree.model_validate(tree))
+    make_model().save_pretrained(folder.path / "checkpoints" / "last")
+    return folder.path
+
+
+def invoke(*arguments):
+    from auxmae.cli.embed import command
+
+    app = typer.Typer()
+    app.command()(command)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("pool", ["mean", "concat", "attention", "cls"])
+def test_a_row_is_what_forward_features_gives(tmp_path, pool):
+    write_tiles(tmp_path / "tiles")
+    model, collection = make_model(), open_collection(str(tmp_path / "tiles"))
+    output = tmp_path / "out.npy"
+    done = embed(model, collection, output, pool=pool, batch_size=3)
+    stored, rows = np.load(output), rows_of(output)
+    assert done.rows == len(stored) == len(rows) == 7
+    for vector, row in zip(stored, rows, strict=True):
+        pixels = torch.from_numpy(tifffile.imread(tmp_path / "tiles" / row["path"]))
+        expected = model.forward_features((pixels[None] - 10) / 100, pool=pool)[0].detach().numpy()
+        np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-5)
+        assert row["class"] == row["path"].split("/")[0]
+        assert (row["height"], row["width"], row["valid"]) == ("16", "16", "1.0")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_dense_rows_are_the_places_in_row_major_order(tmp_path):
+    rng = np.random.default_rng(1)
+    pixels = rng.uniform(10, 110, (1, 3, 38, 21)).astype(np.float32)
+    pixels[0, :, :4, 4:8] = np.nan
+    np.save(tmp_path / "scene.npy", pixels)
+    labels = np.arange(38)[:, None] // 4 * np.ones((1, 21), dtype=np.int64)
+    np.save(tmp_path / "labels.npy", labels.astype(np.int64))
+    collection = open_collection(
+        str(tmp_path / "scene.npy"), labels=str(tmp_path / "labels.npy"), layout="scenes", channels=NAMES
+    )
+    model, output = make_model(), tmp_path / "dense.npy"
+    embed(model, collection, output, dense=True, batch_size=2)
+    stored, rows = np.load(output), rows_of(output)
+    assert len(stored) == 10 * 6
+    assert [(int(row["top"]), int(row["left"])) for row in rows] == [(y, x) for y in range(0, 38, 4) for x in range(0, 21, 4)]
+    assert (rows[1]["valid"], rows[0]["valid"]) == ("0.0", "1.0")
+    assert [int(row["label"] or -1) for row in rows[::6]] == list(range(10))
+    # Each window by itself, as the encoder was trained to see it.
+    scaled = torch.from_numpy((pixels - 10) / 100)
+    for top, left in [(0, 0), (16, 16), (32, 0)]:
+        maps = model.dense_features(scaled[:, :, top : top + 16, left : left + 16])[0].detach().numpy()
+        got = stored.reshape(10, 6, -1)[top // 4 :, left // 4 :][: maps.shape[1], : maps.shape[2]]
+        np.testing.assert_allclose(got, maps.transpose(1, 2, 0), rtol=1e-4, atol=1e-5)
+
+
+def test_large_images_are_the_mean_of_their_windows_and_scenes_a_row_each(tmp_path):
+    pixels = write_tiles(tmp_path / "tiles", count=20, side=24, classes=False)
+    model = make_model()
+    images = open_collection(str(tmp_path / "tiles"), layout="images")
+    scenes = open_collection(str(tmp_path / "tiles"), layout="scenes")
+    embed(model, images, tmp_path / "images.npy", batch_size=5)
+    embed(model, scenes, tmp_path / "scenes.npy", batch_size=5)
+    of_images, of_scenes = np.load(tmp_path / "images.npy"), np.load(tmp_path / "scenes.npy")
+    assert (len(of_images), len(of_scenes)) == (len(pixels), 4 * len(pixels))
+    weights = np.array([16 * 16, 16 * 8, 8 * 16, 8 * 8]) / 24**2
+    expected = (of_scenes.reshape(20, 4, -1) * weights[None, :, None]).sum(1)
+    np.testing.assert_allclose(of_images, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 33), (15, 16), (47, 3)])
+def test_windows_cover_every_pixel_once(height, width):
+    seen = np.zeros((height, width), dtype=int)
+    for window in cut(Window(0, 0, height, width), 16, 16):
+        seen[window.top : window.top + window.height, window.left : window.left + window.width] += 1
+    assert (seen == 1).all()
+    pixels = np.zeros((1, 2, height, width), dtype=np.float32)
+    collection = open_collection("synthetic", synthetic_images=1)
+    collection.files = (memory_file(pixels, collection.files[0].path, names=("a", "b")),)
+    units = plan_units(collection, make_layout(17, 4, dense=True))
+    assert sum(unit.rows for unit in units) == -(-height // 4) * -(-width // 4)
+
+
+def test_every_format_holds_the_same(tmp_path):
+    pq, zarr = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("zarr")
+    write_tiles(tmp_path / "tiles")
+    model, collection = make_model(), open_collection(str(tmp_path / "tiles"))
+    for suffix in (".npy", ".parquet", ".zarr"):
+        embed(model, collection, tmp_path / f"out{suffix}", about={"part": "all"})
+    expected, rows = np.load(tmp_path / "out.npy"), rows_of(tmp_path / "out.npy")
+    table = pq.read_table(tmp_path / "out.parquet")
+    np.testing.assert_array_equal(np.array(table["features"].to_pylist(), dtype=np.float32), expected)
+    for name in rows[0]:
+        assert [str(value) for value in table[name].to_pylist()] == [row[name] for row in rows]
+    assert json.loads(table.schema.metadata[b"auxmae"])["pool"] == "mean"
+    group = zarr.open_group(str(tmp_path / "out.zarr"), mode="r")
+    assert group.metadata.zarr_format == 3
+    np.testing.assert_array_equal(group["features"][:], expected)
+    assert [group.attrs["paths"][number] for number in group["path"][:]] == [row["path"] for row in rows]
+    assert group["label"][:].tolist() == [int(row["label"]) for row in rows]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".zarr"])
+def test_an_interrupted_export_goes_on(tmp_path, monkeypatch, suffix):
+    write_tiles(tmp_path / "tiles")
+    model, collection = make_model(), open_collection(str(tmp_path / "tiles"))
+    embed(model, collection, tmp_path / "whole.npy", batch_size=2)
+    encoded = []
+    original = Extractor.__call__
+
+    def interrupted(self, units):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        encoded.append(len(units))
+        return original(self, units)
+
+    output = tmp_path / f"out{suffix}"
+    with monkeypatch.context() as patch:
+        patch.setattr(Extractor, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, collection, output, batch_size=2)
+    assert not output.exists()
+    done = embed(model, collection, output, batch_size=3)
+    assert done.resumed == sum(encoded) == 4
+    if suffix == ".npy":
+        np.testing.assert_allclose(np.load(output), np.load(tmp_path / "whole.npy"), rtol=1e-5, atol=1e-6)
+        assert rows_of(output) == rows_of(tmp_path / "whole.npy")
+
+
+def test_changed_inputs_are_refused_and_restart_begins_anew(tmp_path, monkeypatch):
+    write_tiles(tmp_path / "tiles")
+    model, output = make_model(), tmp_path / "out.npy"
+    source = str(tmp_path / "tiles")
+    with monkeypatch.context() as patch:
+        patch.setattr("auxmae.export.embed.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, open_collection(source), output)
+    other = make_model(depth=1)
+    with pytest.raises(UsageError, match="there changed: the model") as refused:
+        embed(other, open_collection(source), output)
+    assert "--restart" in refused.value.hint
+    with pytest.raises(UsageError, match="there changed: pool"):
+        embed(model, open_collection(source), output, pool="cls")
+    write_tiles(tmp_path / "tiles", seed=9)
+    with pytest.raises(UsageError, match="the files"):
+        embed(model, open_collection(source), output)
+    assert embed(model, open_collection(source), output, restart=True).resumed == 0
+    with pytest.raises(UsageError, match="exists"):
+        embed(model, open_collection(source), output)
+    assert embed(model, open_collection(source), output, pool="cls", overwrite=True).rows == 7
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_done(tmp_path, monkeypatch):
+    write_tiles(tmp_path / "tiles")
+    model, collection, output = make_model(), open_collection(str(tmp_path / "tiles")), tmp_path / "out.npy"
+    monkeypatch.setattr(workspace, "SAVE_SECONDS", 0)
+    original, calls = os.fsync, []
+
+    def full(number):
+        calls.append(number)
+        if len(calls) > 9:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(AuxMAEError, match=r"out\.npy: cannot be written: No space left") as refused:
+            embed(model, collection, output, batch_size=1)
+    assert "free some space" in refused.value.hint
+    assert not output.exists()
+    assert embed(model, collection, output, batch_size=1).resumed > 0
+    collection_again = open_collection(str(tmp_path / "tiles"))
+    embed(model, collection_again, tmp_path / "whole.npy")
+    np.testing.assert_allclose(np.load(output), np.load(tmp_path / "whole.npy"), rtol=1e-5, atol=1e-6)
+
+
+def test_a_workspace_in_use_and_an_unwritable_folder_are_said(tmp_path):
+    with (
+        workspace.Workspace(tmp_path / "out.npy", {}, 3),
+        pytest.raises(UsageError, match="another export"),
+    ):
+        workspace.Workspace(tmp_path / "out.npy", {}, 3)
+    (tmp_path / "file").touch()
+    with pytest.raises(AuxMAEError, match="cannot be written"):
+        workspace.Workspace(tmp_path / "file" / "out.npy", {}, 3)
+
+
+def test_the_command_and_its_document(run, tmp_path):
+    result = invoke(run, "--output", tmp_path / "out.npy", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert (document["rows"], document["features"], document["missing"]) == (7, 16, [])
+    held = invoke(run, "--output", tmp_path / "held.npy", "--part", "test", "--pool", "concat", "--json")
+    assert json.loads(held.stdout)["features"] == 48
+    held_rows = rows_of(tmp_path / "held.npy")
+    assert 0 < len(held_rows) < 7
+    assert {row["path"] for row in held_rows} < {row["path"] for row in rows_of(tmp_path / "out.npy")}
+    assert isinstance(invoke(run, "--output", tmp_path / "out.npy").exception, UsageError)
+    assert isinstance(invoke(run, "--output", tmp_path / "out.tif").exception, UsageError)
+    assert isinstance(invoke(run, "--output", tmp_path / "d.npy", "--dense", "--pool", "cls").exception, UsageError)
+
+
+def test_missing_channels_are_refused_and_dropped_on_purpose(run, tmp_path):
+    pixels = write_tiles(tmp_path / "fewer", names=("red", "blue"))
+    arguments = (run, "--data", tmp_path / "fewer", "--output", tmp_path / "out.npy")
+    refused = invoke(*arguments)
+    assert isinstance(refused.exception, DataError)
+    assert "green" in str(refused.exception)
+    result = invoke(*arguments, "--allow-missing")
+    assert result.exit_code == 0, result.output
+    assert "left out, since the data lack them: green" in result.output
+    expected = make_model().forward_features(torch.from_numpy((pixels - 10) / 100), channels=["red", "blue"])
+    by_path = {
+        row["path"]: vector for row, vector in zip(rows_of(tmp_path / "out.npy"), np.load(tmp_path / "out.npy"), strict=True)
+    }
+    got = np.stack([by_path[f"class{number % 2}/tile_{number}.ome.tif"] for number in range(7)])
+    np.testing.assert_allclose(got, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+    write_tiles(tmp_path / "others", names=("x", "y"))
+    none = invoke(run, "--data", tmp_path / "others", "--output", tmp_path / "none.npy", "--allow-missing")
+    assert isinstance(none.exception, DataError)
+    assert "none of the model's channels" in str(none.exception)
+    # Channels without names are named on the command line.
+    np.save(tmp_path / "unnamed.npy", pixels)
+    named = ("--set", 'data.channels=["red", "blue"]', "--set", 'data.axes="NCHW"')
+    with_names = (run, "--data", tmp_path / "unnamed.npy", "--output", tmp_path / "named.npy", *named)
+    assert "lacks the channels green" in str(invoke(*with_names).exception)
+    assert invoke(*with_names, "--allow-missing").exit_code == 0
+    np.testing.assert_allclose(np.load(tmp_path / "named.npy"), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_half_a_channel_group_is_refused(tmp_path):
+    from auxmae.build import find_channels
+
+    model = make_model(channel_groups=[["blue", "green"], ["red"]])
+    write_tiles(tmp_path / "tiles", names=("blue", "red"))
+    settings = SettingsTree.model_validate({"data": {"source": str(tmp_path / "tiles")}})
+    with pytest.raises(DataError, match="'green' is missing"):
+        find_channels(settings, model, allow_missing=True)
+    write_tiles(tmp_path / "whole", names=("blue", "green"))
+    settings = SettingsTree.model_validate({"data": {"source": str(tmp_path / "whole")}})
+    chosen, missing = find_channels(settings, model, allow_missing=True)
+    assert missing == ("red",)
+    done = embed(model, open_data(chosen.data, seed=0), tmp_path / "out.npy", pool="concat")
+    assert done.width == 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_process_loses_nothing(run, tmp_path, repository, how):
+    write_tiles(tmp_path / "many", count=1500)
+    arguments = [run, "--data", tmp_path / "many", "--output", tmp_path / "out.npy", "--batch-size", "1", "--json"]
+    command = [sys.executable, "-m", "auxmae", "embed", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": f"{repository}{os.pathsep}{repository / 'kernels'}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    features = tmp_path / ".out.npy.part" / "features.npy"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (features.exists() and features.stat().st_size > 1000):
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    assert not (tmp_path / "out.npy").exists()
+    if how == signal.SIGTERM:
+        assert process.returncode == 130
+        assert "interrupted" in errors
+        assert "Traceback" not in errors
+    again = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    document = json.loads(again.stdout)
+    assert document["rows"] == 1500
+    assert how == signal.SIGKILL or 0 < document["resumed"] < 1500
+    embed(make_model(), open_collection(str(tmp_path / "many")), tmp_path / "whole.npy")
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), np.load(tmp_path / "whole.npy"), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,102 @@
+"""The scikit-learn transformer: its features are the model's, and it behaves as scikit-learn's own do."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import check_estimator
+
+import auxmae
+from auxmae.data.statistics import Scaling
+from auxmae.errors import AuxMAEError, CheckpointError, DataError
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    scaling = Scaling("minmax", "none", 1.0, False, NAMES, (1.0, 2.0, 3.0), (10.0, 20.0, 30.0))
+    model = auxmae.AuxMAE(
+        NAMES, image_size=8, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1, scaling=scaling.to_dict()
+    )
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    return str(path)
+
+
+def images(count=9, channels=3, side=8, seed=0):
+    return np.random.default_rng(seed).uniform(1, 30, (count, channels, side, side))
+
+
+def test_features_are_those_of_the_model_on_scaled_pixels(folder):
+    x = images()
+    x[0, 1, 2, 3] = np.nan
+    got = auxmae.FeatureExtractor(folder, batch_size=4, pool="concat").fit_transform(x)
+    model = auxmae.AuxMAE.from_pretrained(folder)
+    scaled = (x - np.array([1, 2, 3]).reshape(3, 1, 1)) / np.array([10, 20, 30]).reshape(3, 1, 1)
+    expected = model.forward_features(torch.from_numpy(scaled).float(), pool="concat").detach().numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    chosen = auxmae.FeatureExtractor(folder, channels=["c", "a"]).fit_transform(x[:, [2, 0]])
+    reference = model.forward_features(torch.from_numpy(scaled[:, [2, 0]]).float(), channels=["c", "a"]).detach().numpy()
+    np.testing.assert_allclose(chosen, reference, rtol=1e-4, atol=1e-5)
+    unscaled = auxmae.FeatureExtractor(model, scale=False).fit_transform(scaled)
+    np.testing.assert_allclose(unscaled, auxmae.FeatureExtractor(folder).fit_transform(x), rtol=1e-4, atol=1e-5)
+
+
+def test_it_clones_pickles_and_works_in_a_searched_pipeline(folder):
+    x, y = images(24), np.arange(24) % 2
+    extractor = auxmae.FeatureExtractor(folder, pool="attention")
+    assert clone(extractor).get_params() == extractor.get_params()
+    extractor.set_params(pool="mean").fit(x)
+    again = pickle.loads(pickle.dumps(extractor))
+    np.testing.assert_array_equal(again.transform(x), extractor.transform(x))
+    assert len(extractor.get_feature_names_out()) == extractor.transform(x).shape[1] == 16
+    pipeline = make_pipeline(auxmae.FeatureExtractor(folder), LogisticRegression())
+    search = GridSearchCV(pipeline, {"featureextractor__pool": ["mean", "concat"]}, cv=2).fit(x, y)
+    assert search.predict(x).shape == (24,)
+    assert not np.isnan(search.cv_results_["mean_test_score"]).any()
+
+
+def test_wrong_inputs_are_named(folder):
+    with pytest.raises(CheckpointError, match="no model"):
+        auxmae.FeatureExtractor().fit(images())
+    with pytest.raises(NotFittedError):
+        auxmae.FeatureExtractor(folder).transform(images())
+    with pytest.raises(DataError, match="2 channels"):
+        auxmae.FeatureExtractor(folder).fit(images(channels=2))
+    with pytest.raises(ValueError, match="fitted with 3"):
+        auxmae.FeatureExtractor(folder).fit(images()).transform(images(channels=2))
+    for wrong in (images()[0], np.zeros((0, 3, 8, 8)), np.full((1, 3, 8, 8), "x")):
+        with pytest.raises(ValueError, match="X must be"):
+            auxmae.FeatureExtractor(folder).fit(wrong)
+    with pytest.raises(AuxMAEError, match="unknown pooling"):
+        auxmae.FeatureExtractor(folder, pool="sum").fit(images())
+
+
+class AsTable(auxmae.FeatureExtractor):
+    """Says that it takes tables: scikit-learn leaves out nearly all checks of what does not."""
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        return tags
+
+
+def test_the_applicable_checks_of_scikit_learn_pass(folder):
+    results = check_estimator(AsTable(folder), on_fail=None, on_skip=None)
+    failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
+    passed = {result["check_name"] for result in results if result["status"] == "passed"}
+    assert {"check_estimator_cloneable", "check_no_attributes_set_in_init", "check_get_params_invariance"} <= passed
+    # The others fail for one reason only: they draw tables, which are no images.
+    for name, error in failed.items():
+        reasons = [error, error.__cause__, error.__context__]
+        assert any("X must be images" in str(reason) for reason in reasons), f"{name}: {error!r}"

@@ -1,0 +1,91 @@
+"""Probes during training: effective rank against its closed form, k-NN, the collapse watchdog, training left unchanged."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy
+
+from auxmae.evaluation.features import Features
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.probe import effective_rank, knn_accuracy
+from auxmae.training.progress import SilentReporter
+from auxmae.training.run import open_run
+from auxmae.training.session import train
+from auxmae.training.watch import CollapseWatch
+
+
+def test_effective_rank_is_the_exponential_of_the_entropy():
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(50, 12)).astype(np.float32) + 100
+    eigenvalues = np.linalg.eigvalsh(np.cov(x.T.astype(np.float64)))
+    assert effective_rank(x) == pytest.approx(math.exp(entropy(np.sqrt(eigenvalues))), rel=1e-6)
+    # k orthogonal directions of equal strength have rank k, wherever the mean lies.
+    basis = np.concatenate([np.eye(5, 9), -np.eye(5, 9)])
+    assert effective_rank((3 * basis + 7).astype(np.float32)) == pytest.approx(5)
+    line = np.outer(np.linspace(-1, 1, 20), np.ones(6)).astype(np.float32)
+    assert effective_rank(line) == pytest.approx(1)
+    assert effective_rank(np.full((20, 6), 0.1, dtype=np.float32)) == 0
+    assert math.isnan(effective_rank(np.array([[1.0, math.nan]], dtype=np.float32)))
+
+
+def test_neighbours_find_what_is_there_and_only_that():
+    rng = np.random.default_rng(0)
+    y = np.arange(300) % 3
+    x = (rng.normal(size=(300, 4)) + 9 * np.eye(3, 4)[y]).astype(np.float32)
+    groups = np.arange(300)
+    parts = Features(x[:200], y[:200], groups[:200]), Features(x[200:], y[200:], groups[200:])
+    assert knn_accuracy(*parts) > 0.97
+    shuffled = Features(parts[0].x, rng.permutation(parts[0].y), parts[0].groups)
+    assert knn_accuracy(shuffled, parts[1]) < 0.55
+
+
+def test_a_collapse_is_said_once():
+    watch = CollapseWatch()
+    assert watch.update(40.0) is None
+    assert watch.update(10.0) is None
+    assert "effective rank 3.0" in watch.update(3.0)
+    again = CollapseWatch()
+    again.load_state_dict(watch.state_dict())
+    assert again == watch
+    assert again.update(2.5) is None
+    assert again.update(20.0) is None
+    assert "nan" in again.update(math.nan)
+    assert "1.5" in CollapseWatch().update(1.5)
+
+
+class Listener(SilentReporter):
+    def __init__(self):
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+def run(folder, listener=None, **options):
+    tree = {
+        "data": {"source": "synthetic", "synthetic_images": 60, "samples_per_epoch": 0},
+        "model": {"patch_size": 16, "image_size": 32, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "dropout": 0.1},
+        "train": {"batch_size": 8, "max_steps": 12, "figure_every": 0, **options},
+        "run": {"folder": str(folder), "device": "cpu"},
+    }
+    return train(SettingsTree.model_validate(tree), reporter=listener)
+
+
+def test_probes_are_logged_and_change_nothing(tmp_path):
+    listener = Listener()
+    probed = run(tmp_path / "probed", listener, probe_every=1)
+    plain = run(tmp_path / "plain")
+    records = [record for record in open_run(probed.run).metrics() if record["kind"] == "probe"]
+    assert [record["epoch"] for record in records] == [0, 1, 2][: len(records)]
+    assert len(records) >= 2
+    for record in records:
+        assert 0 <= record["knn_accuracy"] <= 1
+        assert 1 < record["effective_rank"] <= 16
+    assert any("effective rank" in text and "k-NN accuracy" in text for text in listener.messages)
+    assert not [record for record in open_run(plain.run).metrics() if record["kind"] == "probe"]
+    first, second = (open_run(result.run).load_model("last").state_dict() for result in (probed, plain))
+    assert all(torch.equal(first[name], second[name]) for name in first)
