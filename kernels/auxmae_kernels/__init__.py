@@ -10,7 +10,6 @@ T tokens of a channel, S places that its tokens can have, D width, H heads, E he
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from auxmae_kernels import dispatch, reference
@@ -18,7 +17,7 @@ from auxmae_kernels.dispatch import Decision, KernelUnavailableError
 
 if dispatch.triton_installed():
     # Registers the operators.
-    from auxmae_kernels import assembly, attention, embed, feed_forward_operator, loss, norm
+    from auxmae_kernels import assembly, attention, attention_block_operator, embed, feed_forward_operator, loss, norm
 
 __all__ = [
     "Decision",
@@ -144,12 +143,24 @@ def attention_block(
         w_qkv, b_qkv: (3·D, D), (3·D,); w_out, b_out: (D, D), (D,).
         heads, axis, slots, lengths: see `axial_attention`; at padding tokens the result is x + residual_scale · b_out.
         dropout: probability, after the output projection.
+
+    Returns:
+        x's shape and type.  Under autocast the products run in its type, and the sum keeps x's.
+
+    Raises:
+        ValueError: an unknown axis, or a width that heads do not divide.
+        KernelUnavailableError: Triton was asked for and cannot run here, or there is dropout.
     """
+    if axis not in ("patch", "channel"):
+        raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
+    if x.ndim != 4 or heads < 1 or x.shape[3] % heads:
+        raise ValueError(f"x must be (B, C, T, heads ({heads}) · head dim), not {tuple(x.shape)}")
     key = (*_attention_key(axis, x.shape, x.shape[3] // heads), ("dropout", int(dropout > 0)))
     if dispatch.choose("attention_block", _cast(x).dtype, x.device, key) == "triton":
-        y = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), w_qkv, b_qkv)
-        y = F.linear(axial_attention(y, heads, axis, slots, lengths), w_out, b_out)
-        return torch.add(x, y, alpha=residual_scale)
+        weights = (_cast(w_qkv), None if b_qkv is None else _cast(b_qkv), _cast(w_out), None if b_out is None else _cast(b_out))
+        return attention_block_operator.attention_block(
+            x, norm_weight, norm_bias, *weights, heads, axis, slots, lengths, residual_scale, eps
+        )
     return reference.attention_block(
         x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, axis, slots, lengths, residual_scale, eps, dropout
     )

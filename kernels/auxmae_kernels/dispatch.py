@@ -28,11 +28,7 @@ FUNCTIONS = (
     "masked_loss",
 )
 # Functions that have a Triton kernel in this version.
-TRITON_FUNCTIONS: frozenset[str] = frozenset(
-    {"axial_attention", "feed_forward", "add_norm", "embed_visible", "assemble", "masked_loss"}
-)
-# Functions that are composed of others, each of which is dispatched for itself.
-COMPOSED: dict[str, str] = {"attention_block": "axial_attention"}
+TRITON_FUNCTIONS: frozenset[str] = frozenset(FUNCTIONS)
 # Recorded wins of the Triton kernels over every PyTorch provider, by function, architecture and shape class.
 MEASURED = Path(__file__).with_name("measured.json")
 
@@ -108,9 +104,7 @@ def explain(
     chosen = backend()
     if chosen == "torch":
         return Decision("torch", "PyTorch was asked for")
-    if function in COMPOSED and not (key or {}).get("dropout"):
-        return explain(COMPOSED[function], shape=shape, dtype=dtype, device=device, key=key)
-    if function not in TRITON_FUNCTIONS and function not in COMPOSED:
+    if function not in TRITON_FUNCTIONS:
         return Decision("torch", f"{function} has no Triton kernel in this version")
     where = None if device is None else torch.device(device)
     obstacle = _obstacle(function, dtype, where, key or {})
@@ -139,7 +133,7 @@ def _obstacle(function: str, dtype: torch.dtype | None, device: torch.device | N
                 f"the tensors are on the {device.type.upper()}, and Triton needs a CUDA or ROCm GPU (or, for tests on a CPU, "
                 "TRITON_INTERPRET=1 from the start)"
             )
-    if function == "axial_attention":
+    if function in ("axial_attention", "attention_block"):
         from auxmae_kernels.attention import obstacle
 
         return obstacle(int(key.get("head_dim", 1)), dtype or torch.float32)

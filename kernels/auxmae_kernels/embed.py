@@ -111,7 +111,7 @@ def _forward(image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position
         embed_forward, programs, image, keep.to(torch.int32).contiguous(), weight.contiguous(), bias.contiguous(),
         position.contiguous(), channel.contiguous(), out, batch * kept, groups, kept, image.shape[3] // side,
         width * pixels if weight.ndim == 3 else 0, width if bias.ndim == 2 else 0, *image.stride(),
-        SIDE=side, PIXELS=pixels, WIDTH=width, TILE=_ROWS, COLUMNS=_COLUMNS, CHUNK=_PIXELS, num_warps=4,
+        SIDE=side, PIXELS=pixels, WIDTH=width, TILE=_ROWS, COLUMNS=_COLUMNS, CHUNK=_PIXELS, num_warps=4, num_stages=2,
         **accumulation(torch.promote_types(weight.dtype, position.dtype) if weight.dtype == torch.float64 else weight.dtype),
     )  # fmt: skip
     return out

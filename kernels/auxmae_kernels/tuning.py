@@ -65,6 +65,10 @@ FEED_FORWARD_BACKWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
     **{(a, 256): (32, 32, 8, 2) for a in FAMILIES},
 }
 
+# (architecture, width tile) → (rows, warps, stages) at most, for half precision: of the attention sublayer.
+BLOCK: dict[tuple[str, int], tuple[int, int, int]] = {(a, w): (32, 8, 1) for a in _LONGEST for w in _WIDTHS}
+BLOCK_BACKWARD: dict[tuple[str, int], tuple[int, int, int]] = {(a, w): (32, 8, 1) for a in _LONGEST for w in _WIDTHS}
+
 
 def architecture(device: torch.device) -> str:
     """ "sm_90", "gfx942", …; a CPU, where Triton interprets, counts as the newest one that is tuned."""
@@ -189,3 +193,17 @@ def norm_tile(width_tile: int) -> Tile:
     """Whole rows of `add_norm`, padded to `width_tile`: 4096 numbers where a row has no more, 32 a thread."""
     rows = max(1, min(32, 4096 // width_tile))
     return Tile(rows, max(4, min(16, rows * width_tile // 1024)))
+
+
+def longest_block(arch: str) -> int:
+    """Tokens of the longest sequence whose whole attention sublayer one program computes."""
+    return min(rows for (nearest, _), (rows, _, _) in (*BLOCK.items(), *BLOCK_BACKWARD.items()) if nearest == family(arch))
+
+
+def block_tile(length: int, width_tile: int, dtype: torch.dtype, arch: str, backward: bool) -> Tile:
+    """The tile of whole sequences of the attention sublayer, for rows padded to `width_tile`."""
+    rows, warps, stages = (BLOCK_BACKWARD if backward else BLOCK)[family(arch), width_tile]
+    # Numbers of 32 bits take twice the registers.
+    if dtype.itemsize > 2 and length <= 16:
+        rows = 16
+    return Tile(rows, warps, stages)

@@ -1,0 +1,245 @@
+"""`attention_block` as an operator: one Triton kernel each way where a sequence fits a tile and the width is up to 256.
+
+Beyond, it is composed of norm, products and the kernels of `axial_attention`.  Either way the input alone is saved between the
+two, and everything else is computed again: keeping the log-sum-exp of sequences that stream would spare no pass over them, as
+the attention's output is needed too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from auxmae_kernels import attention, tuning
+from auxmae_kernels.attention_block_kernels import attention_block_backward, attention_block_forward
+from auxmae_kernels.boundary import accumulation, empty, launch, programs_for, register, register_autograd, without_autocast
+
+# Beyond, a tile of rows with its sum does not fit the registers, and the products alone keep a GPU busy.
+MAX_WIDTH = 256
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# heads, along_channels, slots, lengths, scale, eps
+Rest = tuple[int, bool, Tensor | None, Tensor | None, float, float]
+
+
+def fused(length: int, width: int, device: torch.device) -> bool:
+    """Whether sequences of this length and width have a kernel of their own."""
+    return width <= MAX_WIDTH and 0 < length <= tuning.longest_block(tuning.architecture(device))
+
+
+def _length(x: Tensor, along_channels: bool) -> int:
+    return x.shape[1] if along_channels else x.shape[2]
+
+
+def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, backward: bool) -> tuple[int, tuple[int, ...], dict[str, Any]]:
+    """How many tiles there are, and the kernels' numbers and constants."""
+    heads, along_channels, slots, lengths, scale, eps = rest
+    batch, channels, tokens, width = x.shape
+    places = tokens if slots is None else slots.shape[1]
+    length, inner = (channels, places) if along_channels else (tokens, channels)
+    head_dim = width // heads
+    width_tile = max(16, triton.next_power_of_2(width))
+    tile = tuning.block_tile(length, width_tile, w_qkv.dtype, tuning.architecture(x.device), backward)
+    sequences = batch * inner
+    constants = {
+        "HEADS": heads,
+        "HEAD_DIM": head_dim,
+        "HEAD_TILE": max(16, triton.next_power_of_2(head_dim)),
+        "WIDTH_TILE": width_tile,
+        "TILE": tile.rows,
+        "SCALE": scale,
+        "EPS": eps,
+        "ALONG_CHANNELS": along_channels,
+        "HAS_SLOTS": slots is not None,
+        "HAS_LENGTHS": lengths is not None,
+        **accumulation(torch.float64 if x.dtype == torch.float64 else w_qkv.dtype),
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+    return triton.cdiv(sequences, tile.rows // length), (sequences, length, inner, channels, tokens), constants
+
+
+def _index(table: Tensor | None, stand_in: Tensor) -> Tensor:
+    """A table of numbers as the kernels read it; the stand-in is never read."""
+    return stand_in if table is None else table.to(torch.int32).contiguous()
+
+
+def _forward(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None, w_out: Tensor, b_out: Tensor | None,
+    heads: int, along_channels: bool, slots: Tensor | None, lengths: Tensor | None, scale: float, eps: float,
+) -> Tensor:  # fmt: skip
+    rest = (heads, along_channels, slots, lengths, scale, eps)
+    with without_autocast(x):
+        if not fused(_length(x, along_channels), x.shape[3], x.device):
+            _, qkv = _project(x, norm_weight, norm_bias, w_qkv, b_qkv, lengths, eps)
+            mixed, _ = attention._forward(qkv, heads, along_channels, slots, lengths, None)
+            return torch.add(x, F.linear(mixed, w_out, b_out), alpha=scale).contiguous()
+        out = empty(x.shape, x)
+        if slots is not None:
+            # Tokens that no place names are written by no program; they attend to nothing.
+            out.copy_(x if b_out is None else torch.add(x, b_out, alpha=scale))
+        groups, numbers, constants = _plan(x, w_qkv, rest, backward=False)
+        launch(
+            attention_block_forward, groups, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
+            x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), x if b_out is None else b_out.contiguous(), out,
+            _index(slots, x), _index(lengths, x), *numbers, *x.stride(),
+            QKV_BIAS=b_qkv is not None, OUT_BIAS=b_out is not None, **constants,
+        )  # fmt: skip
+        return out
+
+
+def _forward_fake(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _masked(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x with 0 in padding tokens, so that NaN there reaches no gradient of a weight."""
+    if lengths is None:
+        return x
+    return torch.where((torch.arange(x.shape[2], device=x.device) < lengths[..., None])[..., None], x, 0.0)
+
+
+def _project(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None, lengths: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The normalised rows, and queries, keys and values."""
+    gamma, beta = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
+    n = F.layer_norm(_masked(x, lengths), x.shape[3:], gamma, beta, eps).to(w_qkv.dtype)
+    return n, F.linear(n, w_qkv, b_qkv)
+
+
+def _backward(
+    grad: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None,
+    w_out: Tensor, b_out: Tensor | None,
+    heads: int, along_channels: bool, slots: Tensor | None, lengths: Tensor | None, scale: float, eps: float,
+) -> Gradients:  # fmt: skip
+    rest = (heads, along_channels, slots, lengths, scale, eps)
+    with without_autocast(x):
+        one_kernel = fused(_length(x, along_channels), x.shape[3], x.device)
+        compute = _fused_backward if one_kernel else _composed_backward
+        grad_x, n, mixed, grad_qkv, gamma, beta = compute(grad, x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, rest)
+        width = x.shape[3]
+        wide = torch.promote_types(torch.float32, x.dtype)
+        rows = grad_qkv.reshape(-1, 3 * width)
+        upstream = grad.reshape(-1, width)
+        nothing = x.new_empty(0)
+        return (
+            grad_x,
+            gamma.to(norm_weight.dtype),
+            beta.to(norm_bias.dtype),
+            rows.t() @ n.reshape(-1, width),
+            nothing if b_qkv is None else rows.sum(0, dtype=wide).to(b_qkv.dtype),
+            (upstream.to(w_out.dtype).t() @ mixed.reshape(-1, width)).mul_(scale),
+            nothing.clone() if b_out is None else upstream.sum(0, dtype=wide).mul_(scale).to(b_out.dtype),
+        )
+
+
+def _fused_backward(
+    grad: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w_qkv: Tensor,
+    b_qkv: Tensor | None,
+    w_out: Tensor,
+    rest: Rest,
+) -> tuple[Tensor, ...]:
+    slots, lengths = rest[2:4]
+    groups, numbers, constants = _plan(x, w_qkv, rest, backward=True)
+    programs = min(groups, programs_for(x.device))
+    width = x.shape[3]
+    wide = torch.promote_types(torch.float32, x.dtype)
+    grad_x, n, mixed = empty(x.shape, x), empty(x.shape, x, w_qkv.dtype), empty(x.shape, x, w_qkv.dtype)
+    grad_qkv = empty((*x.shape[:3], 3 * width), x, w_qkv.dtype)
+    if slots is not None:
+        # Tokens that no place names: only the residual stream passes through them.
+        grad_x.copy_(grad)
+        for operand in (n, mixed, grad_qkv):
+            operand.zero_()
+    shares = empty((programs, width), x, wide), empty((programs, width), x, wide)
+    launch(
+        attention_block_backward, programs, grad, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
+        x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), grad_x, n, mixed, grad_qkv, *shares,
+        _index(slots, x), _index(lengths, x), groups, *numbers, *grad.stride(), *x.stride(),
+        QKV_BIAS=b_qkv is not None, **constants,
+    )  # fmt: skip
+    return grad_x, n, mixed, grad_qkv, shares[0].sum(0), shares[1].sum(0)
+
+
+def _composed_backward(
+    grad: Tensor,
+    x: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    w_qkv: Tensor,
+    b_qkv: Tensor | None,
+    w_out: Tensor,
+    rest: Rest,
+) -> tuple[Tensor, ...]:
+    heads, along_channels, slots, lengths, scale, eps = rest
+    n, qkv = _project(x, norm_weight, norm_bias, w_qkv, b_qkv, lengths, eps)
+    mixed, lse = attention._forward(qkv, heads, along_channels, slots, lengths, None)
+    grad_mixed = (grad * scale).to(w_out.dtype) @ w_out
+    grad_qkv = attention._backward(grad_mixed, qkv, mixed, lse, heads, along_channels, slots, lengths, None)
+    gamma, beta = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
+    seen, shape = _masked(x, lengths).contiguous(), x.shape[3:]
+    _, mean, rstd = torch.ops.aten.native_layer_norm(seen, shape, gamma, beta, eps)
+    grad_rows, grad_gamma, grad_beta = torch.ops.aten.native_layer_norm_backward(
+        (grad_qkv @ w_qkv).to(x.dtype), seen, shape, mean, rstd, gamma, beta, [True, True, True]
+    )
+    return (grad + grad_rows).contiguous(), n, mixed, grad_qkv, grad_gamma, grad_beta
+
+
+def _backward_fake(
+    grad: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None,
+    w_out: Tensor, b_out: Tensor | None, *_: Any,
+) -> Gradients:  # fmt: skip
+    def like(tensor: Tensor | None) -> Tensor:
+        return x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape)
+
+    return like(x), like(norm_weight), like(norm_bias), like(w_qkv), like(b_qkv), like(w_out), like(b_out)
+
+
+_ARGUMENTS = (
+    "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor w_qkv, Tensor? b_qkv, Tensor w_out, Tensor? b_out, "
+    "int heads, bool along_channels, Tensor? slots, Tensor? lengths, float scale, float eps"
+)
+_forward_op = register(f"attention_block({_ARGUMENTS}) -> Tensor", _forward, _forward_fake)
+_backward_op = register(
+    f"attention_block_backward(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    heads, along_channels, slots, lengths, scale, eps = inputs[7:]
+    ctx.save_for_backward(*inputs[:7], slots, lengths)
+    ctx.rest = (heads, along_channels, scale, eps)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, slots, lengths = ctx.saved_tensors
+    heads, along_channels, scale, eps = ctx.rest
+    results = _backward_op(grad, *inputs, heads, along_channels, slots, lengths, scale, eps)
+    return *(None if tensor is None else result for tensor, result in zip(inputs, results, strict=True)), *(None,) * 6
+
+
+register_autograd(_forward_op, _setup_context, _gradient)
+
+
+def attention_block(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None, w_out: Tensor, b_out: Tensor | None,
+    heads: int, axis: str, slots: Tensor | None, lengths: Tensor | None, scale: float, eps: float,
+) -> Tensor:  # fmt: skip
+    """See `auxmae_kernels.attention_block`; the products run in the type of w_qkv, the sum keeps that of x."""
+    along_channels = axis == "channel"
+    # A table of places says nothing about the patches within a channel.
+    named = slots if along_channels else None
+    out: Tensor = _forward_op(
+        x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, along_channels, named, lengths, scale, eps
+    )
+    return out

@@ -1,0 +1,176 @@
+"""The fused attention sublayer against loops in double precision."""
+
+from __future__ import annotations
+
+import math
+
+import auxmae_kernels as kernels
+import pytest
+import torch
+
+from tests.kernels.fused_checks import (
+    assert_close,
+    assert_errs_no_more,
+    interpreted,
+    kept_sizes,
+    leaf,
+    odd,
+    use_triton,
+    values_and_gradients,
+)
+
+
+def sublayer(x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, axis, slots=None, lengths=None):
+    batch, channels, tokens, width = x.shape
+    centred = x - x.mean(-1, keepdim=True)
+    n = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm_weight + norm_bias
+    mixed = {}
+    for b in range(batch):
+        sequences = [[(c, t) for t in range(tokens)] for c in range(channels)]
+        if axis == "channel" and slots is None:
+            sequences = [[(c, t) for c in range(channels)] for t in range(tokens)]
+        elif axis == "channel":
+            sequences = [[(c, int(place[c])) for c in range(channels) if place[c] >= 0] for place in slots[b]]
+        for sequence in sequences:
+            members = [(c, t) for c, t in sequence if lengths is None or t < lengths[b, c]]
+            if not members:
+                continue
+            q, k, v = (torch.stack([n[b, c, t] for c, t in members]) @ w_qkv.T + b_qkv).chunk(3, 1)
+            parts = [part.unflatten(1, (heads, -1)).transpose(0, 1) for part in (q, k, v)]
+            p = (parts[0] @ parts[1].transpose(1, 2) / math.sqrt(width // heads)).softmax(2)
+            for member, row in zip(members, (p @ parts[2]).transpose(0, 1).flatten(1), strict=True):
+                mixed[b, *member] = row
+    places = [(b, c, t) for b in range(batch) for c in range(channels) for t in range(tokens)]
+    rows = torch.stack([mixed.get(place, torch.zeros_like(w_out[0])) for place in places]).view(batch, channels, tokens, width)
+    return x + 0.7 * (rows @ w_out.T + b_out)
+
+
+def parameters(width, dtype=torch.float64):
+    shapes = ((width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,))
+    return [leaf(torch.randn(shape, dtype=torch.float64) / math.sqrt(shape[-1]), dtype) for shape in shapes]
+
+
+def tables(kind, batch, channels, tokens):
+    """Slots, of which some name no token and which leave some tokens unnamed, and lengths."""
+    slots = lengths = None
+    if "slots" in kind:
+        places = tokens + 2
+        slots = torch.full((batch, places, channels), -1, dtype=torch.int32)
+        for b in range(batch):
+            for c in range(channels):
+                for t, place in enumerate(torch.randperm(places)[: max(1, tokens - 1)].tolist()):
+                    slots[b, place, c] = t
+    if "lengths" in kind:
+        lengths = torch.randint(0, tokens + 1, (batch, channels))
+        lengths[0, 0] = tokens
+    return slots, lengths
+
+
+CASES = [
+    ("patch", (2, 3, 5), 2, 12, ""),
+    ("patch", (2, 2, 7), 3, 21, "lengths"),
+    ("channel", (1, 4, 3), 1, 16, ""),
+    ("channel", (2, 5, 3), 2, 10, "slots"),
+    ("channel", (2, 3, 4), 2, 8, "slots lengths"),
+    ("patch", (1, 2, 70), 1, 6, "lengths"),
+    ("channel", (1, 2, 2), 3, 264, "slots"),
+]
+
+
+@interpreted
+@pytest.mark.parametrize(("axis", "grid", "heads", "width", "kind"), CASES)
+def test_value_and_gradients(monkeypatch, axis, grid, heads, width, kind):
+    launched = use_triton(monkeypatch)
+    slots, lengths = tables(kind, *grid)
+    inputs = [leaf(odd(*grid, width)), *parameters(width)]
+    upstream = [odd(*grid, width)]
+
+    def fused(*inputs):
+        return kernels.attention_block(*inputs, heads, axis, slots, lengths, residual_scale=0.7)
+
+    ours = values_and_gradients(fused, inputs, upstream)
+    theirs = values_and_gradients(lambda *i: sublayer(*i, heads, axis, slots, lengths), inputs, upstream)
+    assert_close(ours, theirs, 1e-9)
+    whole = width <= 256 and max(grid[1:]) <= 32
+    assert (launched == ["attention_block_forward", "attention_block_backward"]) == whole
+    again = values_and_gradients(fused, inputs, upstream)
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+
+
+@interpreted
+@pytest.mark.parametrize("tokens", [4, 70])
+def test_nan_in_padding_reaches_nothing_else(monkeypatch, tokens):
+    use_triton(monkeypatch)
+    lengths = torch.tensor([[3, tokens], [0, 1]])
+    padding = torch.arange(tokens) >= lengths[..., None]
+    clean = torch.randn(2, 2, tokens, 8, dtype=torch.float64)
+    parts = parameters(8)
+    upstream = torch.randn_like(clean)
+    results = []
+    for x in (clean, clean.masked_fill(padding[..., None], torch.nan)):
+        x = leaf(x)
+        out = kernels.attention_block(x, *parts, 2, "patch", None, lengths)
+        gradients = torch.autograd.grad(out, [x, *parts], upstream)
+        results.append([out[~padding], *gradients])
+    assert_close(results[1], results[0], 1e-10)
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [24, 264])
+def test_reduced_precision_errs_no_more_than_pytorch(monkeypatch, dtype, width):
+    inputs = [leaf(torch.randn(2, 3, 5, width), dtype), *parameters(width, dtype)]
+    upstream = torch.randn(2, 3, 5, width).to(dtype)
+    doubles = [leaf(tensor, torch.float64) for tensor in inputs]
+    exact = values_and_gradients(lambda *i: sublayer(*i, 3, "patch"), doubles, [upstream.double()])
+
+    def block(*inputs):
+        return kernels.attention_block(*inputs, 3, "patch", residual_scale=0.7)
+
+    pytorch = values_and_gradients(block, inputs, [upstream])
+    use_triton(monkeypatch)
+    assert_errs_no_more(values_and_gradients(block, inputs, [upstream]), pytorch, exact)
+
+
+@interpreted
+def test_autocast_missing_biases_and_empty_batches(monkeypatch):
+    x = leaf(torch.randn(2, 3, 4, 16))
+    norm_weight, norm_bias, w_qkv, _, w_out, _ = parameters(16, torch.float32)
+    inputs = [x, norm_weight, norm_bias, w_qkv, w_out]
+
+    def block(x, norm_weight, norm_bias, w_qkv, w_out):
+        return kernels.attention_block(x, norm_weight, norm_bias, w_qkv, None, w_out, None, 2, "channel")
+
+    upstream = [torch.randn(2, 3, 4, 16)]
+    pytorch = values_and_gradients(block, inputs, upstream)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = values_and_gradients(block, inputs, upstream)
+        use_triton(monkeypatch)
+        ours = values_and_gradients(block, inputs, upstream)
+    assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in cast]
+    assert_close(ours, cast, 0.03)
+    assert_close(values_and_gradients(block, inputs, upstream), pytorch, 1e-5)
+    for shape in ((0, 3, 4, 16), (2, 3, 0, 16), (2, 0, 4, 16)):
+        empty = leaf(torch.zeros(shape))
+        results = values_and_gradients(block, [empty, *inputs[1:]], [torch.zeros(shape)])
+        assert results[0].shape == shape
+        assert all((result == 0).all() for result in results)
+
+
+@interpreted
+def test_gradcheck_operator_compilation_and_what_is_kept(monkeypatch):
+    use_triton(monkeypatch)
+    slots, _ = tables("slots", 1, 2, 2)
+    inputs = [leaf(torch.randn(1, 2, 2, 4, dtype=torch.float64)), *parameters(4)]
+
+    def fused(*inputs):
+        return kernels.attention_block(*inputs, 1, "channel", slots)
+
+    assert torch.autograd.gradcheck(lambda x: fused(x, *inputs[1:]), inputs[0])
+    torch.library.opcheck(torch.ops.auxmae_kernels.attention_block.default, (*inputs, 1, True, slots, None, 1.0, 1e-6))
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    upstream = [torch.randn(1, 2, 2, 4, dtype=torch.float64)]
+    assert_close(values_and_gradients(compiled, inputs, upstream), values_and_gradients(fused, inputs, upstream), 1e-12)
+    for tokens in (9, 70):
+        x = leaf(torch.randn(2, 3, tokens, 4, dtype=torch.float64))
+        assert max(kept_sizes(lambda x=x: kernels.attention_block(x, *inputs[1:], 1, "patch"))) == x.numel()
