@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 Work = Callable[[], object]
 
 # A sample on a CPU repeats the work until it lasts about this long, ms: the clock and a call cost microseconds.
-SAMPLE_MS = 10.0
+SAMPLE_MS = 5.0
 # Calls of a GPU sample, each between events of its own, behind a flushed cache.
 GPU_CALLS = 10
 GRAPH_CALLS = 20
