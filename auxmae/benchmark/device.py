@@ -39,10 +39,13 @@ def _repeating_clock() -> Callable[[Work], float]:
         return 1e3 * (time.perf_counter() - began)
 
     def clock(work: Work) -> float:
+        if id(work) not in calls:
+            # The first call can be many times slower than others, and says nothing.
+            work()
         number = calls.get(id(work), 1)
         taken = elapsed(work, number)
         if id(work) not in calls:
-            # The first calls are slower than others, so the number is found step by step.
+            # The next ones may be slow too, so the number is found step by step.
             while taken < SAMPLE_MS:
                 number = min(10 * number, max(number + 1, math.ceil(1.2 * SAMPLE_MS * number / max(taken, 1e-3))))
                 taken = elapsed(work, number)
