@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 Work = Callable[[], object]
 
 # A sample on a CPU repeats the work until it lasts about this long, ms: the clock and a call cost microseconds.
-SAMPLE_MS = 10.0
+SAMPLE_MS = 5.0
 # Calls of a GPU sample, each between events of its own, behind a flushed cache.
 GPU_CALLS = 10
 GRAPH_CALLS = 20
@@ -39,10 +39,13 @@ def _repeating_clock() -> Callable[[Work], float]:
         return 1e3 * (time.perf_counter() - began)
 
     def clock(work: Work) -> float:
+        if id(work) not in calls:
+            # The first call can be many times slower than others, and says nothing.
+            work()
         number = calls.get(id(work), 1)
         taken = elapsed(work, number)
         if id(work) not in calls:
-            # The first calls are slower than others, so the number is found step by step.
+            # The next ones may be slow too, so the number is found step by step.
             while taken < SAMPLE_MS:
                 number = min(10 * number, max(number + 1, math.ceil(1.2 * SAMPLE_MS * number / max(taken, 1e-3))))
                 taken = elapsed(work, number)
