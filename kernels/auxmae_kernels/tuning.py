@@ -66,8 +66,8 @@ FEED_FORWARD_BACKWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
 }
 
 # (architecture, width tile) → (rows, warps, stages) at most, for half precision: of the attention sublayer.
-BLOCK: dict[tuple[str, int], tuple[int, int, int]] = {(a, w): (32, 8, 1) for a in _LONGEST for w in _WIDTHS}
-BLOCK_BACKWARD: dict[tuple[str, int], tuple[int, int, int]] = {(a, w): (32, 8, 1) for a in _LONGEST for w in _WIDTHS}
+BLOCK: dict[tuple[str, int], tuple[int, int, int]] = {(a, w): (32, 8, 1) for a in FAMILIES for w in _WIDTHS}
+BLOCK_BACKWARD: dict[tuple[str, int], tuple[int, int, int]] = {(a, w): (32, 8, 1) for a in FAMILIES for w in _WIDTHS}
 
 
 def architecture(device: torch.device) -> str:
