@@ -16,7 +16,7 @@ from torch import Tensor
 from auxmae_kernels import tuning
 from auxmae_kernels.attention_packed import packed_backward, packed_forward
 from auxmae_kernels.attention_streaming import streaming_backward, streaming_forward
-from auxmae_kernels.boundary import accumulation, empty, launch, register, register_autograd
+from auxmae_kernels.boundary import accumulation, empty, index_table, launch, register, register_autograd
 
 MAX_HEAD_DIM = 128
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -96,11 +96,6 @@ def _tune(name: str, plan: _Plan, qkv: Tensor, run: Callable[[tuning.Tile], None
     return tuning.fastest(key, tuning.attention_candidates(plan.length, arch), run, triton.testing.do_bench)
 
 
-def _index(table: Tensor | None, stand_in: Tensor) -> Tensor:
-    """A table of numbers as the kernels read it; the stand-in is never read."""
-    return stand_in if table is None else table.to(torch.int32).contiguous()
-
-
 def _statistics_shape(qkv: Tensor, heads: int, along_channels: bool, slots: Tensor | None) -> tuple[int, ...]:
     batch, channels, tokens, _ = qkv.shape
     if not along_channels:
@@ -109,7 +104,7 @@ def _statistics_shape(qkv: Tensor, heads: int, along_channels: bool, slots: Tens
     return (batch * places, heads, channels) if streams(channels, qkv.device) else (0,)
 
 
-def _forward(
+def forward(
     qkv: Tensor, heads: int, along_channels: bool, slots: Tensor | None, lengths: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor]:
     plan = _plan(qkv, heads, along_channels, slots, lengths, scale)
@@ -120,7 +115,7 @@ def _forward(
         out.zero_()
     statistics = torch.float64 if qkv.dtype == torch.float64 else torch.float32
     lse = empty(_statistics_shape(qkv, heads, along_channels, slots), qkv, statistics)
-    tables = (_index(slots, qkv), _index(lengths, qkv))
+    tables = (index_table(slots, qkv), index_table(lengths, qkv))
 
     def run(tile: tuning.Tile) -> None:
         cut = _plan(qkv, heads, along_channels, slots, lengths, scale, tile)
@@ -148,7 +143,7 @@ def _forward_fake(
     return qkv.new_empty((*qkv.shape[:3], qkv.shape[3] // 3)), lse
 
 
-def _backward(
+def backward(
     grad: Tensor,
     qkv: Tensor,
     out: Tensor | None,
@@ -164,7 +159,7 @@ def _backward(
     grad_qkv = empty(qkv.shape, qkv)
     if slots is not None:
         grad_qkv.zero_()
-    tables = (_index(slots, qkv), _index(lengths, qkv))
+    tables = (index_table(slots, qkv), index_table(lengths, qkv))
 
     def run(tile: tuning.Tile) -> None:
         cut = _plan(qkv, heads, along_channels, slots, lengths, scale, tile)
@@ -191,9 +186,9 @@ def _backward_fake(grad: Tensor, qkv: Tensor, *_: Any) -> Tensor:
 
 
 _TAIL = "int heads, bool along_channels, Tensor? slots, Tensor? lengths, float? scale"
-_forward_op = register(f"axial_attention(Tensor qkv, {_TAIL}) -> (Tensor, Tensor)", _forward, _forward_fake)
+_forward_op = register(f"axial_attention(Tensor qkv, {_TAIL}) -> (Tensor, Tensor)", forward, _forward_fake)
 _backward_op = register(
-    f"axial_attention_backward(Tensor grad, Tensor qkv, Tensor? out, Tensor? lse, {_TAIL}) -> Tensor", _backward, _backward_fake
+    f"axial_attention_backward(Tensor grad, Tensor qkv, Tensor? out, Tensor? lse, {_TAIL}) -> Tensor", backward, _backward_fake
 )
 
 

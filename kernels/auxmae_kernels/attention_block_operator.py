@@ -16,7 +16,16 @@ from torch import Tensor
 
 from auxmae_kernels import attention, tuning
 from auxmae_kernels.attention_block_kernels import attention_block_backward, attention_block_forward
-from auxmae_kernels.boundary import accumulation, empty, launch, programs_for, register, register_autograd, without_autocast
+from auxmae_kernels.boundary import (
+    accumulation,
+    empty,
+    index_table,
+    launch,
+    programs_for,
+    register,
+    register_autograd,
+    without_autocast,
+)
 
 # Beyond, a tile of rows with its sum does not fit the registers, and the products alone keep a GPU busy.
 MAX_WIDTH = 256
@@ -62,11 +71,6 @@ def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, backward: bool) -> tuple[int, tu
     return triton.cdiv(sequences, tile.rows // length), (sequences, length, inner, channels, tokens), constants
 
 
-def _index(table: Tensor | None, stand_in: Tensor) -> Tensor:
-    """A table of numbers as the kernels read it; the stand-in is never read."""
-    return stand_in if table is None else table.to(torch.int32).contiguous()
-
-
 def _forward(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None, w_out: Tensor, b_out: Tensor | None,
     heads: int, along_channels: bool, slots: Tensor | None, lengths: Tensor | None, scale: float, eps: float,
@@ -75,7 +79,7 @@ def _forward(
     with without_autocast(x):
         if not fused(_length(x, along_channels), x.shape[3], x.device):
             _, qkv = _project(x, norm_weight, norm_bias, w_qkv, b_qkv, lengths, eps)
-            mixed, _ = attention._forward(qkv, heads, along_channels, slots, lengths, None)
+            mixed, _ = attention.forward(qkv, heads, along_channels, slots, lengths, None)
             return torch.add(x, F.linear(mixed, w_out, b_out), alpha=scale).contiguous()
         out = empty(x.shape, x)
         if slots is not None:
@@ -85,7 +89,7 @@ def _forward(
         launch(
             attention_block_forward, groups, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
             x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), x if b_out is None else b_out.contiguous(), out,
-            _index(slots, x), _index(lengths, x), *numbers, *x.stride(),
+            index_table(slots, x), index_table(lengths, x), *numbers, *x.stride(),
             QKV_BIAS=b_qkv is not None, OUT_BIAS=b_out is not None, **constants,
         )  # fmt: skip
         return out
@@ -163,7 +167,7 @@ def _fused_backward(
     launch(
         attention_block_backward, programs, grad, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
         x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), grad_x, n, mixed, grad_qkv, *shares,
-        _index(slots, x), _index(lengths, x), groups, *numbers, *grad.stride(), *x.stride(),
+        index_table(slots, x), index_table(lengths, x), groups, *numbers, *grad.stride(), *x.stride(),
         QKV_BIAS=b_qkv is not None, **constants,
     )  # fmt: skip
     return grad_x, n, mixed, grad_qkv, shares[0].sum(0), shares[1].sum(0)
@@ -181,9 +185,9 @@ def _composed_backward(
 ) -> tuple[Tensor, ...]:
     heads, along_channels, slots, lengths, scale, eps = rest
     n, qkv = _project(x, norm_weight, norm_bias, w_qkv, b_qkv, lengths, eps)
-    mixed, lse = attention._forward(qkv, heads, along_channels, slots, lengths, None)
+    mixed, lse = attention.forward(qkv, heads, along_channels, slots, lengths, None)
     grad_mixed = (grad * scale).to(w_out.dtype) @ w_out
-    grad_qkv = attention._backward(grad_mixed, qkv, mixed, lse, heads, along_channels, slots, lengths, None)
+    grad_qkv = attention.backward(grad_mixed, qkv, mixed, lse, heads, along_channels, slots, lengths, None)
     gamma, beta = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
     seen, shape = _masked(x, lengths).contiguous(), x.shape[3:]
     _, mean, rstd = torch.ops.aten.native_layer_norm(seen, shape, gamma, beta, eps)

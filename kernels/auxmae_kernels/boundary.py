@@ -48,6 +48,11 @@ def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) 
     return like.new_empty(tuple(shape), dtype=dtype or like.dtype)
 
 
+def index_table(table: Tensor | None, stand_in: Tensor) -> Tensor:
+    """A table of numbers as the kernels read it; where there is none, a tensor that is never read."""
+    return stand_in if table is None else table.to(torch.int32).contiguous()
+
+
 def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
     """Runs `programs` programs of a kernel on a one-dimensional grid, which alone has room for 2³¹ − 1 of them."""
     if programs == 0:

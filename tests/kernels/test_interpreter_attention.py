@@ -121,10 +121,10 @@ def test_reduced_precision_is_as_good_as_pytorch(triton, dtype, shape, monkeypat
 @pytest.mark.parametrize(("axis", "kind"), [("patch", "lengths"), ("channel", "slots"), ("channel", "slots and lengths")])
 def test_gradients_by_finite_differences(triton, axis, kind):
     generator = torch.Generator().manual_seed(5)
-    shape = (2, 3, 4, 12)
+    shape = (1, 3, 3, 6)
     slots, lengths = (None if table is None else table.to(triton) for table in tables(kind, shape, generator))
     qkv = strided(shape, "contiguous", generator).to(triton).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: kernels.axial_attention(x, 2, axis, slots, lengths), qkv)
+    assert torch.autograd.gradcheck(lambda x: kernels.axial_attention(x, 1, axis, slots, lengths), qkv)
 
 
 def test_gradients_of_streamed_sequences_by_finite_differences(triton):
