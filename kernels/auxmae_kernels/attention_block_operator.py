@@ -25,16 +25,16 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Rest = tuple[int, bool, Tensor | None, Tensor | None, float, float]
 
 
-def fused(length: int, width: int, device: torch.device) -> bool:
+def fused(length: int, width: int) -> bool:
     """Whether sequences of this length and width have a kernel of their own."""
-    return width <= MAX_WIDTH and 0 < length <= tuning.longest_block(tuning.architecture(device))
+    return width <= MAX_WIDTH and 0 < length <= tuning.longest_block()
 
 
 def _length(x: Tensor, along_channels: bool) -> int:
     return x.shape[1] if along_channels else x.shape[2]
 
 
-def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, backward: bool) -> tuple[int, tuple[int, ...], dict[str, Any]]:
+def _plan(x: Tensor, w_qkv: Tensor, rest: Rest) -> tuple[int, tuple[int, ...], dict[str, Any]]:
     """How many tiles there are, and the kernels' numbers and constants."""
     heads, along_channels, slots, lengths, scale, eps = rest
     batch, channels, tokens, width = x.shape
@@ -42,7 +42,7 @@ def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, backward: bool) -> tuple[int, tu
     length, inner = (channels, places) if along_channels else (tokens, channels)
     head_dim = width // heads
     width_tile = max(16, triton.next_power_of_2(width))
-    tile = tuning.block_tile(length, width_tile, w_qkv.dtype, tuning.architecture(x.device), backward)
+    tile = tuning.block_tile(length, w_qkv.dtype)
     sequences = batch * inner
     constants = {
         "HEADS": heads,
@@ -73,7 +73,7 @@ def _forward(
 ) -> Tensor:  # fmt: skip
     rest = (heads, along_channels, slots, lengths, scale, eps)
     with without_autocast(x):
-        if not fused(_length(x, along_channels), x.shape[3], x.device):
+        if not fused(_length(x, along_channels), x.shape[3]):
             _, qkv = _project(x, norm_weight, norm_bias, w_qkv, b_qkv, lengths, eps)
             mixed, _ = attention._forward(qkv, heads, along_channels, slots, lengths, None)
             return torch.add(x, F.linear(mixed, w_out, b_out), alpha=scale).contiguous()
@@ -81,7 +81,7 @@ def _forward(
         if slots is not None:
             # Tokens that no place names are written by no program; they attend to nothing.
             out.copy_(x if b_out is None else torch.add(x, b_out, alpha=scale))
-        groups, numbers, constants = _plan(x, w_qkv, rest, backward=False)
+        groups, numbers, constants = _plan(x, w_qkv, rest)
         launch(
             attention_block_forward, groups, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
             x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), x if b_out is None else b_out.contiguous(), out,
@@ -118,7 +118,7 @@ def _backward(
 ) -> Gradients:  # fmt: skip
     rest = (heads, along_channels, slots, lengths, scale, eps)
     with without_autocast(x):
-        one_kernel = fused(_length(x, along_channels), x.shape[3], x.device)
+        one_kernel = fused(_length(x, along_channels), x.shape[3])
         compute = _fused_backward if one_kernel else _composed_backward
         grad_x, n, mixed, grad_qkv, gamma, beta = compute(grad, x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, rest)
         width = x.shape[3]
@@ -148,7 +148,7 @@ def _fused_backward(
     rest: Rest,
 ) -> tuple[Tensor, ...]:
     slots, lengths = rest[2:4]
-    groups, numbers, constants = _plan(x, w_qkv, rest, backward=True)
+    groups, numbers, constants = _plan(x, w_qkv, rest)
     programs = min(groups, programs_for(x.device))
     width = x.shape[3]
     wide = torch.promote_types(torch.float32, x.dtype)
