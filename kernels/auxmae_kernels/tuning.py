@@ -65,9 +65,11 @@ FEED_FORWARD_BACKWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
     **{(a, 256): (32, 32, 8, 2) for a in FAMILIES},
 }
 
-# rows → (warps, stages) of the attention sublayer, for half precision.  At a width of 256 the way forward spills nothing in 16
-# rows and 50 to 100 bytes in 32; 64 rows spill thousands either way.
+# rows → (warps, stages) of the attention sublayer, for half precision, forward and backward.  At a width of 256 only the way
+# forward spills, 50 to 100 bytes in 32 rows; 64 rows spill hundreds.  Two stages on the way back in 32 rows would need more shared
+# memory than sm_89 and sm_120 have.
 BLOCK: dict[int, tuple[int, int]] = {16: (4, 2), 32: (8, 2)}
+BLOCK_BACKWARD: dict[int, tuple[int, int]] = {16: (4, 2), 32: (8, 1)}
 
 
 def architecture(device: torch.device) -> str:
@@ -186,7 +188,7 @@ def feed_forward_tile(width_tile: int, dtype: torch.dtype, arch: str, backward: 
     if dtype.itemsize > 2:
         # Numbers of 32 bits take twice the registers and twice the shared memory.
         rows, chunk, stages = 16, 16, 1
-    return Tile(rows, warps, stages), chunk
+    return Tile(rows, warps, _stages(stages, arch)), chunk
 
 
 def norm_tile(width_tile: int) -> Tile:
@@ -200,9 +202,14 @@ def longest_block() -> int:
     return max(BLOCK)
 
 
-def block_tile(length: int, dtype: torch.dtype) -> Tile:
+def block_tile(length: int, dtype: torch.dtype, arch: str, backward: bool) -> Tile:
     """The tile of whole sequences of the attention sublayer."""
     rows = min(rows for rows in BLOCK if length <= rows)
-    warps, stages = BLOCK[rows]
+    warps, stages = (BLOCK_BACKWARD if backward else BLOCK)[rows]
     # Numbers of 32 bits take twice the registers and twice the shared memory.
-    return Tile(rows, warps, stages) if dtype.itemsize <= 2 else Tile(rows, 8, 1)
+    return Tile(rows, warps, _stages(stages, arch)) if dtype.itemsize <= 2 else Tile(rows, 8, 1)
+
+
+def _stages(stages: int, arch: str) -> int:
+    """One where the shared memory, 64 KiB on gfx942, has no room for more."""
+    return 1 if family(arch) == "gfx942" else stages
