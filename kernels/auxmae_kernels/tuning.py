@@ -65,11 +65,11 @@ FEED_FORWARD_BACKWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
     **{(a, 256): (32, 32, 8, 2) for a in FAMILIES},
 }
 
-# rows → (warps, stages) of the attention sublayer, for half precision, forward and backward.  At a width of 256 only the way
-# forward spills, 50 to 100 bytes in 32 rows; 64 rows spill hundreds.  Two stages on the way back in 32 rows would need more shared
-# memory than sm_89 and sm_120 have.
-BLOCK: dict[int, tuple[int, int]] = {16: (4, 2), 32: (8, 2)}
-BLOCK_BACKWARD: dict[int, tuple[int, int]] = {16: (4, 2), 32: (8, 1)}
+# (architecture, rows) → (warps, stages) of the attention sublayer, for half precision, forward and backward.  At a width of 256
+# only the way forward spills, 50 to 100 bytes in 32 rows; 64 rows spill hundreds.  Two stages on the way back in 32 rows would
+# need more shared memory than sm_89 and sm_120 have, which take the entries of sm_80.
+BLOCK: dict[tuple[str, int], tuple[int, int]] = {(a, r): (r // 4, 2) for a in FAMILIES for r in (16, 32)}
+BLOCK_BACKWARD = {**BLOCK, ("sm_80", 32): (8, 1)}
 
 
 def architecture(device: torch.device) -> str:
@@ -199,13 +199,13 @@ def norm_tile(width_tile: int) -> Tile:
 
 def longest_block() -> int:
     """Tokens of the longest sequence whose whole attention sublayer one program computes."""
-    return max(BLOCK)
+    return max(rows for _, rows in BLOCK)
 
 
 def block_tile(length: int, dtype: torch.dtype, arch: str, backward: bool) -> Tile:
     """The tile of whole sequences of the attention sublayer."""
-    rows = min(rows for rows in BLOCK if length <= rows)
-    warps, stages = (BLOCK_BACKWARD if backward else BLOCK)[rows]
+    rows = min(rows for _, rows in BLOCK if length <= rows)
+    warps, stages = (BLOCK_BACKWARD if backward else BLOCK)[family(arch), rows]
     # Numbers of 32 bits take twice the registers and twice the shared memory.
     return Tile(rows, warps, _stages(stages, arch)) if dtype.itemsize <= 2 else Tile(rows, 8, 1)
 
