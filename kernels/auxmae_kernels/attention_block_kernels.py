@@ -4,9 +4,9 @@ A program holds a tile of whole sequences, packed as `attention_packed` packs th
 head's queries, keys and values are made from the normalised rows, used, and forgotten, and what the head adds to the output
 projection is summed on chip.  Only slices of the weights are read anew for each head, and these stay in the cache.
 
-The way back makes everything again from x.  It leaves the operands of the weights' gradients, products over all tokens that are
-best left to a library (normalised rows, attention's output, gradient of queries, keys and values), and one row a program of the
-sums that are the norm's gradients.
+The way back makes everything again from x and leaves the normalised rows, the attention's output, and the gradient of queries,
+keys and values.  What is left are products over all tokens, for the weights' gradients and that of the normalised rows, and the
+norm's gradient: best left to a library.  Summed in the kernel, the gradient of the normalised rows spilled 600 bytes a thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from auxmae_kernels.attention_packed import _probabilities
-from auxmae_kernels.tiles import dot, load_rows, locate, normalise, normalise_gradient, offsets
+from auxmae_kernels.tiles import dot, load_rows, locate, normalise, offsets
 
 
 @triton.jit
@@ -41,7 +41,7 @@ def _project(
     n, w_qkv, b_qkv, first, column, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr,
     HAS_BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """The rows `first`, first + 1, … of the projection of n, one head's, and the weights that make them."""
+    """The rows `first`, first + 1, … of the projection of n, which are one head's."""
     number = tl.arange(0, HEAD_TILE)
     of_head = number < HEAD_DIM
     weight = tl.load(
@@ -52,7 +52,7 @@ def _project(
     result = dot(n, tl.trans(weight), ACC, PRECISION, UPCAST)
     if HAS_BIAS:
         result += tl.load(b_qkv + first + number, mask=of_head, other=0.0).to(ACC)[None, :]
-    return result.to(n.dtype), weight
+    return result.to(n.dtype)
 
 
 @triton.jit
@@ -89,12 +89,10 @@ def attention_block_forward(
     total = tl.zeros((TILE, WIDTH_TILE), ACC)
     for head in range(HEADS):
         first = head * HEAD_DIM
-        q, _wq = _project(n, w_qkv, b_qkv, first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
-        k, _wk = _project(n, w_qkv, b_qkv, width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
+        q = _project(n, w_qkv, b_qkv, first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
+        k = _project(n, w_qkv, b_qkv, width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
         p = _probabilities(q, k, member, real, logits, ACC, PRECISION, UPCAST).to(n.dtype)
-        v, _wv = _project(
-            n, w_qkv, b_qkv, 2 * width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST
-        )
+        v = _project(n, w_qkv, b_qkv, 2 * width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
         mixed = dot(p, v, ACC, PRECISION, UPCAST).to(n.dtype)
         weight = _output_weight(w_out, head, column, width, HEAD_DIM, HEAD_TILE)
         total += dot(mixed, tl.trans(weight), ACC, PRECISION, UPCAST)
@@ -107,75 +105,53 @@ def attention_block_forward(
     tl.store(target, (residual + SCALE * total).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["groups", "sequences", "length", "inner", "channels", "tokens"])
+@triton.jit(do_not_specialize=["sequences", "length", "inner", "channels", "tokens"])
 def attention_block_backward(
-    grad, x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, grad_x, n_out, mixed_out, grad_qkv, grad_gamma, grad_beta,
-    slots, lengths, groups, sequences, length, inner, channels, tokens,
+    grad, x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, n_out, mixed_out, grad_qkv, slots, lengths,
+    sequences, length, inner, channels, tokens,
     grad_stride_b, grad_stride_c, grad_stride_t, grad_stride_d, stride_b, stride_c, stride_t, stride_d,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr, WIDTH_TILE: tl.constexpr, TILE: tl.constexpr,
     SCALE: tl.constexpr, EPS: tl.constexpr, ALONG_CHANNELS: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
     QKV_BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """grad_x, n and the attention's output (B, C, T, D), grad_qkv (B, C, T, 3·D), this program's sums (programs, D); contiguous.
+    """n and the attention's output (B, C, T, D) and grad_qkv (B, C, T, 3·D), contiguous, at this program's tokens.
 
     The formulas of a head are those of `packed_backward`, with its output's gradient as SCALE · grad · w_out.
     """
     width: tl.constexpr = HEADS * HEAD_DIM
     logits: tl.constexpr = HEAD_DIM**-0.5
-    program = tl.program_id(0)
+    b, c, t, member, written, real = _rows(
+        tl.program_id(0), slots, lengths, sequences, length, inner, channels, tokens,
+        TILE, ALONG_CHANNELS, HAS_SLOTS, HAS_LENGTHS,
+    )  # fmt: skip
     column = tl.arange(0, WIDTH_TILE)
     fits = column < width
     number = tl.arange(0, HEAD_TILE)
-    share_gamma = tl.zeros((WIDTH_TILE,), ACC)
-    share_beta = tl.zeros((WIDTH_TILE,), ACC)
-    for group in range(program, groups, tl.num_programs(0)):
-        b, c, t, member, written, real = _rows(
-            group, slots, lengths, sequences, length, inner, channels, tokens, TILE, ALONG_CHANNELS, HAS_SLOTS, HAS_LENGTHS
-        )
-        at = offsets(b, c, t, stride_b, stride_c, stride_t)
-        upstream_at = offsets(b, c, t, grad_stride_b, grad_stride_c, grad_stride_t)
-        token = (b * channels + c) * tokens + t
-        inside = written[:, None] & fits[None, :]
-        counts = real[:, None] & fits[None, :]
-        gamma = tl.load(norm_weight + column, mask=fits, other=0.0).to(ACC)
-        beta = tl.load(norm_bias + column, mask=fits, other=0.0).to(ACC)
-        normalised, _ = normalise(load_rows(x, at, column, stride_d, counts).to(ACC), fits[None, :], width, EPS)
-        n = (normalised * gamma[None, :] + beta[None, :]).to(w_qkv.dtype.element_ty)
-        tl.store(n_out + (token * width)[:, None] + column[None, :], n, mask=inside)
-        upstream = (load_rows(grad, upstream_at, column, grad_stride_d, counts).to(ACC) * SCALE).to(n.dtype)
-        grad_n = tl.zeros((TILE, WIDTH_TILE), ACC)
-        for head in range(HEADS):
-            first = head * HEAD_DIM
-            q, wq = _project(n, w_qkv, b_qkv, first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
-            k, wk = _project(n, w_qkv, b_qkv, width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
-            v, wv = _project(
-                n, w_qkv, b_qkv, 2 * width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST
-            )
-            p = _probabilities(q, k, member, real, logits, ACC, PRECISION, UPCAST)
-            of_head = (number < HEAD_DIM)[None, :] & written[:, None]
-            mixed = dot(p.to(n.dtype), v, ACC, PRECISION, UPCAST).to(n.dtype)
-            tl.store(mixed_out + (token * width)[:, None] + (first + number)[None, :], mixed, mask=of_head)
-            weight = _output_weight(w_out, head, column, width, HEAD_DIM, HEAD_TILE)
-            grad_mixed = dot(upstream, weight, ACC, PRECISION, UPCAST).to(n.dtype)
-            grad_v = dot(tl.trans(p.to(n.dtype)), grad_mixed, ACC, PRECISION, UPCAST).to(n.dtype)
-            grad_p = dot(grad_mixed, tl.trans(v), ACC, PRECISION, UPCAST)
-            grad_s = (p * (grad_p - tl.sum(p * grad_p, 1)[:, None]) * logits).to(n.dtype)
-            grad_q = dot(grad_s, k, ACC, PRECISION, UPCAST).to(n.dtype)
-            grad_k = dot(tl.trans(grad_s), q, ACC, PRECISION, UPCAST).to(n.dtype)
-            there = grad_qkv + (token * (3 * width))[:, None] + (first + number)[None, :]
-            tl.store(there, grad_q, mask=of_head)
-            tl.store(there + width, grad_k, mask=of_head)
-            tl.store(there + 2 * width, grad_v, mask=of_head)
-            grad_n += dot(grad_q, wq, ACC, PRECISION, UPCAST)
-            grad_n += dot(grad_k, wk, ACC, PRECISION, UPCAST)
-            grad_n += dot(grad_v, wv, ACC, PRECISION, UPCAST)
-        # Read again, which the cache answers: kept in registers, they would push others out.
-        normalised, rstd = normalise(load_rows(x, at, column, stride_d, counts).to(ACC), fits[None, :], width, EPS)
-        share_gamma += tl.sum(grad_n * normalised, 0)
-        share_beta += tl.sum(grad_n, 0)
-        own = load_rows(grad, upstream_at, column, grad_stride_d, inside).to(ACC)
-        own += normalise_gradient(grad_n * gamma[None, :], normalised, rstd, width)
-        tl.store(grad_x + (token * width)[:, None] + column[None, :], own.to(grad_x.dtype.element_ty), mask=inside)
-    share = tl.cast(program, tl.int64) * width + column
-    tl.store(grad_gamma + share, share_gamma, mask=fits)
-    tl.store(grad_beta + share, share_beta, mask=fits)
+    at = offsets(b, c, t, stride_b, stride_c, stride_t)
+    upstream_at = offsets(b, c, t, grad_stride_b, grad_stride_c, grad_stride_t)
+    token = (b * channels + c) * tokens + t
+    counts = real[:, None] & fits[None, :]
+    gamma = tl.load(norm_weight + column, mask=fits, other=0.0).to(ACC)
+    beta = tl.load(norm_bias + column, mask=fits, other=0.0).to(ACC)
+    normalised, _ = normalise(load_rows(x, at, column, stride_d, counts).to(ACC), fits[None, :], width, EPS)
+    n = (normalised * gamma[None, :] + beta[None, :]).to(w_qkv.dtype.element_ty)
+    tl.store(n_out + (token * width)[:, None] + column[None, :], n, mask=written[:, None] & fits[None, :])
+    upstream = (load_rows(grad, upstream_at, column, grad_stride_d, counts).to(ACC) * SCALE).to(n.dtype)
+    of_head = (number < HEAD_DIM)[None, :] & written[:, None]
+    for head in range(HEADS):
+        first = head * HEAD_DIM
+        q = _project(n, w_qkv, b_qkv, first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
+        k = _project(n, w_qkv, b_qkv, width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
+        v = _project(n, w_qkv, b_qkv, 2 * width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
+        p = _probabilities(q, k, member, real, logits, ACC, PRECISION, UPCAST)
+        mixed = dot(p.to(n.dtype), v, ACC, PRECISION, UPCAST).to(n.dtype)
+        tl.store(mixed_out + (token * width)[:, None] + (first + number)[None, :], mixed, mask=of_head)
+        weight = _output_weight(w_out, head, column, width, HEAD_DIM, HEAD_TILE)
+        grad_mixed = dot(upstream, weight, ACC, PRECISION, UPCAST).to(n.dtype)
+        there = grad_qkv + (token * (3 * width))[:, None] + (first + number)[None, :]
+        grad_v = dot(tl.trans(p.to(n.dtype)), grad_mixed, ACC, PRECISION, UPCAST)
+        tl.store(there + 2 * width, grad_v.to(n.dtype), mask=of_head)
+        grad_p = dot(grad_mixed, tl.trans(v), ACC, PRECISION, UPCAST)
+        grad_s = (p * (grad_p - tl.sum(p * grad_p, 1)[:, None]) * logits).to(n.dtype)
+        tl.store(there, dot(grad_s, k, ACC, PRECISION, UPCAST).to(n.dtype), mask=of_head)
+        tl.store(there + width, dot(tl.trans(grad_s), q, ACC, PRECISION, UPCAST).to(n.dtype), mask=of_head)

@@ -16,16 +16,7 @@ from torch import Tensor
 
 from auxmae_kernels import attention, tuning
 from auxmae_kernels.attention_block_kernels import attention_block_backward, attention_block_forward
-from auxmae_kernels.boundary import (
-    accumulation,
-    empty,
-    index_table,
-    launch,
-    programs_for,
-    register,
-    register_autograd,
-    without_autocast,
-)
+from auxmae_kernels.boundary import accumulation, empty, index_table, launch, register, register_autograd, without_autocast
 
 # Beyond, a tile of rows with its sum does not fit the registers, and the products alone keep a GPU busy.
 MAX_WIDTH = 256
@@ -34,9 +25,9 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 Rest = tuple[int, bool, Tensor | None, Tensor | None, float, float]
 
 
-def fused(length: int, width: int, device: torch.device) -> bool:
+def fused(length: int, width: int) -> bool:
     """Whether sequences of this length and width have a kernel of their own."""
-    return width <= MAX_WIDTH and 0 < length <= tuning.longest_block(tuning.architecture(device))
+    return width <= MAX_WIDTH and 0 < length <= tuning.longest_block()
 
 
 def _length(x: Tensor, along_channels: bool) -> int:
@@ -51,7 +42,7 @@ def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, backward: bool) -> tuple[int, tu
     length, inner = (channels, places) if along_channels else (tokens, channels)
     head_dim = width // heads
     width_tile = max(16, triton.next_power_of_2(width))
-    tile = tuning.block_tile(length, width_tile, w_qkv.dtype, tuning.architecture(x.device), backward)
+    tile = tuning.block_tile(length, w_qkv.dtype, tuning.architecture(x.device), backward)
     sequences = batch * inner
     constants = {
         "HEADS": heads,
@@ -77,7 +68,7 @@ def _forward(
 ) -> Tensor:  # fmt: skip
     rest = (heads, along_channels, slots, lengths, scale, eps)
     with without_autocast(x):
-        if not fused(_length(x, along_channels), x.shape[3], x.device):
+        if not fused(_length(x, along_channels), x.shape[3]):
             _, qkv = _project(x, norm_weight, norm_bias, w_qkv, b_qkv, lengths, eps)
             mixed, _ = attention.forward(qkv, heads, along_channels, slots, lengths, None)
             return torch.add(x, F.linear(mixed, w_out, b_out), alpha=scale).contiguous()
@@ -122,16 +113,17 @@ def _backward(
 ) -> Gradients:  # fmt: skip
     rest = (heads, along_channels, slots, lengths, scale, eps)
     with without_autocast(x):
-        one_kernel = fused(_length(x, along_channels), x.shape[3], x.device)
-        compute = _fused_backward if one_kernel else _composed_backward
-        grad_x, n, mixed, grad_qkv, gamma, beta = compute(grad, x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, rest)
+        one_kernel = fused(_length(x, along_channels), x.shape[3])
+        compute = _fused_operands if one_kernel else _composed_operands
+        n, mixed, grad_qkv = compute(grad, x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, rest)
+        of_norm, gamma, beta = _norm_gradients(grad_qkv @ w_qkv, x, norm_weight, norm_bias, lengths, eps)
         width = x.shape[3]
         wide = torch.promote_types(torch.float32, x.dtype)
         rows = grad_qkv.reshape(-1, 3 * width)
         upstream = grad.reshape(-1, width)
         nothing = x.new_empty(0)
         return (
-            grad_x,
+            (grad + of_norm).contiguous(),
             gamma.to(norm_weight.dtype),
             beta.to(norm_bias.dtype),
             rows.t() @ n.reshape(-1, width),
@@ -141,60 +133,50 @@ def _backward(
         )
 
 
-def _fused_backward(
-    grad: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    w_qkv: Tensor,
-    b_qkv: Tensor | None,
-    w_out: Tensor,
+def _fused_operands(
+    grad: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None, w_out: Tensor,
     rest: Rest,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The normalised rows, the attention's output, and the gradient of queries, keys and values: by one kernel."""
     slots, lengths = rest[2:4]
     groups, numbers, constants = _plan(x, w_qkv, rest, backward=True)
-    programs = min(groups, programs_for(x.device))
-    width = x.shape[3]
-    wide = torch.promote_types(torch.float32, x.dtype)
-    grad_x, n, mixed = empty(x.shape, x), empty(x.shape, x, w_qkv.dtype), empty(x.shape, x, w_qkv.dtype)
-    grad_qkv = empty((*x.shape[:3], 3 * width), x, w_qkv.dtype)
+    n, mixed = empty(x.shape, x, w_qkv.dtype), empty(x.shape, x, w_qkv.dtype)
+    grad_qkv = empty((*x.shape[:3], 3 * x.shape[3]), x, w_qkv.dtype)
     if slots is not None:
-        # Tokens that no place names: only the residual stream passes through them.
-        grad_x.copy_(grad)
+        # Tokens that no place names are written by no program.
         for operand in (n, mixed, grad_qkv):
             operand.zero_()
-    shares = empty((programs, width), x, wide), empty((programs, width), x, wide)
     launch(
-        attention_block_backward, programs, grad, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
-        x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), grad_x, n, mixed, grad_qkv, *shares,
-        index_table(slots, x), index_table(lengths, x), groups, *numbers, *grad.stride(), *x.stride(),
-        QKV_BIAS=b_qkv is not None, **constants,
+        attention_block_backward, groups, grad, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
+        x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), n, mixed, grad_qkv,
+        index_table(slots, x), index_table(lengths, x), *numbers, *grad.stride(), *x.stride(), QKV_BIAS=b_qkv is not None, **constants,
     )  # fmt: skip
-    return grad_x, n, mixed, grad_qkv, shares[0].sum(0), shares[1].sum(0)
+    return n, mixed, grad_qkv
 
 
-def _composed_backward(
-    grad: Tensor,
-    x: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    w_qkv: Tensor,
-    b_qkv: Tensor | None,
-    w_out: Tensor,
+def _composed_operands(
+    grad: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None, w_out: Tensor,
     rest: Rest,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """What `_fused_operands` gives, from products and the attention's own kernels."""
     heads, along_channels, slots, lengths, scale, eps = rest
     n, qkv = _project(x, norm_weight, norm_bias, w_qkv, b_qkv, lengths, eps)
     mixed, lse = attention.forward(qkv, heads, along_channels, slots, lengths, None)
     grad_mixed = (grad * scale).to(w_out.dtype) @ w_out
-    grad_qkv = attention.backward(grad_mixed, qkv, mixed, lse, heads, along_channels, slots, lengths, None)
-    gamma, beta = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
+    return n, mixed, attention.backward(grad_mixed, qkv, mixed, lse, heads, along_channels, slots, lengths, None)
+
+
+def _norm_gradients(
+    grad_n: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, lengths: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x, weight and bias; padding gets 0, and NaN in it goes nowhere."""
     seen, shape = _masked(x, lengths).contiguous(), x.shape[3:]
+    gamma, beta = norm_weight.to(x.dtype), norm_bias.to(x.dtype)
     _, mean, rstd = torch.ops.aten.native_layer_norm(seen, shape, gamma, beta, eps)
-    grad_rows, grad_gamma, grad_beta = torch.ops.aten.native_layer_norm_backward(
-        (grad_qkv @ w_qkv).to(x.dtype), seen, shape, mean, rstd, gamma, beta, [True, True, True]
+    of_x, of_weight, of_bias = torch.ops.aten.native_layer_norm_backward(
+        grad_n.to(x.dtype), seen, shape, mean, rstd, gamma, beta, [True, True, True]
     )
-    return (grad + grad_rows).contiguous(), n, mixed, grad_qkv, grad_gamma, grad_beta
+    return of_x, of_weight, of_bias
 
 
 def _backward_fake(

@@ -30,7 +30,7 @@ def fused(*inputs):
 
 
 @interpreted
-@pytest.mark.parametrize("shape", [(3, 5, 8), (2, 70, 17), (7, 1), (4, 300), (0, 6), (3000, 2)])
+@pytest.mark.parametrize("shape", [(3, 5, 8), (2, 70, 17), (7, 1), (4, 300), (0, 6), (300, 2)])
 def test_value_and_gradients(monkeypatch, shape):
     launched = use_triton(monkeypatch)
     inputs = [leaf(odd(*shape)), leaf(odd(*shape)), *(leaf(torch.randn(shape[-1:], dtype=torch.float64)) for _ in range(2))]

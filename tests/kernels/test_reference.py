@@ -179,6 +179,7 @@ def test_dispatch_says_why_and_never_falls_back_in_silence(monkeypatch):
     assert decision.backend == "torch"
     assert decision.reason
     monkeypatch.setenv("AUXMAE_KERNELS", "triton")
+    monkeypatch.setattr("auxmae_kernels.boundary.interpreting", lambda: False)
     with pytest.raises(KernelUnavailableError, match="axial_attention"):
         kernels.axial_attention(torch.randn(1, 1, 2, 6), 1, "patch")
     monkeypatch.setenv("AUXMAE_KERNELS", "fast")
