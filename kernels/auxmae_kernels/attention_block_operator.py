@@ -149,7 +149,8 @@ def _fused_operands(
     launch(
         attention_block_backward, groups, grad, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
         x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), n, mixed, grad_qkv,
-        index_table(slots, x), index_table(lengths, x), *numbers, *grad.stride(), *x.stride(), QKV_BIAS=b_qkv is not None, **constants,
+        index_table(slots, x), index_table(lengths, x), *numbers, *grad.stride(), *x.stride(),
+        QKV_BIAS=b_qkv is not None, **constants,
     )  # fmt: skip
     return n, mixed, grad_qkv
 
