@@ -76,6 +76,10 @@ def _in_words(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return f"{where}{error.strerror} ({'free some space' if full else 'check the path and who may use it'})"
+    # Looked up, not imported: the kernels bring PyTorch, and where they are not loaded they raised nothing.
+    kernels = sys.modules.get("auxmae_kernels")
+    if kernels is not None and isinstance(error, kernels.KernelUnavailableError):
+        return str(error)
     reason = str(error).splitlines()[0] if str(error) else ""
     return f"{type(error).__name__}: {reason} (a fault of AuxMAE: run again with --debug and report it)"
 

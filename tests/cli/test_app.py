@@ -125,3 +125,13 @@ def test_a_used_run_folder_is_refused_before_any_work(auxmae, tmp_path):
     assert done.returncode == 2
     assert "used is not empty" in done.stderr
     assert (tmp_path / "used" / "mine.txt").read_text() == "keep me"
+
+
+def test_a_kernel_that_cannot_run_is_one_line_with_what_to_do(auxmae):
+    environment = {"AUXMAE_KERNELS": "triton", "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+    done = auxmae("train", "--output", "run", "--fast-dev-run", environment=environment)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert line.startswith("error: the Triton kernel of ")
+    assert "cannot run" in line
+    assert line.endswith("set AUXMAE_KERNELS=auto or torch")
