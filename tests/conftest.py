@@ -26,8 +26,10 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the caller's environment reaches a test."""
+def _clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the caller's environment reaches a test; kernels are interpreted in their own tests alone."""
+    if request.path.parent.name != "kernels":
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for name in list(os.environ):
         if name.startswith("AUXMAE_") and name not in ("AUXMAE_TEST_DATA", "AUXMAE_KERNELS"):
             monkeypatch.delenv(name)
