@@ -56,7 +56,7 @@ def own_files(folder):
     scipy.io.savemat(folder / "jasper.mat", {"Y": flat, "S_GT": rng.dirichlet(np.ones(4), (100, 100))})
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("language", "mark", "code"), list(blocks()))
 def test_block_of_the_readme(language, mark, code, tmp_path, repository):
     assert language in ("bash", "python"), "a block that no test can run"
