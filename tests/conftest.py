@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    # Whether a kernel is interpreted is settled for the whole process when it is defined, so they are all defined here, ahead
+    # of any test that would import one of them without the variable.
+    os.environ["TRITON_INTERPRET"] = "1"
+    for name in ("attention", "attention_block_operator", "feed_forward_operator", "norm", "embed", "assembly", "loss"):
+        importlib.import_module(f"auxmae_kernels.{name}")
 
 
 @pytest.fixture(scope="session")

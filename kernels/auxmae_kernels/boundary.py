@@ -82,10 +82,12 @@ def programs_for(device: torch.device) -> int:
 
 
 def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when Triton was first imported)."""
+    """Whether kernels run in Triton's interpreter: TRITON_INTERPRET=1, when they were defined and now."""
     import triton
 
-    return bool(triton.knobs.runtime.interpret)
+    from auxmae_kernels import tiles
+
+    return bool(triton.knobs.runtime.interpret) and not isinstance(tiles.dot, triton.runtime.JITFunction)
 
 
 def accumulation(dtype: torch.dtype) -> dict[str, Any]:
