@@ -34,6 +34,12 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def check_probability(dropout: float) -> None:
+    """Raises ValueError where dropout is no probability."""
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"dropout must be a probability between 0 and 1, not {dropout}")
+
+
 def _activate(hidden: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return _linear(F.gelu(hidden), w2, b2)
 
