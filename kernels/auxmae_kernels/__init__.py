@@ -187,8 +187,9 @@ def add_norm(
 
 
 def embed_visible(
-    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, patch_size: int
-) -> Tensor:
+    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, patch_size: int,
+    activation: str = "none",
+) -> Tensor:  # fmt: skip
     """Projects the visible patches of an image and adds their position's and channel's embedding.
 
     No other pixel is read, so NaN in a hidden patch is harmless, in the gradient too.
@@ -199,18 +200,20 @@ def embed_visible(
         weight: (D, P), or (G, D, P) with one map per group; P is ordered (g, row, column).
         bias: (D,) or (G, D).
         position: (N, D); channel: (G, D).
+        activation: of the projection, ahead of the embeddings: "none" or "gelu" (by the error function).
 
     Returns:
         (B, G, K, D).
 
     Raises:
-        ValueError: the image is no multiple of the patch size, or its channels do not divide into the groups.
+        ValueError: the image is no multiple of the patch size, its channels do not divide into the groups, or the activation
+            is unknown.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
     if dispatch.choose("embed_visible", _cast(image).dtype, image.device, (("width", int(channel.shape[-1])),)) == "triton":
-        reference.check_patches(image, keep.shape[1], patch_size)
-        return embed.embed_visible(image, keep, _cast(weight), _cast(bias), position, channel, patch_size)
-    return reference.embed_visible(image, keep, weight, bias, position, channel, patch_size)
+        reference.check_embedding(image, keep.shape[1], patch_size, activation)
+        return embed.embed_visible(image, keep, _cast(weight), _cast(bias), position, channel, patch_size, activation)
+    return reference.embed_visible(image, keep, weight, bias, position, channel, patch_size, activation)
 
 
 def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor, channel: Tensor) -> Tensor:
