@@ -1,8 +1,9 @@
 """`attention_block` as an operator: one Triton kernel each way where a sequence fits a tile and the width is up to 256.
 
-Beyond, it is composed of norm, products and the kernels of `axial_attention`.  Either way the input alone is saved between the
-two, with the seed of dropout, and everything else is computed again: keeping the log-sum-exp of sequences that stream would spare
-no pass over them, as the attention's output is needed too.
+Beyond, the way forward is norm + projection, attention, projection + residual, by the kernels of `linear` and `axial_attention`;
+wider still, and on the way back, norm and products are a library's.  Either way the input alone is saved between the two, with
+the seed of dropout, and everything else is computed again: keeping the log-sum-exp of sequences that stream would spare no pass
+over them, as the attention's output is needed too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from auxmae_kernels import attention, autotuning, tuning
 from auxmae_kernels import dropout as masks
 from auxmae_kernels.attention_block_kernels import attention_block_backward, attention_block_forward
 from auxmae_kernels.boundary import accumulation, empty, index_table, launch, register, register_autograd, without_autocast
+from auxmae_kernels.linear import in_pieces, linear
 
 # Beyond, a tile of rows with its sum does not fit the registers, and the products alone keep a GPU busy.
 MAX_WIDTH = 256
@@ -78,6 +80,11 @@ def _forward(
     rest = (heads, along_channels, slots, lengths, scale, eps)
     with without_autocast(x):
         if not fused(_length(x, along_channels), x.shape[3]):
+            if in_pieces(x.shape[3], w_qkv.dtype):
+                # Nothing reads the projection of padding, so NaN there is harmless.
+                qkv = linear(x, w_qkv, b_qkv, norm=(norm_weight, norm_bias, eps))
+                mixed, _ = attention.forward(qkv, heads, along_channels, slots, lengths, None)
+                return linear(mixed, w_out, b_out, residual=(x, scale), seed=seed, dropout=dropout)
             _, qkv = _project(x, norm_weight, norm_bias, w_qkv, b_qkv, lengths, eps)
             mixed, _ = attention.forward(qkv, heads, along_channels, slots, lengths, None)
             y = masks.drop(F.linear(mixed, w_out, b_out), seed, dropout, masks.OUTPUT_MASK)

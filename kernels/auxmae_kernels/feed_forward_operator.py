@@ -1,4 +1,7 @@
-"""`feed_forward` as an operator: one Triton kernel each way up to a width of 256, composed of a library's pieces beyond.
+"""`feed_forward` as an operator: one Triton kernel each way up to a width of 256.
+
+Beyond, the way forward is norm + map + GELU and map + residual, two kernels of `linear`, and wider still a library's pieces, as
+the way back is.
 
 Saved between the two is the input alone, and the seed of dropout: everything else is computed again.
 """
@@ -17,6 +20,7 @@ from auxmae_kernels import autotuning, tuning
 from auxmae_kernels import dropout as masks
 from auxmae_kernels.boundary import accumulation, empty, launch, programs_for, register, register_autograd, without_autocast
 from auxmae_kernels.feed_forward_kernels import feed_forward_backward, feed_forward_forward
+from auxmae_kernels.linear import in_pieces, linear
 
 # Beyond, a tile of rows with its sum does not fit the registers, and the products alone keep a GPU busy.
 MAX_WIDTH = 256
@@ -52,6 +56,12 @@ def _forward(
 ) -> Tensor:  # fmt: skip
     with without_autocast(x):
         if x.shape[-1] > MAX_WIDTH:
+            if in_pieces(w1.shape[1], w1.dtype):
+                active = linear(
+                    x, w1, b1, norm=(norm_weight, norm_bias, eps), gelu=True,
+                    seed=seed, dropout=dropout, stream=masks.HIDDEN_MASK,
+                )  # fmt: skip
+                return linear(active, w2, b2, residual=(x, scale), seed=seed, dropout=dropout)
             n = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps).to(w1.dtype)
             active = masks.drop(F.gelu(F.linear(n, w1, b1)), seed, dropout, masks.HIDDEN_MASK)
             return torch.add(x, masks.drop(F.linear(active, w2, b2), seed, dropout, masks.OUTPUT_MASK), alpha=scale).contiguous()
