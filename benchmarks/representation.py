@@ -76,7 +76,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budgets", default="5,20,0", help="labels a class; 0: all")
     parser.add_argument("--draws", type=int, default=5, help="draws of the labels for each seed")
     parser.add_argument("--probe", choices=PROBES, default="logistic")
-    parser.add_argument("--pool", choices=("mean", "concat", "attention"), default="concat")
+    parser.add_argument("--pool", choices=("mean", "concat", "attention", "moments"), default="moments")
     parser.add_argument("--no-floors", action="store_true", help="leave the floors out")
     parser.add_argument("--json", type=Path, help="write all figures there")
     return parser.parse_args(argv)

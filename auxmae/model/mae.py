@@ -468,10 +468,11 @@ class AuxMAE(Pretrained):
             image, valid, channels: as in `forward`.
             pool: "mean" (over channels and places that have a valid pixel), "cls" (mean of the CLS tokens), "concat" (each
                 channel's mean, one after the other), "attention" (channels weighted by their agreement with the mean of
-                all), or None.
+                all), "moments" ("concat", and each channel's standard deviation over its places), or None.
 
         Returns:
-            (B, num_features); (B, G · num_features) for "concat"; all tokens (B, G, T, D) for None.
+            (B, num_features); (B, G · num_features) for "concat"; (B, 2 · G · num_features) for "moments": all means, then all
+            deviations; all tokens (B, G, T, D) for None.
         """
         tokens, weight = self._features(image, valid, channels)
         if pool is None:
@@ -481,7 +482,11 @@ class AuxMAE(Pretrained):
             if not first:
                 raise SettingsError("pool = 'cls' needs a model with CLS tokens", hint="set eval.pool = 'mean'")
             return tokens[:, :, 0].mean(1)
-        x_BGD = (tokens[:, :, first:] * weight).sum(2) / weight.sum(2).clamp(min=1)
+        places, count = tokens[:, :, first:], weight.sum(2).clamp(min=1)
+        x_BGD = (places * weight).sum(2) / count
+        if pool == "moments":
+            variance = ((places - x_BGD[:, :, None]).square() * weight).sum(2) / count
+            return torch.cat([x_BGD.flatten(1), variance.sqrt().flatten(1)], 1)
         present = (weight.sum(2) > 0).to(x_BGD.dtype)
         return _pool_channels(x_BGD, present, pool)
 
@@ -493,11 +498,14 @@ class AuxMAE(Pretrained):
         channels: Sequence[str] | Sequence[int] | Tensor | None = None,
         pool: str = "mean",
     ) -> Tensor:
-        """Features of every place: (B, D', rows, columns), channels pooled by "mean", "concat" or "attention"."""
+        """Features of every place: (B, D', rows, columns).
+
+        Channels are pooled by "mean", "concat" or "attention"; "moments" is "concat" here, since one place has no spread.
+        """
         tokens, weight = self._features(image, valid, channels)
         first = 0 if self.cls_token is None else 1
         x_BNGD = tokens[:, :, first:].transpose(1, 2)
-        pooled = _pool_channels(x_BNGD, weight.transpose(1, 2), pool)
+        pooled = _pool_channels(x_BNGD, weight.transpose(1, 2), "concat" if pool == "moments" else pool)
         rows, columns = self.grid(image.shape[2], image.shape[3])
         return pooled.transpose(1, 2).reshape(len(pooled), -1, rows, columns)
 
@@ -547,4 +555,4 @@ def _pool_channels(x: Tensor, weight: Tensor, pool: str) -> Tensor:
         score = score.masked_fill(weight == 0, torch.finfo(score.dtype).min)
         weighted: Tensor = (score.softmax(-2) * x).sum(-2)
         return weighted
-    raise SettingsError(f"unknown pooling {pool!r}", hint="one of mean, cls, concat, attention")
+    raise SettingsError(f"unknown pooling {pool!r}", hint="one of mean, cls, concat, attention, moments")

@@ -344,8 +344,11 @@ class EvalSettings(Table):
     neighbours: int = Field(default=5, ge=1, le=1000, description="k of the k-NN probe")
     max_samples: int = Field(default=4000, ge=10, description="labelled samples per part used by the probes, at most")
     bootstrap: int = Field(default=1000, ge=10, le=100_000, description="resamples behind the 95% intervals")
-    pool: Literal["mean", "cls", "concat", "attention"] = Field(
-        default="mean", description="how channels become one feature vector"
+    pool: Literal["mean", "cls", "concat", "attention", "moments"] = Field(
+        default="moments",
+        description="how an image's tokens become one feature vector: mean over channels and places, mean of the CLS tokens, "
+        "concat (each channel's mean over places), attention (channels weighted), moments (concat, and each channel's standard "
+        "deviation over places)",
     )
     stride: int = Field(
         default=0,
@@ -429,7 +432,6 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
             "cls_tokens": False,
         },
         "train": {"batch_size": 16, "epochs": 400, "learning_rate": 2e-3, "max_minutes": 15.0, "validate_every": 10},
-        "eval": {"pool": "concat"},
     },
     # The published design of AuxiliaryMAE: equal encoder and decoder, sigmoid output, dropout.
     "reference": {
