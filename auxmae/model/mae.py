@@ -20,6 +20,7 @@ from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
 from auxmae.model.embedding import ChannelEmbedding, ChannelSelection, GroupLinear, channel_groups, sincos_positions
 from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep
 from auxmae.model.patches import from_patches, unnormalise
+from auxmae.model.pooling import CHANNEL_BY_CHANNEL, pool_image, pool_places
 from auxmae.model.pretrained import Pretrained
 
 
@@ -472,23 +473,11 @@ class AuxMAE(Pretrained):
 
         Returns:
             (B, num_features); (B, G · num_features) for "concat"; (B, 2 · G · num_features) for "moments": all means, then all
-            deviations; all tokens (B, G, T, D) for None.
+            deviations; both in the model's order of channels, whatever the image's is.  All tokens (B, G, T, D), in the image's
+            order, for None.
         """
-        tokens, weight = self._features(image, valid, channels)
-        if pool is None:
-            return tokens
-        first = 0 if self.cls_token is None else 1
-        if pool == "cls":
-            if not first:
-                raise SettingsError("pool = 'cls' needs a model with CLS tokens", hint="set eval.pool = 'mean'")
-            return tokens[:, :, 0].mean(1)
-        places, count = tokens[:, :, first:], weight.sum(2).clamp(min=1)
-        x_BGD = (places * weight).sum(2) / count
-        if pool == "moments":
-            variance = ((places - x_BGD[:, :, None]).square() * weight).sum(2) / count
-            return torch.cat([x_BGD.flatten(1), variance.sqrt().flatten(1)], 1)
-        present = (weight.sum(2) > 0).to(x_BGD.dtype)
-        return _pool_channels(x_BGD, present, pool)
+        tokens, weight = self._features(image, valid, channels, ordered=pool in CHANNEL_BY_CHANNEL)
+        return tokens if pool is None else pool_image(tokens, weight, pool)
 
     def dense_features(
         self,
@@ -502,17 +491,23 @@ class AuxMAE(Pretrained):
 
         Channels are pooled by "mean", "concat" or "attention"; "moments" is "concat" here, since one place has no spread.
         """
-        tokens, weight = self._features(image, valid, channels)
-        first = 0 if self.cls_token is None else 1
-        x_BNGD = tokens[:, :, first:].transpose(1, 2)
-        pooled = _pool_channels(x_BNGD, weight.transpose(1, 2), "concat" if pool == "moments" else pool)
+        tokens, weight = self._features(image, valid, channels, ordered=pool in CHANNEL_BY_CHANNEL)
+        pooled = pool_places(tokens, weight, pool)
         rows, columns = self.grid(image.shape[2], image.shape[3])
         return pooled.transpose(1, 2).reshape(len(pooled), -1, rows, columns)
 
     def _features(
-        self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None
+        self,
+        image: Tensor,
+        valid: Tensor | None,
+        channels: Sequence[str] | Sequence[int] | Tensor | None,
+        *,
+        ordered: bool,
     ) -> tuple[Tensor, Tensor]:
-        """All tokens (B, G, T, D), and (B, G, N, 1): 1 where a patch has a valid pixel."""
+        """All tokens (B, G, T, D), and (B, G, N, 1): 1 where a patch has a valid pixel.
+
+        Groups stand in the image's order, or (`ordered`) in the model's, whatever the image's is.
+        """
         inputs = self._prepare(image, valid, channels)
         batch, _, height, width = inputs.image.shape
         p = self.patch_size
@@ -520,6 +515,10 @@ class AuxMAE(Pretrained):
         tokens = self._encode(inputs, mask)
         patches = inputs.valid.view(batch, inputs.count, self.group_size, height // p, p, width // p, p)
         weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
+        present = inputs.selection.groups
+        if ordered and present != sorted(present):
+            order = _index(sorted(range(len(present)), key=present.__getitem__), tokens.device)
+            return tokens.index_select(1, order), weight.index_select(1, order)
         return tokens, weight
 
 
@@ -541,18 +540,3 @@ def _slots(keep_BGT: Tensor, positions: int) -> Tensor:
     place = torch.where(keep_BGT < 0, positions, keep_BGT).transpose(1, 2)
     token = torch.arange(tokens, dtype=torch.int32, device=keep_BGT.device)[None, :, None].expand(batch, tokens, groups)
     return table.scatter(1, place, token)[:, :positions]
-
-
-def _pool_channels(x: Tensor, weight: Tensor, pool: str) -> Tensor:
-    """(…, G, D) with weights broadcastable to (…, G, 1) → (…, D), or (…, G · D)."""
-    if pool == "concat":
-        return x.flatten(-2)
-    mean = (x * weight).sum(-2) / weight.sum(-2).clamp(min=1)
-    if pool == "mean":
-        return mean
-    if pool == "attention":
-        score = (x * mean.unsqueeze(-2)).sum(-1, keepdim=True) / x.shape[-1] ** 0.5
-        score = score.masked_fill(weight == 0, torch.finfo(score.dtype).min)
-        weighted: Tensor = (score.softmax(-2) * x).sum(-2)
-        return weighted
-    raise SettingsError(f"unknown pooling {pool!r}", hint="one of mean, cls, concat, attention, moments")
