@@ -85,6 +85,7 @@ class AuxMAE(Pretrained):
         channel_groups: channels per token: a number, or lists of names.
         channel_embedding: "name" (learned) or "wavelength".
         wavelengths: centre wavelength of every channel, nm.
+        embedding_activation: of a patch's projection: "none" or "gelu" (the published design).
         channel_attention: under independent masks, the tokens that attend to each other across channels: "aligned" (those of
             the same place) or "slotwise" (the k-th visible one of every channel, wherever it lies: the published design).
         output_activation: "none" or "sigmoid".
@@ -115,6 +116,7 @@ class AuxMAE(Pretrained):
         channel_groups: int | Sequence[Sequence[str]] = 1,
         channel_embedding: str = "name",
         wavelengths: Sequence[float] | None = None,
+        embedding_activation: str = "none",
         channel_attention: str = "aligned",
         output_activation: str = "none",
         mask_ratio: float = 0.75,
@@ -140,6 +142,10 @@ class AuxMAE(Pretrained):
             raise SettingsError(
                 f"unknown model.channel_attention {channel_attention!r}", hint="expected one of 'aligned', 'slotwise'"
             )
+        if embedding_activation not in ("none", "gelu"):
+            raise SettingsError(
+                f"unknown model.embedding_activation {embedding_activation!r}", hint="expected one of 'none', 'gelu'"
+            )
         if not names or len(set(names)) != len(names):
             raise SettingsError("channels must be named, each once")
         if wavelengths is not None and len(wavelengths) != len(names):
@@ -161,6 +167,7 @@ class AuxMAE(Pretrained):
             "channel_groups": channel_groups if isinstance(channel_groups, int) else [list(group) for group in channel_groups],
             "channel_embedding": channel_embedding,
             "wavelengths": None if wavelengths is None else [float(value) for value in wavelengths],
+            "embedding_activation": embedding_activation,
             "channel_attention": channel_attention,
             "output_activation": output_activation,
             "mask_ratio": mask_ratio,
@@ -359,7 +366,8 @@ class AuxMAE(Pretrained):
         channel = self.channel_embedding(inputs.groups)
         first = 0 if self.cls_token is None else 1
         position = self._positions(inputs.grid, self.config["width"], inputs.image.device)[first:]
-        x_BGKD = self._embed_visible(inputs.image, mask.keep, weight, bias, position, channel, self.patch_size)
+        activation = self.config["embedding_activation"]
+        x_BGKD = self._embed_visible(inputs.image, mask.keep, weight, bias, position, channel, self.patch_size, activation)
         if self.cls_token is None:
             return x_BGKD
         cls_GD = (self.cls_token + channel).to(x_BGKD.dtype)

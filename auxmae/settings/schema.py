@@ -196,6 +196,9 @@ class ModelSettings(Table):
         default="auto", description="hidden width of the decoder"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout probability inside attention and feed-forward sublayers")
+    embedding_activation: Literal["none", "gelu"] = Field(
+        default="none", description="what follows the projection of a patch ('gelu': the published design)"
+    )
     channel_attention: Literal["aligned", "slotwise"] = Field(
         default="aligned",
         description="tokens that attend to each other across channels under independent masks: aligned (those of the same "
@@ -433,7 +436,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
         },
         "train": {"batch_size": 16, "epochs": 400, "learning_rate": 2e-3, "max_minutes": 15.0, "validate_every": 10},
     },
-    # The published design of AuxiliaryMAE: equal encoder and decoder, sigmoid output, dropout.
+    # The published design of AuxiliaryMAE: equal encoder and decoder, GELU after the embedding, sigmoid output, dropout.
     "reference": {
         "model": {
             "patch_size": 16,
@@ -446,6 +449,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
             "decoder_heads": 8,
             "decoder_hidden": 512,
             "dropout": 0.1,
+            "embedding_activation": "gelu",
             "output_activation": "sigmoid",
         },
         "train": {"batch_size": 128, "learning_rate": 1e-3},

@@ -120,6 +120,20 @@ def test_slotwise_and_aligned_agree_where_every_channel_shows_the_same_places():
     assert not torch.equal(aligned(image, ragged).loss, slotwise(image, ragged).loss)
 
 
+def test_the_embedding_activation_comes_ahead_of_position_and_channel():
+    plain, activated = (
+        AuxMAE(2, image_size=8, patch_size=4, width=8, heads=2, depth=1, embedding_activation=name) for name in ("none", "gelu")
+    )
+    activated.load_state_dict(plain.state_dict())
+    inputs = plain._prepare(torch.rand(1, 2, 8, 8), None, None)
+    mask = plain._given(inputs, torch.tensor([[[0, 3], [1, 2]]]))
+    position = plain._positions(inputs.grid, 8, inputs.image.device)[1:][mask.keep] + plain.channel_embedding()[:, None]
+    projected = plain._embed(inputs, mask)[:, :, 1:] - position
+    torch.testing.assert_close(activated._embed(inputs, mask)[:, :, 1:], torch.nn.functional.gelu(projected) + position)
+    with pytest.raises(SettingsError, match="embedding_activation 'relu'"):
+        AuxMAE(2, embedding_activation="relu")
+
+
 def test_an_unknown_channel_attention_is_named():
     with pytest.raises(SettingsError, match="channel_attention 'slots'"):
         tiny(channel_attention="slots")
