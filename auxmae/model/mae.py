@@ -188,6 +188,7 @@ class AuxMAE(Pretrained):
         self.group_size = max(len(group) for group in self.groups)
         self._selections: dict[tuple[str, ...], ChannelSelection] = {}
         self._tables: dict[tuple[int, int, int, torch.device], Tensor] = {}
+        self._indices: dict[tuple[object, ...], Tensor] = {}
         self._recompute = False
         self._embed_visible, self._assemble, self._masked_loss = embed_visible, assemble, masked_loss
 
@@ -324,7 +325,7 @@ class AuxMAE(Pretrained):
         valid = finite if valid is None else finite & valid
         image = torch.where(valid, image, 0.0)
         if selection.order is not None:
-            order = _index(selection.order, image.device)
+            order = self._index(selection.order, image.device, keep=channels is None)
             image = image.index_select(1, order.clamp(min=0))
             valid = valid.index_select(1, order.clamp(min=0))
             if min(selection.order) < 0:
@@ -337,8 +338,20 @@ class AuxMAE(Pretrained):
             valid = nn.functional.pad(valid, (0, right, 0, bottom), value=False)
         groups = None
         if selection.groups != list(range(len(self.groups))):
-            groups = _index(selection.groups, image.device)
+            groups = self._index(selection.groups, image.device, keep=channels is None)
         return _Inputs(image, valid, (rows, columns), groups, len(selection.groups), selection)
+
+    def _index(self, values: Sequence[int], device: torch.device, *, keep: bool) -> Tensor:
+        """Indices on a device; with `keep` made once, so that a graph of a GPU's work finds them in their place."""
+        key = (*values, device)
+        if key in self._indices:
+            return self._indices[key]
+        index = torch.tensor(values)
+        # From page-locked memory, so that the host need not wait for a GPU to take them.
+        index = index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
+        if keep:
+            self._indices[key] = index
+        return index
 
     def _positions(self, grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
         """(N, D) sine-cosine positions, with a leading row of zeros for the CLS token where there is one."""
@@ -411,7 +424,9 @@ class AuxMAE(Pretrained):
         for index, block in enumerate(blocks):
             chosen = select if index == len(blocks) - 1 else None
             if self._recompute and torch.is_grad_enabled():
-                x = checkpoint(block, x, slots, lengths, chosen, use_reentrant=False)
+                # Without dropout nothing is drawn, and the generators' state need not be read.
+                draws = self.config["dropout"] > 0
+                x = checkpoint(block, x, slots, lengths, chosen, use_reentrant=False, preserve_rng_state=draws)
             else:
                 x = block(x, slots, lengths, chosen)
         return x
@@ -533,12 +548,6 @@ class AuxMAE(Pretrained):
 def _groups(names: Sequence[str], groups: int | Sequence[Sequence[str]]) -> list[list[str]]:
     # The constructor's argument `channel_groups` hides the function of that name.
     return channel_groups(names, groups)
-
-
-def _index(values: Sequence[int], device: torch.device) -> Tensor:
-    """Indices on a device; from page-locked memory, so that the host need not wait for a GPU to take them."""
-    index = torch.tensor(values)
-    return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
 
 
 def _slots(keep_BGT: Tensor, positions: int) -> Tensor:

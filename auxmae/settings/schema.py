@@ -292,6 +292,11 @@ class TrainSettings(Table):
         description="autocast type on a GPU ('auto': bf16 where the GPU has it, else fp32); the CPU computes in fp32",
     )
     compile: bool = Field(default=False, description="torch.compile the blocks")
+    cuda_graphs: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="replay the whole step as one CUDA graph: auto (on a GPU, where every step does the same), on (an error "
+        "where it cannot), off",
+    )
     recompute: bool = Field(default=False, description="recompute activations in the backward pass: less memory, more time")
     patience: int = Field(default=0, ge=0, description="stop after this many validations without improvement (0: never)")
     tolerance: float = Field(default=1e-4, ge=0, lt=1, description="relative improvement of the validation loss that counts")
