@@ -329,6 +329,14 @@ def test_pooling_choices():
     assert model.forward_features(image, pool="cls").shape == (2, 16)
     assert model.forward_features(image, pool="concat").shape == (2, 80)
     assert model.forward_features(image, pool="attention").shape == (2, 16)
+    tokens = model.forward_features(image, pool=None)[:, :, 1:]
+    moments = torch.cat([tokens.mean(2).flatten(1), tokens.std(2, correction=0).flatten(1)], 1)
+    torch.testing.assert_close(model.forward_features(image, pool="moments"), moments)
+    order = [3, 0, 4, 1, 2]
+    for pool in ("concat", "moments"):
+        turned = model.forward_features(image[:, order], channels=order, pool=pool)
+        torch.testing.assert_close(turned, model.forward_features(image, pool=pool))
+    assert model.dense_features(image, pool="moments").equal(model.dense_features(image, pool="concat"))
     assert model.forward_features(image, pool=None).shape == (2, 5, 17, 16)
     assert model.dense_features(image, pool="concat").shape == (2, 80, 4, 4)
     with pytest.raises(SettingsError, match="pooling"):
