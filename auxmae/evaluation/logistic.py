@@ -120,6 +120,6 @@ def fit(
         if latest["gradient"] <= tolerance and np.array_equal(intermediate_result.x, latest["point"]):
             raise StopIteration
 
-    options = {"maxiter": _MOST_STEPS, "maxfun": 2 * _MOST_STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
+    options: Any = {"maxiter": _MOST_STEPS, "maxfun": 2 * _MOST_STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
     found = minimize(objective, (begin / scale).ravel(), jac=True, method="L-BFGS-B", callback=check, options=options)
     return Logistic(classes, found.x.reshape(width + 1, count) * scale, strength)
