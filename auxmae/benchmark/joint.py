@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from auxmae.benchmark.cases import MASK_RATIO, ModelCase
 from auxmae.model.embedding import sincos_positions
 
 
@@ -42,41 +43,31 @@ class _JointBlock(nn.Module):
         return out
 
 
-class JointMAE(nn.Module):
-    """Masked autoencoder with joint attention over the tokens of all channels; `forward(image)` → loss.
+def _blocks(case: ModelCase, depth: int) -> nn.Sequential:
+    blocks = (_JointBlock(case.width, case.hidden, case.heads) for _ in range(depth))
+    return nn.Sequential(*blocks, nn.LayerNorm(case.width))
 
-    Args: as of `peers.PlainAuxiliaryMAE`.
-    """
+
+class JointMAE(nn.Module):
+    """Masked autoencoder of a case's size with joint attention over the tokens of all channels; `forward(image)` → loss."""
 
     positions: Tensor
     decoder_positions: Tensor
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        image_size: int,
-        patch_size: int,
-        width: int,
-        hidden: int,
-        heads: int,
-        depth: int,
-        decoder_depth: int,
-        mask_ratio: float = 0.75,
-    ) -> None:
+    def __init__(self, case: ModelCase) -> None:
         super().__init__()
-        side = image_size // patch_size
-        self.patch_size, self.kept = patch_size, round(side * side * (1 - mask_ratio))
-        self.embed = nn.Linear(patch_size**2, width)
-        self.channel = nn.Parameter(torch.randn(channels, 1, width) * 0.02)
-        self.decoder_channel = nn.Parameter(torch.randn(channels, 1, width) * 0.02)
+        side, width = case.image_size // case.patch_size, case.width
+        self.patch_size, self.kept = case.patch_size, round(side * side * (1 - MASK_RATIO))
+        self.embed = nn.Linear(case.patch_size**2, width)
+        self.channel = nn.Parameter(torch.randn(case.channels, 1, width) * 0.02)
+        self.decoder_channel = nn.Parameter(torch.randn(case.channels, 1, width) * 0.02)
         self.cls = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.mask = nn.Parameter(torch.randn(width) * 0.02)
         self.register_buffer("positions", sincos_positions(side, side, width))
-        self.encoder = nn.Sequential(*(_JointBlock(width, hidden, heads) for _ in range(depth)), nn.LayerNorm(width))
+        self.encoder = _blocks(case, case.depth)
         self.decoder_embed = nn.Linear(width, width)
-        self.decoder = nn.Sequential(*(_JointBlock(width, hidden, heads) for _ in range(decoder_depth)), nn.LayerNorm(width))
-        self.head = nn.Linear(width, patch_size**2)
+        self.decoder = _blocks(case, case.decoder_depth)
+        self.head = nn.Linear(width, case.patch_size**2)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, h, w) → scalar L1 of the hidden patches."""
@@ -118,38 +109,27 @@ class _Fused(nn.Module):
         return loss
 
 
-def vit_mae(
-    channels: int,
-    *,
-    image_size: int,
-    patch_size: int,
-    width: int,
-    hidden: int,
-    heads: int,
-    depth: int,
-    decoder_depth: int,
-    mask_ratio: float = 0.75,
-) -> nn.Module | None:
+def vit_mae(case: ModelCase) -> nn.Module | None:
     """transformers' ViTMAE with all channels in one token; None where transformers is not installed."""
     if importlib.util.find_spec("transformers") is None:
         return None
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     config: Any = ViTMAEConfig(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=hidden,
+        hidden_size=case.width,
+        num_hidden_layers=case.depth,
+        num_attention_heads=case.heads,
+        intermediate_size=case.hidden,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        image_size=image_size,
-        patch_size=patch_size,
-        num_channels=channels,
-        decoder_hidden_size=width,
-        decoder_num_hidden_layers=decoder_depth,
-        decoder_num_attention_heads=heads,
-        decoder_intermediate_size=hidden,
-        mask_ratio=mask_ratio,
+        image_size=case.image_size,
+        patch_size=case.patch_size,
+        num_channels=case.channels,
+        decoder_hidden_size=case.width,
+        decoder_num_hidden_layers=case.decoder_depth,
+        decoder_num_attention_heads=case.heads,
+        decoder_intermediate_size=case.hidden,
+        mask_ratio=MASK_RATIO,
         norm_pix_loss=False,
     )
     return _Fused(ViTMAEForPreTraining(config))

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from auxmae.benchmark.suites import JOINT, OURS, ModelCase, model_suite
+from auxmae.benchmark.cases import ModelCase
+from auxmae.benchmark.suites import JOINT, OURS, model_suite
 
 _BASE = {"width": 64, "hidden": 128, "heads": 4, "depth": 2, "decoder_depth": 1}
 _GPU_BASE = {"width": 256, "hidden": 512, "heads": 8, "depth": 2, "decoder_depth": 1}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from auxmae.benchmark.cases import MASK_RATIO, ModelCase
 from auxmae.benchmark.device import occupation
 from auxmae.benchmark.environment import architecture
 from auxmae.benchmark.joint import JointMAE, vit_mae
@@ -27,27 +28,6 @@ FUSED = "ViTMAE, fused"
 # What a case is measured with if nothing else is said.
 PEERS = (PLAIN, JOINT, FUSED)
 COMPILED, RECOMPUTED = " (compiled)", " (recompute)"
-
-
-@dataclass(frozen=True)
-class ModelCase:
-    """A size of the model suite: the same numbers for every provider; dropout is 0 for all."""
-
-    name: str
-    batch: int
-    channels: int = 13
-    image_size: int = 64
-    patch_size: int = 16
-    width: int = 256
-    hidden: int = 512
-    heads: int = 8
-    depth: int = 6
-    decoder_depth: int = 6
-
-    def sizes(self) -> dict[str, int]:
-        """The arguments that every peer takes besides the channels."""
-        names = ("image_size", "patch_size", "width", "hidden", "heads", "depth", "decoder_depth")
-        return {name: getattr(self, name) for name in names}
 
 
 REFERENCE = ModelCase("reference", 16)
@@ -82,7 +62,14 @@ def our_model(case: ModelCase) -> AuxMAE:
         decoder_depth=case.decoder_depth,
         decoder_hidden=case.hidden,
         output_activation="sigmoid",
+        mask_ratio=MASK_RATIO,
     )
+
+
+def plain_model(case: ModelCase) -> PlainAuxiliaryMAE:
+    """The published design at the size of a case."""
+    names = ("image_size", "patch_size", "width", "hidden", "heads", "depth", "decoder_depth")
+    return PlainAuxiliaryMAE(case.channels, mask_ratio=MASK_RATIO, **{name: getattr(case, name) for name in names})
 
 
 def build_providers(
@@ -98,11 +85,11 @@ def build_providers(
         recomputed = our_model(case)
         recomputed.set_recompute(True)
         models[OURS + RECOMPUTED] = recomputed
-    makers: dict[str, Callable[..., nn.Module | None]] = {PLAIN: PlainAuxiliaryMAE, JOINT: JointMAE, FUSED: vit_mae}
+    makers: dict[str, Callable[[ModelCase], nn.Module | None]] = {PLAIN: plain_model, JOINT: JointMAE, FUSED: vit_mae}
     for name in peers:
-        models[name] = makers[name](case.channels, **case.sizes())
+        models[name] = makers[name](case)
         if compile_too and name == PLAIN:
-            twin = PlainAuxiliaryMAE(case.channels, **case.sizes())
+            twin = plain_model(case)
             twin.compile(dynamic=False)
             models[name + COMPILED] = twin
     return {name: model for name, model in models.items() if model is not None}

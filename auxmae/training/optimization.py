@@ -34,10 +34,15 @@ def make_optimizer(
     betas: tuple[float, float],
     device: torch.device,
 ) -> torch.optim.Optimizer:
-    """AdamW or Adam; one fused kernel for all parameters where the device has it."""
+    """AdamW or Adam; one fused kernel for all parameters where the device has it, with the learning rate as a tensor there.
+
+    On a GPU the step can be captured in a graph, which would keep a rate that is a number for ever.
+    """
     kind_of: Any = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
     groups = parameter_groups(model, weight_decay)
-    optimizer: torch.optim.Optimizer = kind_of(groups, lr=learning_rate, betas=betas, fused=device.type in ("cpu", "cuda"))
+    fused = device.type in ("cpu", "cuda")
+    rate = torch.tensor(learning_rate, device=device) if fused else learning_rate
+    optimizer: torch.optim.Optimizer = kind_of(groups, lr=rate, betas=betas, fused=fused, capturable=device.type == "cuda")
     return optimizer
 
 

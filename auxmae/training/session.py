@@ -18,6 +18,7 @@ from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import load_weights
 from auxmae.settings.schema import EvalSettings, SettingsTree
 from auxmae.training.checkpoint import seed_everything
+from auxmae.training.graph import graphs_wanted
 from auxmae.training.progress import Reporter, SilentReporter
 from auxmae.training.run import RunFolder, check_unused, create_run, open_run
 from auxmae.training.trainer import Outcome, Plan, Trainer
@@ -61,7 +62,7 @@ class TrainingResult:
         }
 
 
-def make_plan(settings: SettingsTree, batches_per_epoch: int, *, fast: bool = False) -> Plan:
+def make_plan(settings: SettingsTree, batches_per_epoch: int, *, graphs: bool, fast: bool = False) -> Plan:
     """[train] counted out in steps; `max_steps`, when set, decides, else the epochs do."""
     train = settings.train
     steps_per_epoch = max(batches_per_epoch // train.accumulation, 1)
@@ -78,6 +79,8 @@ def make_plan(settings: SettingsTree, batches_per_epoch: int, *, fast: bool = Fa
         betas=train.betas,
         clip_norm=train.clip_norm,
         precision=train.precision,
+        cuda_graphs=graphs,
+        graphs_required=train.cuda_graphs == "on",
         patience=train.patience,
         tolerance=train.tolerance,
         validate_every=train.validate_every,
@@ -130,6 +133,7 @@ def train(
     else:
         check_unused(settings.run.folder)
     device = configure(settings)
+    graphs = graphs_wanted(settings, device)
     seed_everything(settings.train.seed, deterministic=settings.train.deterministic)
     tensorboard = _tensorboard_writer() if settings.run.tensorboard else None
 
@@ -177,7 +181,7 @@ def train(
         data.train,
         validation,
         run,
-        make_plan(settings, len(data.train), fast=fast_dev_run),
+        make_plan(settings, len(data.train), graphs=graphs, fast=fast_dev_run),
         device=device,
         reporter=reporter,
         draw_figure=draw_figure,

@@ -15,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auxmae.data.loading import Batch, Loader
+from auxmae.data.loading import Loader
 from auxmae.model.mae import AuxMAE
 from auxmae.training.checkpoint import load_state, random_state, save_checkpoint, set_random_state
-from auxmae.training.optimization import autocast, autocast_dtype, learning_rate_at, make_optimizer
+from auxmae.training.feed import Feed, Inputs
+from auxmae.training.graph import GraphedStep
+from auxmae.training.optimization import autocast, learning_rate_at
 from auxmae.training.progress import Reporter
 from auxmae.training.run import RunFolder
+from auxmae.training.step import TrainingStep
 from auxmae.training.watch import CollapseWatch, EarlyStopping, check_finite
 
 LOG_EVERY = 10  # steps between metrics; reading the loss makes a GPU wait, so not every step
@@ -33,6 +36,7 @@ class Plan:
     Attributes:
         steps: optimiser steps in all.
         max_seconds: training time, 0 for no limit; the learning rate follows whichever ends first.
+        cuda_graphs: replay the step as a CUDA graph; graphs_required: and fail where that cannot be.
         figure_every, probe_every: epochs between figures and between probes, 0 for none.
     """
 
@@ -47,6 +51,8 @@ class Plan:
     betas: tuple[float, float] = (0.9, 0.95)
     clip_norm: float = 1.0
     precision: str = "auto"
+    cuda_graphs: bool = False
+    graphs_required: bool = False
     patience: int = 0
     tolerance: float = 1e-4
     validate_every: int = 1
@@ -129,19 +135,22 @@ class Trainer:
         self.model, self.train, self.validation, self.run, self.plan = model, train, validation, run, plan
         self.device, self.reporter, self.draw_figure, self.log_scalars = device, reporter, draw_figure, log_scalars
         self.probe = probe
-        self.dtype = autocast_dtype(plan.precision, device)
-        self.optimizer = make_optimizer(
+        self.computed = TrainingStep(
             model,
-            plan.optimizer,
+            optimizer=plan.optimizer,
             learning_rate=plan.learning_rate,
             weight_decay=plan.weight_decay,
             betas=plan.betas,
+            clip_norm=plan.clip_norm,
+            precision=plan.precision,
+            seed=plan.seed,
             device=device,
         )
-        # A no-op unless fp16 needs it.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.masks = torch.Generator(device).manual_seed(plan.seed)
+        self.compute: TrainingStep | GraphedStep = self.computed
+        if plan.cuda_graphs:
+            self.compute = GraphedStep(self.computed, required=plan.graphs_required, notify=reporter.message)
+        self.feed = Feed(train, device)
+        self.learning_rate = 0.0
         self.stopping = EarlyStopping(plan.patience, plan.tolerance)
         self.collapse = CollapseWatch()
         self.step = 0
@@ -156,10 +165,8 @@ class Trainer:
             "step": self.step,
             "images": self.images,
             "seconds": self.seconds,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "loader": self.train.state_dict(),
-            "masks": self.masks.get_state(),
+            **self.computed.state_dict(),
+            "loader": self.feed.state_dict(),
             "random": random_state(),
             "stopping": self.stopping.state_dict(),
             "collapse": self.collapse.state_dict(),
@@ -168,11 +175,8 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on exactly where `state_dict` was taken."""
         self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
-        self.train.load_state_dict(state["loader"])
-        self.masks.set_state(state["masks"])
+        self.computed.load_state_dict(state)
+        self.feed.load_state_dict(state["loader"])
         set_random_state(state["random"])
         self.stopping.load_state_dict(state["stopping"])
         if "collapse" in state:  # not in checkpoints of before
@@ -198,17 +202,18 @@ class Trainer:
         logged_images = self.images
         try:
             with _graceful_stop() as stop_asked:
-                batches = self._batches()
                 while not self._done():
-                    epoch = self.train.epoch
-                    loss, norm = self._train_step(batches)
+                    epoch = self.feed.epoch
+                    loss, norm = self._train_step(self.feed)
+                    if not self._done():
+                        self.feed.prefetch()
                     now = time.monotonic()
                     self.seconds = earlier + now - began
                     if self.step % LOG_EVERY == 0 or self._done() or self.step == 1:
                         rate = (self.images - logged_images) / max(now - logged, 1e-9)
                         logged, logged_images = now, self.images
                         self._log(loss, norm, epoch, rate)
-                    epoch_ended = self.train.epoch != epoch
+                    epoch_ended = self.feed.epoch != epoch
                     if (epoch_ended or self._done()) and self._end_epoch(epoch, last=self._done()):
                         reason = "stopped early"
                         break
@@ -233,60 +238,27 @@ class Trainer:
     def _done(self) -> bool:
         return self._progress() >= 1
 
-    def _batches(self) -> Iterator[Batch]:
-        while True:
-            yield from self.train
-
-    def _train_step(self, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
+    def _train_step(self, batches: Iterator[Inputs]) -> tuple[Tensor, Tensor]:
         """One optimiser step → (loss, gradient norm), left on the device."""
         plan = self.plan
-        rate = learning_rate_at(
+        self.learning_rate = learning_rate_at(
             self._progress() + 1 / plan.steps if self.step == 0 else self._progress(),
             peak=plan.learning_rate,
             final=plan.min_learning_rate,
             warmup=plan.warmup_fraction,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.model.train()
-        total = torch.zeros((), device=self.device)
-        for _ in range(plan.accumulation):
-            batch = next(batches)
-            image, valid = self._on_device(batch)
-            with autocast(self.dtype, self.device):
-                loss = self.model(image, valid=valid, channels=batch.channels, generator=self.masks).loss
-            self.scaler.scale(loss / plan.accumulation).backward()
-            total += loss.detach() / plan.accumulation
-            self.images += image.shape[0]
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip_norm or float("inf"))
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        given = [next(batches) for _ in range(plan.accumulation)]
+        loss, norm = self.compute(given, self.learning_rate)
+        self.images += sum(inputs.image.shape[0] for inputs in given)
         self.step += 1
-        return total, norm
-
-    def _on_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Image and validity on the device; on a GPU copied beside the step before, for the host runs ahead of it."""
-        parts = batch.image, batch.valid
-        if self.copies is None:
-            image, valid = (part.to(self.device, non_blocking=True) for part in parts)
-            return image, valid
-        with torch.cuda.stream(self.copies):
-            image, valid = (part.to(self.device, non_blocking=True) for part in parts)
-        computing = torch.cuda.current_stream(self.device)
-        computing.wait_stream(self.copies)
-        for part in (image, valid):
-            # Their memory must not be used again by the copying stream before this step is over.
-            part.record_stream(computing)
-        return image, valid
+        return loss, norm
 
     def _log(self, loss: Tensor, norm: Tensor, epoch: int, images_per_second: float) -> None:
         check_finite(float(loss), self.step, self._what_is_left())
         left = self.seconds * (1 / max(self._progress(), 1e-9) - 1)
         values = {
             "loss": float(loss),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.learning_rate,
             "images_per_second": images_per_second,
             "grad_norm": float(norm),
         }
@@ -340,7 +312,7 @@ class Trainer:
         masks = torch.Generator().manual_seed(self.plan.seed)
         total = weight = 0.0
         for batch in self.validation:
-            with autocast(self.dtype, self.device):
+            with autocast(self.computed.dtype, self.device):
                 loss = self.model(batch.image.to(self.device), valid=batch.valid.to(self.device), generator=masks).loss
             total += float(loss) * len(batch.image)
             weight += len(batch.image)

@@ -15,6 +15,8 @@ MAX_SEQUENCES = 65_535
 SHORT = 32
 # Up to this many tokens an image, a masked attention over all of them is cheaper than gathering by place.
 JOINT_TOKENS = 384
+# Places are gathered together down to this part of the fullest one's tokens.
+PADDED_TO = 0.8
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
@@ -157,25 +159,62 @@ def _joint_channel_attention(parts: Parts, slots: Tensor, scale: float | None) -
     return _sdpa(q, k, v, mask, scale).transpose(1, 2)
 
 
+def _fullest_first(seen: Tensor, tokens: int) -> list[int]:
+    """(B, S, C) whether a channel shows a place → how many tokens the fullest place of an image holds at most, the next one, ….
+
+    On a CPU they are counted.  A GPU would have to be waited for, and a graph of its work could not be captured, so there the
+    bound follows from the shapes: r places that are at least as full share the C · T tokens of an image.
+    """
+    _, positions, channels = seen.shape
+    if seen.numel() and _reading_is_free(seen):
+        counts: list[int] = seen.sum(2).sort(dim=1, descending=True).values.amax(0).tolist()
+        return counts
+    return [min(channels, channels * tokens // rank) for rank in range(1, positions + 1)]
+
+
+def _reading_is_free(tensor: Tensor) -> bool:
+    """Whether a tensor's values can steer Python without waiting for a device or breaking a compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _batches(fullest: list[int]) -> list[tuple[int, int, int]]:
+    """(first rank, rank behind the last, length) of places that are gathered together, all of them padded to the fullest one."""
+    found: list[tuple[int, int, int]] = []
+    first = 0
+    for rank, count in enumerate([*fullest, 0]):
+        # Padding to more than this costs more than one more call of the attention.
+        if rank > first and count < PADDED_TO * fullest[first]:
+            found.append((first, rank, fullest[first]))
+            first = rank
+        if count == 0:
+            break
+    return found or [(0, 1, 1)]
+
+
 def _gathered_channel_attention(parts: Parts, slots: Tensor, scale: float | None) -> Tensor:
-    """Tokens gathered by place: (B·S) sequences as long as the fullest place."""
+    """Tokens gathered by place: a sequence for every place, those of like fullness together."""
     batch, channels, tokens, heads, dim = parts[0].shape
-    positions, width = slots.shape[1], heads * dim
+    width, total = heads * dim, batch * channels * tokens
     seen = slots >= 0
-    # The visible tokens of a place move to the front; what is behind the fullest place's count is cut off.
-    longest = max(int(seen.sum(2).amax()), 1)
-    order = torch.argsort(seen.to(torch.uint8), dim=2, descending=True, stable=True)[..., :longest]
-    flat = torch.where(seen, slots, 0) + torch.arange(channels, device=slots.device, dtype=slots.dtype) * tokens
-    index = flat.gather(2, order).long().reshape(batch, positions * longest)
-    real = seen.gather(2, order).reshape(batch * positions, longest)
-
-    def gathered(part: Tensor) -> Tensor:
-        rows = part.reshape(batch, channels * tokens, width).gather(1, index[..., None].expand(-1, -1, width))
-        return rows.view(batch * positions, longest, heads, dim).transpose(1, 2)
-
-    q, k, v = (gathered(part) for part in parts)
-    out = _sdpa(q, k, v, _allow_own(real)[:, None], scale).transpose(1, 2).reshape(batch, positions * longest, width)
-    # Each token lies at one place at most, so this writes every row once; padding goes to a row that is cut off.
-    target = torch.where(real.view(batch, -1), index, channels * tokens)
-    result = out.new_zeros(batch, channels * tokens + 1, width)
-    return result.scatter(1, target[..., None].expand(-1, -1, width), out)[:, : channels * tokens]
+    fullest = _fullest_first(seen, tokens)
+    # The fullest places come first, and in each of them its visible tokens.
+    place = torch.argsort(seen.sum(2), dim=1, descending=True, stable=True)[..., None].expand(-1, -1, channels)
+    seen = seen.gather(1, place)
+    order = torch.argsort(seen.to(torch.uint8), dim=2, descending=True, stable=True)
+    first = torch.arange(batch * channels, device=slots.device).view(batch, 1, channels) * tokens
+    row = torch.where(seen, slots.gather(1, place) + first, total).gather(2, order)
+    bounds = _batches(fullest)
+    rows = [row[:, start:end, :length].reshape(-1, length) for start, end, length in bounds]
+    target = torch.cat([each.flatten() for each in rows])
+    # Padding reads some token and writes to a row that is cut off.
+    source = target.clamp(max=total - 1)[:, None].expand(-1, width)
+    sizes = [each.numel() for each in rows]
+    gathered = [part.reshape(total, width).gather(0, source).split(sizes) for part in parts]
+    outs = []
+    for own, *pieces in zip(rows, *gathered, strict=True):
+        q, k, v = (piece.view(*own.shape, heads, dim).transpose(1, 2) for piece in pieces)
+        out = _sdpa(q, k, v, _allow_own(own < total)[:, None], scale)
+        outs.append(out.transpose(1, 2).reshape(-1, width))
+    # Each token lies at one place at most, so this writes every row once.
+    result = outs[0].new_zeros(total + 1, width).index_copy(0, target, torch.cat(outs))
+    return result[:total].view(batch, channels, tokens, width)

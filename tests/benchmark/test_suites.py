@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from auxmae.benchmark import suites
-from auxmae.benchmark.suites import FUSED, JOINT, OURS, PLAIN, ModelCase, model_suite
+from auxmae.benchmark.cases import ModelCase
+from auxmae.benchmark.suites import FUSED, JOINT, OURS, PLAIN, model_suite
 
 CPU = torch.device("cpu")
 KEYS = {"suite", "case", "provider", "pass", "median_ms", "samples_ms", "peak_bytes", "images_per_second"}

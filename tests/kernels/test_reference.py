@@ -29,10 +29,12 @@ def test_axial_attention_against_loops(batch, channels, tokens, heads, dim, seed
         assert torch.allclose(kernels.axial_attention(poisoned, heads, axis, lengths=lengths), expected, atol=1e-10)
 
 
-@pytest.mark.parametrize("joint", [0, 10**6])
+@pytest.mark.parametrize(("joint", "counted"), [(10**6, True), (0, True), (0, False)])
 @pytest.mark.parametrize("seed", range(4))
-def test_ragged_channel_attention_both_ways(monkeypatch, joint, seed):
+def test_ragged_channel_attention_every_way(monkeypatch, joint, counted, seed):
     monkeypatch.setattr(attention_reference, "JOINT_TOKENS", joint)
+    # As on a GPU, where values are not read.
+    monkeypatch.setattr(attention_reference, "_reading_is_free", lambda tensor: counted)
     generator = torch.Generator().manual_seed(seed)
     qkv = torch.randn(2, 4, 3, 24, dtype=torch.float64, generator=generator, requires_grad=True)
     slots = random_slots(2, 4, 3, 9, generator)
@@ -43,6 +45,34 @@ def test_ragged_channel_attention_both_ways(monkeypatch, joint, seed):
     (a,) = torch.autograd.grad(out, qkv, upstream)
     (b,) = torch.autograd.grad(expected, qkv, upstream)
     assert torch.allclose(a, b, atol=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 6), st.integers(0, 8), st.booleans(), st.integers(0, 10**6))
+def test_places_of_any_fullness_are_gathered(batch, channels, tokens, hidden, first, seed):
+    """Places that every channel shows (those of CLS tokens), that none does, and tokens that lie nowhere."""
+    generator = torch.Generator().manual_seed(seed)
+    slots = random_slots(batch, channels, tokens, tokens + hidden, generator)
+    slots[torch.rand(slots.shape, generator=generator) < 0.3] = -1
+    if first:
+        slots[slots == 0] = -1
+        slots[:, :1] = 0
+    seen = slots >= 0
+    counted = attention_reference._fullest_first(seen, tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_reference, "_reading_is_free", lambda tensor: False)
+        bounds = attention_reference._fullest_first(seen, tokens)
+    assert counted == seen.sum(2).sort(1, descending=True).values.amax(0).tolist()
+    assert all(bound >= count for bound, count in zip(bounds, counted, strict=True))
+    qkv = torch.randn(batch, channels, tokens, 24, dtype=torch.float64, generator=generator)
+    expected = naive_attention(qkv, 2, "channel", slots)
+    for fullest in (counted, bounds):
+        batches = attention_reference._batches(fullest)
+        assert [end for _, end, _ in batches[:-1]] == [start for start, _, _ in batches[1:]]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention_reference, "JOINT_TOKENS", 0)
+            patch.setattr(attention_reference, "_fullest_first", lambda *_, fullest=fullest: fullest)
+            assert torch.allclose(kernels.axial_attention(qkv, 2, "channel", slots), expected, atol=1e-10)
 
 
 @pytest.mark.parametrize("axis", ["patch", "channel"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from auxmae_kernels import attention_reference
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import trainer
+from auxmae.training.graph import WARMUP_STEPS
 from auxmae.training.session import train
 
 # What makes the host wait on a GPU: reading a value, or a result whose size depends on values.
@@ -35,11 +37,11 @@ class Synchronisations(TorchDispatchMode):
         return function(*arguments, **(named or {}))
 
 
-def settings_for(folder, device="cpu", **data):
+def settings_for(folder, device="cpu", patch_size=16, **data):
     return SettingsTree.model_validate(
         {
             "data": {"source": "synthetic", "synthetic_images": 48, **data},
-            "model": {"patch_size": 16, "width": 16, "depth": 2, "heads": 2, "decoder_depth": 1},
+            "model": {"patch_size": patch_size, "width": 16, "depth": 2, "heads": 2, "decoder_depth": 1},
             "train": {"batch_size": 8, "max_steps": 4, "figure_every": 0},
             "run": {"folder": str(folder), "device": device},
             "eval": {"bootstrap": 10},
@@ -70,6 +72,21 @@ def test_no_step_waits(counted, tmp_path):
     assert counted == [[]] * 4
 
 
+def test_no_step_waits_where_tokens_are_gathered_by_place(counted, tmp_path, monkeypatch):
+    """More than 384 visible tokens an image, and values are not read, as on a GPU."""
+    gathered = []
+    original = attention_reference._gathered_channel_attention
+    monkeypatch.setattr(attention_reference, "_reading_is_free", lambda tensor: False)
+    monkeypatch.setattr(
+        attention_reference,
+        "_gathered_channel_attention",
+        lambda parts, *rest: (gathered.append(parts[0].shape[:3]), original(parts, *rest))[1],
+    )
+    train(settings_for(tmp_path / "run", patch_size=4))
+    assert counted == [[]] * 4
+    assert torch.Size([8, 13, 65]) in gathered
+
+
 def test_the_count_finds_a_value_that_is_read(counted, tmp_path, monkeypatch):
     clip = torch.nn.utils.clip_grad_norm_
 
@@ -85,12 +102,14 @@ def test_the_count_finds_a_value_that_is_read(counted, tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_no_step_waits_for_the_gpu(tmp_path, monkeypatch):
+@pytest.mark.parametrize("cuda_graphs", ["off", "on"])
+@pytest.mark.parametrize("patch_size", [16, 4])
+def test_no_step_waits_for_the_gpu(tmp_path, monkeypatch, patch_size, cuda_graphs):
     original = trainer.Trainer._train_step
 
     def step(self, batches):
-        if self.step == 0:
-            # Tables are built and libraries set up.
+        if self.step <= WARMUP_STEPS:
+            # Tables are built, libraries set up, and the graph captured.
             return original(self, batches)
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -99,4 +118,6 @@ def test_no_step_waits_for_the_gpu(tmp_path, monkeypatch):
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(trainer.Trainer, "_train_step", step)
-    train(settings_for(tmp_path / "run", device="cuda"))
+    settings = settings_for(tmp_path / "run", device="cuda", patch_size=patch_size)
+    changes = {"cuda_graphs": cuda_graphs, "max_steps": WARMUP_STEPS + 4}
+    train(settings.model_copy(update={"train": settings.train.model_copy(update=changes)}))

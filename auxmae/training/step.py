@@ -1,0 +1,102 @@
+"""One optimiser step: forward passes, backward passes, clipping, update.  Nothing in it reads a value from the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auxmae.model.mae import AuxMAE
+from auxmae.training.feed import Inputs
+from auxmae.training.optimization import autocast, autocast_dtype, make_optimizer
+
+
+class TrainingStep:
+    """A model's optimiser step, computed operation by operation.
+
+    Args:
+        model: on `device`.
+        optimizer, learning_rate, weight_decay, betas: see `make_optimizer`.
+        clip_norm: largest gradient norm, 0 for any.
+        precision: see `autocast_dtype`.
+        seed: of the masks.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        model: AuxMAE,
+        *,
+        optimizer: str,
+        learning_rate: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        clip_norm: float,
+        precision: str,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.device, self.clip_norm = model, device, clip_norm
+        self.dtype = autocast_dtype(precision, device)
+        self.optimizer = make_optimizer(
+            model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas, device=device
+        )
+        # A no-op unless fp16 needs it.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
+        self.masks = torch.Generator(device).manual_seed(seed)
+
+    def __call__(self, batches: Sequence[Inputs], learning_rate: float) -> tuple[Tensor, Tensor]:
+        """One step on the mean of the batches' losses → (loss, gradient norm), scalars on the device."""
+        self.set_learning_rate(learning_rate)
+        return self.compute(batches)
+
+    def set_learning_rate(self, value: float) -> None:
+        """Of the steps to come."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(value)
+            else:
+                group["lr"] = value
+
+    def compute(self, batches: Sequence[Inputs]) -> tuple[Tensor, Tensor]:
+        """`__call__` with the learning rate that was set; all that it needs of the host can be captured in a graph."""
+        self.model.train()
+        total = torch.zeros((), device=self.device)
+        for image, valid, channels in batches:
+            with autocast(self.dtype, self.device):
+                loss = self.model(image, valid=valid, channels=channels, generator=self.masks).loss
+            self.scaler.scale(loss / len(batches)).backward()
+            total += loss.detach() / len(batches)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return total, norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on, besides the weights and the global generators."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "masks": self.masks.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        own = [{name: group[name] for name in ("lr", "capturable", "fused")} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, kept in zip(self.optimizer.param_groups, own, strict=True):
+            # How it is computed belongs to the device, not to the checkpoint; the rate is set before every step.
+            group.update(kept)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.masks.set_state(state["masks"])
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that a step changes on the device, besides generators."""
+        moments = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        scale = [value for value in vars(self.scaler).values() if isinstance(value, Tensor)]
+        return [*self.model.parameters(), *self.model.buffers(), *moments, *scale]
