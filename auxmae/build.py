@@ -217,6 +217,7 @@ def model_arguments(model: ModelSettings) -> dict[str, Any]:
         "cls_tokens": model.cls_tokens,
         "channel_groups": model.channel_groups,
         "channel_embedding": "name" if model.channel_embedding == "auto" else model.channel_embedding,
+        "embedding_activation": model.embedding_activation,
         "channel_attention": model.channel_attention,
         "output_activation": model.output_activation,
     }

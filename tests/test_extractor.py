@@ -45,7 +45,7 @@ def test_features_are_those_of_the_model_on_scaled_pixels(folder):
     scaled = (x - np.array([1, 2, 3]).reshape(3, 1, 1)) / np.array([10, 20, 30]).reshape(3, 1, 1)
     expected = model.forward_features(torch.from_numpy(scaled).float(), pool="concat").detach().numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-    chosen = auxmae.FeatureExtractor(folder, channels=["c", "a"]).fit_transform(x[:, [2, 0]])
+    chosen = auxmae.FeatureExtractor(folder, channels=["c", "a"], pool="mean").fit_transform(x[:, [2, 0]])
     reference = model.forward_features(torch.from_numpy(scaled[:, [2, 0]]).float(), channels=["c", "a"]).detach().numpy()
     np.testing.assert_allclose(chosen, reference, rtol=1e-4, atol=1e-5)
     unscaled = auxmae.FeatureExtractor(model, scale=False).fit_transform(scaled)

@@ -24,7 +24,7 @@ def command(
         Literal["all", "train", "validation", "test"], typer.Option("--part", help="Which part of the split; default: all.")
     ] = "all",
     pool: Annotated[
-        Literal["mean", "concat", "attention", "cls"] | None,
+        Literal["mean", "concat", "attention", "cls", "moments"] | None,
         typer.Option("--pool", help="How channels become one vector; default: the run's eval.pool."),
     ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="One row for each patch, instead of one for each image.")] = False,
@@ -56,7 +56,7 @@ def command(
     ).settings
     chosen_pool = pool or settings.eval.pool
     if dense and chosen_pool == "cls":
-        raise UsageError("a CLS token stands for a whole image", hint="with --dense, --pool is mean, concat or attention")
+        raise UsageError("a CLS token stands for a whole image", hint="with --dense, choose another --pool")
     where = configure(settings)
     model = folder.load_model(checkpoint).to(where)
     settings = settings_on_data(folder, source=data, labels=labels, overrides=overrides, batch_size=batch_size)

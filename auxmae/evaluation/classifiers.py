@@ -6,12 +6,13 @@ Shape letters: D features, n training samples, m test samples.
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.evaluation.features import Features
+from auxmae.evaluation.logistic import Logistic, fit, principal_axes
 
 PROBES = ("k-NN", "logistic regression")
 
@@ -21,10 +22,14 @@ _FOLDS = 3
 # Above this many samples one validation part (a third) is as good as three, and takes a third of the time.
 _ONE_FOLD = 600
 _SEED = 0
+# To choose a penalty by its hits, a solution as exact as scikit-learn's default suffices.
+_TRIAL_TOLERANCE = 1e-4
 
 
-def predict(probe: str, train: Features, x_test: NDArray[np.float32], *, neighbours: int) -> NDArray[np.int64]:
-    """(m,) predicted classes.
+def predict(
+    train: Features, x_test: NDArray[np.float32], *, neighbours: int, probes: Sequence[str] = PROBES
+) -> dict[str, NDArray[np.int64]]:
+    """Classes of test samples: probe → (m,).
 
     k-NN: majority of the `neighbours` nearest by Euclidean distance.  Logistic regression: multinomial, L2 penalty, its
     strength one of `STRENGTHS`, chosen by the accuracy on validation parts of the training samples that hold whole groups
@@ -32,60 +37,40 @@ def predict(probe: str, train: Features, x_test: NDArray[np.float32], *, neighbo
     samples.
 
     Args:
-        probe: one of `PROBES`.
         train: features, classes and groups.
         x_test: (m, D).
         neighbours: k.
+        probes: which of `PROBES`.
     """
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train.x.astype(np.float64))
-    x, x_rest = _span(scaler.transform(train.x), scaler.transform(x_test))
-    if probe == "k-NN":
-        from sklearn.neighbors import KNeighborsClassifier
+    x, x_rest = principal_axes(scaler.transform(train.x), scaler.transform(x_test))
+    found = {}
+    for probe in probes:
+        if probe == "k-NN":
+            from sklearn.neighbors import KNeighborsClassifier
 
-        classifier = KNeighborsClassifier(n_neighbors=min(neighbours, len(train))).fit(x, train.y)
-    else:
-        classifier = fit_logistic(x, train.y, train.groups)
-    return np.asarray(classifier.predict(x_rest), dtype=np.int64)
-
-
-def _span(x: NDArray[Any], x_test: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coordinates in the space that the n training rows span, where that is smaller than D.
-
-    Neither probe changes: the penalised weights lie in that space, and what a test sample has outside of it is equally
-    far from all training samples.
-    """
-    x, x_test = np.asarray(x, dtype=np.float64), np.asarray(x_test, dtype=np.float64)
-    if x.shape[1] <= x.shape[0]:
-        return x, x_test
-    # By the Gram matrix: D may be ten times n.
-    squares, vectors = np.linalg.eigh(x @ x.T)
-    kept = squares > 1e-12 * max(float(squares[-1]), 1e-300)
-    if not kept.any():
-        return x[:, :1], x_test[:, :1]
-    sizes, vectors = np.sqrt(squares[kept]), vectors[:, kept]
-    return vectors * sizes, x_test @ (x.T @ (vectors / sizes))
+            nearest = KNeighborsClassifier(n_neighbors=min(neighbours, len(train))).fit(x, train.y)
+            found[probe] = np.asarray(nearest.predict(x_rest), dtype=np.int64)
+        else:
+            found[probe] = fit_logistic(x, train.y, train.groups).predict(x_rest)
+    return found
 
 
-def fit_logistic(x: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[np.int64]) -> Any:
+def fit_logistic(x: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[np.int64]) -> Logistic:
     """Logistic regression on standardised features, its penalty chosen as `predict` says; C = 1 where nothing can choose."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     hits = np.zeros(len(STRENGTHS))
-    with warnings.catch_warnings():
-        # An unfinished fit is judged by its accuracy like any other.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for fit, check in validation_folds(y, groups):
-            # From strong to weak penalty, each from the solution before it.
-            trial = LogisticRegression(max_iter=50, tol=1e-3, warm_start=True)
-            for i, strength in enumerate(STRENGTHS):
-                trial.set_params(C=strength).fit(x[fit], y[fit])
-                hits[i] += (trial.predict(x[check]) == y[check]).sum()
-        # argmax takes the first of equals: the strongest penalty.
-        best = STRENGTHS[int(hits.argmax())] if hits.any() else 1.0
-        return LogisticRegression(C=best, max_iter=1000).fit(x, y)
+    path: list[Logistic] = []
+    for rows, check in validation_folds(y, groups):
+        # From strong to weak penalty, each from the solution before it.
+        path = []
+        for i, strength in enumerate(STRENGTHS):
+            path.append(fit(x[rows], y[rows], strength, start=path[-1] if path else None, tolerance=_TRIAL_TOLERANCE))
+            hits[i] += (path[-1].predict(x[check]) == y[check]).sum()
+    # argmax takes the first of equals: the strongest penalty.
+    best = int(hits.argmax())
+    return fit(x, y, STRENGTHS[best] if hits.any() else 1.0, start=path[best] if path else None)
 
 
 def validation_folds(y: NDArray[np.int64], groups: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -167,7 +167,7 @@ def run_probes(
         bootstrap: resamples behind the intervals.
         seed: of the draws and the resampling.
         class_names: for the sentences; may be empty.
-        progress: told what has just been measured.
+        progress: told what is being measured.
     """
     if set(train) != set(test):
         raise ValueError(f"train has the features {sorted(train)}, test {sorted(test)}")
@@ -188,10 +188,15 @@ def run_probes(
     results, comparisons = [], []
     for budget in labels_per_class:
         draws = draw_labels(reference.y, budget, seed=seed)
+        found = {}
+        for name, features in train.items():
+            if progress is not None:
+                progress(f"{budget or 'all'} labels, {name}")
+            found[name] = [predict(features.take(rows), test[name].x, neighbours=neighbours) for rows in draws]
         for probe in PROBES:
             right: dict[str, NDArray[np.bool_]] = {}
-            for name, features in train.items():
-                predicted = [predict(probe, features.take(rows), test[name].x, neighbours=neighbours) for rows in draws]
+            for name, drawn in found.items():
+                predicted = [one[probe] for one in drawn]
                 right[name] = np.stack(predicted) == held_out.y
                 scores = [score(held_out.y, one) for one in predicted]
                 accuracy = [one.accuracy for one in scores]
@@ -209,8 +214,6 @@ def run_probes(
                         len(draws),
                     )
                 )
-                if progress is not None:
-                    progress(f"{probe}, {budget or 'all'} labels, {name}")
             comparison = _compare(probe, budget, right, held_out.groups, bootstrap, seed)
             if comparison is not None:
                 comparisons.append(comparison)

@@ -42,6 +42,8 @@ LEAKAGE = (
     "The split of random pixels leaks: a test pixel's neighbours, which share most of its window and often its label, are "
     "trained on.  Its figures are shown beside the halves to tell by how much it flatters."
 )
+# The probe behind the map.
+MAP = "logistic regression"
 _MOST_POSITIONS = 20_000
 _BATCH = 128
 # Patches that the floors are fitted on come from this many windows.
@@ -177,9 +179,7 @@ def evaluate_scene(
     for name, source in ((LEFT_RIGHT, left), (RIGHT_LEFT, ~left)):
         if not reports[name].reason and (~source).any():
             fit = np.flatnonzero(source[chosen])
-            predicted[~source] = predict(
-                "logistic regression", samples[ENCODER].take(fit), encoder[~source], neighbours=neighbours
-            )
+            predicted[~source] = predict(samples[ENCODER].take(fit), encoder[~source], neighbours=neighbours, probes=(MAP,))[MAP]
     return SceneResult(reports, digests, _spread(predicted, grid, valid, stride), labels, window, stride)
 
 

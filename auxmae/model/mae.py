@@ -20,6 +20,7 @@ from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
 from auxmae.model.embedding import ChannelEmbedding, ChannelSelection, GroupLinear, channel_groups, sincos_positions
 from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep
 from auxmae.model.patches import from_patches, unnormalise
+from auxmae.model.pooling import CHANNEL_BY_CHANNEL, pool_image, pool_places
 from auxmae.model.pretrained import Pretrained
 
 
@@ -84,6 +85,7 @@ class AuxMAE(Pretrained):
         channel_groups: channels per token: a number, or lists of names.
         channel_embedding: "name" (learned) or "wavelength".
         wavelengths: centre wavelength of every channel, nm.
+        embedding_activation: of a patch's projection: "none" or "gelu" (the published design).
         channel_attention: under independent masks, the tokens that attend to each other across channels: "aligned" (those of
             the same place) or "slotwise" (the k-th visible one of every channel, wherever it lies: the published design).
         output_activation: "none" or "sigmoid".
@@ -114,6 +116,7 @@ class AuxMAE(Pretrained):
         channel_groups: int | Sequence[Sequence[str]] = 1,
         channel_embedding: str = "name",
         wavelengths: Sequence[float] | None = None,
+        embedding_activation: str = "none",
         channel_attention: str = "aligned",
         output_activation: str = "none",
         mask_ratio: float = 0.75,
@@ -139,6 +142,10 @@ class AuxMAE(Pretrained):
             raise SettingsError(
                 f"unknown model.channel_attention {channel_attention!r}", hint="expected one of 'aligned', 'slotwise'"
             )
+        if embedding_activation not in ("none", "gelu"):
+            raise SettingsError(
+                f"unknown model.embedding_activation {embedding_activation!r}", hint="expected one of 'none', 'gelu'"
+            )
         if not names or len(set(names)) != len(names):
             raise SettingsError("channels must be named, each once")
         if wavelengths is not None and len(wavelengths) != len(names):
@@ -160,6 +167,7 @@ class AuxMAE(Pretrained):
             "channel_groups": channel_groups if isinstance(channel_groups, int) else [list(group) for group in channel_groups],
             "channel_embedding": channel_embedding,
             "wavelengths": None if wavelengths is None else [float(value) for value in wavelengths],
+            "embedding_activation": embedding_activation,
             "channel_attention": channel_attention,
             "output_activation": output_activation,
             "mask_ratio": mask_ratio,
@@ -371,7 +379,8 @@ class AuxMAE(Pretrained):
         channel = self.channel_embedding(inputs.groups)
         first = 0 if self.cls_token is None else 1
         position = self._positions(inputs.grid, self.config["width"], inputs.image.device)[first:]
-        x_BGKD = self._embed_visible(inputs.image, mask.keep, weight, bias, position, channel, self.patch_size)
+        activation = self.config["embedding_activation"]
+        x_BGKD = self._embed_visible(inputs.image, mask.keep, weight, bias, position, channel, self.patch_size, activation)
         if self.cls_token is None:
             return x_BGKD
         cls_GD = (self.cls_token + channel).to(x_BGKD.dtype)
@@ -483,22 +492,15 @@ class AuxMAE(Pretrained):
             image, valid, channels: as in `forward`.
             pool: "mean" (over channels and places that have a valid pixel), "cls" (mean of the CLS tokens), "concat" (each
                 channel's mean, one after the other), "attention" (channels weighted by their agreement with the mean of
-                all), or None.
+                all), "moments" ("concat", and each channel's standard deviation over its places), or None.
 
         Returns:
-            (B, num_features); (B, G · num_features) for "concat"; all tokens (B, G, T, D) for None.
+            (B, num_features); (B, G · num_features) for "concat"; (B, 2 · G · num_features) for "moments": all means, then all
+            deviations; both in the model's order of channels, whatever the image's is.  All tokens (B, G, T, D), in the image's
+            order, for None.
         """
-        tokens, weight = self._features(image, valid, channels)
-        if pool is None:
-            return tokens
-        first = 0 if self.cls_token is None else 1
-        if pool == "cls":
-            if not first:
-                raise SettingsError("pool = 'cls' needs a model with CLS tokens", hint="set eval.pool = 'mean'")
-            return tokens[:, :, 0].mean(1)
-        x_BGD = (tokens[:, :, first:] * weight).sum(2) / weight.sum(2).clamp(min=1)
-        present = (weight.sum(2) > 0).to(x_BGD.dtype)
-        return _pool_channels(x_BGD, present, pool)
+        tokens, weight = self._features(image, valid, channels, ordered=pool in CHANNEL_BY_CHANNEL)
+        return tokens if pool is None else pool_image(tokens, weight, pool)
 
     def dense_features(
         self,
@@ -508,18 +510,27 @@ class AuxMAE(Pretrained):
         channels: Sequence[str] | Sequence[int] | Tensor | None = None,
         pool: str = "mean",
     ) -> Tensor:
-        """Features of every place: (B, D', rows, columns), channels pooled by "mean", "concat" or "attention"."""
-        tokens, weight = self._features(image, valid, channels)
-        first = 0 if self.cls_token is None else 1
-        x_BNGD = tokens[:, :, first:].transpose(1, 2)
-        pooled = _pool_channels(x_BNGD, weight.transpose(1, 2), pool)
+        """Features of every place: (B, D', rows, columns).
+
+        Channels are pooled by "mean", "concat" or "attention"; "moments" is "concat" here, since one place has no spread.
+        """
+        tokens, weight = self._features(image, valid, channels, ordered=pool in CHANNEL_BY_CHANNEL)
+        pooled = pool_places(tokens, weight, pool)
         rows, columns = self.grid(image.shape[2], image.shape[3])
         return pooled.transpose(1, 2).reshape(len(pooled), -1, rows, columns)
 
     def _features(
-        self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None
+        self,
+        image: Tensor,
+        valid: Tensor | None,
+        channels: Sequence[str] | Sequence[int] | Tensor | None,
+        *,
+        ordered: bool,
     ) -> tuple[Tensor, Tensor]:
-        """All tokens (B, G, T, D), and (B, G, N, 1): 1 where a patch has a valid pixel."""
+        """All tokens (B, G, T, D), and (B, G, N, 1): 1 where a patch has a valid pixel.
+
+        Groups stand in the image's order, or (`ordered`) in the model's, whatever the image's is.
+        """
         inputs = self._prepare(image, valid, channels)
         batch, _, height, width = inputs.image.shape
         p = self.patch_size
@@ -527,6 +538,10 @@ class AuxMAE(Pretrained):
         tokens = self._encode(inputs, mask)
         patches = inputs.valid.view(batch, inputs.count, self.group_size, height // p, p, width // p, p)
         weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
+        present = inputs.selection.groups
+        if ordered and present != sorted(present):
+            order = _index(sorted(range(len(present)), key=present.__getitem__), tokens.device)
+            return tokens.index_select(1, order), weight.index_select(1, order)
         return tokens, weight
 
 
@@ -542,18 +557,3 @@ def _slots(keep_BGT: Tensor, positions: int) -> Tensor:
     place = torch.where(keep_BGT < 0, positions, keep_BGT).transpose(1, 2)
     token = torch.arange(tokens, dtype=torch.int32, device=keep_BGT.device)[None, :, None].expand(batch, tokens, groups)
     return table.scatter(1, place, token)[:, :positions]
-
-
-def _pool_channels(x: Tensor, weight: Tensor, pool: str) -> Tensor:
-    """(…, G, D) with weights broadcastable to (…, G, 1) → (…, D), or (…, G · D)."""
-    if pool == "concat":
-        return x.flatten(-2)
-    mean = (x * weight).sum(-2) / weight.sum(-2).clamp(min=1)
-    if pool == "mean":
-        return mean
-    if pool == "attention":
-        score = (x * mean.unsqueeze(-2)).sum(-1, keepdim=True) / x.shape[-1] ** 0.5
-        score = score.masked_fill(weight == 0, torch.finfo(score.dtype).min)
-        weighted: Tensor = (score.softmax(-2) * x).sum(-2)
-        return weighted
-    raise SettingsError(f"unknown pooling {pool!r}", hint="one of mean, cls, concat, attention")

@@ -196,6 +196,9 @@ class ModelSettings(Table):
         default="auto", description="hidden width of the decoder"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout probability inside attention and feed-forward sublayers")
+    embedding_activation: Literal["none", "gelu"] = Field(
+        default="none", description="what follows the projection of a patch ('gelu': the published design)"
+    )
     channel_attention: Literal["aligned", "slotwise"] = Field(
         default="aligned",
         description="tokens that attend to each other across channels under independent masks: aligned (those of the same "
@@ -349,8 +352,11 @@ class EvalSettings(Table):
     neighbours: int = Field(default=5, ge=1, le=1000, description="k of the k-NN probe")
     max_samples: int = Field(default=4000, ge=10, description="labelled samples per part used by the probes, at most")
     bootstrap: int = Field(default=1000, ge=10, le=100_000, description="resamples behind the 95% intervals")
-    pool: Literal["mean", "cls", "concat", "attention"] = Field(
-        default="mean", description="how channels become one feature vector"
+    pool: Literal["mean", "cls", "concat", "attention", "moments"] = Field(
+        default="moments",
+        description="how an image's tokens become one feature vector: mean over channels and places, mean of the CLS tokens, "
+        "concat (each channel's mean over places), attention (channels weighted), moments (concat, and each channel's standard "
+        "deviation over places)",
     )
     stride: int = Field(
         default=0,
@@ -434,9 +440,8 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
             "cls_tokens": False,
         },
         "train": {"batch_size": 16, "epochs": 400, "learning_rate": 2e-3, "max_minutes": 15.0, "validate_every": 10},
-        "eval": {"pool": "concat"},
     },
-    # The published design of AuxiliaryMAE: equal encoder and decoder, sigmoid output, dropout.
+    # The published design of AuxiliaryMAE: equal encoder and decoder, GELU after the embedding, sigmoid output, dropout.
     "reference": {
         "model": {
             "patch_size": 16,
@@ -449,6 +454,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
             "decoder_heads": 8,
             "decoder_hidden": 512,
             "dropout": 0.1,
+            "embedding_activation": "gelu",
             "output_activation": "sigmoid",
         },
         "train": {"batch_size": 128, "learning_rate": 1e-3},

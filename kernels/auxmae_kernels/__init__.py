@@ -104,18 +104,20 @@ def feed_forward(
         x: (…, D).
         norm_weight, norm_bias: (D,); eps: of the norm.
         w1, b1: (hidden, D), (hidden,); w2, b2: (D, hidden), (D,).
-        dropout: probability, after the GELU and after the second map; 0 outside training.
+        dropout: probability, after the GELU and after the second map; 0 outside training.  The masks are drawn from PyTorch's
+            generator of x's device; they depend on the backend, and in Triton on nothing but the generator's state.
 
     Returns:
         x's shape and type.  Under autocast the products run in its type, and the sum keeps x's.
 
     Raises:
-        KernelUnavailableError: Triton was asked for and cannot run here, or there is dropout.
+        ValueError: dropout is no probability.
+        KernelUnavailableError: Triton was asked for and cannot run here.
     """
-    key = (("width", int(x.shape[-1])), ("dropout", int(dropout > 0)))
-    if dispatch.choose("feed_forward", _cast(x).dtype, x.device, key) == "triton":
+    reference.check_probability(dropout)
+    if dispatch.choose("feed_forward", _cast(x).dtype, x.device, (("width", int(x.shape[-1])),)) == "triton":
         return feed_forward_operator.feed_forward(
-            x, norm_weight, norm_bias, _cast(w1), _cast(b1), _cast(w2), _cast(b2), residual_scale, eps
+            x, norm_weight, norm_bias, _cast(w1), _cast(b1), _cast(w2), _cast(b2), residual_scale, eps, dropout
         )
     return reference.feed_forward(x, norm_weight, norm_bias, w1, b1, w2, b2, residual_scale, eps, dropout)
 
@@ -142,24 +144,25 @@ def attention_block(
         x: (B, C, T, D).
         w_qkv, b_qkv: (3·D, D), (3·D,); w_out, b_out: (D, D), (D,).
         heads, axis, slots, lengths: see `axial_attention`; at padding tokens the result is x + residual_scale · b_out.
-        dropout: probability, after the output projection.
+        dropout: probability, after the output projection; see `feed_forward`.
 
     Returns:
         x's shape and type.  Under autocast the products run in its type, and the sum keeps x's.
 
     Raises:
-        ValueError: an unknown axis, or a width that heads do not divide.
-        KernelUnavailableError: Triton was asked for and cannot run here, or there is dropout.
+        ValueError: an unknown axis, a width that heads do not divide, or a dropout that is no probability.
+        KernelUnavailableError: Triton was asked for and cannot run here.
     """
     if axis not in ("patch", "channel"):
         raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
     if x.ndim != 4 or heads < 1 or x.shape[3] % heads:
         raise ValueError(f"x must be (B, C, T, heads ({heads}) · head dim), not {tuple(x.shape)}")
-    key = (*_attention_key(axis, x.shape, x.shape[3] // heads), ("dropout", int(dropout > 0)))
+    reference.check_probability(dropout)
+    key = _attention_key(axis, x.shape, x.shape[3] // heads)
     if dispatch.choose("attention_block", _cast(x).dtype, x.device, key) == "triton":
         weights = (_cast(w_qkv), None if b_qkv is None else _cast(b_qkv), _cast(w_out), None if b_out is None else _cast(b_out))
         return attention_block_operator.attention_block(
-            x, norm_weight, norm_bias, *weights, heads, axis, slots, lengths, residual_scale, eps
+            x, norm_weight, norm_bias, *weights, heads, axis, slots, lengths, residual_scale, eps, dropout
         )
     return reference.attention_block(
         x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, axis, slots, lengths, residual_scale, eps, dropout
@@ -184,8 +187,9 @@ def add_norm(
 
 
 def embed_visible(
-    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, patch_size: int
-) -> Tensor:
+    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, patch_size: int,
+    activation: str = "none",
+) -> Tensor:  # fmt: skip
     """Projects the visible patches of an image and adds their position's and channel's embedding.
 
     No other pixel is read, so NaN in a hidden patch is harmless, in the gradient too.
@@ -196,18 +200,20 @@ def embed_visible(
         weight: (D, P), or (G, D, P) with one map per group; P is ordered (g, row, column).
         bias: (D,) or (G, D).
         position: (N, D); channel: (G, D).
+        activation: of the projection, ahead of the embeddings: "none" or "gelu" (by the error function).
 
     Returns:
         (B, G, K, D).
 
     Raises:
-        ValueError: the image is no multiple of the patch size, or its channels do not divide into the groups.
+        ValueError: the image is no multiple of the patch size, its channels do not divide into the groups, or the activation
+            is unknown.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
     if dispatch.choose("embed_visible", _cast(image).dtype, image.device, (("width", int(channel.shape[-1])),)) == "triton":
-        reference.check_patches(image, keep.shape[1], patch_size)
-        return embed.embed_visible(image, keep, _cast(weight), _cast(bias), position, channel, patch_size)
-    return reference.embed_visible(image, keep, weight, bias, position, channel, patch_size)
+        reference.check_embedding(image, keep.shape[1], patch_size, activation)
+        return embed.embed_visible(image, keep, _cast(weight), _cast(bias), position, channel, patch_size, activation)
+    return reference.embed_visible(image, keep, weight, bias, position, channel, patch_size, activation)
 
 
 def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor, channel: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ projection is summed on chip.  Only slices of the weights are read anew for each
 The way back makes everything again from x and leaves the normalised rows, the attention's output, and the gradient of queries,
 keys and values.  What is left are products over all tokens, for the weights' gradients and that of the normalised rows, and the
 norm's gradient: best left to a library.  Summed in the kernel, the gradient of the normalised rows spilled 600 bytes a thread.
+With dropout it is given the output's gradient under its mask, which the weights' gradients need too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import triton
 import triton.language as tl
 
 from auxmae_kernels.attention_packed import _probabilities
+from auxmae_kernels.dropout import OUTPUT_MASK, keep_bits, kept
 from auxmae_kernels.tiles import dot, load_rows, locate, normalise, offsets
 
 
@@ -65,11 +67,12 @@ def _output_weight(w_out, head, column, WIDTH: tl.constexpr, HEAD_DIM: tl.conste
 
 @triton.jit(do_not_specialize=["sequences", "length", "inner", "channels", "tokens"])
 def attention_block_forward(
-    x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, out, slots, lengths,
+    x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, out, seed, slots, lengths,
     sequences, length, inner, channels, tokens, stride_b, stride_c, stride_t, stride_d,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr, WIDTH_TILE: tl.constexpr, TILE: tl.constexpr,
     SCALE: tl.constexpr, EPS: tl.constexpr, ALONG_CHANNELS: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    QKV_BIAS: tl.constexpr, OUT_BIAS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    QKV_BIAS: tl.constexpr, OUT_BIAS: tl.constexpr, DROP_BELOW: tl.constexpr, KEEP_SCALE: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """out (B, C, T, D), contiguous, at the tokens of this program's sequences, from x of any strides."""
     width: tl.constexpr = HEADS * HEAD_DIM
@@ -98,10 +101,13 @@ def attention_block_forward(
         total += dot(mixed, tl.trans(weight), ACC, PRECISION, UPCAST)
     if OUT_BIAS:
         total += tl.load(b_out + column, mask=fits, other=0.0).to(ACC)[None, :]
+    token = (b * channels + c) * tokens + t
+    if DROP_BELOW:
+        total = tl.where(kept(keep_bits(seed, token, column, OUTPUT_MASK, DROP_BELOW), column), total * KEEP_SCALE, 0.0)
     inside = written[:, None] & fits[None, :]
     # Padding takes no part in attention but keeps its place in the residual stream.
     residual = load_rows(x, at, column, stride_d, inside).to(ACC)
-    target = out + (((b * channels + c) * tokens + t) * width)[:, None] + column[None, :]
+    target = out + (token * width)[:, None] + column[None, :]
     tl.store(target, (residual + SCALE * total).to(out.dtype.element_ty), mask=inside)
 
 

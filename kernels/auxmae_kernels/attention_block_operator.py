@@ -1,8 +1,8 @@
 """`attention_block` as an operator: one Triton kernel each way where a sequence fits a tile and the width is up to 256.
 
 Beyond, it is composed of norm, products and the kernels of `axial_attention`.  Either way the input alone is saved between the
-two, and everything else is computed again: keeping the log-sum-exp of sequences that stream would spare no pass over them, as
-the attention's output is needed too.
+two, with the seed of dropout, and everything else is computed again: keeping the log-sum-exp of sequences that stream would spare
+no pass over them, as the attention's output is needed too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 
 from auxmae_kernels import attention, tuning
+from auxmae_kernels import dropout as masks
 from auxmae_kernels.attention_block_kernels import attention_block_backward, attention_block_forward
 from auxmae_kernels.boundary import accumulation, empty, index_table, launch, register, register_autograd, without_autocast
 
@@ -65,23 +66,26 @@ def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, backward: bool) -> tuple[int, tu
 def _forward(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None, w_out: Tensor, b_out: Tensor | None,
     heads: int, along_channels: bool, slots: Tensor | None, lengths: Tensor | None, scale: float, eps: float,
+    seed: Tensor | None = None, dropout: float = 0.0,
 ) -> Tensor:  # fmt: skip
     rest = (heads, along_channels, slots, lengths, scale, eps)
     with without_autocast(x):
         if not fused(_length(x, along_channels), x.shape[3]):
             _, qkv = _project(x, norm_weight, norm_bias, w_qkv, b_qkv, lengths, eps)
             mixed, _ = attention.forward(qkv, heads, along_channels, slots, lengths, None)
-            return torch.add(x, F.linear(mixed, w_out, b_out), alpha=scale).contiguous()
+            y = masks.drop(F.linear(mixed, w_out, b_out), seed, dropout, masks.OUTPUT_MASK)
+            return torch.add(x, y, alpha=scale).contiguous()
         out = empty(x.shape, x)
         if slots is not None:
             # Tokens that no place names are written by no program; they attend to nothing.
-            out.copy_(x if b_out is None else torch.add(x, b_out, alpha=scale))
+            bias = None if b_out is None else masks.drop(b_out.expand(x.shape), seed, dropout, masks.OUTPUT_MASK)
+            out.copy_(x if bias is None else torch.add(x, bias, alpha=scale))
         groups, numbers, constants = _plan(x, w_qkv, rest, backward=False)
         launch(
             attention_block_forward, groups, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
             x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), x if b_out is None else b_out.contiguous(), out,
-            index_table(slots, x), index_table(lengths, x), *numbers, *x.stride(),
-            QKV_BIAS=b_qkv is not None, OUT_BIAS=b_out is not None, **constants,
+            x if seed is None else seed, index_table(slots, x), index_table(lengths, x), *numbers, *x.stride(),
+            QKV_BIAS=b_qkv is not None, OUT_BIAS=b_out is not None, **masks.constants(dropout), **constants,
         )  # fmt: skip
         return out
 
@@ -110,17 +114,19 @@ def _backward(
     grad: Tensor, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None,
     w_out: Tensor, b_out: Tensor | None,
     heads: int, along_channels: bool, slots: Tensor | None, lengths: Tensor | None, scale: float, eps: float,
+    seed: Tensor | None = None, dropout: float = 0.0,
 ) -> Gradients:  # fmt: skip
     rest = (heads, along_channels, slots, lengths, scale, eps)
     with without_autocast(x):
         one_kernel = fused(_length(x, along_channels), x.shape[3])
         compute = _fused_operands if one_kernel else _composed_operands
-        n, mixed, grad_qkv = compute(grad, x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, rest)
+        dropped = masks.drop(grad, seed, dropout, masks.OUTPUT_MASK)
+        n, mixed, grad_qkv = compute(dropped, x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, rest)
         of_norm, gamma, beta = _norm_gradients(grad_qkv @ w_qkv, x, norm_weight, norm_bias, lengths, eps)
         width = x.shape[3]
         wide = torch.promote_types(torch.float32, x.dtype)
         rows = grad_qkv.reshape(-1, 3 * width)
-        upstream = grad.reshape(-1, width)
+        upstream = dropped.reshape(-1, width)
         nothing = x.new_empty(0)
         return (
             (grad + of_norm).contiguous(),
@@ -192,7 +198,7 @@ def _backward_fake(
 
 _ARGUMENTS = (
     "Tensor x, Tensor norm_weight, Tensor norm_bias, Tensor w_qkv, Tensor? b_qkv, Tensor w_out, Tensor? b_out, "
-    "int heads, bool along_channels, Tensor? slots, Tensor? lengths, float scale, float eps"
+    "int heads, bool along_channels, Tensor? slots, Tensor? lengths, float scale, float eps, Tensor? seed=None, float dropout=0.0"
 )
 _forward_op = register(f"attention_block({_ARGUMENTS}) -> Tensor", _forward, _forward_fake)
 _backward_op = register(
@@ -203,16 +209,16 @@ _backward_op = register(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    heads, along_channels, slots, lengths, scale, eps = inputs[7:]
-    ctx.save_for_backward(*inputs[:7], slots, lengths)
-    ctx.rest = (heads, along_channels, scale, eps)
+    heads, along_channels, slots, lengths, scale, eps, seed, dropout = inputs[7:]
+    ctx.save_for_backward(*inputs[:7], slots, lengths, seed)
+    ctx.rest = (heads, along_channels, scale, eps, dropout)
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *inputs, slots, lengths = ctx.saved_tensors
-    heads, along_channels, scale, eps = ctx.rest
-    results = _backward_op(grad, *inputs, heads, along_channels, slots, lengths, scale, eps)
-    return *(None if tensor is None else result for tensor, result in zip(inputs, results, strict=True)), *(None,) * 6
+    *inputs, slots, lengths, seed = ctx.saved_tensors
+    heads, along_channels, scale, eps, dropout = ctx.rest
+    results = _backward_op(grad, *inputs, heads, along_channels, slots, lengths, scale, eps, seed, dropout)
+    return *(None if tensor is None else result for tensor, result in zip(inputs, results, strict=True)), *(None,) * 8
 
 
 register_autograd(_forward_op, _setup_context, _gradient)
@@ -220,13 +226,14 @@ register_autograd(_forward_op, _setup_context, _gradient)
 
 def attention_block(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None, w_out: Tensor, b_out: Tensor | None,
-    heads: int, axis: str, slots: Tensor | None, lengths: Tensor | None, scale: float, eps: float,
+    heads: int, axis: str, slots: Tensor | None, lengths: Tensor | None, scale: float, eps: float, dropout: float = 0.0,
 ) -> Tensor:  # fmt: skip
     """See `auxmae_kernels.attention_block`; the products run in the type of w_qkv, the sum keeps that of x."""
     along_channels = axis == "channel"
     # A table of places says nothing about the patches within a channel.
     named = slots if along_channels else None
+    seed = masks.draw_seed(dropout, x.device)
     out: Tensor = _forward_op(
-        x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, along_channels, named, lengths, scale, eps
+        x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, along_channels, named, lengths, scale, eps, seed, dropout
     )
     return out

@@ -92,8 +92,8 @@ def explain(
         function: one of `FUNCTIONS`.
         shape, dtype, device: of the first argument; None stands for any.
         key: the shape class: for attention {"axis", "length", "head_dim"}: tokens of a sequence, channels of a head; for
-            other functions {"width"}; for sublayers also {"dropout"}: 1 where it is on; for the loss {"pixels"}, of a token,
-            and {"image_gradient"}: 1 where the image asks for one.
+            other functions {"width"}; for the loss {"pixels"}, of a token, and {"image_gradient"}: 1 where the image asks for
+            one.
 
     Raises:
         ValueError: an unknown function or backend.
@@ -123,8 +123,6 @@ def _obstacle(function: str, dtype: torch.dtype | None, device: torch.device | N
     """Why the Triton kernel cannot run, or None."""
     if not triton_installed():
         return "Triton is not installed"
-    if key.get("dropout"):
-        return "dropout is on, which the Triton kernels do not have: PyTorch runs"
     if device is not None and device.type != "cuda":
         from auxmae_kernels.boundary import interpreting
 

@@ -1,9 +1,9 @@
 """`embed_visible`: a matrix product whose left operand is gathered from the image, patch by patch.
 
 Only visible patches are read, in the value and in the gradient.  The weight's gradient is a product over all tokens and left to a
-library; its operand, the gathered patches, lives only for that long.  The sum over the tokens of a position is that of an
-embedding table's gradient, which adds in a fixed order.  The image's own gradient, which training never asks for, is put
-together from PyTorch's pieces.
+library; its operand, the gathered patches, lives only for that long, as does what the GELU was given, which is computed again.
+The sum over the tokens of a position is that of an embedding table's gradient, which adds in a fixed order.  The image's own
+gradient, which training never asks for, is put together from PyTorch's pieces.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from auxmae_kernels.boundary import accumulation, empty, launch, register, register_autograd, without_autocast
-from auxmae_kernels.tiles import dot
+from auxmae_kernels.tiles import dot, gelu
 
 # Tokens, numbers of a token, and pixels of a patch in a tile.
 _ROWS, _COLUMNS, _PIXELS = 64, 64, 32
@@ -54,7 +54,7 @@ def embed_forward(
     image, keep, weight, bias, position, channel, out, tokens, groups, kept, columns, weight_group, bias_group,
     stride_b, stride_c, stride_h, stride_w,
     SIDE: tl.constexpr, PIXELS: tl.constexpr, WIDTH: tl.constexpr,
-    TILE: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr,
+    TILE: tl.constexpr, COLUMNS: tl.constexpr, CHUNK: tl.constexpr, GELU: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """out (B, G, K, WIDTH), contiguous; weight_group and bias_group are the elements from one group's map to the next's."""
@@ -73,8 +73,10 @@ def embed_forward(
         at = group.to(tl.int64) * weight_group + column[:, None] * PIXELS + pixel[None, :]
         part = tl.load(weight + at, mask=fits[:, None] & (pixel < PIXELS)[None, :], other=0.0)
         total += dot(patch, tl.trans(part), ACC, PRECISION, UPCAST)
-    own = tl.load(bias + group * bias_group + column, mask=fits, other=0.0).to(ACC)
-    own += tl.load(channel + group * WIDTH + column, mask=fits, other=0.0).to(ACC)
+    total += tl.load(bias + group * bias_group + column, mask=fits, other=0.0).to(ACC)[None, :]
+    if GELU:
+        total = gelu(total)
+    own = tl.load(channel + group * WIDTH + column, mask=fits, other=0.0).to(ACC)
     there = place.to(tl.int64)[:, None] * WIDTH + column[None, :]
     total += own[None, :] + tl.load(position + there, mask=real[:, None] & fits[None, :], other=0.0).to(ACC)
     total = tl.where(real[:, None], total, 0.0)
@@ -102,7 +104,10 @@ def _out_type(weight: Tensor, position: Tensor, channel: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.promote_types(position.dtype, channel.dtype))
 
 
-def _forward(image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, side: int) -> Tensor:
+def _forward(
+    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, side: int,
+    activation: str = "none",
+) -> Tensor:  # fmt: skip
     batch, groups, kept = keep.shape
     width, pixels = weight.shape[-2:]
     out = empty((batch, groups, kept, width), image, _out_type(weight, position, channel))
@@ -111,14 +116,15 @@ def _forward(image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position
         embed_forward, programs, image, keep.to(torch.int32).contiguous(), weight.contiguous(), bias.contiguous(),
         position.contiguous(), channel.contiguous(), out, batch * kept, groups, kept, image.shape[3] // side,
         width * pixels if weight.ndim == 3 else 0, width if bias.ndim == 2 else 0, *image.stride(),
-        SIDE=side, PIXELS=pixels, WIDTH=width, TILE=_ROWS, COLUMNS=_COLUMNS, CHUNK=_PIXELS, num_warps=4, num_stages=2,
+        SIDE=side, PIXELS=pixels, WIDTH=width, TILE=_ROWS, COLUMNS=_COLUMNS, CHUNK=_PIXELS, GELU=activation == "gelu",
+        num_warps=4, num_stages=2,
         **accumulation(torch.promote_types(weight.dtype, position.dtype) if weight.dtype == torch.float64 else weight.dtype),
     )  # fmt: skip
     return out
 
 
 def _forward_fake(
-    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, side: int
+    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, *_: Any
 ) -> Tensor:
     return image.new_empty((*keep.shape, weight.shape[-2]), dtype=_out_type(weight, position, channel))
 
@@ -128,7 +134,7 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def _backward(
     grad: Tensor, image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor,
-    side: int, of_image: bool,
+    side: int, of_image: bool, activation: str = "none",
 ) -> Gradients:  # fmt: skip
     with without_autocast(image):
         batch, groups, kept = keep.shape
@@ -144,12 +150,16 @@ def _backward(
         by_group = grad.transpose(0, 1).reshape(groups, batch * kept, width)
         operand = by_group.to(weight.dtype)
         gathered = patches.transpose(0, 1).reshape(groups, batch * kept, pixels)
+        if activation == "gelu":
+            hidden = gathered @ weight.transpose(-2, -1) + (bias[:, None] if bias.ndim == 2 else bias)
+            operand = torch.ops.aten.gelu_backward(operand, hidden)
         if weight.ndim == 3:
             grad_weight = operand.transpose(1, 2) @ gathered
         else:
             grad_weight = operand.reshape(-1, width).t() @ gathered.reshape(-1, pixels)
         grad_channel = by_group.sum(1, dtype=wide)
-        grad_bias = grad_channel if bias.ndim == 2 else grad_channel.sum(0)
+        grad_bias = grad_channel if activation == "none" else operand.sum(1, dtype=wide)
+        grad_bias = grad_bias if bias.ndim == 2 else grad_bias.sum(0)
         # Padding goes to a row that is cut off.
         places = position.shape[0]
         index = torch.where(keep < 0, places, keep).long()
@@ -179,7 +189,7 @@ def _image_gradient(image: Tensor, keep: Tensor, grad_patches: Tensor, side: int
 
 def _backward_fake(
     grad: Tensor, image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor,
-    side: int, of_image: bool,
+    side: int, of_image: bool, activation: str = "none",
 ) -> Gradients:  # fmt: skip
     of_pixels = image.new_empty(image.shape if of_image else (0,))
     rest = [tensor.new_empty(tensor.shape) for tensor in (weight, bias, position, channel)]
@@ -187,9 +197,10 @@ def _backward_fake(
 
 
 _ARGUMENTS = "Tensor image, Tensor keep, Tensor weight, Tensor bias, Tensor position, Tensor channel, int side"
-_forward_op = register(f"embed_visible({_ARGUMENTS}) -> Tensor", _forward, _forward_fake)
+_forward_op = register(f"embed_visible({_ARGUMENTS}, str activation='none') -> Tensor", _forward, _forward_fake)
 _backward_op = register(
-    f"embed_visible_backward(Tensor grad, {_ARGUMENTS}, bool of_image) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"embed_visible_backward(Tensor grad, {_ARGUMENTS}, bool of_image, str activation='none') -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -197,21 +208,21 @@ _backward_op = register(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:6])
-    ctx.side = inputs[6]
+    ctx.side, ctx.activation = inputs[6:]
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     of_image = ctx.needs_input_grad[0]
-    grad_image, *rest = _backward_op(grad, *ctx.saved_tensors, ctx.side, of_image)
-    return (grad_image if of_image else None, None, *rest, None)
+    grad_image, *rest = _backward_op(grad, *ctx.saved_tensors, ctx.side, of_image, ctx.activation)
+    return (grad_image if of_image else None, None, *rest, None, None)
 
 
 register_autograd(_forward_op, _setup_context, _gradient)
 
 
 def embed_visible(
-    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, side: int
+    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, side: int, activation: str
 ) -> Tensor:
     """See `auxmae_kernels.embed_visible`; the products run in the weight's type."""
-    out: Tensor = _forward_op(image, keep, weight, bias, position, channel, side)
+    out: Tensor = _forward_op(image, keep, weight, bias, position, channel, side, activation)
     return out

@@ -34,6 +34,12 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def check_probability(dropout: float) -> None:
+    """Raises ValueError where dropout is no probability."""
+    if not 0.0 <= dropout <= 1.0:
+        raise ValueError(f"dropout must be a probability between 0 and 1, not {dropout}")
+
+
 def _activate(hidden: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
     return _linear(F.gelu(hidden), w2, b2)
 
@@ -104,8 +110,10 @@ def _group_size(image: Tensor, groups: int) -> int:
     return image.shape[1] // groups
 
 
-def check_patches(image: Tensor, groups: int, patch_size: int) -> None:
-    """Raises ValueError where an image does not divide into groups of channels and patches."""
+def check_embedding(image: Tensor, groups: int, patch_size: int, activation: str) -> None:
+    """Raises ValueError where an image does not divide into groups of channels and patches, or the activation is unknown."""
+    if activation not in ("none", "gelu"):
+        raise ValueError(f"activation must be 'none' or 'gelu', not {activation!r}")
     _group_size(image, groups)
     if image.shape[2] % patch_size or image.shape[3] % patch_size:
         raise ValueError(f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}")
@@ -129,16 +137,19 @@ def _patches_at(image: Tensor, index: Tensor, patch_size: int) -> Tensor:
 
 
 def embed_visible(
-    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, patch_size: int
-) -> Tensor:
+    image: Tensor, keep: Tensor, weight: Tensor, bias: Tensor, position: Tensor, channel: Tensor, patch_size: int,
+    activation: str = "none",
+) -> Tensor:  # fmt: skip
     """See `auxmae_kernels.embed_visible`."""
-    check_patches(image, keep.shape[1], patch_size)
+    check_embedding(image, keep.shape[1], patch_size, activation)
     index = keep.clamp(min=0)
     x_BGKP = _patches_at(image, index, patch_size).flatten(3)
     if weight.ndim == 2:  # noqa: SIM108
         x = F.linear(x_BGKP, weight, bias)
     else:
         x = torch.einsum("bgkp,gdp->bgkd", x_BGKP, weight) + bias[:, None]
+    if activation == "gelu":
+        x = F.gelu(x)
     x = x + position[index] + channel[:, None]
     return torch.where(keep[..., None] < 0, 0.0, x)
 

@@ -254,7 +254,7 @@ def test_the_command_and_its_document(run, tmp_path):
     result = invoke(run, "--output", tmp_path / "out.npy", "--json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert (document["rows"], document["features"], document["missing"]) == (7, 16, [])
+    assert (document["rows"], document["features"], document["missing"]) == (7, 96, [])  # moments of 3 channels × 16
     held = invoke(run, "--output", tmp_path / "held.npy", "--part", "test", "--pool", "concat", "--json")
     assert json.loads(held.stdout)["features"] == 48
     held_rows = rows_of(tmp_path / "held.npy")
@@ -274,7 +274,7 @@ def test_missing_channels_are_refused_and_dropped_on_purpose(run, tmp_path):
     result = invoke(*arguments, "--allow-missing")
     assert result.exit_code == 0, result.output
     assert "left out, since the data lack them: green" in result.output
-    expected = make_model().forward_features(torch.from_numpy((pixels - 10) / 100), channels=["red", "blue"])
+    expected = make_model().forward_features(torch.from_numpy((pixels - 10) / 100), channels=["red", "blue"], pool="moments")
     by_path = {
         row["path"]: vector for row, vector in zip(rows_of(tmp_path / "out.npy"), np.load(tmp_path / "out.npy"), strict=True)
     }

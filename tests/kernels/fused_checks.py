@@ -29,7 +29,8 @@ def use_triton(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         out = uninitialised(shape, like, dtype)
         return out.fill_(torch.nan) if out.is_floating_point() else out
 
-    for name in ("feed_forward_operator", "norm", "embed", "assembly", "loss", "attention_block_operator", "attention"):
+    writers = ("attention", "attention_block_operator", "dropout", "feed_forward_operator", "norm", "embed", "assembly", "loss")
+    for name in writers:
         try:
             module = __import__(f"auxmae_kernels.{name}", fromlist=["empty"])
         except ImportError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import auxmae_kernels as kernels
 import pytest
 import torch
@@ -15,7 +17,7 @@ def draw_keep(batch, groups, places, kept):
     return torch.where((torch.arange(kept) >= kept - 1) & (torch.rand(batch, groups, 1) < 0.5), -1, keep)
 
 
-def naive(image, keep, weight, bias, position, channel, side):
+def naive(image, keep, weight, bias, position, channel, side, activation="none"):
     batch, groups, kept = keep.shape
     g, across = image.shape[1] // groups, image.shape[3] // side
     rows = []
@@ -26,7 +28,10 @@ def naive(image, keep, weight, bias, position, channel, side):
                 y, x = max(n, 0) // across * side, max(n, 0) % across * side
                 patch = image[b, c * g : (c + 1) * g, y : y + side, x : x + side].reshape(-1)
                 w, own = (weight[c], bias[c]) if weight.ndim == 3 else (weight, bias)
-                token = w @ patch + own + position[n] + channel[c]
+                token = w @ patch + own
+                if activation == "gelu":
+                    token = token * 0.5 * (1 + torch.erf(token / math.sqrt(2)))
+                token = token + position[n] + channel[c]
                 rows.append(token if n >= 0 else token * 0)
     return torch.stack(rows).view(batch, groups, kept, -1)
 
@@ -51,17 +56,18 @@ CASES = [
 
 
 @interpreted
+@pytest.mark.parametrize("activation", ["none", "gelu"])
 @pytest.mark.parametrize("case", CASES)
-def test_value_and_every_gradient(monkeypatch, case):
+def test_value_and_every_gradient(monkeypatch, case, activation):
     launched = use_triton(monkeypatch)
     image, keep, parts = draw(*case)
 
     def fused(image, *parts):
-        return kernels.embed_visible(image, keep, *parts, case[4])
+        return kernels.embed_visible(image, keep, *parts, case[4], activation)
 
     upstream = [odd(*keep.shape, case[6])]
     ours = values_and_gradients(fused, [image, *parts], upstream)
-    theirs = values_and_gradients(lambda image, *parts: naive(image, keep, *parts, case[4]), [image, *parts], upstream)
+    theirs = values_and_gradients(lambda i, *parts: naive(i, keep, *parts, case[4], activation), [image, *parts], upstream)
     assert_close(ours, theirs, 1e-10)
     assert launched == ["embed_forward", "embed_gather"]
     again = values_and_gradients(fused, [image, *parts], upstream)
@@ -88,14 +94,15 @@ def test_hidden_patches_are_not_read(monkeypatch):
 
 @interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_and_reduced_precision(monkeypatch, dtype):
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_autocast_and_reduced_precision(monkeypatch, dtype, activation):
     image, keep, parts = draw(*CASES[2])
     image = image.detach().float()
     parts = [leaf(part, torch.float32) for part in parts]
     upstream = [torch.randn(3, 1, 5, 70)]
 
     def embed(*parts):
-        return kernels.embed_visible(image, keep, *parts, 3)
+        return kernels.embed_visible(image, keep, *parts, 3, activation)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         pytorch = values_and_gradients(embed, parts, upstream)
@@ -114,11 +121,16 @@ def test_gradcheck_operator_compilation_empty_and_errors(monkeypatch):
         return kernels.embed_visible(inputs[0], keep, *inputs[1:], 2)
 
     assert torch.autograd.gradcheck(fused, (image, *parts))
+    activated = lambda *inputs: kernels.embed_visible(inputs[0], keep, *inputs[1:], 2, "gelu")  # noqa: E731
+    assert torch.autograd.gradcheck(activated, (image, *parts))
+    torch.library.opcheck(torch.ops.auxmae_kernels.embed_visible.default, (image, keep, *parts, 2, "gelu"))
     torch.library.opcheck(torch.ops.auxmae_kernels.embed_visible.default, (image, keep, *parts, 2))
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     upstream = [torch.randn(1, 2, 2, 3, dtype=torch.float64)]
     inputs = [image, *parts]
     assert_close(values_and_gradients(compiled, inputs, upstream), values_and_gradients(fused, inputs, upstream), 1e-12)
     assert kernels.embed_visible(image[:0], keep[:0], *parts, 2).shape == (0, 2, 2, 3)
+    with pytest.raises(ValueError, match="'none' or 'gelu'"):
+        kernels.embed_visible(image, keep, *parts, 2, "relu")
     with pytest.raises(ValueError, match="patch size 3"):
         kernels.embed_visible(image, keep, *parts, 3)

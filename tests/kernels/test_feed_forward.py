@@ -7,7 +7,6 @@ import math
 import auxmae_kernels as kernels
 import pytest
 import torch
-from auxmae_kernels import KernelUnavailableError, dispatch
 
 from tests.kernels.fused_checks import (
     assert_close,
@@ -106,16 +105,3 @@ def test_the_operator_is_sound_and_compiles_whole(monkeypatch):
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     upstream = [torch.randn(6, 8)]
     assert_close(values_and_gradients(compiled, inputs, upstream), values_and_gradients(fused, inputs, upstream), 1e-6)
-
-
-@pytest.mark.parametrize("function", ["feed_forward", "attention_block"])
-def test_dropout_is_the_reason_for_pytorch(monkeypatch, function):
-    monkeypatch.delenv("AUXMAE_KERNELS", raising=False)
-    decision = dispatch.explain(function, key={"dropout": 1})
-    assert decision.backend == "torch"
-    assert "dropout" in decision.reason
-    monkeypatch.setenv("AUXMAE_KERNELS", "triton")
-    with pytest.raises(KernelUnavailableError, match="dropout"):
-        dispatch.explain(function, key={"dropout": 1})
-    with pytest.raises(KernelUnavailableError, match="dropout"):
-        kernels.feed_forward(torch.randn(2, 4), *parameters(4, 6, torch.float32), dropout=0.1)

@@ -120,6 +120,20 @@ def test_slotwise_and_aligned_agree_where_every_channel_shows_the_same_places():
     assert not torch.equal(aligned(image, ragged).loss, slotwise(image, ragged).loss)
 
 
+def test_the_embedding_activation_comes_ahead_of_position_and_channel():
+    plain, activated = (
+        AuxMAE(2, image_size=8, patch_size=4, width=8, heads=2, depth=1, embedding_activation=name) for name in ("none", "gelu")
+    )
+    activated.load_state_dict(plain.state_dict())
+    inputs = plain._prepare(torch.rand(1, 2, 8, 8), None, None)
+    mask = plain._given(inputs, torch.tensor([[[0, 3], [1, 2]]]))
+    position = plain._positions(inputs.grid, 8, inputs.image.device)[1:][mask.keep] + plain.channel_embedding()[:, None]
+    projected = plain._embed(inputs, mask)[:, :, 1:] - position
+    torch.testing.assert_close(activated._embed(inputs, mask)[:, :, 1:], torch.nn.functional.gelu(projected) + position)
+    with pytest.raises(SettingsError, match="embedding_activation 'relu'"):
+        AuxMAE(2, embedding_activation="relu")
+
+
 def test_an_unknown_channel_attention_is_named():
     with pytest.raises(SettingsError, match="channel_attention 'slots'"):
         tiny(channel_attention="slots")
@@ -315,6 +329,14 @@ def test_pooling_choices():
     assert model.forward_features(image, pool="cls").shape == (2, 16)
     assert model.forward_features(image, pool="concat").shape == (2, 80)
     assert model.forward_features(image, pool="attention").shape == (2, 16)
+    tokens = model.forward_features(image, pool=None)[:, :, 1:]
+    moments = torch.cat([tokens.mean(2).flatten(1), tokens.std(2, correction=0).flatten(1)], 1)
+    torch.testing.assert_close(model.forward_features(image, pool="moments"), moments)
+    order = [3, 0, 4, 1, 2]
+    for pool in ("concat", "moments"):
+        turned = model.forward_features(image[:, order], channels=order, pool=pool)
+        torch.testing.assert_close(turned, model.forward_features(image, pool=pool))
+    assert model.dense_features(image, pool="moments").equal(model.dense_features(image, pool="concat"))
     assert model.forward_features(image, pool=None).shape == (2, 5, 17, 16)
     assert model.dense_features(image, pool="concat").shape == (2, 80, 4, 4)
     with pytest.raises(SettingsError, match="pooling"):

@@ -1,0 +1,59 @@
+"""Tokens → features: over places, over channels.
+
+Shapes: B batch, G channel groups, N positions, T tokens with a CLS token (N without), D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from auxmae.errors import SettingsError
+
+# Poolings that keep channels apart, so that a feature's place says which channel it is of.
+CHANNEL_BY_CHANNEL = ("concat", "moments")
+
+
+def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
+    """(B, G, T, D) → (B, D'): see `AuxMAE.forward_features`.
+
+    Args:
+        tokens: the last N of a channel's T tokens are its patches; one before them is its CLS token.
+        weight: (B, G, N, 1), 1 where a patch counts.
+        pool: "mean", "cls", "concat", "attention" or "moments".
+
+    Raises:
+        SettingsError: another pooling, or "cls" without CLS tokens.
+    """
+    first = tokens.shape[2] - weight.shape[2]
+    if pool == "cls":
+        if not first:
+            raise SettingsError("pool = 'cls' needs a model with CLS tokens", hint="set eval.pool = 'mean'")
+        return tokens[:, :, 0].mean(1)
+    places, count = tokens[:, :, first:], weight.sum(2).clamp(min=1)
+    x_BGD = (places * weight).sum(2) / count
+    if pool == "moments":
+        variance = ((places - x_BGD[:, :, None]).square() * weight).sum(2) / count
+        return torch.cat([x_BGD.flatten(1), variance.sqrt().flatten(1)], 1)
+    return _pool_channels(x_BGD, (weight.sum(2) > 0).to(x_BGD.dtype), pool)
+
+
+def pool_places(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
+    """(B, G, T, D) → (B, N, D'), arguments as in `pool_image`; "moments" is "concat": one place has no spread."""
+    x_BNGD = tokens[:, :, tokens.shape[2] - weight.shape[2] :].transpose(1, 2)
+    return _pool_channels(x_BNGD, weight.transpose(1, 2), "concat" if pool == "moments" else pool)
+
+
+def _pool_channels(x: Tensor, weight: Tensor, pool: str) -> Tensor:
+    """(…, G, D) with weights broadcastable to (…, G, 1) → (…, D), or (…, G · D)."""
+    if pool == "concat":
+        return x.flatten(-2)
+    mean = (x * weight).sum(-2) / weight.sum(-2).clamp(min=1)
+    if pool == "mean":
+        return mean
+    if pool == "attention":
+        score = (x * mean.unsqueeze(-2)).sum(-1, keepdim=True) / x.shape[-1] ** 0.5
+        score = score.masked_fill(weight == 0, torch.finfo(score.dtype).min)
+        weighted: Tensor = (score.softmax(-2) * x).sum(-2)
+        return weighted
+    raise SettingsError(f"unknown pooling {pool!r}", hint="one of mean, cls, concat, attention, moments")
