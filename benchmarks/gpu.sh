@@ -71,16 +71,17 @@ benchmark() {
         --output "$out/$stamp-$label-$suite.json" "$@"
 }
 
-# GPU tests first: no figure of a kernel that is wrong.
+# GPU tests first, without the filters of warnings, which name packages that need not be here: no figure of a kernel that is wrong.
 if [ "$device" = cuda ]; then
     mapfile -t tests < <(grep -rlE 'mark\.gpu\b' tests --include='*.py')
-    stage tests 120 "$python" -m pytest -m gpu -p no:cacheprovider "${tests[@]}" || {
+    stage tests 120 "$python" -m pytest -m gpu -p no:cacheprovider -o filterwarnings= "${tests[@]}" || {
         echo "error: the GPU tests are red ($out/tests.log): no figure is measured" >&2
         exit 1
     }
     size=() repeats=10 minutes=2
 else
-    stage tests 120 "$python" -m pytest -m "not slow and not gpu" -p no:cacheprovider tests/benchmark/test_kernel_suite.py || {
+    stage tests 120 "$python" -m pytest -m "not slow and not gpu" -p no:cacheprovider -o filterwarnings= \
+        tests/benchmark/test_kernel_suite.py || {
         echo "error: the tests are red ($out/tests.log): no figure is measured" >&2
         exit 1
     }

@@ -540,7 +540,7 @@ class AuxMAE(Pretrained):
         weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
         present = inputs.selection.groups
         if ordered and present != sorted(present):
-            order = self._index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=channels is None)
+            order = self._index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=False)
             return tokens.index_select(1, order), weight.index_select(1, order)
         return tokens, weight
 
