@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
+    from auxmae.evaluation.features import Extractor
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import EvalSettings, SettingsTree
@@ -39,6 +40,10 @@ def command(
     dense: Annotated[
         bool,
         typer.Option("--dense", help="Scenes with a label raster: probe pixels, one half against the other, and draw maps."),
+    ] = False,
+    robustness: Annotated[
+        bool,
+        typer.Option("--robustness", help="Also with channels left out, other sizes, noise and another gain; takes minutes."),
     ] = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Do without channels of the model that the data lack.")
@@ -131,6 +136,11 @@ def command(
         "probe_samples": {"train": report.train_samples, "test": report.test_samples},
         "majority": report.majority,
     }
+    if robustness:
+        from auxmae.cli.eval_robustness import measure
+
+        extractors = _extractors(model, held, settings.eval, where, settings.train.seed)
+        document["robustness"] = measure(model, held, settings, extractors, where, folder, out)
     if dense:
         document["dense"] = _dense(model, held, settings, where, folder, out)
     elif held.collection.has_label_maps:
@@ -200,21 +210,15 @@ def _dense(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folde
     return found
 
 
-def _probe(
-    model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int, progress: Callable[[str], None]
-) -> ProbeReport:
-    """All probes on the encoder and on the floors, from the same samples."""
+def _extractors(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int) -> dict[str, Extractor]:
+    """The encoder's features and the floors'."""
     from auxmae.evaluation.baselines import floor_extractors
-    from auxmae.evaluation.features import encoder_extractor, extract_all
-    from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
+    from auxmae.evaluation.features import encoder_extractor
+    from auxmae.evaluation.probes import ENCODER, RANDOM, untrained
 
-    if not data.class_names:
-        return ProbeReport([], "The data carry no labels.")
-    assert data.test is not None
     dense = data.collection.layout == "scenes"
-    patch_size = model.patch_size if dense else None
     initial = untrained(model, seed=seed).to(device)
-    extractors = {
+    return {
         ENCODER: encoder_extractor(model, pool=settings.pool, device=device, dense=dense),
         **floor_extractors(
             data.train.limited(_FLOOR_IMAGES),
@@ -226,6 +230,20 @@ def _probe(
         ),
         RANDOM: encoder_extractor(initial, pool=settings.pool, device=device, dense=dense),
     }
+
+
+def _probe(
+    model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int, progress: Callable[[str], None]
+) -> ProbeReport:
+    """All probes on the encoder and on the floors, from the same samples."""
+    from auxmae.evaluation.features import extract_all
+    from auxmae.evaluation.probes import ProbeReport, run_probes
+
+    if not data.class_names:
+        return ProbeReport([], "The data carry no labels.")
+    assert data.test is not None
+    patch_size = model.patch_size if data.collection.layout == "scenes" else None
+    extractors = _extractors(model, data, settings, device, seed)
     train, test = (
         extract_all(extractors, part, patch_size=patch_size, limit=settings.max_samples, seed=seed)
         for part in (data.train, data.test)

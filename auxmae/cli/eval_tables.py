@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from auxmae.evaluation.leakage import Leakage
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.evaluation.reconstruction import ReconstructionResult
+    from auxmae.evaluation.robustness import RobustnessResult
 
 # Terminals show this many channels; eval.json holds all.
 _SHOWN_CHANNELS = 24
@@ -105,4 +106,28 @@ def probe_table(report: ProbeReport) -> Table:
         table.add_row(*head, result.features, *cells, style="bold" if result.features == ENCODER else "")
         before = case
     table.caption = f"naming the commonest class every time: {report.majority:.3f}"
+    return table
+
+
+def robustness_table(results: Sequence[RobustnessResult]) -> Table:
+    """What is left under changes of the images: the encoder's figure and the best floor's."""
+    from auxmae.evaluation.probes import ENCODER
+
+    title = "Changed images: logistic regression and model know unchanged ones only"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("change", no_wrap=True)
+    for column in ("accuracy", "best floor's", "", "masked L1", "unchanged", "best floor's"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    before = None
+    for result in results:
+        if before not in (None, result.kind):
+            table.add_section()
+        floor = result.best_floor()
+        accuracy = "–" if ENCODER not in result.accuracy else f"{result.accuracy[ENCODER]:.3f}"
+        best = "–" if floor is None else f"{result.accuracy[floor]:.3f}"
+        errors = ["–" if v is None else f"{v:.4f}" for v in (result.masked_l1, result.unchanged_l1, result.floor_l1)]
+        table.add_row(escape(result.label), accuracy, best, floor or "", *errors)
+        before = result.kind
+    table.caption = "unchanged: the error on the same channels when nothing is changed"
+    table.caption_justify = "left"
     return table
