@@ -45,6 +45,10 @@ def command(
         bool,
         typer.Option("--robustness", help="Also with channels left out, other sizes, noise and another gain; takes minutes."),
     ] = False,
+    finetune: Annotated[
+        bool,
+        typer.Option("--finetune", help="Also train the whole network on labels, pre-trained and from scratch; takes minutes."),
+    ] = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Do without channels of the model that the data lack.")
     ] = False,
@@ -52,6 +56,7 @@ def command(
 ) -> None:
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
     from auxmae.build import configure, open_run_data
+    from auxmae.cli import eval_finetune, eval_robustness
     from auxmae.cli.console import console, print_json
     from auxmae.cli.eval_tables import leakage_table, probe_table, ratio_table, reconstruction_table
     from auxmae.errors import DataError
@@ -136,11 +141,11 @@ def command(
         "probe_samples": {"train": report.train_samples, "test": report.test_samples},
         "majority": report.majority,
     }
+    if finetune:
+        document["finetuning"] = eval_finetune.measure(model, held, settings, where, out)
     if robustness:
-        from auxmae.cli.eval_robustness import measure
-
         extractors = _extractors(model, held, settings.eval, where, settings.train.seed)
-        document["robustness"] = measure(model, held, settings, extractors, where, folder, out)
+        document["robustness"] = eval_robustness.measure(model, held, settings, extractors, where, folder, out)
     if dense:
         document["dense"] = _dense(model, held, settings, where, folder, out)
     elif held.collection.has_label_maps:

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from auxmae.evaluation.finetuning import FinetuneReport
     from auxmae.evaluation.leakage import Leakage
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.evaluation.reconstruction import ReconstructionResult
@@ -130,4 +131,20 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
         before = result.kind
     table.caption = "unchanged: the error on the same channels when nothing is changed"
     table.caption_justify = "left"
+    return table
+
+
+def finetune_table(report: FinetuneReport) -> Table:
+    """The whole network trained on labels, from pre-trained and from random weights."""
+    title = f"The whole network trained on labels: {report.steps} steps, {report.seeds} seeds"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("labels", "weights"):
+        table.add_column(column, no_wrap=True)
+    for column in ("accuracy", "95% interval", "± seeds", "class mean", "F1", "kappa"):
+        table.add_column(column, justify="right")
+    for result in report.results:
+        low, high = result.interval
+        cells = [f"{result.accuracy:.3f}", f"{low:.3f} – {high:.3f}", f"{result.spread:.3f}" if result.draws > 1 else ""]
+        cells += [f"{value:.3f}" for value in (result.average_accuracy, result.macro_f1, result.kappa)]
+        table.add_row(str(result.labels_per_class or "all"), result.features, *cells)
     return table

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from auxmae.errors import DataError
 from auxmae.evaluation.baselines import STATISTICS
 from auxmae.evaluation.classifiers import fit_logistic
 from auxmae.evaluation.features import Extractor, Features, extract_all
@@ -182,21 +183,23 @@ def evaluate_robustness(
                 if name in classifiers
             }
             accuracy = _accuracies(classifiers, adapted, changed, patch_size, limit, seed)
-        result = evaluate_reconstruction(model, (_without(batch, change) for batch in changed), seed=mask_seed, device=device)
-        unchanged = unchanged or result
-        # The mean over channels is weighted alike on both sides: hidden pixels of the channels that are left.
-        channels = [name for name in result.per_channel if name in unchanged.per_channel]
-        same = float(np.mean([unchanged.per_channel[name] for name in channels]))
-        found.setdefault((change.kind, change.value), []).append(
-            RobustnessResult(
-                change.kind,
-                change.label,
-                change.value,
-                accuracy,
-                float(np.mean([result.per_channel[name] for name in channels])),
-                min(float(np.mean([floor[name] for name in channels])) for floor in result.floors_per_channel.values()),
-                same,
+        try:
+            result = evaluate_reconstruction(model, (_without(batch, change) for batch in changed), seed=mask_seed, device=device)
+        except DataError:
+            # Of a single patch nothing can be hidden.
+            found.setdefault((change.kind, change.value), []).append(
+                RobustnessResult(change.kind, change.label, change.value, accuracy)
             )
+            continue
+        unchanged = unchanged or result
+        # Both sides are means over the channels that are left, each of the same weight.
+        channels = [name for name in result.per_channel if name in unchanged.per_channel]
+        same, ours, *floors = (
+            float(np.mean([errors[name] for name in channels]))
+            for errors in (unchanged.per_channel, result.per_channel, *result.floors_per_channel.values())
+        )
+        found.setdefault((change.kind, change.value), []).append(
+            RobustnessResult(change.kind, change.label, change.value, accuracy, ours, min(floors), same)
         )
     return [_mean(results) for results in found.values()]
 
