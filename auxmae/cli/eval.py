@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _FLOOR_IMAGES = 1000
 # Held-out images that are reconstructed at each of eval.mask_ratios, at most.
 _RATIO_IMAGES = 200
+# Held-out images that are reconstructed from one source at a time, at most.
+_LEAKAGE_IMAGES = 100
 
 
 def command(
@@ -46,8 +48,9 @@ def command(
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
     from auxmae.build import configure, open_run_data
     from auxmae.cli.console import console, print_json
-    from auxmae.cli.eval_tables import probe_table, ratio_table, reconstruction_table
+    from auxmae.cli.eval_tables import leakage_table, probe_table, ratio_table, reconstruction_table
     from auxmae.errors import DataError
+    from auxmae.evaluation.leakage import evaluate_leakage
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
@@ -87,9 +90,14 @@ def command(
             status.update(f"Reconstructing with {ratio:.0%} hidden")
             some = held.test.limited(min(settings.eval.max_images or _RATIO_IMAGES, _RATIO_IMAGES))
             ratios[f"{ratio:g}"] = evaluate_reconstruction(model, some, seed=settings.eval.mask_seed, device=where, ratio=ratio)
+        status.update("Reconstructing from one source at a time")
+        some = held.test.limited(min(settings.eval.max_images or _LEAKAGE_IMAGES, _LEAKAGE_IMAGES))
+        leakage = evaluate_leakage(model, some, seed=settings.eval.mask_seed, device=where)
     out.print(reconstruction_table(reconstruction))
     if ratios:
         out.print(ratio_table(ratios))
+    if leakage is not None:
+        out.print(leakage_table(leakage))
     with out.status("Probing frozen features") as status:
         report = _probe(model, held, settings.eval, where, settings.train.seed, lambda what: status.update(f"Probing: {what}"))
     if report.reason:
@@ -105,6 +113,7 @@ def command(
         "reconstruction": {
             **reconstruction.to_dict(),
             "ratios": {ratio: result.to_dict() for ratio, result in ratios.items()},
+            "leakage": None if leakage is None else leakage.to_dict(),
         },
         "probes": [result.to_dict() for result in report.results],
         "comparisons": [comparison.to_dict() for comparison in report.comparisons],

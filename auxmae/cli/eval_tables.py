@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from auxmae.evaluation.leakage import Leakage
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.evaluation.reconstruction import ReconstructionResult
 
@@ -46,12 +47,35 @@ def ratio_table(results: Mapping[str, ReconstructionResult]) -> Table:
     """Errors at several mask ratios, beside the floors."""
     images = next(iter(results.values())).images
     table = Table(title=f"By mask ratio, {images} held-out images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("hidden", "masked L1", "floor: mean", "floor: interpolation", "PSNR, dB", "spectral angle, °"):
+    columns = ("hidden", "masked L1", "mean", "interpolation", "PSNR, dB", "angle, °", "SSIM", "best floor's")
+    for column in columns:
         table.add_column(column, justify="right")
     for ratio, result in results.items():
         psnr, angle = (("–" if value is None else f"{value:.2f}") for value in (result.psnr, result.spectral_angle))
+        similar = (f"{value:.3f}" for value in (result.ssim or 0.0, max(result.floors_ssim.values(), default=0.0)))
         floors = (f"{result.floors[name]:.4f}" for name in ("mean", "interpolation"))
-        table.add_row(ratio, f"{result.masked_l1:.4f}", *floors, psnr, angle)
+        table.add_row(ratio, f"{result.masked_l1:.4f}", *floors, psnr, angle, *similar)
+    table.caption = (
+        "mean, interpolation: the floors. Angle: between spectra. SSIM: of the filled-in images, so what was visible counts."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def leakage_table(leakage: Leakage) -> Table:
+    """What the same hidden patches are reconstructed from."""
+    title = f"Where it comes from: the same patches by what is visible, {leakage.images} images"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("visible")
+    for column in ("masked L1", "mean", "interpolation", "recovered"):
+        table.add_column(column, justify="right")
+    for source, error in leakage.masked_l1.items():
+        floors = (f"{leakage.floors[source][name]:.4f}" for name in ("mean", "interpolation"))
+        table.add_row(source, f"{error:.4f}", *floors, f"{leakage.recovered(source):.0%}")
+    table.caption = (
+        "recovered: part of the first row's error that is gone. A floor below the model: it cannot use this source alone."
+    )
+    table.caption_justify = "left"
     return table
 
 

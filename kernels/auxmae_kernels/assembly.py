@@ -15,10 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from auxmae_kernels import autotuning
 from auxmae_kernels.boundary import empty, launch, programs_for, register, register_autograd
+from auxmae_kernels.tuning import Tile
 
-# Places and numbers of a token in a tile.
-_ROWS, _COLUMNS = 16, 128
+# Places and numbers of a token.
+_TILE = Tile(16, 4, columns=128)
 
 
 @triton.jit(do_not_specialize=["rows", "channels", "tokens", "places"])
@@ -101,12 +103,17 @@ def _forward(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor,
     places = position.shape[0]
     out = empty((batch, channels, places, width), latent)
     rows = batch * channels * places
-    launch(
-        assemble_forward, triton.cdiv(rows, _ROWS) * triton.cdiv(width, _COLUMNS), latent, _token_at(keep, places),
-        mask_token.contiguous(), position.contiguous(), channel.contiguous(), out, rows, channels, tokens, places,
-        width if mask_token.ndim == 2 else 0, *latent.stride(),
-        WIDTH=width, TILE=_ROWS, COLUMNS=_COLUMNS, ACC=_accumulator(latent.dtype), num_warps=4,
-    )  # fmt: skip
+    token_at = _token_at(keep, places)
+
+    def run(tile: Tile) -> None:
+        launch(
+            assemble_forward, triton.cdiv(rows, tile.rows) * triton.cdiv(width, tile.columns), latent, token_at,
+            mask_token.contiguous(), position.contiguous(), channel.contiguous(), out, rows, channels, tokens, places,
+            width if mask_token.ndim == 2 else 0, *latent.stride(),
+            WIDTH=width, TILE=tile.rows, COLUMNS=tile.columns, ACC=_accumulator(latent.dtype), num_warps=tile.warps,
+        )  # fmt: skip
+
+    autotuning.run_tuned("assemble", latent, _TILE, autotuning.copies(), {"WIDTH": width}, run)
     return out
 
 
@@ -122,15 +129,21 @@ def _backward(grad: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor, 
     tokens = keep.shape[2]
     # Tokens that are padding lie at no place, and no program writes them.
     grad_latent = empty((batch, channels, tokens, width), grad).zero_()
-    programs = channels * triton.cdiv(places, _ROWS) * triton.cdiv(width, _COLUMNS)
-    shares = max(1, min(batch, programs_for(grad.device) // max(programs, 1)))
     wide = torch.promote_types(torch.float32, grad.dtype)
-    total, masked = (empty((shares, channels, places, width), grad, wide) for _ in range(2))
-    launch(
-        assemble_backward, programs * shares, grad, _token_at(keep, places), grad_latent, total, masked,
-        batch, channels, tokens, places, shares, *grad.stride(),
-        WIDTH=width, TILE=_ROWS, COLUMNS=_COLUMNS, ACC=_accumulator(grad.dtype), num_warps=4,
-    )  # fmt: skip
+    token_at = _token_at(keep, places)
+
+    def run(tile: Tile) -> tuple[Tensor, Tensor]:
+        programs = channels * triton.cdiv(places, tile.rows) * triton.cdiv(width, tile.columns)
+        shares = max(1, min(batch, programs_for(grad.device) // max(programs, 1)))
+        sums = empty((shares, channels, places, width), grad, wide), empty((shares, channels, places, width), grad, wide)
+        launch(
+            assemble_backward, programs * shares, grad, token_at, grad_latent, *sums,
+            batch, channels, tokens, places, shares, *grad.stride(),
+            WIDTH=width, TILE=tile.rows, COLUMNS=tile.columns, ACC=_accumulator(grad.dtype), num_warps=tile.warps,
+        )  # fmt: skip
+        return sums
+
+    total, masked = autotuning.run_tuned("assemble_backward", grad, _TILE, autotuning.copies(), {"WIDTH": width}, run)
     return (
         grad_latent,
         masked.sum((0, 2) if mask_token.ndim == 2 else (0, 1, 2)).to(mask_token.dtype),

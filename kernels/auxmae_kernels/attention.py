@@ -5,7 +5,6 @@ Sequences that fit one tile are packed several to a tile (`attention_packed`); l
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from auxmae_kernels import tuning
+from auxmae_kernels import autotuning, tuning
 from auxmae_kernels.attention_packed import packed_backward, packed_forward
 from auxmae_kernels.attention_streaming import streaming_backward, streaming_forward
 from auxmae_kernels.boundary import accumulation, empty, index_table, launch, register, register_autograd
@@ -86,16 +85,6 @@ def _plan(
     return _Plan(length, sequences, inner, tile, packed, groups * heads if length else 0, constants)
 
 
-def _tune(name: str, plan: _Plan, qkv: Tensor, run: Callable[[tuning.Tile], None]) -> tuning.Tile:
-    """The tile to run with: the table's, or the fastest where autotuning was asked for."""
-    if not tuning.autotuning(qkv.device):
-        return plan.tile
-    shape = {name: value for name, value in plan.constants.items() if name not in ("TILE", "SCALE", "ACC", "UPCAST")}
-    key = f"{torch.cuda.get_device_name(qkv.device)}, triton {triton.__version__}: {name} {qkv.dtype} {plan.length} {shape}"
-    arch = tuning.architecture(qkv.device)
-    return tuning.fastest(key, tuning.attention_candidates(plan.length, arch), run, triton.testing.do_bench)
-
-
 def _statistics_shape(qkv: Tensor, heads: int, along_channels: bool, slots: Tensor | None) -> tuple[int, ...]:
     batch, channels, tokens, _ = qkv.shape
     if not along_channels:
@@ -131,7 +120,8 @@ def forward(
                 cut.length, cut.blocks, cut.inner, channels, tokens, *qkv.stride(), **options,
             )  # fmt: skip
 
-    run(_tune("forward", plan, qkv, run))
+    candidates = tuning.attention_candidates(plan.length, tuning.architecture(qkv.device))
+    autotuning.run_tuned(f"axial_attention {plan.length}", qkv, plan.tile, candidates, plan.constants, run)
     return out, lse
 
 
@@ -177,7 +167,8 @@ def backward(
                 cut.length, cut.blocks, cut.inner, channels, tokens, *grad.stride(), *qkv.stride(), **options,
             )  # fmt: skip
 
-    run(_tune("backward", plan, qkv, run))
+    candidates = tuning.attention_candidates(plan.length, tuning.architecture(qkv.device))
+    autotuning.run_tuned(f"axial_attention_backward {plan.length}", qkv, plan.tile, candidates, plan.constants, run)
     return grad_qkv
 
 

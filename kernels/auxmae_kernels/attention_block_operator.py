@@ -1,12 +1,14 @@
 """`attention_block` as an operator: one Triton kernel each way where a sequence fits a tile and the width is up to 256.
 
-Beyond, it is composed of norm, products and the kernels of `axial_attention`.  Either way the input alone is saved between the
-two, with the seed of dropout, and everything else is computed again: keeping the log-sum-exp of sequences that stream would spare
-no pass over them, as the attention's output is needed too.
+Beyond, the way forward is norm + projection, attention, projection + residual, by the kernels of `linear` and `axial_attention`;
+wider still, and on the way back, norm and products are a library's.  Either way the input alone is saved between the two, with
+the seed of dropout, and everything else is computed again: keeping the log-sum-exp of sequences that stream would spare no pass
+over them, as the attention's output is needed too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,10 +16,11 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
-from auxmae_kernels import attention, tuning
+from auxmae_kernels import attention, autotuning, tuning
 from auxmae_kernels import dropout as masks
 from auxmae_kernels.attention_block_kernels import attention_block_backward, attention_block_forward
 from auxmae_kernels.boundary import accumulation, empty, index_table, launch, register, register_autograd, without_autocast
+from auxmae_kernels.linear import in_pieces, linear
 
 # Beyond, a tile of rows with its sum does not fit the registers, and the products alone keep a GPU busy.
 MAX_WIDTH = 256
@@ -35,7 +38,7 @@ def _length(x: Tensor, along_channels: bool) -> int:
     return x.shape[1] if along_channels else x.shape[2]
 
 
-def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, backward: bool) -> tuple[int, tuple[int, ...], dict[str, Any]]:
+def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, tile: tuning.Tile) -> tuple[int, tuple[int, ...], dict[str, Any]]:
     """How many tiles there are, and the kernels' numbers and constants."""
     heads, along_channels, slots, lengths, scale, eps = rest
     batch, channels, tokens, width = x.shape
@@ -43,7 +46,6 @@ def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, backward: bool) -> tuple[int, tu
     length, inner = (channels, places) if along_channels else (tokens, channels)
     head_dim = width // heads
     width_tile = max(16, triton.next_power_of_2(width))
-    tile = tuning.block_tile(length, w_qkv.dtype, tuning.architecture(x.device), backward)
     sequences = batch * inner
     constants = {
         "HEADS": heads,
@@ -63,6 +65,13 @@ def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, backward: bool) -> tuple[int, tu
     return triton.cdiv(sequences, tile.rows // length), (sequences, length, inner, channels, tokens), constants
 
 
+def _run_tuned(name: str, x: Tensor, w_qkv: Tensor, rest: Rest, run: Callable[[tuning.Tile], None]) -> None:
+    length = _length(x, rest[1])
+    default = tuning.block_tile(length, w_qkv.dtype, tuning.architecture(x.device), name.endswith("backward"))
+    _, _, constants = _plan(x, w_qkv, rest, default)
+    autotuning.run_tuned(f"{name} {length}", w_qkv, default, autotuning.attention_block(length), constants, run)
+
+
 def _forward(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None, w_out: Tensor, b_out: Tensor | None,
     heads: int, along_channels: bool, slots: Tensor | None, lengths: Tensor | None, scale: float, eps: float,
@@ -71,6 +80,11 @@ def _forward(
     rest = (heads, along_channels, slots, lengths, scale, eps)
     with without_autocast(x):
         if not fused(_length(x, along_channels), x.shape[3]):
+            if in_pieces(x.shape[3], w_qkv.dtype):
+                # Nothing reads the projection of padding, so NaN there is harmless.
+                qkv = linear(x, w_qkv, b_qkv, norm=(norm_weight, norm_bias, eps))
+                mixed, _ = attention.forward(qkv, heads, along_channels, slots, lengths, None)
+                return linear(mixed, w_out, b_out, residual=(x, scale), seed=seed, dropout=dropout)
             _, qkv = _project(x, norm_weight, norm_bias, w_qkv, b_qkv, lengths, eps)
             mixed, _ = attention.forward(qkv, heads, along_channels, slots, lengths, None)
             y = masks.drop(F.linear(mixed, w_out, b_out), seed, dropout, masks.OUTPUT_MASK)
@@ -80,13 +94,17 @@ def _forward(
             # Tokens that no place names are written by no program; they attend to nothing.
             bias = None if b_out is None else masks.drop(b_out.expand(x.shape), seed, dropout, masks.OUTPUT_MASK)
             out.copy_(x if bias is None else torch.add(x, bias, alpha=scale))
-        groups, numbers, constants = _plan(x, w_qkv, rest, backward=False)
-        launch(
-            attention_block_forward, groups, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
-            x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), x if b_out is None else b_out.contiguous(), out,
-            x if seed is None else seed, index_table(slots, x), index_table(lengths, x), *numbers, *x.stride(),
-            QKV_BIAS=b_qkv is not None, OUT_BIAS=b_out is not None, **masks.constants(dropout), **constants,
-        )  # fmt: skip
+
+        def run(tile: tuning.Tile) -> None:
+            groups, numbers, constants = _plan(x, w_qkv, rest, tile)
+            launch(
+                attention_block_forward, groups, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
+                x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), x if b_out is None else b_out.contiguous(), out,
+                x if seed is None else seed, index_table(slots, x), index_table(lengths, x), *numbers, *x.stride(),
+                QKV_BIAS=b_qkv is not None, OUT_BIAS=b_out is not None, **masks.constants(dropout), **constants,
+            )  # fmt: skip
+
+        _run_tuned("attention_block", x, w_qkv, rest, run)
         return out
 
 
@@ -145,19 +163,23 @@ def _fused_operands(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The normalised rows, the attention's output, and the gradient of queries, keys and values: by one kernel."""
     slots, lengths = rest[2:4]
-    groups, numbers, constants = _plan(x, w_qkv, rest, backward=True)
     n, mixed = empty(x.shape, x, w_qkv.dtype), empty(x.shape, x, w_qkv.dtype)
     grad_qkv = empty((*x.shape[:3], 3 * x.shape[3]), x, w_qkv.dtype)
     if slots is not None:
         # Tokens that no place names are written by no program.
         for operand in (n, mixed, grad_qkv):
             operand.zero_()
-    launch(
-        attention_block_backward, groups, grad, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
-        x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), n, mixed, grad_qkv,
-        index_table(slots, x), index_table(lengths, x), *numbers, *grad.stride(), *x.stride(),
-        QKV_BIAS=b_qkv is not None, **constants,
-    )  # fmt: skip
+
+    def run(tile: tuning.Tile) -> None:
+        groups, numbers, constants = _plan(x, w_qkv, rest, tile)
+        launch(
+            attention_block_backward, groups, grad, x, norm_weight.contiguous(), norm_bias.contiguous(), w_qkv.contiguous(),
+            x if b_qkv is None else b_qkv.contiguous(), w_out.contiguous(), n, mixed, grad_qkv,
+            index_table(slots, x), index_table(lengths, x), *numbers, *grad.stride(), *x.stride(),
+            QKV_BIAS=b_qkv is not None, **constants,
+        )  # fmt: skip
+
+    _run_tuned("attention_block_backward", x, w_qkv, rest, run)
     return n, mixed, grad_qkv
 
 

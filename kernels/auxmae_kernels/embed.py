@@ -15,11 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from auxmae_kernels import autotuning
 from auxmae_kernels.boundary import accumulation, empty, launch, register, register_autograd, without_autocast
 from auxmae_kernels.tiles import dot, gelu
+from auxmae_kernels.tuning import Tile
 
-# Tokens, numbers of a token, and pixels of a patch in a tile.
-_ROWS, _COLUMNS, _PIXELS = 64, 64, 32
+# Tokens, and numbers of a token or pixels of a patch; the chunk is of pixels.
+_TILE = Tile(64, 4, 2, columns=64, chunk=32)
+_GATHER_TILE = Tile(64, 4, columns=64)
 
 
 @triton.jit
@@ -111,15 +114,22 @@ def _forward(
     batch, groups, kept = keep.shape
     width, pixels = weight.shape[-2:]
     out = empty((batch, groups, kept, width), image, _out_type(weight, position, channel))
-    programs = triton.cdiv(batch * kept, _ROWS) * groups * triton.cdiv(width, _COLUMNS)
-    launch(
-        embed_forward, programs, image, keep.to(torch.int32).contiguous(), weight.contiguous(), bias.contiguous(),
-        position.contiguous(), channel.contiguous(), out, batch * kept, groups, kept, image.shape[3] // side,
-        width * pixels if weight.ndim == 3 else 0, width if bias.ndim == 2 else 0, *image.stride(),
-        SIDE=side, PIXELS=pixels, WIDTH=width, TILE=_ROWS, COLUMNS=_COLUMNS, CHUNK=_PIXELS, GELU=activation == "gelu",
-        num_warps=4, num_stages=2,
+    index = keep.to(torch.int32).contiguous()
+    constants = {
+        "SIDE": side, "PIXELS": pixels, "WIDTH": width, "GELU": activation == "gelu",
         **accumulation(torch.promote_types(weight.dtype, position.dtype) if weight.dtype == torch.float64 else weight.dtype),
-    )  # fmt: skip
+    }  # fmt: skip
+
+    def run(tile: Tile) -> None:
+        launch(
+            embed_forward, triton.cdiv(batch * kept, tile.rows) * groups * triton.cdiv(width, tile.columns), image, index,
+            weight.contiguous(), bias.contiguous(), position.contiguous(), channel.contiguous(), out,
+            batch * kept, groups, kept, image.shape[3] // side,
+            width * pixels if weight.ndim == 3 else 0, width if bias.ndim == 2 else 0, *image.stride(),
+            TILE=tile.rows, COLUMNS=tile.columns, CHUNK=tile.chunk, num_warps=tile.warps, num_stages=tile.stages, **constants,
+        )  # fmt: skip
+
+    autotuning.run_tuned("embed_visible", weight, _TILE, autotuning.patches(), constants, run)
     return out
 
 
@@ -140,11 +150,17 @@ def _backward(
         batch, groups, kept = keep.shape
         width, pixels = weight.shape[-2:]
         patches = empty((batch, groups, kept, pixels), image, weight.dtype)
-        launch(
-            embed_gather, triton.cdiv(batch * kept, _ROWS) * groups * triton.cdiv(pixels, _COLUMNS),
-            image, keep.to(torch.int32).contiguous(), patches, batch * kept, groups, kept, image.shape[3] // side,
-            *image.stride(), SIDE=side, PIXELS=pixels, TILE=_ROWS, CHUNK=_COLUMNS, num_warps=4,
-        )  # fmt: skip
+        places = keep.to(torch.int32).contiguous()
+
+        def run(tile: Tile) -> None:
+            launch(
+                embed_gather, triton.cdiv(batch * kept, tile.rows) * groups * triton.cdiv(pixels, tile.columns),
+                image, places, patches, batch * kept, groups, kept, image.shape[3] // side, *image.stride(),
+                SIDE=side, PIXELS=pixels, TILE=tile.rows, CHUNK=tile.columns, num_warps=tile.warps,
+            )  # fmt: skip
+
+        shape = {"SIDE": side, "PIXELS": pixels}
+        autotuning.run_tuned("embed_visible_backward", weight, _GATHER_TILE, autotuning.copies(), shape, run)
         grad = torch.where(keep[..., None] < 0, 0.0, grad)
         wide = torch.promote_types(torch.float32, grad.dtype)
         by_group = grad.transpose(0, 1).reshape(groups, batch * kept, width)
@@ -161,9 +177,9 @@ def _backward(
         grad_bias = grad_channel if activation == "none" else operand.sum(1, dtype=wide)
         grad_bias = grad_bias if bias.ndim == 2 else grad_bias.sum(0)
         # Padding goes to a row that is cut off.
-        places = position.shape[0]
-        index = torch.where(keep < 0, places, keep).long()
-        grad_position = torch.ops.aten.embedding_dense_backward(grad.to(wide), index, places + 1, -1, False)[:places]
+        count = position.shape[0]
+        index = torch.where(keep < 0, count, keep).long()
+        grad_position = torch.ops.aten.embedding_dense_backward(grad.to(wide), index, count + 1, -1, False)[:count]
         return (
             _image_gradient(image, keep, operand @ weight, side) if of_image else image.new_empty(0),
             grad_weight,

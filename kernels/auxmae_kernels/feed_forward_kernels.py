@@ -15,14 +15,7 @@ import triton
 import triton.language as tl
 
 from auxmae_kernels.dropout import HIDDEN_MASK, OUTPUT_MASK, keep_bits, kept, next_bits
-from auxmae_kernels.tiles import dot, gelu, gelu_with_gradient, load_rows, normalise, normalise_gradient
-
-
-@triton.jit
-def _load_matrix(pointer, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A tile of a contiguous (ROWS, COLUMNS) matrix, 0 outside."""
-    inside = (row < ROWS)[:, None] & (column < COLUMNS)[None, :]
-    return tl.load(pointer + row[:, None] * COLUMNS + column[None, :], mask=inside, other=0.0)
+from auxmae_kernels.tiles import dot, gelu, gelu_with_gradient, load_matrix, load_rows, normalise, normalise_gradient
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -46,10 +39,10 @@ def feed_forward_forward(
     bits = tl.zeros((TILE, CHUNK), tl.uint32)
     for start in range(0, HIDDEN, CHUNK):
         unit = start + tl.arange(0, CHUNK)
-        first = _load_matrix(w1, unit, column, HIDDEN, WIDTH)
+        first = load_matrix(w1, unit, column, HIDDEN, WIDTH)
         bias = tl.load(b1 + unit, mask=unit < HIDDEN, other=0.0).to(ACC)
         hidden = dot(n, tl.trans(first), ACC, PRECISION, UPCAST) + bias[None, :]
-        second = _load_matrix(w2, column, unit, WIDTH, HIDDEN)
+        second = load_matrix(w2, column, unit, WIDTH, HIDDEN)
         active = gelu(hidden)
         if DROP_BELOW:
             bits = next_bits(bits, seed, row, unit, start, CHUNK, HIDDEN_MASK, DROP_BELOW)
@@ -102,7 +95,7 @@ def feed_forward_backward(
         bits = tl.zeros((TILE, CHUNK), tl.uint32)
         for start in range(0, HIDDEN, CHUNK):
             unit = start + tl.arange(0, CHUNK)
-            first = _load_matrix(w1, unit, column, HIDDEN, WIDTH)
+            first = load_matrix(w1, unit, column, HIDDEN, WIDTH)
             bias = tl.load(b1 + unit, mask=unit < HIDDEN, other=0.0).to(ACC)
             active, slope = gelu_with_gradient(dot(n, tl.trans(first), ACC, PRECISION, UPCAST) + bias[None, :])
             if DROP_BELOW:
@@ -110,7 +103,7 @@ def feed_forward_backward(
                 stays = kept(bits, unit)
                 active = tl.where(stays, active * KEEP_SCALE, 0.0)
                 slope = tl.where(stays, slope * KEEP_SCALE, 0.0)
-            second = _load_matrix(w2, column, unit, WIDTH, HIDDEN)
+            second = load_matrix(w2, column, unit, WIDTH, HIDDEN)
             grad_hidden = (dot(upstream, second, ACC, PRECISION, UPCAST) * slope).to(n.dtype)
             there = (row * HIDDEN)[:, None] + unit[None, :]
             exists = (row < rows)[:, None] & (unit < HIDDEN)[None, :]

@@ -1,10 +1,14 @@
-"""`feed_forward` as an operator: one Triton kernel each way up to a width of 256, composed of a library's pieces beyond.
+"""`feed_forward` as an operator: one Triton kernel each way up to a width of 256.
+
+Beyond, the way forward is norm + map + GELU and map + residual, two kernels of `linear`, and wider still a library's pieces, as
+the way back is.
 
 Saved between the two is the input alone, and the seed of dropout: everything else is computed again.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,28 +16,31 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from auxmae_kernels import autotuning, tuning
 from auxmae_kernels import dropout as masks
-from auxmae_kernels import tuning
 from auxmae_kernels.boundary import accumulation, empty, launch, programs_for, register, register_autograd, without_autocast
 from auxmae_kernels.feed_forward_kernels import feed_forward_backward, feed_forward_forward
+from auxmae_kernels.linear import in_pieces, linear
 
 # Beyond, a tile of rows with its sum does not fit the registers, and the products alone keep a GPU busy.
 MAX_WIDTH = 256
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _constants(
-    x: Tensor, w1: Tensor, scale: float, eps: float, dropout: float, backward: bool
-) -> tuple[tuning.Tile, dict[str, Any]]:
-    hidden, width = w1.shape
-    width_tile = max(16, triton.next_power_of_2(width))
+def _default_tile(x: Tensor, w1: Tensor, backward: bool) -> tuning.Tile:
+    width_tile = max(16, triton.next_power_of_2(w1.shape[1]))
     tile, chunk = tuning.feed_forward_tile(width_tile, w1.dtype, tuning.architecture(x.device), backward)
-    return tile, {
+    return replace(tile, chunk=chunk)
+
+
+def _constants(x: Tensor, w1: Tensor, scale: float, eps: float, dropout: float, tile: tuning.Tile) -> dict[str, Any]:
+    hidden, width = w1.shape
+    return {
         "WIDTH": width,
         "HIDDEN": hidden,
-        "WIDTH_TILE": width_tile,
+        "WIDTH_TILE": max(16, triton.next_power_of_2(width)),
         "TILE": tile.rows,
-        "CHUNK": chunk,
+        "CHUNK": tile.chunk,
         "SCALE": scale,
         "EPS": eps,
         **masks.constants(dropout),
@@ -49,18 +56,29 @@ def _forward(
 ) -> Tensor:  # fmt: skip
     with without_autocast(x):
         if x.shape[-1] > MAX_WIDTH:
+            if in_pieces(w1.shape[1], w1.dtype):
+                active = linear(
+                    x, w1, b1, norm=(norm_weight, norm_bias, eps), gelu=True,
+                    seed=seed, dropout=dropout, stream=masks.HIDDEN_MASK,
+                )  # fmt: skip
+                return linear(active, w2, b2, residual=(x, scale), seed=seed, dropout=dropout)
             n = F.layer_norm(x, x.shape[-1:], norm_weight.to(x.dtype), norm_bias.to(x.dtype), eps).to(w1.dtype)
             active = masks.drop(F.gelu(F.linear(n, w1, b1)), seed, dropout, masks.HIDDEN_MASK)
             return torch.add(x, masks.drop(F.linear(active, w2, b2), seed, dropout, masks.OUTPUT_MASK), alpha=scale).contiguous()
         rows = x.reshape(-1, x.shape[-1])
         out = empty(x.shape, x)
-        tile, constants = _constants(x, w1, scale, eps, dropout, backward=False)
-        launch(
-            feed_forward_forward, triton.cdiv(rows.shape[0], tile.rows), rows, norm_weight.contiguous(), norm_bias.contiguous(),
-            w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous(), out, x if seed is None else seed,
-            rows.shape[0], *rows.stride(), **constants,
-        )  # fmt: skip
-        return out
+
+        def run(tile: tuning.Tile) -> Tensor:
+            launch(
+                feed_forward_forward, triton.cdiv(rows.shape[0], tile.rows), rows, norm_weight.contiguous(),
+                norm_bias.contiguous(), w1.contiguous(), b1.contiguous(), w2.contiguous(), b2.contiguous(), out,
+                x if seed is None else seed, rows.shape[0], *rows.stride(), **_constants(x, w1, scale, eps, dropout, tile),
+            )  # fmt: skip
+            return out
+
+        default = _default_tile(x, w1, backward=False)
+        constants = _constants(x, w1, scale, eps, dropout, default)
+        return autotuning.run_tuned("feed_forward", w1, default, autotuning.feed_forward(), constants, run)
 
 
 def _forward_fake(x: Tensor, *_: Any) -> Tensor:
@@ -95,20 +113,27 @@ def _fused_backward(
     scale: float, eps: float, seed: Tensor | None, dropout: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     count, (hidden, width) = rows.shape[0], w1.shape
-    tile, constants = _constants(rows, w1, scale, eps, dropout, backward=True)
-    tiles = triton.cdiv(count, tile.rows)
-    programs = min(tiles, programs_for(rows.device))
     wide = torch.promote_types(torch.float32, rows.dtype)
+    default = _default_tile(rows, w1, backward=True)
+    constants = _constants(rows, w1, scale, eps, dropout, default)
     grad_x, n = empty((count, width), rows), empty((count, width), rows, w1.dtype)
     active, grad_hidden = empty((count, hidden), rows, w1.dtype), empty((count, hidden), rows, w1.dtype)
     upstream = empty((count, width), rows, w1.dtype) if constants["DROP_BELOW"] else grad
-    shares = empty((programs, width), rows, wide), empty((programs, width), rows, wide)
-    launch(
-        feed_forward_backward, programs, grad, rows, norm_weight.contiguous(), norm_bias.contiguous(),
-        w1.contiguous(), b1.contiguous(), w2.contiguous(), grad_x, n, active, grad_hidden, upstream, *shares,
-        rows if seed is None else seed, count, tiles, *grad.stride(), *rows.stride(), **constants,
-    )  # fmt: skip
-    return grad_x, n, active, grad_hidden, upstream, shares[0].sum(0), shares[1].sum(0)
+
+    def run(tile: tuning.Tile) -> tuple[Tensor, Tensor]:
+        tiles = triton.cdiv(count, tile.rows)
+        programs = min(tiles, programs_for(rows.device))
+        shares = empty((programs, width), rows, wide), empty((programs, width), rows, wide)
+        launch(
+            feed_forward_backward, programs, grad, rows, norm_weight.contiguous(), norm_bias.contiguous(),
+            w1.contiguous(), b1.contiguous(), w2.contiguous(), grad_x, n, active, grad_hidden, upstream, *shares,
+            rows if seed is None else seed, count, tiles, *grad.stride(), *rows.stride(),
+            **_constants(rows, w1, scale, eps, dropout, tile),
+        )  # fmt: skip
+        return shares
+
+    gamma, beta = autotuning.run_tuned("feed_forward_backward", w1, default, autotuning.feed_forward(), constants, run)
+    return grad_x, n, active, grad_hidden, upstream, gamma.sum(0), beta.sum(0)
 
 
 def _composed_backward(

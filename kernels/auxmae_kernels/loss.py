@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from auxmae_kernels import tuning
+from auxmae_kernels import autotuning, tuning
 from auxmae_kernels.boundary import empty, launch, programs_for, register, register_autograd
 from auxmae_kernels.reference import PATCH_EPS
 
@@ -98,20 +98,29 @@ def _forward(
     side = round((pixels / max(group, 1)) ** 0.5)
     rows = batch * groups * tokens
     pixel_tile = max(2, triton.next_power_of_2(pixels))
-    tile = tuning.norm_tile(pixel_tile)
-    tiles = triton.cdiv(rows, tile.rows)
-    programs = min(tiles, 4 * programs_for(prediction.device))
     kind_of_value = _value_type(prediction)
     slope = empty(prediction.shape if gradient else (0,), prediction)
-    sums, counts = empty((programs,), prediction, kind_of_value), empty((programs,), prediction, torch.int32)
     shown = image if valid is None else valid.expand_as(image).view(torch.uint8)
-    launch(
-        masked_loss_forward, programs, prediction, image, masked_index.to(torch.int32).contiguous(), shown, slope, sums, counts,
-        rows, tiles, groups, tokens, image.shape[3] // side, *prediction.stride(), *image.stride(), *shown.stride(),
-        GROUP=group, SIDE=side, PIXELS=pixels, PIXEL_TILE=pixel_tile, TILE=tile.rows, KIND=kind, NORMALIZE=normalize,
-        HAS_VALID=valid is not None, GRADIENT=gradient, EPS=PATCH_EPS,
-        ACC=tl.float64 if kind_of_value == torch.float64 else tl.float32, num_warps=tile.warps,
-    )  # fmt: skip
+    index = masked_index.to(torch.int32).contiguous()
+    constants = {
+        "GROUP": group, "SIDE": side, "PIXELS": pixels, "PIXEL_TILE": pixel_tile, "KIND": kind, "NORMALIZE": normalize,
+        "HAS_VALID": valid is not None, "GRADIENT": gradient, "EPS": PATCH_EPS,
+        "ACC": tl.float64 if kind_of_value == torch.float64 else tl.float32,
+    }  # fmt: skip
+
+    def run(tile: tuning.Tile) -> tuple[Tensor, Tensor]:
+        tiles = triton.cdiv(rows, tile.rows)
+        programs = min(tiles, 4 * programs_for(prediction.device))
+        shares = empty((programs,), prediction, kind_of_value), empty((programs,), prediction, torch.int32)
+        launch(
+            masked_loss_forward, programs, prediction, image, index, shown, slope, *shares,
+            rows, tiles, groups, tokens, image.shape[3] // side, *prediction.stride(), *image.stride(), *shown.stride(),
+            TILE=tile.rows, num_warps=tile.warps, **constants,
+        )  # fmt: skip
+        return shares
+
+    candidates = autotuning.whole_rows(pixel_tile)
+    sums, counts = autotuning.run_tuned("masked_loss", prediction, tuning.norm_tile(pixel_tile), candidates, constants, run)
     count = counts.sum().clamp(min=1).to(kind_of_value)
     return sums.sum() / count, slope, count
 

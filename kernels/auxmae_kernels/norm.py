@@ -5,17 +5,19 @@ Mean and 1 / standard deviation of every row are kept, in fp32 or better; the su
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from auxmae_kernels import tuning
+from auxmae_kernels import autotuning, tuning
 from auxmae_kernels.boundary import empty, launch, programs_for, register, register_autograd
 from auxmae_kernels.tiles import load_rows, normalise, normalise_gradient
 
+T = TypeVar("T")
 # A tile holds whole rows.
 MAX_WIDTH = 16_384
 
@@ -87,17 +89,21 @@ def _statistics(x: Tensor, residual: Tensor) -> torch.dtype:
     return torch.promote_types(torch.float32, torch.promote_types(x.dtype, residual.dtype))
 
 
-def _constants(width: int, scale: float, dtype: torch.dtype) -> tuple[int, dict[str, Any]]:
-    width_tile = triton.next_power_of_2(width)
-    tile = tuning.norm_tile(width_tile)
-    return tile.rows, {
+def _constants(width: int, scale: float, dtype: torch.dtype, tile: tuning.Tile) -> dict[str, Any]:
+    return {
         "WIDTH": width,
-        "WIDTH_TILE": width_tile,
+        "WIDTH_TILE": triton.next_power_of_2(width),
         "TILE": tile.rows,
         "SCALE": scale,
         "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
         "num_warps": tile.warps,
     }
+
+
+def _run_tuned(name: str, total: Tensor, run: Callable[[tuning.Tile], T]) -> T:
+    width_tile = triton.next_power_of_2(total.shape[-1])
+    shape = {"WIDTH_TILE": width_tile}
+    return autotuning.run_tuned(name, total, tuning.norm_tile(width_tile), autotuning.whole_rows(width_tile), shape, run)
 
 
 def _forward(
@@ -109,11 +115,15 @@ def _forward(
     kind = torch.promote_types(x.dtype, residual.dtype)
     total, normed = empty(x.shape, x, kind), empty(x.shape, x, kind)
     mean, rstd = empty((count,), x, wide), empty((count,), x, wide)
-    tile, constants = _constants(width, scale, wide)
-    launch(
-        add_norm_forward, triton.cdiv(count, tile), x_rows, residual_rows, weight.contiguous(), bias.contiguous(),
-        total, normed, mean, rstd, count, *x_rows.stride(), *residual_rows.stride(), EPS=eps, **constants,
-    )  # fmt: skip
+
+    def run(tile: tuning.Tile) -> None:
+        launch(
+            add_norm_forward, triton.cdiv(count, tile.rows), x_rows, residual_rows, weight.contiguous(), bias.contiguous(),
+            total, normed, mean, rstd, count, *x_rows.stride(), *residual_rows.stride(), EPS=eps,
+            **_constants(width, scale, wide, tile),
+        )  # fmt: skip
+
+    _run_tuned("add_norm", total, run)
     return total, normed, mean, rstd
 
 
@@ -137,15 +147,19 @@ def _backward(
     width = total.shape[-1]
     upstream = grad_total.reshape(-1, width), grad_normed.reshape(-1, width)
     count = upstream[0].shape[0]
-    tile, constants = _constants(width, scale, mean.dtype)
-    tiles = triton.cdiv(count, tile)
-    programs = min(tiles, programs_for(total.device))
     grad_residual, grad_x = empty(total.shape, total, residual_type), empty(total.shape, total, x_type)
-    gamma, beta = (empty((programs, width), total, mean.dtype) for _ in range(2))
-    launch(
-        add_norm_backward, programs, *upstream, total, weight.contiguous(), mean, rstd, grad_residual, grad_x, gamma, beta,
-        count, tiles, *upstream[0].stride(), *upstream[1].stride(), **constants,
-    )  # fmt: skip
+
+    def run(tile: tuning.Tile) -> tuple[Tensor, Tensor]:
+        tiles = triton.cdiv(count, tile.rows)
+        programs = min(tiles, programs_for(total.device))
+        shares = empty((programs, width), total, mean.dtype), empty((programs, width), total, mean.dtype)
+        launch(
+            add_norm_backward, programs, *upstream, total, weight.contiguous(), mean, rstd, grad_residual, grad_x, *shares,
+            count, tiles, *upstream[0].stride(), *upstream[1].stride(), **_constants(width, scale, mean.dtype, tile),
+        )  # fmt: skip
+        return shares
+
+    gamma, beta = _run_tuned("add_norm_backward", total, run)
     return grad_x, grad_residual, gamma.sum(0).to(weight.dtype), beta.sum(0).to(weight.dtype)
 
 

@@ -35,6 +35,13 @@ def load_rows(pointer, at, column, stride, mask):
 
 
 @triton.jit
+def load_matrix(pointer, row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A tile of a contiguous (ROWS, COLUMNS) matrix, 0 outside."""
+    inside = (row < ROWS)[:, None] & (column < COLUMNS)[None, :]
+    return tl.load(pointer + row[:, None] * COLUMNS + column[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
 def locate(
     sequence, element, exists, slots, lengths, inner, channels, tokens,
     ALONG_CHANNELS: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_LENGTHS: tl.constexpr,

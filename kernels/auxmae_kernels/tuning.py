@@ -24,11 +24,16 @@ FAMILIES = ("sm_80", "sm_90", "gfx942")
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of a tile, warps that share it, and stages of the software pipeline over a loop."""
+    """Rows of a tile, warps that share it, and stages of the software pipeline over a loop.
+
+    `columns` counts where a tile does not hold whole rows, `chunk` where a dimension passes by: so many numbers at a time.
+    """
 
     rows: int
     warps: int
     stages: int = 1
+    columns: int = 0
+    chunk: int = 0
 
 
 # Warps of packed sequences, for half precision: (architecture, rows) → by head tile.  The fewest that spill nothing.
@@ -158,6 +163,11 @@ def fastest(key: str, candidates: Sequence[Tile], run: Callable[[Tile], object],
             _write_cache(known)
         _tuned[key] = known[key]
     return _tuned[key]
+
+
+def kept(key: str) -> Tile | None:
+    """What `fastest` has found in this process, or a former one; None where that was never asked."""
+    return _tuned.get(key) or _read_cache().get(key)
 
 
 def _read_cache() -> dict[str, Tile]:

@@ -58,7 +58,7 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     document = json.loads(result.stdout)
     assert set(document) == {"split", "reconstruction", "probes", "comparisons", "verdict"}
     agreed = {"masked_l1", "per_channel", "floors"}
-    assert set(document["reconstruction"]) == agreed | {"psnr", "spectral_angle", "ratios"}
+    assert set(document["reconstruction"]) == agreed | {"psnr", "spectral_angle", "ssim", "floors_ssim", "ratios", "leakage"}
     assert list(document["reconstruction"]["ratios"]) == ["0.5", "0.75", "0.9"]
     assert set(document["reconstruction"]["floors"]) == {"mean", "interpolation"}
     assert len(document["reconstruction"]["per_channel"]) == 13

@@ -29,7 +29,17 @@ def use_triton(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         out = uninitialised(shape, like, dtype)
         return out.fill_(torch.nan) if out.is_floating_point() else out
 
-    writers = ("attention", "attention_block_operator", "dropout", "feed_forward_operator", "norm", "embed", "assembly", "loss")
+    writers = (
+        "attention",
+        "attention_block_operator",
+        "dropout",
+        "feed_forward_operator",
+        "norm",
+        "embed",
+        "assembly",
+        "linear",
+        "loss",
+    )
     for name in writers:
         try:
             module = __import__(f"auxmae_kernels.{name}", fromlist=["empty"])

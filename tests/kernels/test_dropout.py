@@ -276,13 +276,13 @@ def test_a_model_with_dropout_learns_on_the_kernels(monkeypatch):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     image = torch.rand(2, 3, 12, 12)
     losses = []
-    for _ in range(12):
+    for _ in range(6):
         loss = model(image).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert min(losses[-3:]) < losses[0]
+    assert min(losses[-2:]) < losses[0]
     assert {"feed_forward_forward", "attention_block_forward", "dropout_rows"} <= set(launched)
     model.eval()
     with torch.no_grad():
