@@ -71,16 +71,17 @@ benchmark() {
         --output "$out/$stamp-$label-$suite.json" "$@"
 }
 
-# GPU tests first: no figure of a kernel that is wrong.
+# GPU tests first, without the filters of warnings, which name packages that need not be here: no figure of a kernel that is wrong.
 if [ "$device" = cuda ]; then
     mapfile -t tests < <(grep -rlE 'mark\.gpu\b' tests --include='*.py')
-    stage tests 120 "$python" -m pytest -m gpu -p no:cacheprovider "${tests[@]}" || {
+    stage tests 120 "$python" -m pytest -m gpu -p no:cacheprovider -o filterwarnings= "${tests[@]}" || {
         echo "error: the GPU tests are red ($out/tests.log): no figure is measured" >&2
         exit 1
     }
     size=() repeats=10 minutes=2
 else
-    stage tests 120 "$python" -m pytest -m "not slow and not gpu" -p no:cacheprovider tests/benchmark/test_kernel_suite.py || {
+    stage tests 120 "$python" -m pytest -m "not slow and not gpu" -p no:cacheprovider -o filterwarnings= \
+        tests/benchmark/test_kernel_suite.py || {
         echo "error: the tests are red ($out/tests.log): no figure is measured" >&2
         exit 1
     }
@@ -97,7 +98,7 @@ benchmark model 150 --repeats "$repeats" --recompute ${size[@]+"${size[@]}"} $([
 benchmark scaling 60 --repeats "$repeats" ${size[@]+"${size[@]}"}
 stage train 160 "$python" -m auxmae train --device "$device" --output "$out/run" --set "train.max_minutes=$minutes" \
     $([ "$device" = cuda ] && echo --preset reference) --set train.epochs=1000000
-benchmark data 30 --repeats 3
+benchmark data 60 --repeats 3
 benchmark kernels 240 --repeats "$repeats" ${size[@]+"${size[@]}"} $([ "$device" = cuda ] && echo --compile)
 [ -f "$out/$stamp-$label-kernels.json" ] &&
     stage table 20 "$python" benchmarks/measured.py "$out/$stamp-$label-kernels.json" --output "$out/measured.json"

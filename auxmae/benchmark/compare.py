@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from auxmae.benchmark.ratios import Key, Ratio, ratios
 from auxmae.errors import DataError
-
-Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -92,6 +91,14 @@ def _quartiles(samples: list[float]) -> tuple[float, float]:
     ordered = sorted(samples)
     cut = len(ordered) // 4
     return ordered[cut], ordered[-1 - cut]
+
+
+def agreement(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[Key, Ratio, Ratio]]:
+    """What both documents measured beside its base, with the ratio of times in either: unlike times, ratios of different
+    machines and days can be compared.
+    """
+    old, new = ratios(before), ratios(after)
+    return [(key, old[key], new[key]) for key in old if key in new]
 
 
 def regressions(changes: list[Change]) -> list[Change]:

@@ -99,7 +99,8 @@ def _cases(
             if request.chosen(case.name):
                 case = replace(case, batch=request.batch_size or case.batch, channels=request.channels or case.channels)
                 yield suites.model_suite(
-                    case, compile_too=request.compile_too, recompute_too=request.recompute_too, limits=limits, **common
+                    case, compile_too=request.compile_too, recompute_too=request.recompute_too,
+                    graph_too=device.type == "cuda", limits=limits, **common,
                 )  # fmt: skip
     if "scaling" in request.suites:
         yield from scaling.scaling_suite(quick=request.quick, chosen=request.chosen, limits=limits, **common)

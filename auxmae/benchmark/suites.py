@@ -18,6 +18,7 @@ from auxmae.benchmark.measure import attempt, interleaved
 from auxmae.benchmark.peers import PlainAuxiliaryMAE
 from auxmae.benchmark.roofline import achieved, flops
 from auxmae.model.mae import AuxMAE
+from auxmae.training.graph import WARMUP_STEPS, beside, capture_cuda_graph
 
 OURS = "auxmae"
 # The published design in plain PyTorch (`peers.PlainAuxiliaryMAE`).
@@ -27,7 +28,7 @@ JOINT = "joint attention"
 FUSED = "ViTMAE, fused"
 # What a case is measured with if nothing else is said.
 PEERS = (PLAIN, JOINT, FUSED)
-COMPILED, RECOMPUTED = " (compiled)", " (recompute)"
+COMPILED, RECOMPUTED, GRAPHED = " (compiled)", " (recompute)", " (CUDA graph)"
 
 
 REFERENCE = ModelCase("reference", 16)
@@ -73,7 +74,12 @@ def plain_model(case: ModelCase) -> PlainAuxiliaryMAE:
 
 
 def build_providers(
-    case: ModelCase, *, peers: Sequence[str] = PEERS, compile_too: bool = False, recompute_too: bool = False
+    case: ModelCase,
+    *,
+    peers: Sequence[str] = PEERS,
+    compile_too: bool = False,
+    recompute_too: bool = False,
+    graph_too: bool = False,
 ) -> dict[str, nn.Module]:
     """Provider → model, on the CPU; a peer whose package is not installed is left out."""
     models: dict[str, nn.Module | None] = {OURS: our_model(case)}
@@ -85,6 +91,8 @@ def build_providers(
         recomputed = our_model(case)
         recomputed.set_recompute(True)
         models[OURS + RECOMPUTED] = recomputed
+    if graph_too:
+        models[OURS + GRAPHED] = our_model(case)
     makers: dict[str, Callable[[ModelCase], nn.Module | None]] = {PLAIN: plain_model, JOINT: JointMAE, FUSED: vit_mae}
     for name in peers:
         models[name] = makers[name](case)
@@ -103,6 +111,7 @@ def model_suite(
     peers: Sequence[str] = PEERS,
     compile_too: bool = False,
     recompute_too: bool = False,
+    graph_too: bool = False,
     dtype: torch.dtype = torch.float32,
     limits: dict[str, Any] | None = None,
     passes: Sequence[str] = ("forward", "step"),
@@ -113,7 +122,7 @@ def model_suite(
 
     Args:
         case: the size; device: where; repeats: rounds.
-        peers: besides ours, see `PEERS`; compile_too, recompute_too: those variants as well.
+        peers: besides ours, see `PEERS`; compile_too, recompute_too, graph_too: those variants as well.
         dtype: of the autocast regions; fp32 means none.
         limits: of `roofline.ceilings`, for the rows' part of the best rate.
         passes: what is measured; suite: the rows' name for it.
@@ -126,10 +135,14 @@ def model_suite(
     """
     torch.manual_seed(0)
     image = torch.rand(case.batch, case.channels, case.image_size, case.image_size, device=device)
-    models = build_providers(case, peers=peers, compile_too=compile_too, recompute_too=recompute_too)
+    models = build_providers(
+        case, peers=peers, compile_too=compile_too, recompute_too=recompute_too, graph_too=graph_too
+    )  # fmt: skip
     models = {name: model.to(device) for name, model in models.items()}
     optimizers = {
-        name: torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type in ("cpu", "cuda"))
+        name: torch.optim.AdamW(
+            model.parameters(), lr=1e-4, fused=device.type in ("cpu", "cuda"), capturable=device.type == "cuda"
+        )
         for name, model in models.items()
     }
 
@@ -151,6 +164,7 @@ def model_suite(
             # Without gradients there is nothing to compute again.
             if not (pass_ == "forward" and name.endswith(RECOMPUTED))
         }
+        works |= {name: _replayed(work, device) for name, work in works.items() if name.endswith(GRAPHED)}
         outcomes = {}
         for name, work in works.items():
             if progress:
@@ -174,7 +188,8 @@ def model_suite(
                 "reason": reason,
                 "median_ms": timing and timing.median_ms,
                 "samples_ms": timing.samples_ms if timing else [],
-                "peak_bytes": timing and timing.peak_bytes,
+                # A replay allocates nothing; what its graph holds no counter tells.
+                "peak_bytes": None if name.endswith(GRAPHED) else timing and timing.peak_bytes,
                 "images_per_second": timing and 1e3 * case.batch / timing.median_ms,
                 "parameters": sum(parameter.numel() for parameter in models[name].parameters()),
                 "flops": _flops(case, name, pass_, device),
@@ -215,12 +230,26 @@ def _step(model: nn.Module, image: torch.Tensor, dtype: torch.dtype, optimizer: 
     return work
 
 
+def _replayed(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The work as a CUDA graph, captured by the first call."""
+    replays: list[Callable[[], None]] = []
+
+    def run() -> None:
+        if not replays:
+            for _ in range(WARMUP_STEPS):
+                beside(work, device)
+            replays.append(capture_cuda_graph(work, []))
+        replays[0]()
+
+    return run
+
+
 def _flops(case: ModelCase, provider: str, pass_: str, device: torch.device) -> int:
     """Of one pass: counted on one image with a fresh model that is not compiled, for all images alike.
 
     What recomputing adds does not count, nor does the optimiser, which has no matrix product.
     """
-    name = provider.removesuffix(COMPILED).removesuffix(RECOMPUTED)
+    name = provider.removesuffix(COMPILED).removesuffix(RECOMPUTED).removesuffix(GRAPHED)
     single = replace(case, batch=1)
     model = build_providers(single, peers=() if name == OURS else (name,))[name].to(device)
     image = torch.rand(1, case.channels, case.image_size, case.image_size, device=device)

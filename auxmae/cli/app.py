@@ -80,6 +80,10 @@ def _in_words(error: Exception) -> str:
     kernels = sys.modules.get("auxmae_kernels")
     if kernels is not None and isinstance(error, kernels.KernelUnavailableError):
         return str(error)
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package and package not in ("auxmae", "auxmae_kernels"):
+        # Trainings and benchmarks do with less than an installation brings; what asks for more is told so here.
+        return f"this needs {package}, which is not installed (pip install auxmae brings it)"
     reason = str(error).splitlines()[0] if str(error) else ""
     return f"{type(error).__name__}: {reason} (a fault of AuxMAE: run again with --debug and report it)"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from auxmae.cli.console import console, print_json
-from auxmae.errors import AuxMAEError, UsageError
+from auxmae.errors import AuxMAEError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,8 @@ def command(
     if recorded is not None:
         from auxmae.benchmark.compare import read_document
 
+        if figures is not None:
+            _check_folder(figures)
         _show(read_document(recorded), figures, json_output)
         return
     chosen = _suites(suite or ["model"])
@@ -149,7 +152,12 @@ def _check_writable(path: Path) -> None:
 
 
 def _check_folder(path: Path) -> None:
-    """Raises AuxMAEError where no file could be written into the folder; makes it."""
+    """Raises AuxMAEError where no figure could be written into the folder; makes it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise MissingDependencyError(
+            "--figures needs matplotlib, which is not installed",
+            hint="pip install matplotlib, or draw later, where it is: auxmae benchmark --from FILE --figures FOLDER",
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -185,17 +193,27 @@ def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> 
 def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> None:
     from dataclasses import asdict
 
-    from auxmae.benchmark.compare import compare, read_document, regressions
+    from auxmae.benchmark.compare import agreement, compare, read_document, regressions
 
     old, new = read_document(before), read_document(after)
     changes = compare(old, new, threshold)
     if not changes:
         raise UsageError(f"{before} and {after} hold no measurement")
-    bad = regressions(changes)
+    bad, pairs = regressions(changes), agreement(old, new)
+    apart = [pair for pair in pairs if not pair[1].agrees(pair[2])]
     if json_output:
-        print_json({"threshold": threshold, "regressions": len(bad), "changes": [asdict(change) for change in changes]})
+        print_json(
+            {
+                "threshold": threshold,
+                "regressions": len(bad),
+                "changes": [asdict(change) for change in changes],
+                "ratios": [
+                    {"key": key, "before": asdict(one), "after": asdict(two), "agree": one.agrees(two)} for key, one, two in pairs
+                ],
+            }
+        )
     else:
-        from auxmae.cli.benchmark_tables import MAX_WIDTH, MIN_WIDTH, comparison
+        from auxmae.cli.benchmark_tables import MAX_WIDTH, MIN_WIDTH, comparison, ratio_words
 
         wide = console()
         wide.width = min(max(wide.width, MIN_WIDTH), MAX_WIDTH)
@@ -207,5 +225,7 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
         wide.print(
             f"{count} compared, {len(bad)} regressions beyond {100 * threshold:g}% and beyond the spread.", highlight=False
         )
+        for line in ratio_words(len(pairs), apart):
+            wide.print(line, highlight=False, markup=False)
     if bad:
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -10,30 +11,16 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from auxmae.benchmark.compare import Change
+    from auxmae.benchmark.ratios import Ratio
 
 Row = dict[str, Any]
 
 # Columns that the tables may need, and the most that they take.
 MIN_WIDTH, MAX_WIDTH = 80, 100
+# Load over cores beyond which a machine was not quiet.
+BUSY = 0.5
 _PASSES = {"forward": "forward pass", "step": "training step", "backward": "backward pass", "both": "both", "batch": "a batch"}
 _COLOURS = {"faster": "green", "less": "green", "slower": "red", "more": "red", "lost": "red"}
-
-
-def _base_provider(suite: str) -> str:
-    from auxmae.benchmark.data_suite import MODEL
-    from auxmae.benchmark.kernel_suite import EAGER
-    from auxmae.benchmark.suites import JOINT, PLAIN
-
-    return {"model": PLAIN, "kernels": EAGER, "scaling": JOINT, "data": MODEL}[suite]
-
-
-def _base(rows: list[Row], row: Row) -> Row | None:
-    """The row that a row is compared with, or None where it has no figure."""
-    provider = _base_provider(row["suite"])
-    keys = ("suite", "case", "pass")
-    found = (other for other in rows if other["provider"] == provider and all(other[key] == row[key] for key in keys))
-    base = next(found, None)
-    return base if base is not None and base["median_ms"] is not None else None
 
 
 def tables(rows: list[Row], device: str) -> list[Table]:
@@ -51,10 +38,12 @@ def _title(row: Row, device: str) -> str:
 
 def _table(rows: list[Row], device: str) -> Table:
     kernels = rows[0]["suite"] == "kernels"
+    from auxmae.benchmark.ratios import base_of
+
     table = Table(
         title=_title(rows[0], device), box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False
     )  # fmt: skip
-    for name in ("provider", "ms", "spread", "% peak" if kernels else "images/s", "MiB", "time ×", "memory ×"):
+    for name in ("provider", "ms", "±", "% peak" if kernels else "images/s", "MiB", "time ×", "spread", "memory ×"):
         table.add_column(name, justify="left" if name == "provider" else "right", no_wrap=True)
     for name in dict.fromkeys(row["pass"] for row in rows):
         table.add_section()
@@ -62,7 +51,7 @@ def _table(rows: list[Row], device: str) -> Table:
         for row in rows:
             # A back end of SDPA that does not run here is no news; the document has its reason.
             if row["pass"] == name and not (kernels and row.get("status") == "failed" and row["provider"].startswith("sdpa")):
-                _add(table, row, _base(rows, row), kernels)
+                _add(table, row, base_of(rows, row), kernels)
     return table
 
 
@@ -70,18 +59,25 @@ def _add(table: Table, row: Row, base: Row | None, kernels: bool) -> None:
     if row["median_ms"] is None:
         table.add_row(f"  {row['provider']}", Text(row["status"], "red"))
         return
-    samples = row["samples_ms"]
-    peak = row["peak_bytes"]
+    samples, peak = row["samples_ms"], row["peak_bytes"]
     compared = base is not None and peak is not None and base["peak_bytes"]
+    found = None if base is None else _ratio(row, base)
     table.add_row(
         f"  {row['provider']}",
         _figure(row["median_ms"]),
-        f"{_figure(min(samples))}–{_figure(max(samples))}",
+        f"{50 * (max(samples) - min(samples)) / row['median_ms']:.0f}%",
         _share(row) if kernels else _figure(row["images_per_second"]),
         "–" if peak is None else f"{peak / 2**20:.0f}",
-        "–" if base is None else Text(f"{row['median_ms'] / base['median_ms']:.2f}", _COLOURS.get(_speed(row, base), "")),
+        "–" if found is None else Text(f"{found.value:.2f}", _COLOURS.get(found.verdict, "")),
+        "–" if found is None or row is base else f"{found.low:.2f}–{found.high:.2f}",
         Text(f"{peak / base['peak_bytes']:.2f}", _COLOURS.get(_memory(row, base), "")) if compared and base else "–",
     )
+
+
+def _ratio(row: Row, base: Row) -> Ratio:
+    from auxmae.benchmark.ratios import ratio
+
+    return ratio(row, base)
 
 
 def _share(row: Row) -> str:
@@ -97,22 +93,16 @@ def _figure(value: float) -> str:
     )
 
 
-def _speed(row: Row, base: Row) -> str:
-    """ "faster" or "slower" only where neither median lies among the other's samples, and there are three or more."""
-    if round(row["median_ms"] / base["median_ms"], 2) == 1:
-        return "the same"
-    if len(row["samples_ms"]) < 3:
-        return "a single sample" if len(row["samples_ms"]) == 1 else "two samples"
-    for one, other in ((row, base), (base, row)):
-        if min(one["samples_ms"]) <= other["median_ms"] <= max(one["samples_ms"]):
-            return "within the spread"
-    return "faster" if row["median_ms"] < base["median_ms"] else "slower"
-
-
 def _memory(row: Row, base: Row) -> str:
     # As it is shown: a difference that two decimals hide is none.
     ratio = round(row["peak_bytes"] / base["peak_bytes"], 2)
     return "less" if ratio < 1 else "more" if ratio > 1 else "the same"
+
+
+def _memory_words(row: Row, base: Row) -> str:
+    if row["peak_bytes"] is None or not base["peak_bytes"]:
+        return ""
+    return f" and {row['peak_bytes'] / base['peak_bytes']:.2f} × the memory ({_memory(row, base)})"
 
 
 def sentences(document: dict[str, Any]) -> list[str]:
@@ -123,6 +113,12 @@ def sentences(document: dict[str, Any]) -> list[str]:
         own = [row for row in rows if row["suite"] == suite]
         said += words(own) if own else []
     said += _without_figures(rows)
+    device = document.get("device") or {}
+    if device.get("load") and device.get("cores") and device["load"] > BUSY * device["cores"]:
+        said.append(
+            f"Other work was running on this machine when this run began (load {device['load']:.1f} on {device['cores']} cores): "
+            "the figures scatter, and their spreads are what counts."
+        )
     limits = document.get("ceilings")
     if limits:
         said.append(
@@ -133,19 +129,19 @@ def sentences(document: dict[str, Any]) -> list[str]:
 
 
 def _model_words(rows: list[Row]) -> list[str]:
+    from auxmae.benchmark.ratios import base_of
     from auxmae.benchmark.suites import OURS
 
     said = []
     several = len({row["case"] for row in rows}) > 1
     for case, provider in dict.fromkeys((row["case"], row["provider"]) for row in rows):
         own = [row for row in rows if (row["case"], row["provider"]) == (case, provider) and row["median_ms"] is not None]
-        pairs = [(row, base) for row in sorted(own, key=lambda row: row["pass"] != "step") if (base := _base(rows, row))]
+        pairs = [(row, base) for row in sorted(own, key=lambda row: row["pass"] != "step") if (base := base_of(rows, row))]
         if not provider.startswith(OURS) or not pairs:
             continue
         parts = [
-            f"a {_PASSES[row['pass']]} takes {row['median_ms'] / base['median_ms']:.2f} × the time ({_speed(row, base)}) "
-            f"and {row['peak_bytes'] / base['peak_bytes']:.2f} × the memory ({_memory(row, base)})"
-            for row, base in pairs
+            f"a {_PASSES[row['pass']]} takes {found.value:.2f} × the time ({found.verdict}){_memory_words(row, base)}"
+            for row, base, found in ((row, base, _ratio(row, base)) for row, base in pairs)
         ]
         parts[0] += " of the plain published design"
         said.append(f"{f'{case}, ' if several else ''}{provider}: {'; '.join(parts)}.")
@@ -192,7 +188,7 @@ def _kernel_words(rows: list[Row]) -> list[str]:
             and other["median_ms"] is not None
         ]
         if others:
-            verdict = _speed(row, min(others, key=lambda other: float(other["median_ms"])))
+            verdict = _ratio(row, min(others, key=lambda other: float(other["median_ms"]))).verdict
             counts[verdict if verdict in counts else "neither"] += 1
     said = []
     if sum(counts.values()):
@@ -254,3 +250,14 @@ def comparison(changes: list[Change]) -> Table:
         ratio = "–" if change.ratio is None else f"{change.ratio:.2f}"
         table.add_row(" · ".join(change.key), before, after, ratio, Text(change.verdict, _COLOURS.get(change.verdict, "")))
     return table
+
+
+def ratio_words(count: int, apart: Sequence[tuple[tuple[str, ...], Ratio, Ratio]]) -> list[str]:
+    """In how many of `count` comparisons two documents agree on the ratio of times, and where they do not."""
+    if not count:
+        return []
+    said = [f"Ratios to the provider that each is compared with: {count - len(apart)} of {count} agree within their spread."]
+    for key, *both in apart:
+        one, two = (f"{each.value:.2f} ({each.low:.2f}–{each.high:.2f})" for each in both)
+        said.append(f"  {' · '.join(key)}: {one}, then {two}")
+    return said

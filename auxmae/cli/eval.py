@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
+    from auxmae.evaluation.features import Extractor
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import EvalSettings, SettingsTree
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 _FLOOR_IMAGES = 1000
 # Held-out images that are reconstructed at each of eval.mask_ratios, at most.
 _RATIO_IMAGES = 200
+# Held-out images that are reconstructed from one source at a time, at most.
+_LEAKAGE_IMAGES = 100
 
 
 def command(
@@ -38,6 +41,14 @@ def command(
         bool,
         typer.Option("--dense", help="Scenes with a label raster: probe pixels, one half against the other, and draw maps."),
     ] = False,
+    robustness: Annotated[
+        bool,
+        typer.Option("--robustness", help="Also with channels left out, other sizes, noise and another gain; takes minutes."),
+    ] = False,
+    finetune: Annotated[
+        bool,
+        typer.Option("--finetune", help="Also train the whole network on labels, pre-trained and from scratch; takes minutes."),
+    ] = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Do without channels of the model that the data lack.")
     ] = False,
@@ -45,9 +56,11 @@ def command(
 ) -> None:
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
     from auxmae.build import configure, open_run_data
+    from auxmae.cli import eval_finetune, eval_robustness
     from auxmae.cli.console import console, print_json
-    from auxmae.cli.eval_tables import probe_table, ratio_table, reconstruction_table
+    from auxmae.cli.eval_tables import leakage_table, probe_table, ratio_table, reconstruction_table
     from auxmae.errors import DataError
+    from auxmae.evaluation.leakage import evaluate_leakage
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
@@ -87,9 +100,14 @@ def command(
             status.update(f"Reconstructing with {ratio:.0%} hidden")
             some = held.test.limited(min(settings.eval.max_images or _RATIO_IMAGES, _RATIO_IMAGES))
             ratios[f"{ratio:g}"] = evaluate_reconstruction(model, some, seed=settings.eval.mask_seed, device=where, ratio=ratio)
+        status.update("Reconstructing from one source at a time")
+        some = held.test.limited(min(settings.eval.max_images or _LEAKAGE_IMAGES, _LEAKAGE_IMAGES))
+        leakage = evaluate_leakage(model, some, seed=settings.eval.mask_seed, device=where)
     out.print(reconstruction_table(reconstruction))
     if ratios:
         out.print(ratio_table(ratios))
+    if leakage is not None:
+        out.print(leakage_table(leakage))
     with out.status("Probing frozen features") as status:
         report = _probe(model, held, settings.eval, where, settings.train.seed, lambda what: status.update(f"Probing: {what}"))
     if report.reason:
@@ -105,6 +123,7 @@ def command(
         "reconstruction": {
             **reconstruction.to_dict(),
             "ratios": {ratio: result.to_dict() for ratio, result in ratios.items()},
+            "leakage": None if leakage is None else leakage.to_dict(),
         },
         "probes": [result.to_dict() for result in report.results],
         "comparisons": [comparison.to_dict() for comparison in report.comparisons],
@@ -122,6 +141,11 @@ def command(
         "probe_samples": {"train": report.train_samples, "test": report.test_samples},
         "majority": report.majority,
     }
+    if finetune:
+        document["finetuning"] = eval_finetune.measure(model, held, settings, where, out)
+    if robustness:
+        extractors = _extractors(model, held, settings.eval, where, settings.train.seed)
+        document["robustness"] = eval_robustness.measure(model, held, settings, extractors, where, folder, out)
     if dense:
         document["dense"] = _dense(model, held, settings, where, folder, out)
     elif held.collection.has_label_maps:
@@ -191,21 +215,15 @@ def _dense(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folde
     return found
 
 
-def _probe(
-    model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int, progress: Callable[[str], None]
-) -> ProbeReport:
-    """All probes on the encoder and on the floors, from the same samples."""
+def _extractors(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int) -> dict[str, Extractor]:
+    """The encoder's features and the floors'."""
     from auxmae.evaluation.baselines import floor_extractors
-    from auxmae.evaluation.features import encoder_extractor, extract_all
-    from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
+    from auxmae.evaluation.features import encoder_extractor
+    from auxmae.evaluation.probes import ENCODER, RANDOM, untrained
 
-    if not data.class_names:
-        return ProbeReport([], "The data carry no labels.")
-    assert data.test is not None
     dense = data.collection.layout == "scenes"
-    patch_size = model.patch_size if dense else None
     initial = untrained(model, seed=seed).to(device)
-    extractors = {
+    return {
         ENCODER: encoder_extractor(model, pool=settings.pool, device=device, dense=dense),
         **floor_extractors(
             data.train.limited(_FLOOR_IMAGES),
@@ -217,6 +235,20 @@ def _probe(
         ),
         RANDOM: encoder_extractor(initial, pool=settings.pool, device=device, dense=dense),
     }
+
+
+def _probe(
+    model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int, progress: Callable[[str], None]
+) -> ProbeReport:
+    """All probes on the encoder and on the floors, from the same samples."""
+    from auxmae.evaluation.features import extract_all
+    from auxmae.evaluation.probes import ProbeReport, run_probes
+
+    if not data.class_names:
+        return ProbeReport([], "The data carry no labels.")
+    assert data.test is not None
+    patch_size = model.patch_size if data.collection.layout == "scenes" else None
+    extractors = _extractors(model, data, settings, device, seed)
     train, test = (
         extract_all(extractors, part, patch_size=patch_size, limit=settings.max_samples, seed=seed)
         for part in (data.train, data.test)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -10,8 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from auxmae.evaluation.finetuning import FinetuneReport
+    from auxmae.evaluation.leakage import Leakage
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.evaluation.reconstruction import ReconstructionResult
+    from auxmae.evaluation.robustness import RobustnessResult
 
 # Terminals show this many channels; eval.json holds all.
 _SHOWN_CHANNELS = 24
@@ -46,12 +49,35 @@ def ratio_table(results: Mapping[str, ReconstructionResult]) -> Table:
     """Errors at several mask ratios, beside the floors."""
     images = next(iter(results.values())).images
     table = Table(title=f"By mask ratio, {images} held-out images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("hidden", "masked L1", "floor: mean", "floor: interpolation", "PSNR, dB", "spectral angle, °"):
+    columns = ("hidden", "masked L1", "mean", "interpolation", "PSNR, dB", "angle, °", "SSIM", "best floor's")
+    for column in columns:
         table.add_column(column, justify="right")
     for ratio, result in results.items():
         psnr, angle = (("–" if value is None else f"{value:.2f}") for value in (result.psnr, result.spectral_angle))
+        similar = (f"{value:.3f}" for value in (result.ssim or 0.0, max(result.floors_ssim.values(), default=0.0)))
         floors = (f"{result.floors[name]:.4f}" for name in ("mean", "interpolation"))
-        table.add_row(ratio, f"{result.masked_l1:.4f}", *floors, psnr, angle)
+        table.add_row(ratio, f"{result.masked_l1:.4f}", *floors, psnr, angle, *similar)
+    table.caption = (
+        "mean, interpolation: the floors. Angle: between spectra. SSIM: of the filled-in images, so what was visible counts."
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def leakage_table(leakage: Leakage) -> Table:
+    """What the same hidden patches are reconstructed from."""
+    title = f"Where it comes from: the same patches by what is visible, {leakage.images} images"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("visible")
+    for column in ("masked L1", "mean", "interpolation", "recovered"):
+        table.add_column(column, justify="right")
+    for source, error in leakage.masked_l1.items():
+        floors = (f"{leakage.floors[source][name]:.4f}" for name in ("mean", "interpolation"))
+        table.add_row(source, f"{error:.4f}", *floors, f"{leakage.recovered(source):.0%}")
+    table.caption = (
+        "recovered: part of the first row's error that is gone. A floor below the model: it cannot use this source alone."
+    )
+    table.caption_justify = "left"
     return table
 
 
@@ -81,4 +107,44 @@ def probe_table(report: ProbeReport) -> Table:
         table.add_row(*head, result.features, *cells, style="bold" if result.features == ENCODER else "")
         before = case
     table.caption = f"naming the commonest class every time: {report.majority:.3f}"
+    return table
+
+
+def robustness_table(results: Sequence[RobustnessResult]) -> Table:
+    """What is left under changes of the images: the encoder's figure and the best floor's."""
+    from auxmae.evaluation.probes import ENCODER
+
+    title = "Changed images: logistic regression and model know unchanged ones only"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("change", no_wrap=True)
+    for column in ("accuracy", "best floor's", "", "masked L1", "unchanged", "best floor's"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    before = None
+    for result in results:
+        if before not in (None, result.kind):
+            table.add_section()
+        floor = result.best_floor()
+        accuracy = "–" if ENCODER not in result.accuracy else f"{result.accuracy[ENCODER]:.3f}"
+        best = "–" if floor is None else f"{result.accuracy[floor]:.3f}"
+        errors = ["–" if v is None else f"{v:.4f}" for v in (result.masked_l1, result.unchanged_l1, result.floor_l1)]
+        table.add_row(escape(result.label), accuracy, best, floor or "", *errors)
+        before = result.kind
+    table.caption = "unchanged: the error on the same channels when nothing is changed"
+    table.caption_justify = "left"
+    return table
+
+
+def finetune_table(report: FinetuneReport) -> Table:
+    """The whole network trained on labels, from pre-trained and from random weights."""
+    title = f"The whole network trained on labels: {report.steps} steps, {report.seeds} seeds"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("labels", "weights"):
+        table.add_column(column, no_wrap=True)
+    for column in ("accuracy", "95% interval", "± seeds", "class mean", "F1", "kappa"):
+        table.add_column(column, justify="right")
+    for result in report.results:
+        low, high = result.interval
+        cells = [f"{result.accuracy:.3f}", f"{low:.3f} – {high:.3f}", f"{result.spread:.3f}" if result.draws > 1 else ""]
+        cells += [f"{value:.3f}" for value in (result.average_accuracy, result.macro_f1, result.kappa)]
+        table.add_row(str(result.labels_per_class or "all"), result.features, *cells)
     return table

@@ -40,11 +40,11 @@ class Logistic:
 
     def decision(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """(n, K) log-probabilities, up to a constant for each sample."""
-        return x @ self.weight[:-1] + self.weight[-1]
+        return np.asarray(x @ self.weight[:-1] + self.weight[-1])
 
     def predict(self, x: NDArray[np.float64]) -> NDArray[np.int64]:
         """(n,) classes."""
-        return self.classes[self.decision(x).argmax(axis=1)]
+        return np.asarray(self.classes[self.decision(x).argmax(axis=1)])
 
 
 def principal_axes(x: NDArray[Any], x_test: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -102,7 +102,7 @@ def fit(
     scale = np.empty((width + 1, 1))
     scale[:-1, 0] = 1 / np.sqrt(curvature * np.square(x).mean(axis=0) + penalty)
     scale[-1] = 1 / np.sqrt(curvature)
-    latest = {"point": begin, "gradient": np.inf}
+    latest: dict[str, Any] = {}
 
     def objective(v: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         w = v.reshape(width + 1, count) * scale
@@ -120,6 +120,6 @@ def fit(
         if latest["gradient"] <= tolerance and np.array_equal(intermediate_result.x, latest["point"]):
             raise StopIteration
 
-    options = {"maxiter": _MOST_STEPS, "maxfun": 2 * _MOST_STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
+    options: Any = {"maxiter": _MOST_STEPS, "maxfun": 2 * _MOST_STEPS, "maxcor": _MEMORY, "ftol": 0.0, "gtol": 0.0}
     found = minimize(objective, (begin / scale).ravel(), jac=True, method="L-BFGS-B", callback=check, options=options)
     return Logistic(classes, found.x.reshape(width + 1, count) * scale, strength)

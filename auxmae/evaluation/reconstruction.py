@@ -15,6 +15,7 @@ from torch import Tensor
 
 from auxmae.errors import DataError
 from auxmae.evaluation.floors import interpolation_floor, mean_floor
+from auxmae.evaluation.similarity import structural_similarity
 
 if TYPE_CHECKING:
     from auxmae.data.loading import Batch
@@ -40,6 +41,9 @@ class ReconstructionResult:
         psnr: peak signal-to-noise ratio on the hidden valid pixels, dB, for a peak of 1 (scaled units).
         spectral_angle: mean angle, degrees, between the true and the predicted spectra of pixels with a hidden channel, over
             their valid channels, hidden ones predicted and the others as they are (Kruse et al. 1993); None for one channel.
+        ssim: mean structural similarity over all valid pixels of the images with their hidden patches filled in: a window
+            of hidden pixels alone would have no meaning, so what was visible counts too.
+        floors_ssim: the same of each floor.
     """
 
     masked_l1: float
@@ -50,11 +54,14 @@ class ReconstructionResult:
     pixels: int = field(default=0)
     psnr: float | None = None
     spectral_angle: float | None = None
+    ssim: float | None = None
+    floors_ssim: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """The result as `auxmae eval --json` prints it under "reconstruction"."""
         found = {"masked_l1": self.masked_l1, "per_channel": self.per_channel, "floors": self.floors}
-        return {**found, "psnr": self.psnr, "spectral_angle": self.spectral_angle}
+        beside = {"psnr": self.psnr, "spectral_angle": self.spectral_angle, "ssim": self.ssim, "floors_ssim": self.floors_ssim}
+        return {**found, **beside}
 
     @property
     def better_floor(self) -> str:
@@ -92,6 +99,7 @@ def evaluate_reconstruction(
     device = torch.device(device)
     total = torch.zeros(1 + len(FLOORS), len(model.channel_names), dtype=torch.float64)
     pixels = torch.zeros(len(model.channel_names), dtype=torch.float64)
+    similarity, ok_pixels = torch.zeros(1 + len(FLOORS), dtype=torch.float64), 0
     images, squares, angles, spectra = 0, 0.0, 0.0, 0
     was_training = model.training
     model.eval()
@@ -111,6 +119,9 @@ def evaluate_reconstruction(
                 # MPS has no float64: rows of one image are summed in float32, all else on the CPU.
                 partial = error.sum(dim=3).cpu().to(torch.float64).sum(dim=(0, 2))
                 total[row].index_add_(0, columns, partial)
+                filled = torch.where(result.hidden, prediction, image)
+                similarity[row] += structural_similarity(image, filled, valid).sum(dim=3).cpu().to(torch.float64).sum()
+            ok_pixels += int(valid.sum())
             error = (result.prediction - image).masked_fill(~measured, 0.0)
             squares += float(error.square().sum(dim=3).cpu().to(torch.float64).sum())
             angle, count = _spectral_angles(image, result.prediction, measured, valid)
@@ -143,6 +154,8 @@ def evaluate_reconstruction(
         pixels=int(pixels.sum()),
         psnr=-10 * math.log10(squares / float(pixels.sum())) if squares > 0 else None,
         spectral_angle=angles / spectra if spectra else None,
+        ssim=float(similarity[0]) / ok_pixels,
+        floors_ssim=dict(zip(FLOORS, (similarity[1:] / ok_pixels).tolist(), strict=True)),
     )
 
 

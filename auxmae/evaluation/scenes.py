@@ -108,15 +108,15 @@ def evaluate_scene(
 ) -> SceneResult:
     """Probes pixels by the features of the window around them.
 
-    A pixel's features are those of the patch at the centre of its window (the CLS tokens of the window with
-    pool = "cls").  Floors see the same window: its channel statistics and random convolutions, its centre's spectrum,
+    A pixel's features are those of the patch at the centre of its window (with pool = "cls", the window's CLS tokens behind
+    them).  Floors see the same window: its channel statistics and random convolutions, its centre's spectrum,
     patch, and principal components, and the untrained network.
 
     Args:
         model: the encoder, left in the mode in which it came.
         image, valid: (C, H, W), scaled, with the model's channels, or those at the indices `channels`.
         labels: (H, W), −1: none.
-        pool: see `AuxMAE.dense_features`; "cls" too.
+        pool: see `AuxMAE.dense_features`.
         stride: px between positions; 0: the smallest that leaves at most 20 000.
         max_samples: labelled positions per half, at most, drawn at random.
         labels_per_class, neighbours, bootstrap, class_names: see `run_probes`.
@@ -222,8 +222,6 @@ def _centre_extractor(model: AuxMAE, pool: str, device: torch.device | str) -> E
         was_training = model.training
         model.eval()
         try:
-            if pool == "cls":
-                return model.forward_features(image, valid=valid, channels=batch.channels, pool=pool)
             maps = model.dense_features(image, valid=valid, channels=batch.channels, pool=pool)
             return maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
         finally:

@@ -512,7 +512,8 @@ class AuxMAE(Pretrained):
     ) -> Tensor:
         """Features of every place: (B, D', rows, columns).
 
-        Channels are pooled by "mean", "concat" or "attention"; "moments" is "concat" here, since one place has no spread.
+        Channels are pooled by "mean", "concat" or "attention"; "moments" is "concat" here, since one place has no spread, and
+        "cls" is "mean" with the mean of the CLS tokens behind it.
         """
         tokens, weight = self._features(image, valid, channels, ordered=pool in CHANNEL_BY_CHANNEL)
         pooled = pool_places(tokens, weight, pool)
@@ -540,7 +541,7 @@ class AuxMAE(Pretrained):
         weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
         present = inputs.selection.groups
         if ordered and present != sorted(present):
-            order = _index(sorted(range(len(present)), key=present.__getitem__), tokens.device)
+            order = self._index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=False)
             return tokens.index_select(1, order), weight.index_select(1, order)
         return tokens, weight
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import json
 import os
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
-
-import tomlkit
-from tomlkit.items import Table as TomlTable
 
 from auxmae.errors import AuxMAEError, SettingsError
 from auxmae.settings import wording
@@ -85,45 +83,35 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def _text(settings: SettingsTree, header: str, left_out: frozenset[str]) -> str:
-    document = tomlkit.document()
-    for line in header.splitlines():
-        document.add(tomlkit.comment(line))
+    lines = [f"# {line}" for line in header.splitlines()]
     for name, table in wording.tables().items():
-        document.add(tomlkit.nl())
-        written = tomlkit.table()
-        written.comment(str(SettingsTree.model_fields[name].description))
+        lines += ["", f"[{name}] # {SettingsTree.model_fields[name].description}"]
         values = getattr(settings, name)
         for key, field in table.model_fields.items():
             explanation = f"{field.description}. Takes {wording.expectation(name, key)}."
-            _add(written, key, getattr(values, key), explanation, commented_out=f"{name}.{key}" in left_out)
-        document.add(name, written)
-    return tomlkit.dumps(document)
+            wrapped = textwrap.wrap(explanation, COMMENT_WIDTH, break_long_words=False, break_on_hyphens=False)
+            lines += [f"# {line}" for line in wrapped]
+            # "#key", where explanations have "# text": only a hash to take away.
+            hash_ = "#" if f"{name}.{key}" in left_out else ""
+            lines.append(f"{hash_}{key} = {_value(getattr(values, key))}")
+    return "\n".join(lines) + "\n"
 
 
-def _add(table: TomlTable, key: str, value: object, explanation: str, *, commented_out: bool) -> None:
-    for line in textwrap.wrap(explanation, COMMENT_WIDTH, break_long_words=False, break_on_hyphens=False):
-        table.add(tomlkit.comment(line))
-    item = _item(value)
-    if commented_out:
-        # "#key", where explanations have "# text": only a hash to take away.
-        hidden = tomlkit.comment("")
-        hidden.trivia.comment = f"#{key} = {item.as_string()}"
-        table.add(hidden)
-    else:
-        table.add(key, item)
-
-
-def _item(value: object) -> Any:
+def _value(value: object) -> str:
+    """A setting's value as TOML: the few types that settings have, so that no package is needed to write a run's."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        # JSON's escapes are TOML's, which also wants DEL escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (list, tuple)):
-        array = tomlkit.array()
-        for item in value:
-            array.append(_item(item))
-        return array
+        return f"[{', '.join(map(_value, value))}]"
     if isinstance(value, dict):
-        table = tomlkit.inline_table()
-        for key, item in value.items():
-            table.append(key, _item(item))
-        return table
-    if isinstance(value, float) and math.isfinite(value):
-        return tomlkit.float_(repr(value))
-    return tomlkit.item(value)
+        return f"{{{', '.join(f'{_key(key)} = {_value(item)}' for key, item in value.items())}}}"
+    raise TypeError(f"{type(value).__name__} is no type of a setting")
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ WARMUP_STEPS = 3
 # A graph's loss and gradient norm may be off by these parts of the step's own: sums in another order, no more.
 TOLERANCE = (1e-3, 1e-2)
 
-# Takes work that returns nothing and the generators that it draws from; gives a function that does the work again.
-Capture = Callable[[Callable[[], None], Sequence[torch.Generator]], Callable[[], None]]
+T = TypeVar("T")
+# Takes work and the generators that it draws from; gives a function that does the work again.
+Capture = Callable[[Callable[[], object], Sequence[torch.Generator]], Callable[[], None]]
 
 
 class NotCapturedError(AuxMAEError):
@@ -58,7 +60,7 @@ def graphs_wanted(settings: SettingsTree, device: torch.device) -> bool:
     return asked != "off" and why is None
 
 
-def capture_cuda_graph(work: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
+def capture_cuda_graph(work: Callable[[], object], generators: Sequence[torch.Generator]) -> Callable[[], None]:
     """Records the work without doing it; the default generator needs no registration."""
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
@@ -72,6 +74,18 @@ def capture_cuda_graph(work: Callable[[], None], generators: Sequence[torch.Gene
         work()
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+def beside(work: Callable[[], T], device: torch.device) -> T:
+    """Does work on a stream of its own, as captured work runs."""
+    if device.type != "cuda":
+        return work()
+    side, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(computing)
+    with torch.cuda.stream(side):
+        found = work()
+    computing.wait_stream(side)
+    return found
 
 
 class GraphedStep:
@@ -111,7 +125,7 @@ class GraphedStep:
         self.step.set_learning_rate(learning_rate)
         if self._eager_steps < WARMUP_STEPS:
             self._eager_steps += 1
-            return self._beside(batches)
+            return beside(lambda: self.step.compute(batches), self.step.device)
         if self._replay is None:
             self._inputs = [Inputs(image.clone(), valid.clone(), None) for image, valid, _ in batches]
             return self._first()
@@ -122,6 +136,10 @@ class GraphedStep:
         self.replays += 1
         return self._loss, self._norm
 
+    def release(self) -> None:
+        """Gives the graph's memory back; steps from here on are eager."""
+        self._given_up, self._replay, self._inputs = True, None, []
+
     def _fits(self, batches: Sequence[Inputs]) -> bool:
         """Whether the batches have the buffers' sizes; any will do for as long as there are none."""
         whole = all(each.channels is None for each in batches)
@@ -130,17 +148,6 @@ class GraphedStep:
             or [(each.image.shape, each.valid.shape) for each in batches]
             == [(each.image.shape, each.valid.shape) for each in self._inputs]
         )
-
-    def _beside(self, batches: Sequence[Inputs]) -> tuple[Tensor, Tensor]:
-        """An eager step on a stream of its own, as captured work runs."""
-        if self.step.device.type != "cuda":
-            return self.step.compute(batches)
-        side, computing = torch.cuda.Stream(self.step.device), torch.cuda.current_stream(self.step.device)
-        side.wait_stream(computing)
-        with torch.cuda.stream(side):
-            found = self.step.compute(batches)
-        computing.wait_stream(side)
-        return found
 
     def _first(self) -> tuple[Tensor, Tensor]:
         """Does the step twice from the same state: eagerly, to know what is right, and by a new graph, which counts.
@@ -165,7 +172,7 @@ class GraphedStep:
             self._loss.copy_(loss)
             self._norm.copy_(norm)
 
-        expected = torch.stack(self._beside(self._inputs)).tolist()
+        expected = torch.stack(beside(lambda: self.step.compute(self._inputs), self.step.device)).tolist()
         drawn = self.step.masks.get_state()
         restore()
         try:
@@ -183,7 +190,7 @@ class GraphedStep:
                 f"{expected[0]:.6g} and {expected[1]:.6g}, or other masks"
             )
         given = self._inputs
-        self._given_up, self._replay, self._inputs = True, None, []
+        self.release()
         if self.required:
             raise NotCapturedError(why, hint="set train.cuda_graphs = 'auto' or 'off'")
         self.notify(f"note: {why}; training goes on without")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable
@@ -38,7 +39,7 @@ class TrainingResult:
         outcome: steps, seconds, images, and why it ended.
         masked_l1: mean absolute error on hidden valid pixels of held-out images, scaled units; NaN where none were held out.
         floors: the same error of predicting the "mean" of the visible pixels, and of "interpolation".
-        figure: the reconstruction figure.
+        figure: the reconstruction figure; None where none was drawn.
     """
 
     run: Path
@@ -158,6 +159,8 @@ def train(
         f"model: {settings.model.preset} preset, {parameters / 1e6:.2f} M parameters, {data.image_size} px, on {device}"
     )
 
+    if not _drawing():
+        reporter.message("note: matplotlib is not installed, so no figures are drawn: pip install matplotlib")
     if run is None:
         run = create_run(settings.run.folder, _with_absolute_source(settings))
         if data.statistics is not None:
@@ -184,7 +187,7 @@ def train(
         make_plan(settings, len(data.train), graphs=graphs, fast=fast_dev_run),
         device=device,
         reporter=reporter,
-        draw_figure=draw_figure,
+        draw_figure=draw_figure if _drawing() else None,
         probe=_probe(model, data, settings, device) if settings.train.probe_every else None,
         log_scalars=None if log is None else log_scalars,
     )
@@ -255,6 +258,11 @@ def _probe(model: AuxMAE, data: Data, settings: SettingsTree, device: torch.devi
     return Probe(model, labelled, data.validation or data.train, pool=settings.eval.pool, dense=dense, device=device)
 
 
+def _drawing() -> bool:
+    """Whether figures can be drawn; training on a machine with little more than PyTorch needs none."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def _draw(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name: str) -> Path:
     """The reconstruction figure of the first held-out images, always under the same masks."""
     from auxmae.visuals.figures import reconstruction_figure
@@ -289,7 +297,6 @@ def _conclude(
 ) -> TrainingResult:
     """Held-out error against the floors, figures, report: of the best checkpoint, which is the one a user will load."""
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
-    from auxmae.visuals.figures import curves_figure
     from auxmae.visuals.report import write_report
 
     if outcome.reason == "interrupted":
@@ -306,8 +313,12 @@ def _conclude(
             reporter.message(f"note: measured on {chosen.samples} of {held_out.samples} held-out images or windows")
         measured = evaluate_reconstruction(best, chosen, seed=settings.mask_seed, device=device)
         masked_l1, floors, per_channel = measured.masked_l1, dict(measured.floors), dict(measured.per_channel)
-    figure = _draw(best, data, run, device, "reconstruction.png")
-    curves_figure(run.metrics(), run.figures / "curves.png")
+    figure = None
+    if _drawing():
+        from auxmae.visuals.figures import curves_figure
+
+        figure = _draw(best, data, run, device, "reconstruction.png")
+        curves_figure(run.metrics(), run.figures / "curves.png")
     result = TrainingResult(run.path, outcome, masked_l1, floors, figure, per_channel)
     run.write_json("result.json", {**result.to_dict(), "evaluation_seconds": round(time.monotonic() - began, 3)})
     write_report(run.path)

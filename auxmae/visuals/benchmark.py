@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from auxmae.benchmark.kernel_suite import EAGER
+from auxmae.benchmark.ratios import base_of, ratio
 from auxmae.benchmark.scaling import AXES, break_even, curves
 from auxmae.benchmark.suites import JOINT, OURS, PLAIN
 from auxmae.errors import AuxMAEError
@@ -54,7 +53,7 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
         AuxMAEError: one cannot be written.
     """
     makers: dict[str, tuple[str, Callable[[dict[str, Any]], Figure | None]]] = {
-        "speedup": ("Speed-up, with the range of the samples", speedup_figure),
+        "speedup": ("Speed-up, with its spread", speedup_figure),
         "roofline": ("Roofline", roofline_figure),
         "scaling": ("Cost as the task grows", scaling_figure),
     }
@@ -96,29 +95,20 @@ def _measured(document: dict[str, Any], suite: str) -> list[Row]:
 def speedups(document: dict[str, Any]) -> list[tuple[str, float, float, float]]:
     """(what, speed-up, lowest, highest) of ours over the plain design, and of each kernel over the eager reference.
 
-    The interval is that of the samples' middle halves: the slower quarter of one over the faster of the other, and back.
+    They are those of `ratios`, the other way round.
     """
     found = []
-    for suite, base_name, pass_ in (("model", PLAIN, "step"), ("kernels", EAGER, "both")):
+    for suite, pass_ in (("model", "step"), ("kernels", "both")):
         rows = [row for row in _measured(document, suite) if row["pass"] == pass_]
-        bases = {row["case"]: row for row in rows if row["provider"] == base_name}
         for row in rows:
-            base = bases.get(row["case"])
+            base = base_of(rows, row)
             # Where dispatch takes PyTorch, ours and the eager reference are the same code.
             same_code = suite == "kernels" and row["provider"] == OURS and row["backend"] == "torch"
             if base is None or row is base or same_code or row["provider"].startswith("sdpa"):
                 continue
-            (fast, slow), (base_fast, base_slow) = (_quartiles(one["samples_ms"]) for one in (row, base))
-            label = f"{row['case']}: {row['provider']}"
-            found.append((label, base["median_ms"] / row["median_ms"], base_fast / slow, base_slow / fast))
+            time = ratio(row, base)
+            found.append((f"{row['case']}: {row['provider']}", 1 / time.value, 1 / time.high, 1 / time.low))
     return found
-
-
-def _quartiles(samples: list[float]) -> tuple[float, float]:
-    if len(samples) < 2:
-        return samples[0], samples[0]
-    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return low, high
 
 
 def speedup_figure(document: dict[str, Any]) -> Figure | None:

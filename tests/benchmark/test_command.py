@@ -10,7 +10,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from auxmae.benchmark import suites
+from auxmae.benchmark import environment, suites
 from auxmae.benchmark.suites import FUSED, JOINT, OURS, PLAIN
 from auxmae.cli.app import app
 from auxmae.errors import AuxMAEError, SettingsError, UsageError
@@ -66,9 +66,9 @@ def test_the_table_fits_80_columns_and_cuts_nothing(run):
     assert done.exit_code == 0, done.exception
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "…" not in done.stdout
-    assert table_line(done.stdout, OURS, 0).split()[1:] == ["41.0", "40.0–42.0", "195.1", "300", "1.37", "1.20"]
-    assert table_line(done.stdout, OURS, 1).split()[1:] == ["85.0", "80.0–90.0", "94.1", "267", "0.85", "0.89"]
-    assert table_line(done.stdout, PLAIN, 1).split()[-2:] == ["1.00", "1.00"]
+    assert table_line(done.stdout, OURS, 0).split()[1:] == ["41.0", "2%", "195.1", "300", "1.37", "1.35–1.38", "1.20"]
+    assert table_line(done.stdout, OURS, 1).split()[1:] == ["85.0", "6%", "94.1", "267", "0.85", "0.81–0.89", "0.89"]
+    assert table_line(done.stdout, PLAIN, 1).split()[-3:] == ["1.00", "–", "1.00"]
     for provider in (f"{OURS} (compiled)", f"{OURS} (recompute)"):
         table_line(done.stdout, provider)
 
@@ -80,7 +80,7 @@ def test_large_figures_are_not_cut(run, monkeypatch, columns):
     run.rows[:] = [row(name, "step", samples, 143360) for name in (PLAIN, f"{OURS} (recompute)")]
     done = run()
     figures = table_line(done.stdout, f"{OURS} (recompute)").split()
-    assert figures[-6:] == ["234567", "123456–345678", "0.034", "143360", "1.00", "1.00"]
+    assert figures[-7:] == ["234567", "47%", "0.034", "143360", "1.00", "1.00–1.00", "1.00"]
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
@@ -120,6 +120,13 @@ def test_a_provider_without_a_figure_is_told_with_its_reason(run):
     done = run()
     assert table_line(done.stdout, JOINT).split()[-3:] == ["out", "of", "memory"]
     assert f"quick, {JOINT}: out of memory: too large" in words(done.stdout)
+
+
+@pytest.mark.parametrize(("load", "said"), [(3.0, True), (0.4, False), (None, False)])
+def test_a_busy_machine_is_told(run, monkeypatch, load, said):
+    monkeypatch.setattr(environment, "_load", lambda: load)
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 2)
+    assert ("Other work was running on this machine" in words(run().stdout)) == said
 
 
 def test_an_unknown_suite_or_case(run):

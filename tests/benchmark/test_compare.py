@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from auxmae.benchmark.compare import compare, regressions
+from auxmae.benchmark.suites import PLAIN
 from auxmae.cli.app import app
 from auxmae.errors import DataError
 
@@ -80,6 +81,24 @@ def test_json(run):
     assert found["regressions"] == 1
     assert found["changes"][0]["verdict"] == "lost"
     assert "output 0" in found["changes"][0]["reason"]
+
+
+def test_ratios_are_compared_whatever_the_machine(run):
+    def both(ours, plain):
+        return {"rows": document(ours)["rows"] + document(plain, provider=PLAIN)["rows"]}
+
+    before = both([8.0, 9.0, 10.0], [10.0, 10.0, 10.0])
+    done = run(before, both([80.0, 170.0, 100.0], [100.0, 200.0, 100.0]), "--threshold", "100")
+    assert done.exit_code == 0
+    assert "1 of 1 agree within their spread" in " ".join(done.stdout.split())
+    done = run(before, both([13.0, 12.0, 11.0], [10.0, 10.0, 10.0]), "--threshold", "100")
+    said = " ".join(done.stdout.split())
+    assert "0 of 1 agree within their spread. model · quick · auxmae · step: 0.90 (0.80–1.00), then 1.20 (1.10–1.30)" in said
+    found = json.loads(run(before, before, "--json").stdout)["ratios"]
+    assert found == [
+        {"key": ["model", "quick", "auxmae", "step"], "agree": True}
+        | {key: {"value": 0.9, "low": 0.8, "high": 1.0, "rounds": 3} for key in ("before", "after")}
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"rows": [{"suite": "model"}]}', '{"rows": 3}'])

@@ -9,7 +9,7 @@ from auxmae_kernels import dispatch
 from auxmae.benchmark.device import graph_ms, kernel_clock, occupation
 from auxmae.benchmark.kernel_cases import Shape
 from auxmae.benchmark.kernel_suite import EAGER, OURS, TRITON, kernel_suite
-from auxmae.benchmark.suites import QUICK, model_suite
+from auxmae.benchmark.suites import GRAPHED, QUICK, model_suite
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 SHAPES = [Shape("small", 4, 13, 64, 16, 128, 8), Shape("odd", 3, 5, 48, 8, 96, 4), Shape("many", 2, 70, 64, 8, 128, 4)]
@@ -45,7 +45,8 @@ def test_clocks_and_counts():
 
 
 def test_the_model_suite_in_bf16():
-    rows = model_suite(QUICK, device=torch.device("cuda"), repeats=1, dtype=torch.bfloat16)
+    rows = model_suite(QUICK, device=torch.device("cuda"), repeats=1, dtype=torch.bfloat16, graph_too=True)
+    assert OURS + GRAPHED in {row["provider"] for row in rows}
     for row in rows:
         assert row["status"] == "ok", (row["provider"], row["reason"])
         assert row["kernel_launches"] > 0

@@ -10,7 +10,7 @@ import torch
 
 from auxmae.benchmark import suites
 from auxmae.benchmark.cases import ModelCase
-from auxmae.benchmark.suites import FUSED, JOINT, OURS, PLAIN, model_suite
+from auxmae.benchmark.suites import FUSED, GRAPHED, JOINT, OURS, PLAIN, model_suite
 
 CPU = torch.device("cpu")
 KEYS = {"suite", "case", "provider", "pass", "median_ms", "samples_ms", "peak_bytes", "images_per_second"}
@@ -119,6 +119,18 @@ def test_a_provider_that_cannot_run_gets_no_figure_and_the_others_do(monkeypatch
         assert (row["status"], row["median_ms"], row["samples_ms"], row["images_per_second"]) == ("failed", None, [], None)
         assert "shapes" in row["reason"]
         assert found[name, PLAIN]["median_ms"] > 0
+
+
+def test_a_graph_is_captured_once_and_replayed(monkeypatch):
+    """With a stand-in for the capture; the real one is measured in the GPU tests."""
+    captured = []
+    monkeypatch.setattr(suites, "capture_cuda_graph", lambda work, generators: captured.append(work) or work)
+    found = by_key(model_suite(TINY, device=CPU, repeats=3, peers=(PLAIN,), graph_too=True))
+    assert len(captured) == 2  # forward pass and step
+    for name in ("forward", "step"):
+        row, plain = found[name, OURS + GRAPHED], found[name, OURS]
+        assert (row["status"], len(row["samples_ms"]), row["peak_bytes"]) == ("ok", 3, None)
+        assert (row["flops"], row["parameters"]) == (plain["flops"], plain["parameters"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 from auxmae.errors import DataError, UsageError
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_run(path: Path) -> Path:
+    """The folder of a small untrained run."""
     from auxmae.build import build_data, build_model
     from auxmae.settings.schema import SettingsTree
     from auxmae.training.run import create_run
@@ -39,9 +39,14 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image_size=data.image_size,
         scaling=data.scaling,
     )
-    run = create_run(str(tmp_path_factory.mktemp("runs") / "run"), settings)
+    run = create_run(str(path), settings)
     model.save_pretrained(run.path / "checkpoints" / "last")
     return run.path
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 def invoke(*arguments: str) -> Result:
@@ -58,7 +63,7 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     document = json.loads(result.stdout)
     assert set(document) == {"split", "reconstruction", "probes", "comparisons", "verdict"}
     agreed = {"masked_l1", "per_channel", "floors"}
-    assert set(document["reconstruction"]) == agreed | {"psnr", "spectral_angle", "ratios"}
+    assert set(document["reconstruction"]) == agreed | {"psnr", "spectral_angle", "ssim", "floors_ssim", "ratios", "leakage"}
     assert list(document["reconstruction"]["ratios"]) == ["0.5", "0.75", "0.9"]
     assert set(document["reconstruction"]["floors"]) == {"mean", "interpolation"}
     assert len(document["reconstruction"]["per_channel"]) == 13
@@ -184,3 +189,19 @@ def test_missing_channels_are_an_error_by_name_or_dropped_on_purpose(run_folder:
     assert "B03, B8A" in result.stderr
     assert len(document["probes"]) == 2 * 6
     assert "missing_channels" not in json.loads(invoke(str(run), "--set", "eval.labels_per_class=[]", "--json").stdout)
+
+
+@pytest.mark.slow
+def test_finetuning_and_robustness_are_measured_on_request(tmp_path: Path) -> None:
+    run_folder = make_run(tmp_path / "run")
+    quick = ("--set", "eval.finetune_steps=3", "--set", "eval.finetune_labels=[2]", "--set", "eval.labels_per_class=[]")
+    result = invoke(str(run_folder), "--finetune", "--robustness", "--json", *quick)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert [r["features"] for r in document["finetuning"]["results"]] == ["fine-tuned", "from scratch"]
+    assert document["finetuning"]["steps"] == 3
+    changes = {r["kind"] for r in document["robustness"]["results"]}
+    assert changes == {"unchanged", "left out", "channels", "size", "noise", "gain"}
+    assert (run_folder / "figures" / "robustness.png").is_file()
+    assert "from scratch" in result.stderr
+    assert "without B8A" in result.stderr

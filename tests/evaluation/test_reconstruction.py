@@ -85,7 +85,7 @@ def test_errors_are_those_of_the_model_on_hidden_valid_pixels() -> None:
     assert result.floors["mean"] == pytest.approx(error / float(counts.sum()), rel=1e-5)
     assert set(result.floors) == set(result.floors_per_channel) == {"mean", "interpolation"}
     assert result.better_floor == min(result.floors, key=result.floors.__getitem__)
-    assert set(result.to_dict()) == {"masked_l1", "per_channel", "floors", "psnr", "spectral_angle"}
+    assert set(result.to_dict()) == {"masked_l1", "per_channel", "floors", "psnr", "spectral_angle", "ssim", "floors_ssim"}
 
     squares = float((counts * torch.tensor([0.25, 0.5, 0.75]) ** 2).sum() / counts.sum())
     assert result.psnr == pytest.approx(-10 * np.log10(squares), rel=1e-6)

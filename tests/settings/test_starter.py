@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import tomli
+from hypothesis import given
+from hypothesis import strategies as st
 
 from auxmae.errors import AuxMAEError, SettingsError
 from auxmae.settings import (
@@ -15,6 +17,7 @@ from auxmae.settings import (
     starter_text,
     write_settings,
 )
+from auxmae.settings.starter import _value
 
 
 def test_the_repository_ships_the_starter(repository):
@@ -67,6 +70,19 @@ def test_written_settings_read_back_equal(tmp_path, monkeypatch):
     monkeypatch.setenv("AUXMAE_TRAIN__EPOCHS", "1")
     assert settings_from_toml(path) == settings
     assert [file.name for file in tmp_path.iterdir()] == ["settings.toml"]
+
+
+@given(
+    st.recursive(
+        st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_whatever_is_written_reads_back(value):
+    back = tomli.loads(f"key = {_value(value)}\n")["key"]
+    assert back == value
+    assert repr(back) == repr(value)
 
 
 def test_faults_of_writing(tmp_path):
