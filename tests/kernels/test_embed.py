@@ -109,7 +109,7 @@ def test_autocast_and_reduced_precision(monkeypatch, dtype, activation):
         use_triton(monkeypatch)
         ours = values_and_gradients(embed, parts, upstream)
     assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in pytorch]
-    assert_close(ours, pytorch, 1e-5 if dtype == torch.float32 else 0.02)
+    assert_close(ours, pytorch, 1e-5 if dtype == torch.float32 else 0.04)
 
 
 @interpreted
