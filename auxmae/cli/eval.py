@@ -204,6 +204,8 @@ def _dense(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folde
         for split, report in result.reports.items():
             out.print(f"{name}, {split}", style="bold", markup=False, highlight=False)
             out.print(probe_table(report) if report.results else report.reason)
+            for notice in report.notices:
+                out.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
             if report.results and split != AT_RANDOM:
                 out.print(report.verdict(), markup=False, highlight=False, soft_wrap=True)
             elif report.results:
