@@ -156,6 +156,7 @@ def test_missing_channels_are_an_error_by_name_or_dropped_on_purpose(run_folder:
 @pytest.mark.slow
 def test_finetuning_and_robustness_are_measured_on_request(tmp_path: Path) -> None:
     run_folder = make_run(tmp_path / "run")
+    (run_folder / "report.html").write_text("old")
     quick = ("--set", "eval.finetune_steps=3", "--set", "eval.finetune_labels=[2]", "--set", "eval.labels_per_class=[]")
     result = invoke(str(run_folder), "--finetune", "--robustness", "--json", *quick)
     assert result.exit_code == 0, result.output
@@ -165,5 +166,6 @@ def test_finetuning_and_robustness_are_measured_on_request(tmp_path: Path) -> No
     changes = {r["kind"] for r in document["robustness"]["results"]}
     assert changes == {"unchanged", "left out", "channels", "size", "noise", "gain"}
     assert (run_folder / "figures" / "robustness.png").is_file()
+    assert "robustness" in (run_folder / "report.html").read_text()
     assert "from scratch" in result.stderr
     assert "without B8A" in result.stderr
