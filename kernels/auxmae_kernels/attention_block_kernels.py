@@ -83,6 +83,7 @@ def attention_block_forward(
     )  # fmt: skip
     column = tl.arange(0, WIDTH_TILE)
     fits = column < width
+    token = (b * channels + c) * tokens + t
     at = offsets(b, c, t, stride_b, stride_c, stride_t)
     gamma = tl.load(norm_weight + column, mask=fits, other=0.0).to(ACC)
     beta = tl.load(norm_bias + column, mask=fits, other=0.0).to(ACC)
@@ -101,11 +102,13 @@ def attention_block_forward(
         total += dot(mixed, tl.trans(weight), ACC, PRECISION, UPCAST)
     if OUT_BIAS:
         total += tl.load(b_out + column, mask=fits, other=0.0).to(ACC)[None, :]
-    token = (b * channels + c) * tokens + t
     if DROP_BELOW:
         total = tl.where(kept(keep_bits(seed, token, column, OUTPUT_MASK, DROP_BELOW), column), total * KEEP_SCALE, 0.0)
     inside = written[:, None] & fits[None, :]
-    # Padding takes no part in attention but keeps its place in the residual stream.
+    # Padding takes no part in attention but keeps its place in the residual stream.  Where a row lies is computed again from its
+    # token's number: kept in registers over the heads, it would push others out.
+    row = token // tokens
+    at = offsets(row // channels, row % channels, token % tokens, stride_b, stride_c, stride_t)
     residual = load_rows(x, at, column, stride_d, inside).to(ACC)
     target = out + (token * width)[:, None] + column[None, :]
     tl.store(target, (residual + SCALE * total).to(out.dtype.element_ty), mask=inside)
