@@ -59,11 +59,12 @@ def command(
     from auxmae.cli import eval_finetune, eval_robustness
     from auxmae.cli.console import console, print_json
     from auxmae.cli.eval_tables import leakage_table, probe_table, ratio_table, reconstruction_table
-    from auxmae.errors import DataError
+    from auxmae.errors import AuxMAEError, DataError
     from auxmae.evaluation.leakage import evaluate_leakage
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
+    from auxmae.visuals.report import write_report
 
     out = console(json_output=json_output)
     # Paths and names may hold brackets, which are no markup.
@@ -153,6 +154,11 @@ def command(
     try:
         path = folder.write_json("eval.json", {**document, "details": details})
         out.print(f"Written to {path}", **plain)
+        if (folder.path / "report.html").is_file():
+            # It shows the figures of eval.json and the pictures that have been added.
+            write_report(folder.path)
+    except AuxMAEError as error:
+        out.print(f"The report was not written anew: {error.message}", style="yellow", **plain)
     except OSError as error:
         # The figures are worth more than their copy: a run folder may be read-only.
         out.print(f"Not written to {folder.path / 'eval.json'}: {error.strerror}", style="yellow", **plain)
@@ -204,6 +210,8 @@ def _dense(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folde
         for split, report in result.reports.items():
             out.print(f"{name}, {split}", style="bold", markup=False, highlight=False)
             out.print(probe_table(report) if report.results else report.reason)
+            for notice in report.notices:
+                out.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
             if report.results and split != AT_RANDOM:
                 out.print(report.verdict(), markup=False, highlight=False, soft_wrap=True)
             elif report.results:

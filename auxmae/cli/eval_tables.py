@@ -87,12 +87,10 @@ def probe_table(report: ProbeReport) -> Table:
 
     title = f"Probes on frozen features: {report.train_samples} training, {report.test_samples} test samples"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("probe")
-    table.add_column("labels")
-    table.add_column("features", no_wrap=True)
-    # Only heads and the probes' names wrap on a narrow terminal.
-    for column in ("accuracy", "95% interval", "± draws", "class mean", "F1", "kappa"):
-        table.add_column(column, justify="right", no_wrap=column not in ("class mean", "± draws"))
+    for column in ("probe", "labels", "features"):
+        table.add_column(column, no_wrap=True)
+    for column in ("accuracy", "95% interval", "class\nmean", "F1", "kappa"):
+        table.add_column(column, justify="right", no_wrap=True)
     before = None
     for result in report.results:
         case = (result.probe, result.labels_per_class)
@@ -100,10 +98,9 @@ def probe_table(report: ProbeReport) -> Table:
             table.add_section()
         labels = "all" if result.labels_per_class == 0 else str(result.labels_per_class)
         low, high = result.interval
-        spread = f"{result.spread:.3f}" if result.draws > 1 else ""
-        cells = [f"{result.accuracy:.3f}", f"{low:.3f} – {high:.3f}", spread]
+        cells = [f"{result.accuracy:.3f}", f"{low:.3f}–{high:.3f}"]
         cells += [f"{value:.3f}" for value in (result.average_accuracy, result.macro_f1, result.kappa)]
-        head = ("", "") if before == case else (result.probe, labels)
+        head = ("", "") if before == case else (result.probe.removesuffix(" regression"), labels)
         table.add_row(*head, result.features, *cells, style="bold" if result.features == ENCODER else "")
         before = case
     table.caption = f"naming the commonest class every time: {report.majority:.3f}"
@@ -117,8 +114,8 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
     title = "Changed images: logistic regression and model know unchanged ones only"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("change", no_wrap=True)
-    for column in ("accuracy", "best floor's", "", "masked L1", "unchanged", "best floor's"):
-        table.add_column(column, justify="left" if column == "" else "right")
+    for column in ("accuracy", "best\nfloor's", "", "masked\nL1", "un-\nchanged", "best\nfloor's"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
     before = None
     for result in results:
         if before not in (None, result.kind):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -174,7 +175,7 @@ def evaluate_robustness(
         if batches is None:
             continue
         say(change.label)
-        changed = list(_changed(batches, change, scaling, fill, deviation, seed))
+        changed = _Batches(partial(_changed, batches, change, scaling, fill, deviation, seed))
         accuracy = {}
         if classifiers:
             adapted = {
@@ -223,10 +224,20 @@ class _Classifier:
         return self.fitted.predict((x - self.mean) / self.spread)
 
 
+@dataclass(frozen=True)
+class _Batches:
+    """Batches that are made anew on every pass: all at once, those of large scenes would not fit the memory."""
+
+    make: Callable[[], Iterator[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.make()
+
+
 def _accuracies(
     classifiers: Mapping[str, _Classifier],
     extractors: Mapping[str, Extractor],
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     patch_size: int | None,
     limit: int,
     seed: int,

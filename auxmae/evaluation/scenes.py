@@ -61,6 +61,8 @@ class SceneResult:
             features from all labels of the other half; −1 where the scene has no valid pixel or nothing could be fitted.
         labels: (H, W) int64, −1: none.
         window, stride: px.
+        gap: columns next to the border between the halves that nothing is trained on, so that no window of a training
+            position shares a pixel with a window of a test position; at most half of a half.
     """
 
     reports: dict[str, ProbeReport]
@@ -69,6 +71,7 @@ class SceneResult:
     labels: NDArray[np.int64]
     window: int
     stride: int
+    gap: int
 
     def to_dict(self) -> dict[str, object]:
         """The result as `auxmae eval --dense --json` prints it."""
@@ -85,7 +88,7 @@ class SceneResult:
             }
             for name, report in self.reports.items()
         }
-        return {"window": self.window, "stride": self.stride, "splits": splits, "warning": LEAKAGE}
+        return {"window": self.window, "stride": self.stride, "gap": self.gap, "splits": splits, "warning": LEAKAGE}
 
 
 def evaluate_scene(
@@ -157,11 +160,17 @@ def evaluate_scene(
     found = {ENCODER: encoder[chosen], **_extract(windows, grid[chosen], kinds)}
     samples = {name: Features(x, y[chosen], groups[chosen]) for name, x in found.items()}
 
-    side = left[chosen]
+    column, half = grid[chosen, 1], width // 2
+    gap = min(window - 1, half // 2)
     mixed = np.random.default_rng([seed, 1]).permutation(len(chosen)) < len(chosen) // 2
     reports, digests = {}, {}
-    for name, train in ((LEFT_RIGHT, side), (RIGHT_LEFT, ~side), (AT_RANDOM, mixed)):
-        fit, test = np.flatnonzero(train), np.flatnonzero(~train)
+    splits = {
+        LEFT_RIGHT: (column < half - gap, column >= half),
+        RIGHT_LEFT: (column >= half + gap, column < half),
+        AT_RANDOM: (mixed, ~mixed),
+    }
+    for name, (train, held) in splits.items():
+        fit, test = np.flatnonzero(train), np.flatnonzero(held)
         order = np.concatenate([grid[chosen[fit]], [[-1, -1]], grid[chosen[test]]])
         digests[name] = hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16]
         reports[name] = run_probes(
@@ -178,9 +187,9 @@ def evaluate_scene(
     predicted = np.full(len(grid), -1, dtype=np.int64)
     for name, source in ((LEFT_RIGHT, left), (RIGHT_LEFT, ~left)):
         if not reports[name].reason and (~source).any():
-            fit = np.flatnonzero(source[chosen])
+            fit = np.flatnonzero(splits[name][0])
             predicted[~source] = predict(samples[ENCODER].take(fit), encoder[~source], neighbours=neighbours, probes=(MAP,))[MAP]
-    return SceneResult(reports, digests, _spread(predicted, grid, valid, stride), labels, window, stride)
+    return SceneResult(reports, digests, _spread(predicted, grid, valid, stride), labels, window, stride, gap)
 
 
 def _spread(predicted: NDArray[np.int64], grid: NDArray[np.int64], valid: Tensor, stride: int) -> NDArray[np.int64]:

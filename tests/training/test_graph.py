@@ -98,6 +98,7 @@ def test_a_graph_trains_exactly_as_the_eager_loop_does(tmp_path, monkeypatch, gr
     on = {**tables, "train": {**tables.get("train", {}), "cuda_graphs": "on"}}
     replayed, others = losses(monkeypatch, settings_for(tmp_path / "graph", **on))
     assert graphed[0].replays == STEPS - WARMUP_STEPS
+    assert not graphed[0]._inputs  # their memory was given back
     assert replayed == eager
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
