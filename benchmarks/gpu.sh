@@ -98,7 +98,7 @@ benchmark model 150 --repeats "$repeats" --recompute ${size[@]+"${size[@]}"} $([
 benchmark scaling 60 --repeats "$repeats" ${size[@]+"${size[@]}"}
 stage train 160 "$python" -m auxmae train --device "$device" --output "$out/run" --set "train.max_minutes=$minutes" \
     $([ "$device" = cuda ] && echo --preset reference) --set train.epochs=1000000
-benchmark data 30 --repeats 3
+benchmark data 60 --repeats 3
 benchmark kernels 240 --repeats "$repeats" ${size[@]+"${size[@]}"} $([ "$device" = cuda ] && echo --compile)
 [ -f "$out/$stamp-$label-kernels.json" ] &&
     stage table 20 "$python" benchmarks/measured.py "$out/$stamp-$label-kernels.json" --output "$out/measured.json"

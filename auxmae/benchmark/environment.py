@@ -48,10 +48,19 @@ def _device(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
     facts: dict[str, Any] = {"type": device.type, "name": name, "arch": architecture(device), "threads": torch.get_num_threads()}
+    facts["cores"], facts["load"] = os.cpu_count(), _load()
     if cuda:
         facts["memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
         facts["clocks"] = _gpu_facts(device)
     return facts
+
+
+def _load() -> float | None:
+    """Processes that wanted a core in the last minute, before anything was measured; None where the system does not count."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError):
+        return None
 
 
 def _gpu_facts(device: torch.device) -> dict[str, str] | None:

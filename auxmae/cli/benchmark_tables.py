@@ -17,6 +17,8 @@ Row = dict[str, Any]
 
 # Columns that the tables may need, and the most that they take.
 MIN_WIDTH, MAX_WIDTH = 80, 100
+# Load over cores beyond which a machine was not quiet.
+BUSY = 0.5
 _PASSES = {"forward": "forward pass", "step": "training step", "backward": "backward pass", "both": "both", "batch": "a batch"}
 _COLOURS = {"faster": "green", "less": "green", "slower": "red", "more": "red", "lost": "red"}
 
@@ -111,6 +113,12 @@ def sentences(document: dict[str, Any]) -> list[str]:
         own = [row for row in rows if row["suite"] == suite]
         said += words(own) if own else []
     said += _without_figures(rows)
+    device = document.get("device") or {}
+    if device.get("load") and device.get("cores") and device["load"] > BUSY * device["cores"]:
+        said.append(
+            f"Other work was running on this machine when this run began (load {device['load']:.1f} on {device['cores']} cores): "
+            "the figures scatter, and their spreads are what counts."
+        )
     limits = document.get("ceilings")
     if limits:
         said.append(

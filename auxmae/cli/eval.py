@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
+    from auxmae.evaluation.features import Extractor
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import EvalSettings, SettingsTree
@@ -40,6 +41,14 @@ def command(
         bool,
         typer.Option("--dense", help="Scenes with a label raster: probe pixels, one half against the other, and draw maps."),
     ] = False,
+    robustness: Annotated[
+        bool,
+        typer.Option("--robustness", help="Also with channels left out, other sizes, noise and another gain; takes minutes."),
+    ] = False,
+    finetune: Annotated[
+        bool,
+        typer.Option("--finetune", help="Also train the whole network on labels, pre-trained and from scratch; takes minutes."),
+    ] = False,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Do without channels of the model that the data lack.")
     ] = False,
@@ -47,13 +56,15 @@ def command(
 ) -> None:
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
     from auxmae.build import configure, open_run_data
+    from auxmae.cli import eval_finetune, eval_robustness
     from auxmae.cli.console import console, print_json
     from auxmae.cli.eval_tables import leakage_table, probe_table, ratio_table, reconstruction_table
-    from auxmae.errors import DataError
+    from auxmae.errors import AuxMAEError, DataError
     from auxmae.evaluation.leakage import evaluate_leakage
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
+    from auxmae.visuals.report import write_report
 
     out = console(json_output=json_output)
     # Paths and names may hold brackets, which are no markup.
@@ -131,6 +142,11 @@ def command(
         "probe_samples": {"train": report.train_samples, "test": report.test_samples},
         "majority": report.majority,
     }
+    if finetune:
+        document["finetuning"] = eval_finetune.measure(model, held, settings, where, out)
+    if robustness:
+        extractors = _extractors(model, held, settings.eval, where, settings.train.seed)
+        document["robustness"] = eval_robustness.measure(model, held, settings, extractors, where, folder, out)
     if dense:
         document["dense"] = _dense(model, held, settings, where, folder, out)
     elif held.collection.has_label_maps:
@@ -138,6 +154,11 @@ def command(
     try:
         path = folder.write_json("eval.json", {**document, "details": details})
         out.print(f"Written to {path}", **plain)
+        if (folder.path / "report.html").is_file():
+            # It shows the figures of eval.json and the pictures that have been added.
+            write_report(folder.path)
+    except AuxMAEError as error:
+        out.print(f"The report was not written anew: {error.message}", style="yellow", **plain)
     except OSError as error:
         # The figures are worth more than their copy: a run folder may be read-only.
         out.print(f"Not written to {folder.path / 'eval.json'}: {error.strerror}", style="yellow", **plain)
@@ -189,6 +210,8 @@ def _dense(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folde
         for split, report in result.reports.items():
             out.print(f"{name}, {split}", style="bold", markup=False, highlight=False)
             out.print(probe_table(report) if report.results else report.reason)
+            for notice in report.notices:
+                out.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
             if report.results and split != AT_RANDOM:
                 out.print(report.verdict(), markup=False, highlight=False, soft_wrap=True)
             elif report.results:
@@ -200,21 +223,15 @@ def _dense(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folde
     return found
 
 
-def _probe(
-    model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int, progress: Callable[[str], None]
-) -> ProbeReport:
-    """All probes on the encoder and on the floors, from the same samples."""
+def _extractors(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int) -> dict[str, Extractor]:
+    """The encoder's features and the floors'."""
     from auxmae.evaluation.baselines import floor_extractors
-    from auxmae.evaluation.features import encoder_extractor, extract_all
-    from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
+    from auxmae.evaluation.features import encoder_extractor
+    from auxmae.evaluation.probes import ENCODER, RANDOM, untrained
 
-    if not data.class_names:
-        return ProbeReport([], "The data carry no labels.")
-    assert data.test is not None
     dense = data.collection.layout == "scenes"
-    patch_size = model.patch_size if dense else None
     initial = untrained(model, seed=seed).to(device)
-    extractors = {
+    return {
         ENCODER: encoder_extractor(model, pool=settings.pool, device=device, dense=dense),
         **floor_extractors(
             data.train.limited(_FLOOR_IMAGES),
@@ -226,6 +243,20 @@ def _probe(
         ),
         RANDOM: encoder_extractor(initial, pool=settings.pool, device=device, dense=dense),
     }
+
+
+def _probe(
+    model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int, progress: Callable[[str], None]
+) -> ProbeReport:
+    """All probes on the encoder and on the floors, from the same samples."""
+    from auxmae.evaluation.features import extract_all
+    from auxmae.evaluation.probes import ProbeReport, run_probes
+
+    if not data.class_names:
+        return ProbeReport([], "The data carry no labels.")
+    assert data.test is not None
+    patch_size = model.patch_size if data.collection.layout == "scenes" else None
+    extractors = _extractors(model, data, settings, device, seed)
     train, test = (
         extract_all(extractors, part, patch_size=patch_size, limit=settings.max_samples, seed=seed)
         for part in (data.train, data.test)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -10,9 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from auxmae.evaluation.finetuning import FinetuneReport
     from auxmae.evaluation.leakage import Leakage
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.evaluation.reconstruction import ReconstructionResult
+    from auxmae.evaluation.robustness import RobustnessResult
 
 # Terminals show this many channels; eval.json holds all.
 _SHOWN_CHANNELS = 24
@@ -85,12 +87,10 @@ def probe_table(report: ProbeReport) -> Table:
 
     title = f"Probes on frozen features: {report.train_samples} training, {report.test_samples} test samples"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    table.add_column("probe")
-    table.add_column("labels")
-    table.add_column("features", no_wrap=True)
-    # Only heads and the probes' names wrap on a narrow terminal.
-    for column in ("accuracy", "95% interval", "± draws", "class mean", "F1", "kappa"):
-        table.add_column(column, justify="right", no_wrap=column not in ("class mean", "± draws"))
+    for column in ("probe", "labels", "features"):
+        table.add_column(column, no_wrap=True)
+    for column in ("accuracy", "95% interval", "class\nmean", "F1", "kappa"):
+        table.add_column(column, justify="right", no_wrap=True)
     before = None
     for result in report.results:
         case = (result.probe, result.labels_per_class)
@@ -98,11 +98,50 @@ def probe_table(report: ProbeReport) -> Table:
             table.add_section()
         labels = "all" if result.labels_per_class == 0 else str(result.labels_per_class)
         low, high = result.interval
-        spread = f"{result.spread:.3f}" if result.draws > 1 else ""
-        cells = [f"{result.accuracy:.3f}", f"{low:.3f} – {high:.3f}", spread]
+        cells = [f"{result.accuracy:.3f}", f"{low:.3f}–{high:.3f}"]
         cells += [f"{value:.3f}" for value in (result.average_accuracy, result.macro_f1, result.kappa)]
-        head = ("", "") if before == case else (result.probe, labels)
+        head = ("", "") if before == case else (result.probe.removesuffix(" regression"), labels)
         table.add_row(*head, result.features, *cells, style="bold" if result.features == ENCODER else "")
         before = case
     table.caption = f"naming the commonest class every time: {report.majority:.3f}"
+    return table
+
+
+def robustness_table(results: Sequence[RobustnessResult]) -> Table:
+    """What is left under changes of the images: the encoder's figure and the best floor's."""
+    from auxmae.evaluation.probes import ENCODER
+
+    title = "Changed images: logistic regression and model know unchanged ones only"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("change", no_wrap=True)
+    for column in ("accuracy", "best\nfloor's", "", "masked\nL1", "un-\nchanged", "best\nfloor's"):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    before = None
+    for result in results:
+        if before not in (None, result.kind):
+            table.add_section()
+        floor = result.best_floor()
+        accuracy = "–" if ENCODER not in result.accuracy else f"{result.accuracy[ENCODER]:.3f}"
+        best = "–" if floor is None else f"{result.accuracy[floor]:.3f}"
+        errors = ["–" if v is None else f"{v:.4f}" for v in (result.masked_l1, result.unchanged_l1, result.floor_l1)]
+        table.add_row(escape(result.label), accuracy, best, floor or "", *errors)
+        before = result.kind
+    table.caption = "unchanged: the error on the same channels when nothing is changed"
+    table.caption_justify = "left"
+    return table
+
+
+def finetune_table(report: FinetuneReport) -> Table:
+    """The whole network trained on labels, from pre-trained and from random weights."""
+    title = f"The whole network trained on labels: {report.steps} steps, {report.seeds} seeds"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("labels", "weights"):
+        table.add_column(column, no_wrap=True)
+    for column in ("accuracy", "95% interval", "± seeds", "class mean", "F1", "kappa"):
+        table.add_column(column, justify="right")
+    for result in report.results:
+        low, high = result.interval
+        cells = [f"{result.accuracy:.3f}", f"{low:.3f} – {high:.3f}", f"{result.spread:.3f}" if result.draws > 1 else ""]
+        cells += [f"{value:.3f}" for value in (result.average_accuracy, result.macro_f1, result.kappa)]
+        table.add_row(str(result.labels_per_class or "all"), result.features, *cells)
     return table

@@ -80,8 +80,7 @@ def encoder_extractor(model: AuxMAE, *, pool: str, device: torch.device | str, d
         model.eval()
         try:
             if dense:
-                # Dense features have no CLS token to offer: its place is taken by the mean over channels.
-                maps = model.dense_features(image, valid=valid, channels=batch.channels, pool="mean" if pool == "cls" else pool)
+                maps = model.dense_features(image, valid=valid, channels=batch.channels, pool=pool)
                 return maps.flatten(2).transpose(1, 2)
             return model.forward_features(image, valid=valid, channels=batch.channels, pool=pool)
         finally:

@@ -96,7 +96,7 @@ def evaluate_leakage(model: AuxMAE, batches: Iterable[Batch], *, seed: int, devi
             columns = torch.arange(channels) if batch.channels is None else batch.channels.cpu()
             # Groups in the order in which the model takes them from this batch.
             group_of = {name: number for number, group in enumerate(model.groups) for name in group}
-            present = sorted({group_of[names[column]] for column in columns.tolist()})
+            present = list(dict.fromkeys(group_of[names[column]] for column in columns.tolist()))
             grid = model.grid(image.shape[2], image.shape[3])
             if len(present) < 2 or grid[0] * grid[1] < 2:
                 return None

@@ -61,6 +61,8 @@ class SceneResult:
             features from all labels of the other half; −1 where the scene has no valid pixel or nothing could be fitted.
         labels: (H, W) int64, −1: none.
         window, stride: px.
+        gap: columns next to the border between the halves that nothing is trained on, so that no window of a training
+            position shares a pixel with a window of a test position; at most half of a half.
     """
 
     reports: dict[str, ProbeReport]
@@ -69,6 +71,7 @@ class SceneResult:
     labels: NDArray[np.int64]
     window: int
     stride: int
+    gap: int
 
     def to_dict(self) -> dict[str, object]:
         """The result as `auxmae eval --dense --json` prints it."""
@@ -85,7 +88,7 @@ class SceneResult:
             }
             for name, report in self.reports.items()
         }
-        return {"window": self.window, "stride": self.stride, "splits": splits, "warning": LEAKAGE}
+        return {"window": self.window, "stride": self.stride, "gap": self.gap, "splits": splits, "warning": LEAKAGE}
 
 
 def evaluate_scene(
@@ -108,15 +111,15 @@ def evaluate_scene(
 ) -> SceneResult:
     """Probes pixels by the features of the window around them.
 
-    A pixel's features are those of the patch at the centre of its window (the CLS tokens of the window with
-    pool = "cls").  Floors see the same window: its channel statistics and random convolutions, its centre's spectrum,
+    A pixel's features are those of the patch at the centre of its window (with pool = "cls", the window's CLS tokens behind
+    them).  Floors see the same window: its channel statistics and random convolutions, its centre's spectrum,
     patch, and principal components, and the untrained network.
 
     Args:
         model: the encoder, left in the mode in which it came.
         image, valid: (C, H, W), scaled, with the model's channels, or those at the indices `channels`.
         labels: (H, W), −1: none.
-        pool: see `AuxMAE.dense_features`; "cls" too.
+        pool: see `AuxMAE.dense_features`.
         stride: px between positions; 0: the smallest that leaves at most 20 000.
         max_samples: labelled positions per half, at most, drawn at random.
         labels_per_class, neighbours, bootstrap, class_names: see `run_probes`.
@@ -157,11 +160,17 @@ def evaluate_scene(
     found = {ENCODER: encoder[chosen], **_extract(windows, grid[chosen], kinds)}
     samples = {name: Features(x, y[chosen], groups[chosen]) for name, x in found.items()}
 
-    side = left[chosen]
+    column, half = grid[chosen, 1], width // 2
+    gap = min(window - 1, half // 2)
     mixed = np.random.default_rng([seed, 1]).permutation(len(chosen)) < len(chosen) // 2
     reports, digests = {}, {}
-    for name, train in ((LEFT_RIGHT, side), (RIGHT_LEFT, ~side), (AT_RANDOM, mixed)):
-        fit, test = np.flatnonzero(train), np.flatnonzero(~train)
+    splits = {
+        LEFT_RIGHT: (column < half - gap, column >= half),
+        RIGHT_LEFT: (column >= half + gap, column < half),
+        AT_RANDOM: (mixed, ~mixed),
+    }
+    for name, (train, held) in splits.items():
+        fit, test = np.flatnonzero(train), np.flatnonzero(held)
         order = np.concatenate([grid[chosen[fit]], [[-1, -1]], grid[chosen[test]]])
         digests[name] = hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16]
         reports[name] = run_probes(
@@ -178,9 +187,9 @@ def evaluate_scene(
     predicted = np.full(len(grid), -1, dtype=np.int64)
     for name, source in ((LEFT_RIGHT, left), (RIGHT_LEFT, ~left)):
         if not reports[name].reason and (~source).any():
-            fit = np.flatnonzero(source[chosen])
+            fit = np.flatnonzero(splits[name][0])
             predicted[~source] = predict(samples[ENCODER].take(fit), encoder[~source], neighbours=neighbours, probes=(MAP,))[MAP]
-    return SceneResult(reports, digests, _spread(predicted, grid, valid, stride), labels, window, stride)
+    return SceneResult(reports, digests, _spread(predicted, grid, valid, stride), labels, window, stride, gap)
 
 
 def _spread(predicted: NDArray[np.int64], grid: NDArray[np.int64], valid: Tensor, stride: int) -> NDArray[np.int64]:
@@ -222,8 +231,6 @@ def _centre_extractor(model: AuxMAE, pool: str, device: torch.device | str) -> E
         was_training = model.training
         model.eval()
         try:
-            if pool == "cls":
-                return model.forward_features(image, valid=valid, channels=batch.channels, pool=pool)
             maps = model.dense_features(image, valid=valid, channels=batch.channels, pool=pool)
             return maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
         finally:

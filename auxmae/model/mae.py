@@ -512,7 +512,8 @@ class AuxMAE(Pretrained):
     ) -> Tensor:
         """Features of every place: (B, D', rows, columns).
 
-        Channels are pooled by "mean", "concat" or "attention"; "moments" is "concat" here, since one place has no spread.
+        Channels are pooled by "mean", "concat" or "attention"; "moments" is "concat" here, since one place has no spread, and
+        "cls" is "mean" with the mean of the CLS tokens behind it.
         """
         tokens, weight = self._features(image, valid, channels, ordered=pool in CHANNEL_BY_CHANNEL)
         pooled = pool_places(tokens, weight, pool)

@@ -39,8 +39,16 @@ def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
 
 
 def pool_places(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
-    """(B, G, T, D) → (B, N, D'), arguments as in `pool_image`; "moments" is "concat": one place has no spread."""
+    """(B, G, T, D) → (B, N, D'), arguments as in `pool_image`.
+
+    "moments" is "concat": one place has no spread.  "cls" is "mean", followed by the mean of the CLS tokens, the same at
+    every place.
+    """
     x_BNGD = tokens[:, :, tokens.shape[2] - weight.shape[2] :].transpose(1, 2)
+    if pool == "cls":
+        whole = pool_image(tokens, weight, "cls")
+        places = _pool_channels(x_BNGD, weight.transpose(1, 2), "mean")
+        return torch.cat([places, whole[:, None].expand(-1, places.shape[1], -1)], 2)
     return _pool_channels(x_BNGD, weight.transpose(1, 2), "concat" if pool == "moments" else pool)
 
 

@@ -358,6 +358,16 @@ class EvalSettings(Table):
         "concat (each channel's mean over places), attention (channels weighted), moments (concat, and each channel's standard "
         "deviation over places)",
     )
+    finetune_labels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(20, 0), description="labelled samples per class that `auxmae eval --finetune` trains on (0: all)"
+    )
+    finetune_steps: int = Field(default=150, ge=1, description="optimiser steps of each training by `auxmae eval --finetune`")
+    finetune_seeds: int = Field(
+        default=2, ge=1, le=5, description="trainings by `auxmae eval --finetune` for each figure: other labels, weights, order"
+    )
+    finetune_learning_rate: float = Field(
+        default=1e-3, gt=0, le=1, description="highest learning rate of `auxmae eval --finetune`, the same for both ways"
+    )
     stride: int = Field(
         default=0,
         ge=0,

@@ -136,6 +136,10 @@ class GraphedStep:
         self.replays += 1
         return self._loss, self._norm
 
+    def release(self) -> None:
+        """Gives the graph's memory back; steps from here on are eager."""
+        self._given_up, self._replay, self._inputs = True, None, []
+
     def _fits(self, batches: Sequence[Inputs]) -> bool:
         """Whether the batches have the buffers' sizes; any will do for as long as there are none."""
         whole = all(each.channels is None for each in batches)
@@ -186,7 +190,7 @@ class GraphedStep:
                 f"{expected[0]:.6g} and {expected[1]:.6g}, or other masks"
             )
         given = self._inputs
-        self._given_up, self._replay, self._inputs = True, None, []
+        self.release()
         if self.required:
             raise NotCapturedError(why, hint="set train.cuda_graphs = 'auto' or 'off'")
         self.notify(f"note: {why}; training goes on without")

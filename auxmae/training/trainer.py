@@ -229,6 +229,9 @@ class Trainer:
                 self.save()
         finally:
             self.reporter.stop()
+            if isinstance(self.compute, GraphedStep):
+                # What comes after training wants the memory.
+                self.compute.release()
         return Outcome(self.step, self.seconds, self.images, reason)
 
     def _progress(self) -> float:

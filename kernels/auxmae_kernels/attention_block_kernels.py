@@ -15,27 +15,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from auxmae_kernels.attention_packed import _probabilities
+from auxmae_kernels.attention_packed import packed_rows, probabilities, store_head_gradients
 from auxmae_kernels.dropout import OUTPUT_MASK, keep_bits, kept
-from auxmae_kernels.tiles import dot, load_rows, locate, normalise, offsets
+from auxmae_kernels.tiles import dot, load_rows, normalise, offsets
 
 
 @triton.jit
-def _rows(
-    group, slots, lengths, sequences, length, inner, channels, tokens,
-    TILE: tl.constexpr, ALONG_CHANNELS: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+def _normalised_rows(
+    x, norm_weight, norm_bias, weight, slots, lengths, sequences, length, inner, channels, tokens,
+    stride_b, stride_c, stride_t, stride_d, WIDTH: tl.constexpr, WIDTH_TILE: tl.constexpr, TILE: tl.constexpr,
+    EPS: tl.constexpr, ALONG_CHANNELS: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_LENGTHS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The token of each row of a tile of packed sequences, and the number of the row's sequence within the tile."""
-    packed = TILE // length
-    row = tl.arange(0, TILE)
-    member = row // length
-    sequence = group * packed + member
-    exists = (member < packed) & (sequence < sequences)
-    element = row - member * length
-    b, c, t, written, real = locate(
-        sequence, element, exists, slots, lengths, inner, channels, tokens, ALONG_CHANNELS, HAS_SLOTS, HAS_LENGTHS
-    )
-    return b, c, t, member, written, real
+    """The tokens of this program's sequences, and their rows after the norm, in the weight's type; 0 where they take no part."""
+    b, c, t, member, written, real = packed_rows(
+        tl.program_id(0), slots, lengths, sequences, length, inner, channels, tokens,
+        TILE, ALONG_CHANNELS, HAS_SLOTS, HAS_LENGTHS,
+    )  # fmt: skip
+    column = tl.arange(0, WIDTH_TILE)
+    fits = column < WIDTH
+    at = offsets(b, c, t, stride_b, stride_c, stride_t)
+    gamma = tl.load(norm_weight + column, mask=fits, other=0.0).to(ACC)
+    beta = tl.load(norm_bias + column, mask=fits, other=0.0).to(ACC)
+    seen = load_rows(x, at, column, stride_d, real[:, None] & fits[None, :]).to(ACC)
+    normalised, _ = normalise(seen, fits[None, :], WIDTH, EPS)
+    n = (normalised * gamma[None, :] + beta[None, :]).to(weight.dtype.element_ty)
+    return n, b, c, t, member, written, real, column, fits
 
 
 @triton.jit
@@ -77,25 +81,18 @@ def attention_block_forward(
     """out (B, C, T, D), contiguous, at the tokens of this program's sequences, from x of any strides."""
     width: tl.constexpr = HEADS * HEAD_DIM
     logits: tl.constexpr = HEAD_DIM**-0.5
-    b, c, t, member, written, real = _rows(
-        tl.program_id(0), slots, lengths, sequences, length, inner, channels, tokens,
-        TILE, ALONG_CHANNELS, HAS_SLOTS, HAS_LENGTHS,
+    n, b, c, t, member, written, real, column, fits = _normalised_rows(
+        x, norm_weight, norm_bias, w_qkv, slots, lengths, sequences, length, inner, channels, tokens,
+        stride_b, stride_c, stride_t, stride_d,
+        width, WIDTH_TILE, TILE, EPS, ALONG_CHANNELS, HAS_SLOTS, HAS_LENGTHS, ACC,
     )  # fmt: skip
-    column = tl.arange(0, WIDTH_TILE)
-    fits = column < width
     token = (b * channels + c) * tokens + t
-    at = offsets(b, c, t, stride_b, stride_c, stride_t)
-    gamma = tl.load(norm_weight + column, mask=fits, other=0.0).to(ACC)
-    beta = tl.load(norm_bias + column, mask=fits, other=0.0).to(ACC)
-    seen = load_rows(x, at, column, stride_d, real[:, None] & fits[None, :]).to(ACC)
-    normalised, _ = normalise(seen, fits[None, :], width, EPS)
-    n = (normalised * gamma[None, :] + beta[None, :]).to(w_qkv.dtype.element_ty)
     total = tl.zeros((TILE, WIDTH_TILE), ACC)
     for head in range(HEADS):
         first = head * HEAD_DIM
         q = _project(n, w_qkv, b_qkv, first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
         k = _project(n, w_qkv, b_qkv, width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
-        p = _probabilities(q, k, member, real, logits, ACC, PRECISION, UPCAST).to(n.dtype)
+        p = probabilities(q, k, member, real, logits, ACC, PRECISION, UPCAST).to(n.dtype)
         v = _project(n, w_qkv, b_qkv, 2 * width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
         mixed = dot(p, v, ACC, PRECISION, UPCAST).to(n.dtype)
         weight = _output_weight(w_out, head, column, width, HEAD_DIM, HEAD_TILE)
@@ -125,42 +122,31 @@ def attention_block_backward(
 ):  # fmt: skip
     """n and the attention's output (B, C, T, D) and grad_qkv (B, C, T, 3·D), contiguous, at this program's tokens.
 
-    The formulas of a head are those of `packed_backward`, with its output's gradient as SCALE · grad · w_out.
+    A head's output has the gradient SCALE · grad · w_out.
     """
     width: tl.constexpr = HEADS * HEAD_DIM
     logits: tl.constexpr = HEAD_DIM**-0.5
-    b, c, t, member, written, real = _rows(
-        tl.program_id(0), slots, lengths, sequences, length, inner, channels, tokens,
-        TILE, ALONG_CHANNELS, HAS_SLOTS, HAS_LENGTHS,
+    n, b, c, t, member, written, real, column, fits = _normalised_rows(
+        x, norm_weight, norm_bias, w_qkv, slots, lengths, sequences, length, inner, channels, tokens,
+        stride_b, stride_c, stride_t, stride_d,
+        width, WIDTH_TILE, TILE, EPS, ALONG_CHANNELS, HAS_SLOTS, HAS_LENGTHS, ACC,
     )  # fmt: skip
-    column = tl.arange(0, WIDTH_TILE)
-    fits = column < width
     number = tl.arange(0, HEAD_TILE)
-    at = offsets(b, c, t, stride_b, stride_c, stride_t)
     upstream_at = offsets(b, c, t, grad_stride_b, grad_stride_c, grad_stride_t)
     token = (b * channels + c) * tokens + t
-    counts = real[:, None] & fits[None, :]
-    gamma = tl.load(norm_weight + column, mask=fits, other=0.0).to(ACC)
-    beta = tl.load(norm_bias + column, mask=fits, other=0.0).to(ACC)
-    normalised, _ = normalise(load_rows(x, at, column, stride_d, counts).to(ACC), fits[None, :], width, EPS)
-    n = (normalised * gamma[None, :] + beta[None, :]).to(w_qkv.dtype.element_ty)
     tl.store(n_out + (token * width)[:, None] + column[None, :], n, mask=written[:, None] & fits[None, :])
-    upstream = (load_rows(grad, upstream_at, column, grad_stride_d, counts).to(ACC) * SCALE).to(n.dtype)
+    upstream = load_rows(grad, upstream_at, column, grad_stride_d, real[:, None] & fits[None, :])
+    upstream = (upstream.to(ACC) * SCALE).to(n.dtype)
     of_head = (number < HEAD_DIM)[None, :] & written[:, None]
     for head in range(HEADS):
         first = head * HEAD_DIM
         q = _project(n, w_qkv, b_qkv, first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
         k = _project(n, w_qkv, b_qkv, width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
         v = _project(n, w_qkv, b_qkv, 2 * width + first, column, width, HEAD_DIM, HEAD_TILE, QKV_BIAS, ACC, PRECISION, UPCAST)
-        p = _probabilities(q, k, member, real, logits, ACC, PRECISION, UPCAST)
+        p = probabilities(q, k, member, real, logits, ACC, PRECISION, UPCAST)
         mixed = dot(p.to(n.dtype), v, ACC, PRECISION, UPCAST).to(n.dtype)
         tl.store(mixed_out + (token * width)[:, None] + (first + number)[None, :], mixed, mask=of_head)
         weight = _output_weight(w_out, head, column, width, HEAD_DIM, HEAD_TILE)
         grad_mixed = dot(upstream, weight, ACC, PRECISION, UPCAST).to(n.dtype)
         there = grad_qkv + (token * (3 * width))[:, None] + (first + number)[None, :]
-        grad_v = dot(tl.trans(p.to(n.dtype)), grad_mixed, ACC, PRECISION, UPCAST)
-        tl.store(there + 2 * width, grad_v.to(n.dtype), mask=of_head)
-        grad_p = dot(grad_mixed, tl.trans(v), ACC, PRECISION, UPCAST)
-        grad_s = (p * (grad_p - tl.sum(p * grad_p, 1)[:, None]) * logits).to(n.dtype)
-        tl.store(there, dot(grad_s, k, ACC, PRECISION, UPCAST).to(n.dtype), mask=of_head)
-        tl.store(there + width, dot(tl.trans(grad_s), q, ACC, PRECISION, UPCAST).to(n.dtype), mask=of_head)
+        store_head_gradients(there, of_head, q, k, v, p, grad_mixed, width, logits, ACC, PRECISION, UPCAST)

@@ -88,7 +88,7 @@ def streaming_backward(
 ):  # fmt: skip
     """grad_qkv (B, C, T, 3·D), contiguous, from the output's gradient (any strides), qkv, out and lse.
 
-    The formulas are those of `packed_backward`, with rowsum(P ∘ dP) as rowsum(dO ∘ O).
+    The formulas are those of `store_head_gradients`, with rowsum(P ∘ dP) as rowsum(dO ∘ O).
     """
     width: tl.constexpr = HEADS * HEAD_DIM
     head, block, sequence = _place(blocks, HEADS)

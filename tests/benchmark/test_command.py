@@ -10,7 +10,7 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from auxmae.benchmark import suites
+from auxmae.benchmark import environment, suites
 from auxmae.benchmark.suites import FUSED, JOINT, OURS, PLAIN
 from auxmae.cli.app import app
 from auxmae.errors import AuxMAEError, SettingsError, UsageError
@@ -120,6 +120,13 @@ def test_a_provider_without_a_figure_is_told_with_its_reason(run):
     done = run()
     assert table_line(done.stdout, JOINT).split()[-3:] == ["out", "of", "memory"]
     assert f"quick, {JOINT}: out of memory: too large" in words(done.stdout)
+
+
+@pytest.mark.parametrize(("load", "said"), [(3.0, True), (0.4, False), (None, False)])
+def test_a_busy_machine_is_told(run, monkeypatch, load, said):
+    monkeypatch.setattr(environment, "_load", lambda: load)
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 2)
+    assert ("Other work was running on this machine" in words(run().stdout)) == said
 
 
 def test_an_unknown_suite_or_case(run):

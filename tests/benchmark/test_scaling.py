@@ -114,3 +114,18 @@ def test_a_sample_of_short_work_lasts_long_enough_though_its_first_call_was_slow
     before = calls[0]
     assert clock(work) == pytest.approx(0.01)
     assert (calls[0] - before) * 0.01 >= SAMPLE_MS
+
+
+@pytest.mark.parametrize("lasts", [1e-5, 2e-2])
+def test_a_part_of_a_sample_in_which_something_else_had_the_processor_does_not_count(monkeypatch, lasts):
+    now, slow = [0.0], [False]
+    monkeypatch.setattr("auxmae.benchmark.device.time.perf_counter", lambda: now[0])
+
+    def work():
+        now[0] += lasts + slow[0]
+        slow[0] = False
+
+    clock = kernel_clock(CPU)
+    assert clock(work) == pytest.approx(1e3 * lasts)
+    slow[0] = True
+    assert clock(work) == pytest.approx(1e3 * lasts)

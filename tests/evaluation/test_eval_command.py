@@ -9,47 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-import torch
-import typer
-from typer.testing import CliRunner, Result
 
 from auxmae.errors import DataError, UsageError
+from tests.evaluation.small_run import invoke, make_run
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from auxmae.build import build_data, build_model
-    from auxmae.settings.schema import SettingsTree
-    from auxmae.training.run import create_run
-
-    settings = SettingsTree.model_validate(
-        {
-            "data": {"synthetic_images": 120, "test_fraction": 0.4},
-            "model": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
-            "eval": {"labels_per_class": (3, 0), "bootstrap": 20, "neighbours": 3},
-            "run": {"device": "cpu"},
-        }
-    )
-    torch.manual_seed(0)
-    data = build_data(settings)
-    model = build_model(
-        settings,
-        channels=data.collection.channel_names,
-        wavelengths=data.collection.wavelengths,
-        image_size=data.image_size,
-        scaling=data.scaling,
-    )
-    run = create_run(str(tmp_path_factory.mktemp("runs") / "run"), settings)
-    model.save_pretrained(run.path / "checkpoints" / "last")
-    return run.path
-
-
-def invoke(*arguments: str) -> Result:
-    from auxmae.cli.eval import command
-
-    app = typer.Typer()
-    app.command()(command)
-    return CliRunner().invoke(app, list(arguments))
+    return make_run(tmp_path_factory.mktemp("runs") / "run")
 
 
 def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
@@ -184,3 +151,21 @@ def test_missing_channels_are_an_error_by_name_or_dropped_on_purpose(run_folder:
     assert "B03, B8A" in result.stderr
     assert len(document["probes"]) == 2 * 6
     assert "missing_channels" not in json.loads(invoke(str(run), "--set", "eval.labels_per_class=[]", "--json").stdout)
+
+
+@pytest.mark.slow
+def test_finetuning_and_robustness_are_measured_on_request(tmp_path: Path) -> None:
+    run_folder = make_run(tmp_path / "run")
+    (run_folder / "report.html").write_text("old")
+    quick = ("--set", "eval.finetune_steps=3", "--set", "eval.finetune_labels=[2]", "--set", "eval.labels_per_class=[]")
+    result = invoke(str(run_folder), "--finetune", "--robustness", "--json", *quick)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert [r["features"] for r in document["finetuning"]["results"]] == ["fine-tuned", "from scratch"]
+    assert document["finetuning"]["steps"] == 3
+    changes = {r["kind"] for r in document["robustness"]["results"]}
+    assert changes == {"unchanged", "left out", "channels", "size", "noise", "gain"}
+    assert (run_folder / "figures" / "robustness.png").is_file()
+    assert "robustness" in (run_folder / "report.html").read_text()
+    assert "from scratch" in result.stderr
+    assert "without B8A" in result.stderr

@@ -104,7 +104,12 @@ def test_dense_features_stand_at_their_patches(model, pool: str) -> None:
     assert len(features) == int((label >= 0).sum())
     image, valid = torch.cat([b.image for b in data]), torch.cat([b.valid for b in data])
     with torch.no_grad():
-        maps = model.eval().dense_features(image, valid=valid, pool="mean" if pool == "cls" else pool)
+        maps = model.eval().dense_features(image, valid=valid, pool=pool)
+    if pool == "cls":
+        # The position's own features, then the image's CLS tokens.
+        with torch.no_grad():
+            own, whole = model.dense_features(image, valid=valid), model.forward_features(image, valid=valid, pool="cls")
+        torch.testing.assert_close(maps, torch.cat([own, whole[:, :, None, None].expand_as(own)], 1))
     image_index, place = np.nonzero(label.numpy() >= 0)
     row, column = place // maps.shape[3], place % maps.shape[3]
     np.testing.assert_allclose(features.x, maps.permute(0, 2, 3, 1)[image_index, row, column].numpy(), atol=1e-5)

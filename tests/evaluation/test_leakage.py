@@ -103,6 +103,9 @@ def test_a_real_model_is_measured_on_a_subset_of_its_channels_and_whatever_the_b
     model = model_of(4)
     image = torch.rand(5, 3, 18, 13, generator=torch.Generator().manual_seed(1))
     channels = torch.tensor([3, 0, 2])
+    # A head that predicts 7 tells hidden pixels from visible ones, which count as predicted 0.
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.constant_(model.head.bias, 7.0)
     whole = evaluate_leakage(model, batch_of(image, channels), seed=0, device="cpu")
     parts = [batch_of(image[i : i + 2], channels)[0] for i in range(0, 5, 2)]
     split = evaluate_leakage(model, parts, seed=0, device="cpu")
@@ -110,6 +113,7 @@ def test_a_real_model_is_measured_on_a_subset_of_its_channels_and_whatever_the_b
     assert split is not None
     assert set(whole.per_channel[SAME_PLACE]) == {"1", "3", "4"}
     for source, error in whole.masked_l1.items():
+        assert error > 6
         assert split.masked_l1[source] == pytest.approx(error, rel=1e-5)
 
 

@@ -58,8 +58,24 @@ def test_both_directions_and_the_random_split_are_measured_beside_every_floor(re
         assert spectrum > 0.95, name
     _, valid, labels = scene()
     usable = valid[0].numpy() & (labels >= 0)
-    assert result.reports[LEFT_RIGHT].train_samples == usable[:, :12].sum()
+    # The window is 9 px, and half of a half 6.
+    assert result.gap == 6
+    assert result.reports[LEFT_RIGHT].train_samples == usable[:, :6].sum()
     assert result.reports[LEFT_RIGHT].test_samples == usable[:, 12:].sum()
+    assert result.reports[RIGHT_LEFT].train_samples == usable[:, 18:].sum()
+
+
+def test_windows_on_both_sides_of_the_border_share_no_pixel(model: AuxMAE) -> None:
+    random = torch.Generator().manual_seed(2)
+    image = torch.randn(2, 12, 60, generator=random)
+    labels = np.arange(60)[None].repeat(12, axis=0) % 2
+    arguments = {**ARGUMENTS, "max_samples": 5000}
+    whole = evaluate_scene(model, image, torch.ones_like(image, dtype=torch.bool), labels, **arguments)
+    assert (whole.window, whole.gap) == (9, 8)
+    # A window reaches 4 px to either side, and 8 columns lie between the last training and the first test column.
+    assert whole.reports[LEFT_RIGHT].train_samples == 12 * 22
+    assert whole.reports[RIGHT_LEFT].train_samples == 12 * 22
+    assert whole.reports[AT_RANDOM].train_samples == 12 * 30
 
 
 def test_the_map_is_of_every_valid_pixel(result: SceneResult) -> None:

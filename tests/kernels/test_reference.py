@@ -76,6 +76,15 @@ def test_places_of_any_fullness_are_gathered(batch, channels, tokens, hidden, fi
             assert torch.allclose(kernels.axial_attention(qkv, 2, "channel", slots), expected, atol=1e-10)
 
 
+def test_gathering_by_place_is_one_graph_for_the_compiler(monkeypatch):
+    monkeypatch.setattr(attention_reference, "JOINT_TOKENS", 0)
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 7, 3, 24, dtype=torch.float64, generator=generator)
+    slots = random_slots(2, 7, 3, 9, generator)
+    compiled = torch.compile(kernels.axial_attention, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(qkv, 2, "channel", slots), naive_attention(qkv, 2, "channel", slots), atol=1e-10)
+
+
 @pytest.mark.parametrize("axis", ["patch", "channel"])
 @pytest.mark.parametrize("length", [31, 33, 40])
 def test_short_and_long_sequences_agree_with_loops(axis, length):

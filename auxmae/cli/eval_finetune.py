@@ -1,0 +1,44 @@
+"""`auxmae eval --finetune`: the pre-trained network, all of it trained on labels, beside the same one from scratch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from auxmae.build import Data
+    from auxmae.model.mae import AuxMAE
+    from auxmae.settings.schema import SettingsTree
+
+
+def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out: Console) -> dict[str, object]:
+    """Trains, prints the table and the comparison in words; the content of "finetuning" in the document."""
+    from auxmae.cli.eval_tables import finetune_table
+    from auxmae.evaluation.finetuning import run_finetuning
+
+    assert data.test is not None
+    table = settings.eval
+    with out.status("Fine-tuning") as status:
+        report = run_finetuning(
+            model,
+            data.train.limited(0),
+            data.test.limited(table.max_samples),
+            dense=data.collection.layout == "scenes",
+            pool=table.pool,
+            labels_per_class=table.finetune_labels,
+            steps=table.finetune_steps,
+            seeds=table.finetune_seeds,
+            learning_rate=table.finetune_learning_rate,
+            bootstrap=table.bootstrap,
+            seed=settings.train.seed,
+            device=device,
+            progress=lambda what: status.update(f"Fine-tuning: {what}"),
+        )
+    if report.reason:
+        out.print(report.reason)
+        return report.to_dict()
+    out.print(finetune_table(report))
+    for comparison in report.comparisons:
+        out.print(comparison.describe(), markup=False, highlight=False, soft_wrap=True)
+    return report.to_dict()

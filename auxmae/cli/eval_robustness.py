@@ -1,0 +1,79 @@
+"""`auxmae eval --robustness`: the model's figures and the floors' under changes of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from auxmae.build import Data
+    from auxmae.evaluation.features import Extractor
+    from auxmae.model.mae import AuxMAE
+    from auxmae.settings.schema import SettingsTree
+    from auxmae.training.run import RunFolder
+
+# Held-out images that are changed, at most: every change takes all features and a reconstruction anew.
+_IMAGES = 200
+
+
+def measure(
+    model: AuxMAE,
+    data: Data,
+    settings: SettingsTree,
+    extractors: Mapping[str, Extractor],
+    device: Any,
+    folder: RunFolder,
+    out: Console,
+) -> dict[str, object]:
+    """Measures, prints the table, draws the figure into the run folder; the content of "robustness" in the document."""
+    from auxmae.cli.eval_tables import robustness_table
+    from auxmae.evaluation.robustness import SIZES, evaluate_robustness, plan_changes
+    from auxmae.visuals.robustness import robustness_figure
+
+    assert data.test is not None
+    names = data.collection.channel_names
+    groups = [[names.index(name) for name in group] for group in model.groups if group[0] in names]
+    usual = data.image_size
+    sides = [side for part in SIZES if (side := round(part * usual)) >= 1 and _batches(data, side, settings) is not None]
+    changes = plan_changes(groups, names, sides, seed=settings.train.seed)
+    with out.status("Changing the images") as status:
+        results = evaluate_robustness(
+            model,
+            data.train.limited(settings.eval.max_samples),
+            lambda side: _batches(data, side, settings),
+            extractors,
+            changes=changes,
+            scaling=data.scaling.select(names),
+            pool=settings.eval.pool,
+            patch_size=model.patch_size if data.collection.layout == "scenes" else None,
+            labelled=bool(data.class_names),
+            limit=settings.eval.max_samples,
+            seed=settings.train.seed,
+            mask_seed=settings.eval.mask_seed,
+            device=device,
+            progress=lambda what: status.update(f"Changing the images: {what}"),
+        )
+    out.print(robustness_table(results))
+    figure = robustness_figure(results, folder.figures / "robustness.png")
+    out.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
+    return {"results": [result.to_dict() for result in results], "figure": str(figure)}
+
+
+def _batches(data: Data, side: int | None, settings: SettingsTree) -> Any:
+    """Held-out images in windows of `side` px (None: the usual one); None where they are smaller."""
+    from auxmae.data.dataset import ImageDataset
+    from auxmae.data.loading import Loader
+
+    assert data.test is not None
+    most = min(settings.eval.max_images or _IMAGES, _IMAGES)
+    if side is None:
+        return data.test.limited(most)
+    part = data.splits.test
+    room = int(part.blocks[:, 3:].min()) if len(part.blocks) else data.collection.smallest_side()
+    if side > room:
+        return None
+    dataset = ImageDataset(data.collection, part, image_size=side, scaling=data.scaling, seed=settings.train.seed)
+    loader = Loader(dataset, data.test.batch_size, shuffle=False, seed=data.test.seed, limit=most, channels=data.test.channels)
+    return loader if len(dataset) else None

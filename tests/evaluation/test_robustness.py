@@ -1,0 +1,157 @@
+"""Changes of images do what they say, and figures under them are those of the changed images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from auxmae.data.loading import Batch
+from auxmae.data.statistics import Scaling
+from auxmae.evaluation.baselines import RAW_PIXELS, STATISTICS, raw_extractor
+from auxmae.evaluation.features import encoder_extractor, statistics_extractor
+from auxmae.evaluation.probes import ENCODER
+from auxmae.evaluation.robustness import (
+    COUNT,
+    GAIN,
+    LEFT_OUT,
+    NOISE,
+    SIZE,
+    UNCHANGED,
+    Change,
+    RobustnessResult,
+    _adapt,
+    _changed,
+    evaluate_robustness,
+    plan_changes,
+)
+from auxmae.model.mae import AuxMAE
+
+NAMES = ("red", "green", "blue")
+SCALING = Scaling("percentile", "none", 1.0, False, NAMES, (0.0, 10.0, 0.0), (100.0, 50.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def model() -> AuxMAE:
+    torch.manual_seed(0)
+    return AuxMAE(NAMES, image_size=16, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+
+
+def images(count: int, seed: int, side: int = 16) -> list[Batch]:
+    """Two classes that the red channel alone tells apart."""
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(count) % 2
+    image = torch.randn(count, 3, side, side, generator=generator) * 0.1 + 0.5
+    image[:, 0] += 0.5 * label[:, None, None]
+    valid = torch.ones_like(image, dtype=torch.bool)
+    valid[:, :, 0, 0] = False
+    image = image.masked_fill(~valid, 0.0)
+    return [Batch(image[i : i + 7], valid[i : i + 7], label[i : i + 7], None, None) for i in range(0, count, 7)]
+
+
+def measure(model: AuxMAE, pool: str, changes: list[Change]) -> dict[tuple[str, float], RobustnessResult]:
+    extractors = {
+        ENCODER: encoder_extractor(model, pool=pool, device="cpu", dense=False),
+        STATISTICS: statistics_extractor(),
+        RAW_PIXELS: raw_extractor(),
+    }
+    results = evaluate_robustness(
+        model,
+        images(42, 1),
+        lambda side: images(42, 2, side or 16),
+        extractors,
+        changes=changes,
+        scaling=SCALING,
+        pool=pool,
+        patch_size=None,
+        labelled=True,
+        limit=100,
+        seed=0,
+        mask_seed=0,
+        device="cpu",
+    )
+    return {(result.kind, result.value): result for result in results}
+
+
+def test_the_plan_leaves_out_every_group_and_takes_ever_fewer() -> None:
+    changes = plan_changes([[0, 1], [2, 3], [4]], list("abcde"), [8, 24], seed=0)
+    assert [c.dropped for c in changes if c.kind == LEFT_OUT] == [(0, 1), (2, 3), (4,)]
+    counts = [c for c in changes if c.kind == COUNT]
+    assert {c.value for c in counts} == {2, 1}
+    assert all(
+        len({0: (0, 1), 1: (2, 3), 2: (4,)}) - c.value == sum(set(g) <= set(c.dropped) for g in ((0, 1), (2, 3), (4,)))
+        for c in counts
+    )
+    assert [c.value for c in changes if c.kind == SIZE] == [8, 24]
+    assert changes[0].kind == UNCHANGED
+    assert not [c for c in plan_changes([[0]], ["a"], [], seed=0) if c.kind in (LEFT_OUT, COUNT)]
+
+
+@pytest.mark.parametrize("pool", ["mean", "moments"])
+def test_what_the_classes_hang_on_is_missed_when_it_goes(model: AuxMAE, pool: str) -> None:
+    changes = plan_changes([[0], [1], [2]], NAMES, [12], seed=0)
+    found = measure(model, pool, changes)
+    before = found[(UNCHANGED, 0.0)]
+    assert before.accuracy[STATISTICS] == before.accuracy[RAW_PIXELS] == 1.0
+    assert before.accuracy[ENCODER] > 0.9
+    assert before.masked_l1 == before.unchanged_l1
+    for name in (STATISTICS, RAW_PIXELS, *([ENCODER] if pool != "mean" else [])):
+        # Classes are even: without the red channel nothing is left but chance; without blue all is as before.
+        assert found[(LEFT_OUT, 0)].accuracy[name] == pytest.approx(0.5, abs=0.2), name
+        assert found[(LEFT_OUT, 2)].accuracy[name] > 0.9, name
+    assert RAW_PIXELS not in found[(SIZE, 12)].accuracy
+    assert {STATISTICS, ENCODER} <= set(found[(SIZE, 12)].accuracy)
+    assert found[(COUNT, 2)].draws == 3
+    assert found[(NOISE, 1.0)].floor_l1 > found[(NOISE, 0.1)].floor_l1
+    # The same masks and channels: the floor's error grows in proportion to the gain where the scale has no offset.
+    assert found[(GAIN, 1.4)].masked_l1 != found[(GAIN, 0.7)].masked_l1
+
+
+def test_changes_of_pixels_are_those_of_the_label() -> None:
+    batches = images(14, 3)
+    fill, deviation = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 0.0])
+    arguments = (SCALING, fill, deviation, 0)
+    gained = next(iter(_changed(batches, Change(GAIN, "", 1.4), *arguments)))
+    raw = SCALING.invert(batches[0].image)
+    expected = SCALING.apply(1.4 * raw).masked_fill(~batches[0].valid, 0.0)
+    torch.testing.assert_close(gained.image, expected)
+    noisy = torch.cat([b.image for b in _changed(batches, Change(NOISE, "", 0.5), *arguments)])
+    clean, valid = torch.cat([b.image for b in batches]), torch.cat([b.valid for b in batches])
+    added = [float((noisy - clean)[:, c][valid[:, c]].std()) for c in range(3)]
+    np.testing.assert_allclose(added, [0.5, 1.0, 0.0], rtol=0.05)
+    # The same noise whatever the batches.
+    whole = [Batch(clean, valid, torch.zeros(14, dtype=torch.int64), None, None)]
+    torch.testing.assert_close(next(iter(_changed(whole, Change(NOISE, "", 0.5), *arguments))).image, noisy)
+    dropped = next(iter(_changed(batches, Change(LEFT_OUT, "", 1, (1,)), *arguments)))
+    assert dropped.image[:, 1][dropped.valid[:, 1]].eq(0.2).all()
+
+
+def test_features_of_missing_channels_are_replaced_where_they_belong(model: AuxMAE) -> None:
+    batch = images(4, 5)[0]
+    for pool, repeats in (("concat", 1), ("moments", 2)):
+        extract = encoder_extractor(model, pool=pool, device="cpu", dense=False)
+        mean = np.arange(repeats * 3 * 16, dtype=np.float64)
+        adapted = _adapt(ENCODER, extract, Change(LEFT_OUT, "", 1, (1,)), mean, pool, model)
+        # The image's channels in another order than the model's: blue, green, red.
+        order = torch.tensor([2, 1, 0])
+        turned = batch._replace(image=batch.image[:, order], valid=batch.valid[:, order], channels=order)
+        with torch.inference_mode():
+            found = adapted(turned).view(4, repeats, 3, 16)
+            kept = torch.tensor([0, 2])
+            alone = model.eval().forward_features(batch.image[:, kept], valid=batch.valid[:, kept], channels=kept, pool=pool)
+        torch.testing.assert_close(found[:, :, kept].flatten(1), alone, rtol=1e-4, atol=1e-5)
+        assert (found[:, :, 1] == torch.from_numpy(mean).float().view(repeats, 3, 16)[:, 1]).all()
+
+
+def test_the_figure_and_the_document_hold_every_change(model: AuxMAE, tmp_path: Path) -> None:
+    from auxmae.visuals.robustness import robustness_figure
+
+    found = list(measure(model, "moments", plan_changes([[0], [1], [2]], NAMES, [12], seed=0)[::3]).values())
+    assert robustness_figure(found, tmp_path / "a.png").stat().st_size > 5000
+    content = json.loads(json.dumps([result.to_dict() for result in found]))
+    assert content[0]["best_floor"] in (STATISTICS, RAW_PIXELS)
+    unlabelled = [RobustnessResult(r.kind, r.label, r.value, {}, r.masked_l1, r.floor_l1, r.unchanged_l1) for r in found]
+    assert robustness_figure(unlabelled, tmp_path / "b.png").is_file()
