@@ -98,7 +98,7 @@ def test_autocast_and_reduced_precision(launched, dtype, activation):
         return kernels.embed_visible(image, keep, *parts, 3, activation)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        checks.check_like_pytorch(embed, parts, upstream, 1e-5 if dtype == torch.float32 else 0.02)
+        checks.check_like_pytorch(embed, parts, upstream, 1e-5 if dtype == torch.float32 else 0.04)
 
 
 def test_gradcheck_operator_compilation_empty_and_errors(launched):
