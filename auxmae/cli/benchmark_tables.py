@@ -198,7 +198,8 @@ def _kernel_words(rows: list[Row]) -> list[str]:
         )
     if same_code:
         said.append(
-            "Where ours runs PyTorch, it is the same code as the eager provider: what lies between them is the machine's scatter."
+            "Where ours runs PyTorch, it is the eager provider's code behind the dispatch: what lies between them is some "
+            "microseconds a call, and the machine's scatter."
         )
     return said
 

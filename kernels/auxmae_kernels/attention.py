@@ -48,9 +48,13 @@ class _Plan:
         return -(-self.length // self.tile.rows)
 
 
-def streams(length: int, device: torch.device) -> bool:
+def _head_tile(qkv: Tensor, heads: int) -> int:
+    return max(16, int(triton.next_power_of_2(qkv.shape[3] // (3 * heads))))
+
+
+def streams(length: int, qkv: Tensor, heads: int) -> bool:
     """Whether a sequence is too long for one tile on this device; then its log-sum-exp and output are kept."""
-    return length > tuning.longest_packed(tuning.architecture(device))
+    return length > tuning.longest_packed(_head_tile(qkv, heads), qkv.dtype, tuning.architecture(qkv.device))
 
 
 def _plan(
@@ -66,8 +70,8 @@ def _plan(
     dim = triple // (3 * heads)
     places = tokens if slots is None else slots.shape[1]
     length, inner = (channels, places) if along_channels else (tokens, channels)
-    packed = not streams(length, qkv.device)
-    head_tile = max(16, triton.next_power_of_2(dim))
+    packed = not streams(length, qkv, heads)
+    head_tile = _head_tile(qkv, heads)
     tile = tile or tuning.attention_tile(length, head_tile, qkv.dtype, tuning.architecture(qkv.device))
     sequences = batch * inner
     groups = triton.cdiv(sequences, max(1, tile.rows // max(1, length))) if packed else sequences * triton.cdiv(length, tile.rows)
@@ -88,9 +92,9 @@ def _plan(
 def _statistics_shape(qkv: Tensor, heads: int, along_channels: bool, slots: Tensor | None) -> tuple[int, ...]:
     batch, channels, tokens, _ = qkv.shape
     if not along_channels:
-        return (batch * channels, heads, tokens) if streams(tokens, qkv.device) else (0,)
+        return (batch * channels, heads, tokens) if streams(tokens, qkv, heads) else (0,)
     places = tokens if slots is None else slots.shape[1]
-    return (batch * places, heads, channels) if streams(channels, qkv.device) else (0,)
+    return (batch * places, heads, channels) if streams(channels, qkv, heads) else (0,)
 
 
 def forward(
@@ -120,7 +124,7 @@ def forward(
                 cut.length, cut.blocks, cut.inner, channels, tokens, *qkv.stride(), **options,
             )  # fmt: skip
 
-    candidates = tuning.attention_candidates(plan.length, tuning.architecture(qkv.device))
+    candidates = tuning.attention_candidates(plan.length, _head_tile(qkv, heads), qkv.dtype, tuning.architecture(qkv.device))
     autotuning.run_tuned(f"axial_attention {plan.length}", qkv, plan.tile, candidates, plan.constants, run)
     return out, lse
 
@@ -167,7 +171,7 @@ def backward(
                 cut.length, cut.blocks, cut.inner, channels, tokens, *grad.stride(), *qkv.stride(), **options,
             )  # fmt: skip
 
-    candidates = tuning.attention_candidates(plan.length, tuning.architecture(qkv.device))
+    candidates = tuning.attention_candidates(plan.length, _head_tile(qkv, heads), qkv.dtype, tuning.architecture(qkv.device))
     autotuning.run_tuned(f"axial_attention_backward {plan.length}", qkv, plan.tile, candidates, plan.constants, run)
     return grad_qkv
 
@@ -187,7 +191,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     qkv, heads, along_channels, slots, lengths, scale = inputs
     out, lse = output
     ctx.set_materialize_grads(False)
-    long = streams(qkv.shape[1] if along_channels else qkv.shape[2], qkv.device)
+    long = streams(qkv.shape[1] if along_channels else qkv.shape[2], qkv, heads)
     # Scores that fit one tile are computed again, so nothing is kept but the input.
     ctx.save_for_backward(qkv, out if long else None, lse if long else None, slots, lengths)
     ctx.rest = (heads, along_channels, scale)

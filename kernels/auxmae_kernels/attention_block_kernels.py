@@ -86,6 +86,7 @@ def attention_block_forward(
         stride_b, stride_c, stride_t, stride_d,
         width, WIDTH_TILE, TILE, EPS, ALONG_CHANNELS, HAS_SLOTS, HAS_LENGTHS, ACC,
     )  # fmt: skip
+    token = (b * channels + c) * tokens + t
     total = tl.zeros((TILE, WIDTH_TILE), ACC)
     for head in range(HEADS):
         first = head * HEAD_DIM
@@ -98,12 +99,14 @@ def attention_block_forward(
         total += dot(mixed, tl.trans(weight), ACC, PRECISION, UPCAST)
     if OUT_BIAS:
         total += tl.load(b_out + column, mask=fits, other=0.0).to(ACC)[None, :]
-    token = (b * channels + c) * tokens + t
     if DROP_BELOW:
         total = tl.where(kept(keep_bits(seed, token, column, OUTPUT_MASK, DROP_BELOW), column), total * KEEP_SCALE, 0.0)
     inside = written[:, None] & fits[None, :]
-    # Padding takes no part in attention but keeps its place in the residual stream.
-    residual = load_rows(x, offsets(b, c, t, stride_b, stride_c, stride_t), column, stride_d, inside).to(ACC)
+    # Padding takes no part in attention but keeps its place in the residual stream.  Where a row lies is computed again from its
+    # token's number: kept in registers over the heads, it would push others out.
+    row = token // tokens
+    at = offsets(row // channels, row % channels, token % tokens, stride_b, stride_c, stride_t)
+    residual = load_rows(x, at, column, stride_d, inside).to(ACC)
     target = out + (token * width)[:, None] + column[None, :]
     tl.store(target, (residual + SCALE * total).to(out.dtype.element_ty), mask=inside)
 

@@ -22,20 +22,18 @@ from auxmae_kernels.attention_block_kernels import attention_block_backward, att
 from auxmae_kernels.boundary import accumulation, empty, index_table, launch, register, register_autograd, without_autocast
 from auxmae_kernels.linear import in_pieces, linear
 
-# Beyond, a tile of rows with its sum does not fit the registers, and the products alone keep a GPU busy.
-MAX_WIDTH = 256
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 # heads, along_channels, slots, lengths, scale, eps
 Rest = tuple[int, bool, Tensor | None, Tensor | None, float, float]
 
 
-def fused(length: int, width: int) -> bool:
-    """Whether sequences of this length and width have a kernel of their own."""
-    return width <= MAX_WIDTH and 0 < length <= tuning.longest_block()
-
-
 def _length(x: Tensor, along_channels: bool) -> int:
     return x.shape[1] if along_channels else x.shape[2]
+
+
+def _fused(x: Tensor, w_qkv: Tensor, along_channels: bool) -> bool:
+    """Whether sequences of this length and width have a kernel of their own."""
+    return tuning.block_fits(_length(x, along_channels), x.shape[3], w_qkv.dtype)
 
 
 def _plan(x: Tensor, w_qkv: Tensor, rest: Rest, tile: tuning.Tile) -> tuple[int, tuple[int, ...], dict[str, Any]]:
@@ -79,7 +77,7 @@ def _forward(
 ) -> Tensor:  # fmt: skip
     rest = (heads, along_channels, slots, lengths, scale, eps)
     with without_autocast(x):
-        if not fused(_length(x, along_channels), x.shape[3]):
+        if not _fused(x, w_qkv, along_channels):
             if in_pieces(x.shape[3], w_qkv.dtype):
                 # Nothing reads the projection of padding, so NaN there is harmless.
                 qkv = linear(x, w_qkv, b_qkv, norm=(norm_weight, norm_bias, eps))
@@ -136,7 +134,7 @@ def _backward(
 ) -> Gradients:  # fmt: skip
     rest = (heads, along_channels, slots, lengths, scale, eps)
     with without_autocast(x):
-        one_kernel = fused(_length(x, along_channels), x.shape[3])
+        one_kernel = _fused(x, w_qkv, along_channels)
         compute = _fused_operands if one_kernel else _composed_operands
         dropped = masks.drop(grad, seed, dropout, masks.OUTPUT_MASK)
         n, mixed, grad_qkv = compute(dropped, x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, rest)

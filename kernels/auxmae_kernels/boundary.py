@@ -19,6 +19,10 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 
 # Called with (kernel, grid, arguments, options) before every launch; tests record with it what was launched.
 observers: list[Callable[[Any, int, tuple[Any, ...], dict[str, Any]], None]] = []
+# Called with (name, arguments) before every call of an operator.
+call_observers: list[Callable[[str, tuple[Any, ...]], None]] = []
+# Where set, it is called with (kernel, arguments, options) instead of every launch: see `planning`.
+instead: Callable[[Any, tuple[Any, ...], dict[str, Any]], None] | None = None
 
 
 def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -31,8 +35,14 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
     """
     name = schema.partition("(")[0]
     _library.define(schema)
+
+    def observed(*arguments: Any) -> Any:
+        for observer in call_observers:
+            observer(name, arguments)
+        return implementation(*arguments)
+
     for key in ("CUDA", "CPU"):
-        _library.impl(name, implementation, key)
+        _library.impl(name, observed, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
@@ -59,6 +69,9 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         return
     for observer in observers:
         observer(kernel, programs, arguments, options)
+    if instead is not None:
+        instead(kernel, arguments, options)
+        return
     with _on_device(arguments):
         kernel[(programs,)](*arguments, **options)
 

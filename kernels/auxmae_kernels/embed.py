@@ -8,6 +8,7 @@ gradient, which training never asks for, is put together from PyTorch's pieces.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -129,7 +130,9 @@ def _forward(
             TILE=tile.rows, COLUMNS=tile.columns, CHUNK=tile.chunk, num_warps=tile.warps, num_stages=tile.stages, **constants,
         )  # fmt: skip
 
-    autotuning.run_tuned("embed_visible", weight, _TILE, autotuning.patches(), constants, run)
+    # With four warps, products in fp32 would spill registers.
+    tile = replace(_TILE, warps=8) if weight.dtype == torch.float32 else _TILE
+    autotuning.run_tuned("embed_visible", weight, tile, autotuning.patches(), constants, run)
     return out
 
 

@@ -22,8 +22,6 @@ from auxmae_kernels.boundary import accumulation, empty, launch, programs_for, r
 from auxmae_kernels.feed_forward_kernels import feed_forward_backward, feed_forward_forward
 from auxmae_kernels.linear import in_pieces, linear
 
-# Beyond, a tile of rows with its sum does not fit the registers, and the products alone keep a GPU busy.
-MAX_WIDTH = 256
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -55,7 +53,7 @@ def _forward(
     seed: Tensor | None = None, dropout: float = 0.0,
 ) -> Tensor:  # fmt: skip
     with without_autocast(x):
-        if x.shape[-1] > MAX_WIDTH:
+        if x.shape[-1] > tuning.feed_forward_widest(w1.dtype):
             if in_pieces(w1.shape[1], w1.dtype):
                 active = linear(
                     x, w1, b1, norm=(norm_weight, norm_bias, eps), gelu=True,
@@ -92,7 +90,7 @@ def _backward(
     with without_autocast(x):
         width = x.shape[-1]
         rows = x.reshape(-1, width)
-        compute = _composed_backward if width > MAX_WIDTH else _fused_backward
+        compute = _composed_backward if width > tuning.feed_forward_widest(w1.dtype) else _fused_backward
         grad_x, n, active, grad_hidden, upstream, grad_gamma, grad_beta = compute(
             grad.reshape(-1, width), rows, norm_weight, norm_bias, w1, b1, w2, scale, eps, seed, dropout
         )

@@ -1,53 +1,38 @@
 """Ahead-of-time compilation of the kernels, and what each needs of a GPU: no GPU is needed for either.
 
-`python -m auxmae_kernels.resources` compiles every tuned entry for the architectures with entries of their own and prints the
-table of `kernels/README.md`: registers, shared memory, bytes spilled from registers, and tensor-core instructions, read
-from the compiled binary.
+`python -m auxmae_kernels.resources` compiles every kernel at its default tiles for every architecture of `tuning` and prints the
+table of `kernels/README.md`: registers, bytes spilled from registers and shared memory, read from the compiled binary, and
+tensor-core instructions, counted in the assembly.  With a file of recorded calls it compiles what these would launch instead, and
+prints what does not compile.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from auxmae_kernels import tuning
-from auxmae_kernels.attention_packed import packed_backward, packed_forward
-from auxmae_kernels.attention_streaming import streaming_backward, streaming_forward
+from auxmae_kernels.examples import EXAMPLES
+from auxmae_kernels.planning import TILES, Entry, planned, replayed
+from auxmae_kernels.tuning import ARCHITECTURES
 
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A kernel with everything that its binary depends on, but for the architecture.
-
-    Attributes:
-        kernel: the jitted function.
-        types: argument → Triton's name of its type ("*bf16", "i32"); the others are constants.
-        constants: argument → value.
-        warps, stages: of the launch.
-    """
-
-    kernel: Any
-    types: Mapping[str, str]
-    constants: Mapping[str, Any]
-    warps: int
-    stages: int
-
-    @property
-    def name(self) -> str:
-        """The function's name."""
-        return str(self.kernel.__name__)
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+# The shared memory that one program can have, in KiB: CUDA's programming guide, "compute capabilities"; CDNA 3's LDS.
+SHARED_KIB = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99, "gfx942": 64}
+_MATRIX = {"cuda": r"\b(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", "hip": r"\bv_mfma_"}
 
 
 @dataclass(frozen=True)
@@ -76,116 +61,133 @@ def compile_entry(entry: Entry, arch: str) -> Resources:
     """Compiles for an architecture and reads the resources from the binary.
 
     Raises:
+        RuntimeError: it needs more shared memory than a program can have.
         Exception: whatever Triton raises where the kernel cannot be compiled.
     """
     names = entry.kernel.arg_names
     signature = {name: entry.types.get(name, "constexpr") for name in names}
-    # Tensors begin at multiples of 16 bytes and their strides are multiples of 16 elements, as in training.
-    aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(names)
-        if signature[name].startswith("*") or (signature[name] == "i32" and "stride" in name)
-    }
-    options = {"num_warps": entry.warps, "num_stages": entry.stages, "enable_fp_fusion": True}
-    source = ASTSource(entry.kernel, signature, dict(entry.constants), aligned)
-    compiled = triton.compile(source, target=target(arch), options=options)
-    if arch.startswith("gfx"):
-        return _amd(compiled)
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in entry.aligned}
+    compiled = triton.compile(
+        ASTSource(entry.kernel, signature, dict(entry.constants), aligned), target=target(arch), options=dict(entry.options)
+    )
+    shared = int(compiled.metadata.shared)
+    if shared > 1024 * SHARED_KIB[arch]:
+        raise RuntimeError(f"{shared / 1024:.1f} KiB of shared memory, where {arch} has {SHARED_KIB[arch]}")
+    amd = arch.startswith("gfx")
+    text = compiled.asm["amdgcn" if amd else "ptx"]
+    registers, spilled = _amd(text) if amd else _nvidia(compiled.asm["cubin"])
+    return Resources(registers, spilled, shared, len(re.findall(_MATRIX["hip" if amd else "cuda"], text)))
+
+
+def _nvidia(binary: bytes) -> tuple[int, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(binary)
         file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        code = _tool("nvdisasm", "-c", file.name)
+        usage = subprocess.run([_CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if found is None:
-        raise RuntimeError(f"cuobjdump says nothing of {entry.name}: {usage[:200]}")
-    matrix = len(re.findall(r"\b(?:HGMMA|HMMA|UTCHMMA|QMMA|OMMA)\b", code))
-    return Resources(int(found[1]), int(found[2]), int(compiled.metadata.shared), matrix)
+        raise RuntimeError(f"cuobjdump says nothing of registers: {usage[:200]}")
+    return int(found[1]), int(found[2])
 
 
-def _tool(name: str, *arguments: str) -> str:
-    return subprocess.run([_TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
-
-
-def _amd(compiled: Any) -> Resources:
-    text = compiled.asm["amdgcn"]
-
+def _amd(text: str) -> tuple[int, int]:
     def number(key: str) -> int:
         found = re.search(rf"\.{key}:\s*(\d+)", text)
         return int(found[1]) if found else 0
 
     # A spilled register holds four bytes.
-    return Resources(
-        number("vgpr_count"), 4 * number("vgpr_spill_count"), int(compiled.metadata.shared), len(re.findall(r"\bv_mfma_", text))
-    )
+    return number("vgpr_count"), 4 * number("vgpr_spill_count")
 
 
-def attention_entry(
-    kernel: Any, rows: int, head_tile: int, warps: int, *, stages: int = 1, dtype: str = "bf16", **flags: bool
-) -> Entry:
-    """An entry of `axial_attention`: full heads, and by default ragged channel attention."""
-    constants: dict[str, Any] = {
-        "HEADS": 8,
-        "HEAD_DIM": head_tile,
-        "HEAD_TILE": head_tile,
-        "TILE": rows,
-        "SCALE": head_tile**-0.5,
-        "ALONG_CHANNELS": True,
-        "HAS_SLOTS": True,
-        "HAS_LENGTHS": False,
-        "ACC": tl.float32,
-        "PRECISION": "tf32",
-        "UPCAST": False,
-        **flags,
-    }
-    types = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            continue
-        if name.endswith("stride_d"):
-            constants[name] = 1
-        elif name in ("slots", "lengths"):
-            types[name] = "*i32"
-        elif name == "lse":
-            types[name] = "*fp32"
-        elif name in ("qkv", "out", "grad", "grad_qkv"):
-            types[name] = f"*{dtype}"
-        else:
-            types[name] = "i32"
-    return Entry(kernel, types, constants, warps, stages)
+Outcome = Resources | Exception
 
 
-def tuned(arch: str) -> Iterator[tuple[str, Entry]]:
-    """Every entry that is a default on an architecture, with its line's head in the table: kernel, tile × head, warps."""
-    nearest = tuning.family(arch)
-    packed = ((rows, warps) for (name, rows), warps in tuning.PACKED.items() if name == nearest)
-    for kernels, tiles in (
-        (
-            (packed_forward, packed_backward),
-            [(r, h, w) for r, by_head in packed for h, w in zip(tuning.HEADS, by_head, strict=True)],
-        ),
-        (
-            (streaming_forward, streaming_backward),
-            [(r, h, w) for h, (r, w) in zip(tuning.HEADS, tuning.STREAMING[nearest], strict=True)],
-        ),
-    ):
-        for rows, head_tile, warps in tiles:
-            for kernel in kernels:
-                head = f"| {kernel.__name__} | {rows} × {head_tile} | {warps} |"
-                yield head, attention_entry(kernel, rows, head_tile, warps)
+def compile_all(entries: Sequence[tuple[str, Entry]]) -> list[Outcome]:
+    """What (architecture, entry) need, or why they do not compile; as many at once as PyTorch has threads."""
+
+    def attempt(arch: str, entry: Entry) -> Outcome:
+        try:
+            return compile_entry(entry, arch)
+        except Exception as error:  # whatever a compiler may say
+            return error
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(lambda pair: attempt(*pair), entries))
 
 
-def table(architectures: tuple[str, ...]) -> str:
-    """The Markdown table of `kernels/README.md`: registers / spilled bytes / shared KiB / matrix instructions."""
-    lines = ["| architecture | kernel | tile × head | warps | registers | spilled B | shared KiB | matrix instructions |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for arch in architectures:
-        for head, entry in tuned(arch):
-            used = compile_entry(entry, arch)
-            lines.append(f"| {arch} {head} {used.registers} | {used.spilled} | {used.shared / 1024:.1f} | {used.matrix} |")
+def defaults(arch: str) -> list[Entry]:
+    """Every kernel at every tile that is a default on an architecture."""
+    entries: dict[Any, Entry] = {}
+    for calls in EXAMPLES.values():
+        for run in calls():
+            entries.update({entry.shape_class: entry for entry in planned(arch, run)})
+    return list(entries.values())
+
+
+def of_calls(runs: Iterable[Callable[[], Any]], arch: str) -> list[Entry]:
+    """What recorded calls would launch, and is no default: of sizes, and of what is switched on in a kernel, each class once."""
+    known = defaults(arch)
+    sizes, switches = {entry.size_class for entry in known}, {entry.switches for entry in known}
+    entries = []
+    for run in runs:
+        for entry in planned(arch, run):
+            if entry.size_class not in sizes or entry.switches not in switches:
+                entries.append(entry)
+                sizes.add(entry.size_class)
+                switches.add(entry.switches)
+    return entries
+
+
+def _row(entry: Entry) -> str:
+    """The head of an entry's row: kernel, type, tile."""
+    kinds = {kind[1:] for kind in entry.types.values() if kind.startswith("*") and kind[1:] in ("fp16", "bf16")}
+    tile = " × ".join(str(entry.constants[name]) for name in TILES if name in entry.constants)
+    extras = {"NORM": "norm", "GELU": "GELU", "DROP_BELOW": "dropout", "RESIDUAL": "residual"}
+    extra = "".join(f", {what}" for name, what in extras.items() if entry.constants.get(name))
+    return f"| {entry.name}{extra} | {kinds.pop() if kinds else 'fp32'} | {tile} |"
+
+
+def table(architectures: Sequence[str]) -> str:
+    """The Markdown table of `kernels/README.md`.
+
+    Raises:
+        RuntimeError: an entry does not compile.
+    """
+    entries = [(arch, entry) for arch in architectures for entry in defaults(arch)]
+    cells: dict[str, dict[str, str]] = {}
+    for (arch, entry), used in zip(entries, compile_all(entries), strict=True):
+        if isinstance(used, Exception):
+            raise RuntimeError(f"{_row(entry)} on {arch}: {used}") from used
+        spilled = f"**{used.spilled}**" if used.spilled else "0"
+        cell = f"{entry.options['num_warps']}: {used.registers}/{spilled}/{used.shared / 1024:.1f}/{used.matrix}"
+        cells.setdefault(_row(entry), {})[arch] = cell
+    lines = [f"| kernel | type | tile | {' | '.join(architectures)} |", "| --- " * (3 + len(architectures)) + "|"]
+    lines += [f"{head} {' | '.join(row.get(arch, '–') for arch in architectures)} |" for head, row in cells.items()]
     return "\n".join(lines) + "\n"
 
 
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m auxmae_kernels.resources", description="what each kernel needs of a GPU")
+    parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="of these architectures alone")
+    parser.add_argument("--calls", type=Path, help="compile what these recorded calls would launch (JSON)")
+    options = parser.parse_args()
+    # Which line an instruction comes from is of no interest here, and takes an eighth of the time.
+    os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
+    architectures = options.arch or ARCHITECTURES
+    if options.calls is None:
+        print(table(architectures), end="")
+        return
+    runs = [replayed(call) for call in json.loads(options.calls.read_text(encoding="utf-8"))]
+    entries = [(arch, entry) for arch in architectures for entry in of_calls(runs, arch)]
+    failed = [
+        f"{arch} {entry.shape_class}: {outcome}"
+        for (arch, entry), outcome in zip(entries, compile_all(entries), strict=True)
+        if isinstance(outcome, Exception)
+    ]
+    print(f"{len(entries) - len(failed)} of {len(entries)} compiled")
+    raise SystemExit("\n".join(failed) or None)
+
+
 if __name__ == "__main__":
-    # The architectures whose entries are chosen; the others take theirs.
-    print(table(("sm_80", "sm_90")), end="")
+    main()

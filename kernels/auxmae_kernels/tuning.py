@@ -57,6 +57,16 @@ STREAMING: dict[str, tuple[tuple[int, int], ...]] = {
     "sm_90": ((64, 4), (64, 4), (64, 8), (32, 4)),
     "gfx942": ((32, 2), (32, 2), (32, 4), (32, 4)),
 }
+# The same for fp32 on every architecture: its products hold rows of both operands in registers, and take no tensor core.  0: no
+# number of warps is enough, and sequences of this length stream.
+PACKED_FP32: dict[int, tuple[int, int, int, int]] = {16: (2, 2, 4, 8), 32: (4, 4, 8, 0)}
+STREAMING_FP32: tuple[tuple[int, int], ...] = ((32, 4), (16, 4), (16, 4), (16, 8))
+
+# Widest rows of the sublayers' kernels: beyond, a tile with its sum does not fit the registers, and a library's products alone
+# keep a GPU busy.  fp32 takes no tensor core and twice the registers: for the attention sublayer, by the rows of its tile.
+WIDEST = 256
+FEED_FORWARD_WIDEST_FP32 = 128
+BLOCK_WIDEST_FP32 = {16: 64, 32: 32}
 
 # (architecture, width tile) → (rows, hidden chunk, warps, stages), for half precision: of the feed-forward sublayer.
 # At 256 neither spills on sm_80 or sm_90; with one stage, or 64 rows on the way back, hundreds of bytes would.
@@ -77,8 +87,14 @@ BLOCK: dict[tuple[str, int], tuple[int, int]] = {(a, r): (r // 4, 2) for a in FA
 BLOCK_BACKWARD = {**BLOCK, ("sm_80", 32): (8, 1)}
 
 
+# Where set, the architecture to choose tiles for, whatever the device.
+assumed: str | None = None
+
+
 def architecture(device: torch.device) -> str:
     """ "sm_90", "gfx942", …; a CPU, where Triton interprets, counts as the newest one that is tuned."""
+    if assumed is not None:
+        return assumed
     if device.type != "cuda":
         return "sm_90"
     properties = torch.cuda.get_device_properties(device)
@@ -95,29 +111,35 @@ def family(arch: str) -> str:
     return "sm_90" if arch in ("sm_90", "sm_100", "sm_103") else "sm_80"
 
 
-def longest_packed(arch: str) -> int:
+def _packed(arch: str, dtype: torch.dtype, head_tile: int) -> dict[int, int]:
+    """Rows of a tile of packed sequences → its warps."""
+    # fp64, which the interpreter alone is given, takes the tiles of half precision: those that are to be proven.
+    half = {rows: warps for (name, rows), warps in PACKED.items() if name == family(arch)}
+    table = PACKED_FP32 if dtype == torch.float32 else half
+    chosen = {rows: warps[HEADS.index(head_tile)] for rows, warps in table.items()}
+    return {rows: warps for rows, warps in chosen.items() if warps}
+
+
+def longest_packed(head_tile: int, dtype: torch.dtype, arch: str) -> int:
     """Tokens of the longest sequence whose scores one tile holds; longer ones stream."""
-    return max(rows for name, rows in PACKED if name == family(arch))
+    return max(_packed(arch, dtype, head_tile))
 
 
 def attention_tile(length: int, head_tile: int, dtype: torch.dtype, arch: str) -> Tile:
     """The tile for sequences of `length` tokens with heads padded to `head_tile`."""
-    nearest, longest = family(arch), longest_packed(arch)
-    if length > longest:
-        rows, warps = STREAMING[nearest][HEADS.index(head_tile)]
-    else:
-        # Of the sizes that hold a sequence, the smallest that uses three quarters of its rows, or the one that uses the most: all
-        # scores of a tile are computed, and those between two sequences are thrown away.
-        sizes = [rows for name, rows in PACKED if name == nearest and rows >= length]
-        rows = max(sizes, key=lambda rows: (min(rows // max(length, 1) * length / rows, 0.75), -rows))
-        warps = PACKED[nearest, rows][HEADS.index(head_tile)]
-    # Numbers of 32 bits take twice the registers.
-    return Tile(rows, warps if dtype.itemsize <= 2 else min(8, 2 * warps))
+    packed = _packed(arch, dtype, head_tile)
+    if length > max(packed):
+        return Tile(*(STREAMING_FP32 if dtype == torch.float32 else STREAMING[family(arch)])[HEADS.index(head_tile)])
+    # Of the sizes that hold a sequence, the smallest that uses three quarters of its rows, or the one that uses the most: all
+    # scores of a tile are computed, and those between two sequences are thrown away.
+    sizes = [rows for rows in packed if rows >= length]
+    rows = max(sizes, key=lambda rows: (min(rows // max(length, 1) * length / rows, 0.75), -rows))
+    return Tile(rows, packed[rows])
 
 
-def attention_candidates(length: int, arch: str) -> list[Tile]:
+def attention_candidates(length: int, head_tile: int, dtype: torch.dtype, arch: str) -> list[Tile]:
     """What autotuning tries for sequences of `length` tokens."""
-    longest = longest_packed(arch)
+    longest = longest_packed(head_tile, dtype, arch)
     sizes = [16, 32, 64, 128] if length <= longest else [32, 64]
     sizes = [rows for rows in sizes if length > longest or length <= rows <= longest]
     return [Tile(rows, warps) for rows in sizes for warps in (1, 2, 4, 8) if rows // 32 <= warps <= max(1, rows // 8)]
@@ -195,29 +217,33 @@ def feed_forward_tile(width_tile: int, dtype: torch.dtype, arch: str, backward: 
     """The tile of rows padded to `width_tile`, and how many hidden numbers a chunk has."""
     table = FEED_FORWARD_BACKWARD if backward else FEED_FORWARD
     rows, chunk, warps, stages = table[family(arch), width_tile]
-    if dtype.itemsize > 2:
-        # Numbers of 32 bits take twice the registers and twice the shared memory.
-        rows, chunk, stages = 16, 16, 1
+    if dtype == torch.float32:
+        rows, chunk, warps, stages = 16, 16, 8, 1
     return Tile(rows, warps, _stages(stages, arch)), chunk
 
 
+def feed_forward_widest(dtype: torch.dtype) -> int:
+    """The widest rows that the feed-forward sublayer's kernels take, with products in `dtype`."""
+    return FEED_FORWARD_WIDEST_FP32 if dtype == torch.float32 else WIDEST
+
+
 def norm_tile(width_tile: int) -> Tile:
-    """Whole rows of `add_norm`, padded to `width_tile`: 4096 numbers where a row has no more, 32 a thread."""
-    rows = max(1, min(32, 4096 // width_tile))
-    return Tile(rows, max(4, min(16, rows * width_tile // 1024)))
+    """Whole rows of `add_norm`, padded to `width_tile`: 2048 numbers where a row has no more, 16 a thread up to 8192."""
+    rows = max(1, min(32, 2048 // width_tile))
+    return Tile(rows, max(4, min(16, rows * width_tile // 512)))
 
 
-def longest_block() -> int:
-    """Tokens of the longest sequence whose whole attention sublayer one program computes."""
-    return max(rows for _, rows in BLOCK)
+def block_fits(length: int, width: int, dtype: torch.dtype) -> bool:
+    """Whether one program computes the whole attention sublayer of such sequences, with products in `dtype`."""
+    sizes = [rows for _, rows in BLOCK if 0 < length <= rows]
+    return bool(sizes) and width <= (BLOCK_WIDEST_FP32[min(sizes)] if dtype == torch.float32 else WIDEST)
 
 
 def block_tile(length: int, dtype: torch.dtype, arch: str, backward: bool) -> Tile:
     """The tile of whole sequences of the attention sublayer."""
     rows = min(rows for _, rows in BLOCK if length <= rows)
     warps, stages = (BLOCK_BACKWARD if backward else BLOCK)[family(arch), rows]
-    # Numbers of 32 bits take twice the registers and twice the shared memory.
-    return Tile(rows, warps, _stages(stages, arch)) if dtype.itemsize <= 2 else Tile(rows, 8, 1)
+    return Tile(rows, 8, 1) if dtype == torch.float32 else Tile(rows, warps, _stages(stages, arch))
 
 
 def _stages(stages: int, arch: str) -> int:

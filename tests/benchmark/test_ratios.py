@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from auxmae.benchmark.compare import agreement, read_document
 from auxmae.benchmark.ratios import base_of, median_interval, ratio, ratios
 from auxmae.benchmark.suites import OURS, PLAIN
 
@@ -55,3 +57,15 @@ def test_every_row_finds_its_own_base():
     assert base_of(rows, rows[0]) is rows[2]
     assert base_of(rows, rows[1]) is None
     assert {key: found.value for key, found in ratios({"rows": rows}).items()} == {("model", "reference", OURS, "step"): 0.5}
+
+
+RECORDED = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("first", sorted(RECORDED.glob("*-1.json")), ids=lambda path: path.stem)
+def test_what_was_recorded_twice_agrees_within_its_spread(first):
+    one, two = read_document(first), read_document(first.with_name(first.name.replace("-1.json", "-2.json")))
+    pairs = agreement(one, two)
+    assert pairs
+    assert len(pairs) == len(ratios(one)) == len(ratios(two))
+    assert [key for key, before, after in pairs if not before.agrees(after)] == []

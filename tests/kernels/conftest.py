@@ -1,17 +1,42 @@
-"""What every kernel's proof shares: Triton's interpreter, poisoned outputs, and a record of what was launched."""
+"""What every kernel's proof shares: Triton's interpreter, poisoned outputs, and a record of what was called and launched."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from kernels.launched import LAUNCHED
+
+from tests.kernels import ahead_of_time
+from tests.kernels.calls import CALLS
+
+_TABLE = pytest.StashKey()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compiling the table of resources takes minutes of a core: it starts with the first of these tests, which use another."""
+    stash = item.config.stash
+    if _TABLE not in stash:
+        wanted = any("compiled_table" in getattr(other, "fixturenames", ()) for other in item.session.items)
+        stash[_TABLE] = ahead_of_time.start() if wanted else None
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Leaves nothing running behind tests that were broken off."""
+    process = config.stash.get(_TABLE, None)
+    if process is not None and process.poll() is None:
+        process.kill()
+
+
+@pytest.fixture
+def compiled_table(request: pytest.FixtureRequest) -> str:
+    """What `python -m auxmae_kernels.resources` prints."""
+    return ahead_of_time.result(request.config.stash[_TABLE])
 
 
 @pytest.fixture
 def triton(monkeypatch: pytest.MonkeyPatch) -> str:
     """Kernels run, on a GPU or in the interpreter, into memory full of NaN; gives the device."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from auxmae_kernels import boundary
+    from auxmae_kernels import boundary, planning
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not boundary.interpreting():
@@ -25,18 +50,23 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> str:
     for module in list(vars(__import__("auxmae_kernels")).values()):
         if getattr(module, "empty", None) is plain:
             monkeypatch.setattr(module, "empty", poisoned)
+
+    def record(name, arguments) -> None:
+        if not name.endswith("_backward"):
+            CALLS[planning.described(name, arguments)] = None
+
     monkeypatch.setenv("AUXMAE_KERNELS", "triton")
-    monkeypatch.setattr(boundary, "observers", [_record])
+    monkeypatch.setattr(boundary, "call_observers", [record])
     return device
 
 
-def _record(kernel, programs, arguments, options) -> None:
-    """Keeps what decides a binary: the constants, and which type each tensor has."""
-    names = [name for name in kernel.arg_names if name not in options]
-    types = tuple(
-        (name, str(value.dtype).removeprefix("torch."))
-        for name, value in zip(names, arguments, strict=False)
-        if isinstance(value, torch.Tensor)
-    )
-    kept = tuple(sorted((name, value) for name, value in options.items() if name not in ("ACC", "PRECISION", "UPCAST")))
-    LAUNCHED.add((kernel.__name__, kept, types))
+@pytest.fixture
+def launched(triton: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`triton` for tests that draw on the CPU, so in the interpreter alone; gives a list that grows by each launched kernel."""
+    from auxmae_kernels import boundary
+
+    if triton != "cpu":
+        pytest.skip("runs the kernels in Triton's interpreter; on a GPU, test_gpu_functions.py compares them")
+    names: list[str] = []
+    monkeypatch.setattr(boundary, "observers", [lambda kernel, *_: names.append(kernel.__name__)])
+    return names

@@ -6,16 +6,8 @@ import auxmae_kernels as kernels
 import pytest
 import torch
 
-from tests.kernels.fused_checks import (
-    assert_close,
-    assert_errs_no_more,
-    interpreted,
-    kept_sizes,
-    leaf,
-    odd,
-    use_triton,
-    values_and_gradients,
-)
+from tests.kernels import checks
+from tests.kernels.checks import leaf, odd
 
 
 def draw(batch, channels, tokens, places, width, own_mask_token):
@@ -38,54 +30,42 @@ def naive(latent, mask_token, position, channel, keep):
     return torch.stack(result).view(batch, channels, len(position), -1)
 
 
-@interpreted
 @pytest.mark.parametrize(
     "case", [(2, 3, 2, 5, 8, False), (5, 2, 4, 17, 17, True), (1, 1, 3, 4, 130, False), (9, 1, 1, 33, 3, True)]
 )
-def test_value_and_every_gradient(monkeypatch, case):
-    launched = use_triton(monkeypatch)
+def test_value_and_every_gradient(launched, case):
     keep, inputs = draw(*case)
 
     def fused(latent, *rest):
         return kernels.assemble(latent, keep, *rest)
 
     upstream = [odd(case[0], case[1], case[3], case[4])]
-    ours = values_and_gradients(fused, inputs, upstream)
-    assert_close(ours, values_and_gradients(lambda *i: naive(*i, keep), inputs, upstream), 1e-10)
-    assert launched == ["assemble_forward", "assemble_backward"]
-    again = values_and_gradients(fused, inputs, upstream)
-    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+    ours = checks.check_value_and_gradients(fused, lambda *i: naive(*i, keep), inputs, upstream)
+    assert launched == ["assemble_forward", "assemble_backward"] * 2
     # Whatever a padding token holds comes out nowhere.
     poisoned = torch.where(keep[..., None] < 0, torch.nan, inputs[0].detach())
     assert torch.equal(fused(poisoned, *inputs[1:]), ours[0])
 
 
-@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_reduced_precision_errs_no_more_than_pytorch(monkeypatch, dtype):
+def test_reduced_precision_errs_no_more_than_pytorch(launched, dtype):
     keep, inputs = draw(3, 2, 3, 7, 24, True)
     inputs = [leaf(inputs[0], dtype), *(leaf(tensor, torch.float32) for tensor in inputs[1:])]
-    upstream = torch.randn(3, 2, 7, 24).to(dtype)
-    exact = values_and_gradients(lambda *i: naive(*i, keep), [leaf(i, torch.float64) for i in inputs], [upstream.double()])
-    pytorch = values_and_gradients(lambda latent, *rest: kernels.assemble(latent, keep, *rest), inputs, [upstream])
-    use_triton(monkeypatch)
-    ours = values_and_gradients(lambda latent, *rest: kernels.assemble(latent, keep, *rest), inputs, [upstream])
-    assert_errs_no_more(ours, pytorch, exact)
+    upstream = [torch.randn(3, 2, 7, 24).to(dtype)]
+    checks.check_precision(
+        lambda latent, *rest: kernels.assemble(latent, keep, *rest), lambda *i: naive(*i, keep), inputs, upstream
+    )
 
 
-@interpreted
-def test_gradcheck_operator_compilation_empty_and_what_is_kept(monkeypatch):
-    use_triton(monkeypatch)
+def test_gradcheck_operator_compilation_empty_and_what_is_kept(launched):
     keep, inputs = draw(2, 2, 2, 3, 4, False)
 
     def fused(latent, *rest):
         return kernels.assemble(latent, keep, *rest)
 
     assert torch.autograd.gradcheck(fused, inputs)
-    torch.library.opcheck(torch.ops.auxmae_kernels.assemble.default, (inputs[0], keep, *inputs[1:]))
-    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     upstream = [torch.randn(2, 2, 3, 4, dtype=torch.float64)]
-    assert_close(values_and_gradients(compiled, inputs, upstream), values_and_gradients(fused, inputs, upstream), 1e-12)
+    checks.check_operator("assemble", (inputs[0], keep, *inputs[1:]), fused, inputs, upstream)
     # Nothing of the latents' size: the table and the parameters alone.
-    assert max(kept_sizes(lambda: fused(*inputs))) <= 3 * 4
+    assert max(checks.kept_sizes(lambda: fused(*inputs))) <= 3 * 4
     assert kernels.assemble(inputs[0][:0], keep[:0], *inputs[1:]).shape == (0, 2, 3, 4)

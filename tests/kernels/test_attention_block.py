@@ -8,16 +8,8 @@ import auxmae_kernels as kernels
 import pytest
 import torch
 
-from tests.kernels.fused_checks import (
-    assert_close,
-    assert_errs_no_more,
-    interpreted,
-    kept_sizes,
-    leaf,
-    odd,
-    use_triton,
-    values_and_gradients,
-)
+from tests.kernels import checks
+from tests.kernels.checks import leaf, odd
 
 
 def sublayer(x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, axis, slots=None, lengths=None):
@@ -77,10 +69,8 @@ CASES = [
 ]
 
 
-@interpreted
 @pytest.mark.parametrize(("axis", "grid", "heads", "width", "kind"), CASES)
-def test_value_and_gradients(monkeypatch, axis, grid, heads, width, kind):
-    launched = use_triton(monkeypatch)
+def test_value_and_gradients(launched, axis, grid, heads, width, kind):
     slots, lengths = tables(kind, *grid)
     inputs = [leaf(odd(*grid, width)), *parameters(width)]
     upstream = [odd(*grid, width)]
@@ -88,19 +78,13 @@ def test_value_and_gradients(monkeypatch, axis, grid, heads, width, kind):
     def fused(*inputs):
         return kernels.attention_block(*inputs, heads, axis, slots, lengths, residual_scale=0.7)
 
-    ours = values_and_gradients(fused, inputs, upstream)
-    theirs = values_and_gradients(lambda *i: sublayer(*i, heads, axis, slots, lengths), inputs, upstream)
-    assert_close(ours, theirs, 1e-9)
+    checks.check_value_and_gradients(fused, lambda *i: sublayer(*i, heads, axis, slots, lengths), inputs, upstream, 1e-9)
     whole = width <= 256 and max(grid[1:]) <= 32
-    assert (launched == ["attention_block_forward", "attention_block_backward"]) == whole
-    again = values_and_gradients(fused, inputs, upstream)
-    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+    assert (launched == ["attention_block_forward", "attention_block_backward"] * 2) == whole
 
 
-@interpreted
 @pytest.mark.parametrize("tokens", [4, 70])
-def test_nan_in_padding_reaches_nothing_else(monkeypatch, tokens):
-    use_triton(monkeypatch)
+def test_nan_in_padding_reaches_nothing_else(launched, tokens):
     lengths = torch.tensor([[3, tokens], [0, 1]])
     padding = torch.arange(tokens) >= lengths[..., None]
     clean = torch.randn(2, 2, tokens, 8, dtype=torch.float64)
@@ -112,28 +96,22 @@ def test_nan_in_padding_reaches_nothing_else(monkeypatch, tokens):
         out = kernels.attention_block(x, *parts, 2, "patch", None, lengths)
         gradients = torch.autograd.grad(out, [x, *parts], upstream)
         results.append([out[~padding], *gradients])
-    assert_close(results[1], results[0], 1e-10)
+    checks.assert_close(results[1], results[0], 1e-10)
 
 
-@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("width", [24, 264])
-def test_reduced_precision_errs_no_more_than_pytorch(monkeypatch, dtype, width):
+def test_reduced_precision_errs_no_more_than_pytorch(launched, dtype, width):
     inputs = [leaf(torch.randn(2, 3, 5, width), dtype), *parameters(width, dtype)]
-    upstream = torch.randn(2, 3, 5, width).to(dtype)
-    doubles = [leaf(tensor, torch.float64) for tensor in inputs]
-    exact = values_and_gradients(lambda *i: sublayer(*i, 3, "patch"), doubles, [upstream.double()])
+    upstream = [torch.randn(2, 3, 5, width).to(dtype)]
 
     def block(*inputs):
         return kernels.attention_block(*inputs, 3, "patch", residual_scale=0.7)
 
-    pytorch = values_and_gradients(block, inputs, [upstream])
-    use_triton(monkeypatch)
-    assert_errs_no_more(values_and_gradients(block, inputs, [upstream]), pytorch, exact)
+    checks.check_precision(block, lambda *i: sublayer(*i, 3, "patch"), inputs, upstream)
 
 
-@interpreted
-def test_autocast_missing_biases_and_empty_batches(monkeypatch):
+def test_autocast_missing_biases_and_empty_batches(launched):
     x = leaf(torch.randn(2, 3, 4, 16))
     norm_weight, norm_bias, w_qkv, _, w_out, _ = parameters(16, torch.float32)
     inputs = [x, norm_weight, norm_bias, w_qkv, w_out]
@@ -142,24 +120,17 @@ def test_autocast_missing_biases_and_empty_batches(monkeypatch):
         return kernels.attention_block(x, norm_weight, norm_bias, w_qkv, None, w_out, None, 2, "channel")
 
     upstream = [torch.randn(2, 3, 4, 16)]
-    pytorch = values_and_gradients(block, inputs, upstream)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = values_and_gradients(block, inputs, upstream)
-        use_triton(monkeypatch)
-        ours = values_and_gradients(block, inputs, upstream)
-    assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in cast]
-    assert_close(ours, cast, 0.03)
-    assert_close(values_and_gradients(block, inputs, upstream), pytorch, 1e-5)
+        checks.check_like_pytorch(block, inputs, upstream, 0.03)
+    checks.check_like_pytorch(block, inputs, upstream, 1e-5)
     for shape in ((0, 3, 4, 16), (2, 3, 0, 16), (2, 0, 4, 16)):
         empty = leaf(torch.zeros(shape))
-        results = values_and_gradients(block, [empty, *inputs[1:]], [torch.zeros(shape)])
+        results = checks.values_and_gradients(block, [empty, *inputs[1:]], [torch.zeros(shape)])
         assert results[0].shape == shape
         assert all((result == 0).all() for result in results)
 
 
-@interpreted
-def test_gradcheck_operator_compilation_and_what_is_kept(monkeypatch):
-    use_triton(monkeypatch)
+def test_gradcheck_operator_compilation_and_what_is_kept(launched):
     slots, _ = tables("slots", 1, 2, 2)
     inputs = [leaf(torch.randn(1, 2, 2, 4, dtype=torch.float64)), *parameters(4)]
 
@@ -167,10 +138,8 @@ def test_gradcheck_operator_compilation_and_what_is_kept(monkeypatch):
         return kernels.attention_block(*inputs, 1, "channel", slots)
 
     assert torch.autograd.gradcheck(lambda x: fused(x, *inputs[1:]), inputs[0])
-    torch.library.opcheck(torch.ops.auxmae_kernels.attention_block.default, (*inputs, 1, True, slots, None, 1.0, 1e-6))
-    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     upstream = [torch.randn(1, 2, 2, 4, dtype=torch.float64)]
-    assert_close(values_and_gradients(compiled, inputs, upstream), values_and_gradients(fused, inputs, upstream), 1e-12)
+    checks.check_operator("attention_block", (*inputs, 1, True, slots, None, 1.0, 1e-6), fused, inputs, upstream)
     for tokens in (9, 70):
         x = leaf(torch.randn(2, 3, tokens, 4, dtype=torch.float64))
-        assert max(kept_sizes(lambda x=x: kernels.attention_block(x, *inputs[1:], 1, "patch"))) == x.numel()
+        assert max(checks.kept_sizes(lambda x=x: kernels.attention_block(x, *inputs[1:], 1, "patch"))) == x.numel()

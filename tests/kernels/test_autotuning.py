@@ -8,7 +8,8 @@ import auxmae_kernels as kernels
 import pytest
 import torch
 
-from tests.kernels.fused_checks import assert_close, interpreted, leaf, use_triton, values_and_gradients
+from tests.kernels import checks
+from tests.kernels.checks import leaf
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -42,9 +43,8 @@ def cases():
     }
 
 
-@interpreted
 @pytest.mark.parametrize("function", [*cases()])
-def test_the_fastest_tile_of_each_kernel_gives_the_same_and_is_kept(monkeypatch, tmp_path, function):
+def test_the_fastest_tile_of_each_kernel_gives_the_same_and_is_kept(launched, monkeypatch, tmp_path, function):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tuning, "_tuned", {})
     monkeypatch.setattr(dropout, "draw_seed", lambda *_: torch.tensor([7]))
@@ -54,11 +54,10 @@ def test_the_fastest_tile_of_each_kernel_gives_the_same_and_is_kept(monkeypatch,
     for name in ("feed_forward", "attention_block", "whole_rows", "patches", "copies"):
         monkeypatch.setattr(autotuning, name, lambda *_: tiles)
     monkeypatch.setattr(tuning, "attention_candidates", lambda *_: tiles)
-    launched = use_triton(monkeypatch)
     run, inputs = cases()[function]
     example = run(*inputs)
     upstream = [torch.randn_like(part) for part in (example if isinstance(example, tuple) else (example,))]
-    default = values_and_gradients(run, inputs, upstream)
+    default = checks.values_and_gradients(run, inputs, upstream)
 
     asked = []
 
@@ -72,15 +71,15 @@ def test_the_fastest_tile_of_each_kernel_gives_the_same_and_is_kept(monkeypatch,
 
     monkeypatch.setattr(triton_package.testing, "do_bench", clock)
     monkeypatch.setattr(tuning, "autotuning", lambda _: True)
-    chosen = values_and_gradients(run, inputs, upstream)
-    assert_close(chosen, default, 1e-5)
+    chosen = checks.values_and_gradients(run, inputs, upstream)
+    checks.assert_close(chosen, default, 1e-5)
     stored = json.loads(tuning.cache_file().read_text())
     # One key a kernel, with the last tile, which the clock likes best.
     assert len(stored) == (1 if function == "masked_loss" else 2)
     assert all(value == {"rows": 64, "warps": 2, "stages": 1, "columns": 64, "chunk": 64} for value in stored.values())
     assert len(asked) == 5 * len(stored)
     before = len(launched)
-    assert_close(values_and_gradients(run, inputs, upstream), chosen, 0.0)
+    checks.assert_close(checks.values_and_gradients(run, inputs, upstream), chosen, 0.0)
     assert len(asked) == 5 * len(stored)
     assert len(launched) - before <= 4
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from auxmae.model.mae import AuxMAE
-from tests.kernels.fused_checks import assert_close, interpreted, kept_sizes, leaf, odd, use_triton, values_and_gradients
+from tests.kernels import checks
+from tests.kernels.checks import leaf, odd
 from tests.kernels.naive import naive_attention, random_slots
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -64,12 +65,10 @@ def test_philox_gives_the_authors_known_answer():
     assert [int(word) for word in words] == [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]
 
 
-@interpreted
 @pytest.mark.parametrize(
     ("rows", "columns", "p", "stream"), [(5, 300, 0.3, OUTPUT), (70, 17, 0.9, HIDDEN), (33, 600, 0.1, HIDDEN)]
 )
-def test_the_mask_is_philox(monkeypatch, rows, columns, p, stream):
-    use_triton(monkeypatch)
+def test_the_mask_is_philox(launched, rows, columns, p, stream):
     seed = torch.randint(2**62, (1,))
     got = mask((rows, columns), seed, p, stream)
     assert torch.equal(got != 0, expected(rows, columns, int(seed), p, stream.value))
@@ -93,10 +92,8 @@ def test_rate_and_independence(p):
         assert abs(correlation) < 5 / one.numel() ** 0.5
 
 
-@interpreted
 @pytest.mark.parametrize(("width", "hidden"), [(10, 290), (17, 23), (264, 70)])
-def test_feed_forward_is_the_formula_under_its_masks(monkeypatch, width, hidden):
-    launched = use_triton(monkeypatch)
+def test_feed_forward_is_the_formula_under_its_masks(launched, width, hidden):
     inputs = [leaf(odd(1, 5, width)), *feed_forward_parameters(width, hidden)]
     p, seed = 0.3, torch.randint(2**62, (1,))
     inner, outer = mask((1, 5, hidden), seed, p, HIDDEN), mask((1, 5, width), seed, p, OUTPUT)
@@ -110,17 +107,15 @@ def test_feed_forward_is_the_formula_under_its_masks(monkeypatch, width, hidden)
 
     upstream = [odd(1, 5, width)]
     launched.clear()
-    ours = values_and_gradients(fused, inputs, upstream)
-    assert_close(ours, values_and_gradients(formula, inputs, upstream), 1e-10)
+    ours = checks.values_and_gradients(fused, inputs, upstream)
+    checks.assert_close(ours, checks.values_and_gradients(formula, inputs, upstream), 1e-10)
     assert (launched == ["feed_forward_forward", "feed_forward_backward"]) == (width <= 256)
-    again = values_and_gradients(fused, inputs, upstream)
-    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+    again = checks.values_and_gradients(fused, inputs, upstream)
+    checks.assert_same_bits(ours, again)
 
 
-@interpreted
 @pytest.mark.parametrize(("axis", "grid", "heads", "width", "kind"), [*BLOCK_WIDTHS, ("channel", (1, 2, 2), 3, 264, "slots")])
-def test_attention_is_the_formula_under_its_mask(monkeypatch, axis, grid, heads, width, kind):
-    use_triton(monkeypatch)
+def test_attention_is_the_formula_under_its_mask(launched, axis, grid, heads, width, kind):
     batch, channels, tokens = grid
     slots = random_slots(batch, channels, tokens - 1, tokens + 2, torch.Generator()) if "slots" in kind else None
     lengths = torch.tensor([[tokens, 0, 2], [1, tokens, tokens]]) if "lengths" in kind else None
@@ -138,12 +133,12 @@ def test_attention_is_the_formula_under_its_mask(monkeypatch, axis, grid, heads,
         return torch.ops.auxmae_kernels.attention_block(*inputs, *rest)
 
     upstream = [odd(*grid, width)]
-    assert_close(values_and_gradients(fused, inputs, upstream), values_and_gradients(formula, inputs, upstream), 1e-9)
+    checks.assert_close(
+        checks.values_and_gradients(fused, inputs, upstream), checks.values_and_gradients(formula, inputs, upstream), 1e-9
+    )
 
 
-@interpreted
-def test_gradcheck_with_a_fixed_seed(monkeypatch):
-    use_triton(monkeypatch)
+def test_gradcheck_with_a_fixed_seed(launched):
     seed = torch.tensor([5])
     feed = [leaf(torch.randn(2, 3, dtype=torch.float64)), *feed_forward_parameters(3, 4)]
     assert torch.autograd.gradcheck(
@@ -157,16 +152,14 @@ def test_gradcheck_with_a_fixed_seed(monkeypatch):
     torch.library.opcheck(torch.ops.auxmae_kernels.feed_forward.default, (*feed, 0.5, 1e-6, seed, 0.4))
 
 
-@interpreted
 @pytest.mark.parametrize("tile", [(16, 16), (32, 64), (64, 32)])
-def test_the_mask_is_that_of_the_element_whatever_the_tile(monkeypatch, tile):
-    use_triton(monkeypatch)
+def test_the_mask_is_that_of_the_element_whatever_the_tile(launched, monkeypatch, tile):
     inputs = [leaf(torch.randn(20, 24)), *(leaf(part, torch.float32) for part in feed_forward_parameters(24, 290))]
     rest, upstream = (0.5, 1e-6, torch.tensor([9]), 0.5), [torch.randn(20, 24)]
-    one = values_and_gradients(lambda *i: torch.ops.auxmae_kernels.feed_forward(*i, *rest), inputs, upstream)
+    one = checks.values_and_gradients(lambda *i: torch.ops.auxmae_kernels.feed_forward(*i, *rest), inputs, upstream)
     monkeypatch.setattr(tuning, "feed_forward_tile", lambda *_: (tuning.Tile(tile[0], 4), tile[1]))
-    other = values_and_gradients(lambda *i: torch.ops.auxmae_kernels.feed_forward(*i, *rest), inputs, upstream)
-    assert_close(one, other, 1e-5)
+    other = checks.values_and_gradients(lambda *i: torch.ops.auxmae_kernels.feed_forward(*i, *rest), inputs, upstream)
+    checks.assert_close(one, other, 1e-5)
 
 
 def sublayers(x, feed, block, p):
@@ -175,30 +168,26 @@ def sublayers(x, feed, block, p):
     return kernels.feed_forward(x, *feed, residual_scale=0.5, dropout=p)
 
 
-@interpreted
-def test_the_seed_is_the_generators_under_compilation_and_checkpointing_too(monkeypatch):
-    use_triton(monkeypatch)
+def test_the_seed_is_the_generators_under_compilation_and_checkpointing_too(launched):
     x, feed, block = leaf(torch.randn(2, 2, 3, 8)), feed_forward_parameters(8, 12), attention_parameters(8)
     feed, block = ([leaf(part, torch.float32) for part in parts] for parts in (feed, block))
     upstream = [torch.randn(2, 2, 3, 8)]
 
     def results(function, seed):
         torch.manual_seed(seed)
-        return values_and_gradients(lambda x: function(x, feed, block, 0.3), [x], upstream)
+        return checks.values_and_gradients(lambda x: function(x, feed, block, 0.3), [x], upstream)
 
     plain = results(sublayers, 1)
-    assert all(torch.equal(a, b) for a, b in zip(plain, results(sublayers, 1), strict=True))
+    checks.assert_same_bits(plain, results(sublayers, 1))
     assert not torch.equal(plain[0], results(sublayers, 2)[0])
     compiled = torch.compile(sublayers, fullgraph=True, backend="aot_eager")
-    assert_close(results(compiled, 1), plain, 1e-6)
+    checks.assert_close(results(compiled, 1), plain, 1e-6)
     recomputed = results(lambda *inputs: checkpoint(sublayers, *inputs, use_reentrant=False), 1)
-    assert all(torch.equal(a, b) for a, b in zip(plain, recomputed, strict=True))
+    checks.assert_same_bits(plain, recomputed)
 
 
-@interpreted
-def test_sublayers_of_one_graph_have_masks_of_their_own(monkeypatch):
+def test_sublayers_of_one_graph_have_masks_of_their_own(launched):
     """A compiler that took two draws of a seed for one would make them equal."""
-    use_triton(monkeypatch)
     feed = [torch.ones(64), torch.zeros(64), torch.zeros(8, 64), torch.zeros(8), torch.zeros(64, 8), torch.ones(64)]
 
     def twice(x):
@@ -209,39 +198,35 @@ def test_sublayers_of_one_graph_have_masks_of_their_own(monkeypatch):
         assert 0.35 < (one == two).float().mean() < 0.65
 
 
-@interpreted
-def test_nothing_is_kept_but_the_input_and_the_seed(monkeypatch):
-    use_triton(monkeypatch)
+def test_nothing_is_kept_but_the_input_and_the_seed(launched):
     x, feed, block = leaf(torch.randn(2, 3, 50, 4, dtype=torch.float64)), feed_forward_parameters(4, 6), attention_parameters(4)
     for function in (
         lambda: kernels.feed_forward(x, *feed, dropout=0.1),
         lambda: kernels.attention_block(x, *block, 2, "patch", dropout=0.1),
     ):
-        sizes = kept_sizes(function)
+        sizes = checks.kept_sizes(function)
         assert max(sizes) == x.numel()
         assert sizes.count(x.numel()) == 1
         assert 1 in sizes
 
 
-@interpreted
 @pytest.mark.parametrize(("p", "draws"), [(0.0, False), (1e-7, False), (1.0, True)])
-def test_no_dropout_and_nothing_but_dropout(monkeypatch, p, draws):
-    use_triton(monkeypatch)
+def test_no_dropout_and_nothing_but_dropout(launched, p, draws):
     x, feed, block = leaf(torch.randn(2, 2, 3, 8)), feed_forward_parameters(8, 12), attention_parameters(8)
     feed, block = ([leaf(part, torch.float32) for part in parts] for parts in (feed, block))
     upstream = [torch.randn(2, 2, 3, 8)]
     state = torch.get_rng_state()
-    ours = values_and_gradients(lambda *i: kernels.feed_forward(*i, dropout=p), [x, *feed], upstream)
-    ours += values_and_gradients(lambda *i: kernels.attention_block(*i, 2, "patch", dropout=p), [x, *block], upstream)
+    ours = checks.values_and_gradients(lambda *i: kernels.feed_forward(*i, dropout=p), [x, *feed], upstream)
+    ours += checks.values_and_gradients(lambda *i: kernels.attention_block(*i, 2, "patch", dropout=p), [x, *block], upstream)
     assert torch.equal(torch.get_rng_state(), state) != draws
     if draws:
         # The residual stream alone is left.
         zeros = [torch.zeros_like(part) for part in feed], [torch.zeros_like(part) for part in block]
         theirs = [x.detach(), upstream[0], *zeros[0], x.detach(), upstream[0], *zeros[1]]
     else:
-        theirs = values_and_gradients(kernels.feed_forward, [x, *feed], upstream)
-        theirs += values_and_gradients(lambda *i: kernels.attention_block(*i, 2, "patch"), [x, *block], upstream)
-    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        theirs = checks.values_and_gradients(kernels.feed_forward, [x, *feed], upstream)
+        theirs += checks.values_and_gradients(lambda *i: kernels.attention_block(*i, 2, "patch"), [x, *block], upstream)
+    checks.assert_same_bits(ours, theirs)
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.5, float("nan")])
@@ -253,24 +238,20 @@ def test_what_is_no_probability_is_an_error(p):
         kernels.attention_block(torch.zeros(1, 1, 2, 8), *attention_parameters(8), 2, "patch", dropout=p)
 
 
-@interpreted
-def test_autocast(monkeypatch):
-    use_triton(monkeypatch)
+def test_autocast(launched, monkeypatch):
     x, parts, seed = leaf(torch.randn(40, 24)), feed_forward_parameters(24, 48), torch.tensor([3])
     parts = [leaf(part, torch.float32) for part in parts]
     upstream, rest = [torch.randn(40, 24)], (0.5, 1e-6, seed, 0.2)
-    exact = values_and_gradients(lambda *i: torch.ops.auxmae_kernels.feed_forward(*i, *rest), [x, *parts], upstream)
+    exact = checks.values_and_gradients(lambda *i: torch.ops.auxmae_kernels.feed_forward(*i, *rest), [x, *parts], upstream)
     monkeypatch.setattr(dropout, "draw_seed", lambda *_: seed)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = values_and_gradients(lambda *i: kernels.feed_forward(*i, 0.5, dropout=0.2), [x, *parts], upstream)
+        ours = checks.values_and_gradients(lambda *i: kernels.feed_forward(*i, 0.5, dropout=0.2), [x, *parts], upstream)
     assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in exact]
-    assert_close(ours, exact, 0.04)
+    checks.assert_close(ours, exact, 0.04)
 
 
 @pytest.mark.slow
-@interpreted
-def test_a_model_with_dropout_learns_on_the_kernels(monkeypatch):
-    launched = use_triton(monkeypatch)
+def test_a_model_with_dropout_learns_on_the_kernels(launched):
     torch.manual_seed(0)
     model = AuxMAE(3, image_size=12, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1, dropout=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

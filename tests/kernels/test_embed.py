@@ -8,7 +8,8 @@ import auxmae_kernels as kernels
 import pytest
 import torch
 
-from tests.kernels.fused_checks import assert_close, interpreted, leaf, odd, use_triton, values_and_gradients
+from tests.kernels import checks
+from tests.kernels.checks import leaf, odd
 
 
 def draw_keep(batch, groups, places, kept):
@@ -55,28 +56,21 @@ CASES = [
 ]
 
 
-@interpreted
 @pytest.mark.parametrize("activation", ["none", "gelu"])
 @pytest.mark.parametrize("case", CASES)
-def test_value_and_every_gradient(monkeypatch, case, activation):
-    launched = use_triton(monkeypatch)
+def test_value_and_every_gradient(launched, case, activation):
     image, keep, parts = draw(*case)
 
     def fused(image, *parts):
         return kernels.embed_visible(image, keep, *parts, case[4], activation)
 
     upstream = [odd(*keep.shape, case[6])]
-    ours = values_and_gradients(fused, [image, *parts], upstream)
-    theirs = values_and_gradients(lambda i, *parts: naive(i, keep, *parts, case[4], activation), [image, *parts], upstream)
-    assert_close(ours, theirs, 1e-10)
-    assert launched == ["embed_forward", "embed_gather"]
-    again = values_and_gradients(fused, [image, *parts], upstream)
-    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+    exact = lambda image, *parts: naive(image, keep, *parts, case[4], activation)  # noqa: E731
+    checks.check_value_and_gradients(fused, exact, [image, *parts], upstream)
+    assert launched == ["embed_forward", "embed_gather"] * 2
 
 
-@interpreted
-def test_hidden_patches_are_not_read(monkeypatch):
-    use_triton(monkeypatch)
+def test_hidden_patches_are_not_read(launched):
     image, keep, parts = draw(*CASES[0])
     clean = image.detach()
     hidden = torch.ones(2, 3, 6, dtype=torch.bool)
@@ -86,16 +80,15 @@ def test_hidden_patches_are_not_read(monkeypatch):
     poisoned = torch.where(pixels, torch.nan, clean)
     upstream = [torch.randn(2, 3, 3, 8, dtype=torch.float64)]
     results = [
-        values_and_gradients(lambda *p, pixels=pixels: kernels.embed_visible(pixels, keep, *p, 4), parts, upstream)
+        checks.values_and_gradients(lambda *p, pixels=pixels: kernels.embed_visible(pixels, keep, *p, 4), parts, upstream)
         for pixels in (poisoned, clean)
     ]
-    assert_close(*results, 1e-12)
+    checks.assert_close(*results, 1e-12)
 
 
-@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["none", "gelu"])
-def test_autocast_and_reduced_precision(monkeypatch, dtype, activation):
+def test_autocast_and_reduced_precision(launched, dtype, activation):
     image, keep, parts = draw(*CASES[2])
     image = image.detach().float()
     parts = [leaf(part, torch.float32) for part in parts]
@@ -105,16 +98,10 @@ def test_autocast_and_reduced_precision(monkeypatch, dtype, activation):
         return kernels.embed_visible(image, keep, *parts, 3, activation)
 
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        pytorch = values_and_gradients(embed, parts, upstream)
-        use_triton(monkeypatch)
-        ours = values_and_gradients(embed, parts, upstream)
-    assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in pytorch]
-    assert_close(ours, pytorch, 1e-5 if dtype == torch.float32 else 0.02)
+        checks.check_like_pytorch(embed, parts, upstream, 1e-5 if dtype == torch.float32 else 0.04)
 
 
-@interpreted
-def test_gradcheck_operator_compilation_empty_and_errors(monkeypatch):
-    use_triton(monkeypatch)
+def test_gradcheck_operator_compilation_empty_and_errors(launched):
     image, keep, parts = draw(1, 2, 1, (2, 1), 2, 2, 3, True)
 
     def fused(*inputs):
@@ -124,11 +111,8 @@ def test_gradcheck_operator_compilation_empty_and_errors(monkeypatch):
     activated = lambda *inputs: kernels.embed_visible(inputs[0], keep, *inputs[1:], 2, "gelu")  # noqa: E731
     assert torch.autograd.gradcheck(activated, (image, *parts))
     torch.library.opcheck(torch.ops.auxmae_kernels.embed_visible.default, (image, keep, *parts, 2, "gelu"))
-    torch.library.opcheck(torch.ops.auxmae_kernels.embed_visible.default, (image, keep, *parts, 2))
-    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     upstream = [torch.randn(1, 2, 2, 3, dtype=torch.float64)]
-    inputs = [image, *parts]
-    assert_close(values_and_gradients(compiled, inputs, upstream), values_and_gradients(fused, inputs, upstream), 1e-12)
+    checks.check_operator("embed_visible", (image, keep, *parts, 2), fused, [image, *parts], upstream)
     assert kernels.embed_visible(image[:0], keep[:0], *parts, 2).shape == (0, 2, 2, 3)
     with pytest.raises(ValueError, match="'none' or 'gelu'"):
         kernels.embed_visible(image, keep, *parts, 2, "relu")

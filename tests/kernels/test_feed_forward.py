@@ -8,16 +8,8 @@ import auxmae_kernels as kernels
 import pytest
 import torch
 
-from tests.kernels.fused_checks import (
-    assert_close,
-    assert_errs_no_more,
-    interpreted,
-    kept_sizes,
-    leaf,
-    odd,
-    use_triton,
-    values_and_gradients,
-)
+from tests.kernels import checks
+from tests.kernels.checks import leaf, odd
 
 
 def naive(x, norm_weight, norm_bias, w1, b1, w2, b2):
@@ -36,75 +28,52 @@ def parameters(width, hidden, dtype=torch.float64):
     return [leaf(torch.randn(shape, dtype=torch.float64) / math.sqrt(shape[-1]), dtype) for shape in shapes]
 
 
-@interpreted
 @pytest.mark.parametrize(
     ("rows", "width", "hidden"), [(3, 8, 16), (70, 17, 23), (1, 32, 40), (100, 5, 3), (9, 260, 20), (3, 520, 20)]
 )
-def test_value_and_gradients(monkeypatch, rows, width, hidden):
-    launched = use_triton(monkeypatch)
+def test_value_and_gradients(launched, rows, width, hidden):
     inputs = [leaf(odd(2, rows, width)), *parameters(width, hidden)]
     upstream = [odd(2, rows, width)]
-    ours = values_and_gradients(fused, inputs, upstream)
-    assert_close(ours, values_and_gradients(naive, inputs, upstream), 1e-10)
-    pieces = ["fused_linear"] * 2 if width <= 512 else []
-    assert launched == (pieces if width > 256 else ["feed_forward_forward", "feed_forward_backward"])
-    again = values_and_gradients(fused, inputs, upstream)
-    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True))
+    checks.check_value_and_gradients(fused, naive, inputs, upstream)
+    pieces = ["fused_linear"] * 4 if width <= 512 else []
+    assert launched == (pieces if width > 256 else ["feed_forward_forward", "feed_forward_backward"] * 2)
 
 
-@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("width", [24, 260])
-def test_reduced_precision_errs_no_more_than_pytorch(monkeypatch, dtype, width):
+def test_reduced_precision_errs_no_more_than_pytorch(launched, dtype, width):
     inputs = [leaf(torch.randn(40, width), dtype), *parameters(width, 48, dtype)]
-    upstream = torch.randn(40, width).to(dtype)
-    exact = values_and_gradients(naive, [leaf(tensor, torch.float64) for tensor in inputs], [upstream.double()])
-    pytorch = values_and_gradients(fused, inputs, [upstream])
-    launched = use_triton(monkeypatch)
-    ours = values_and_gradients(fused, inputs, [upstream])
+    checks.check_precision(fused, naive, inputs, [torch.randn(40, width).to(dtype)])
     assert bool(launched) == (width <= 256 or dtype != torch.float32)
-    assert_errs_no_more(ours, pytorch, exact)
 
 
-@interpreted
-def test_gradcheck_and_what_is_kept(monkeypatch):
-    use_triton(monkeypatch)
+def test_gradcheck_and_what_is_kept(launched):
     inputs = [leaf(torch.randn(3, 4, dtype=torch.float64)), *parameters(4, 6)]
     assert torch.autograd.gradcheck(fused, inputs)
     wide = [leaf(torch.randn(50, 4, dtype=torch.float64)), *parameters(4, 6)]
-    assert max(kept_sizes(lambda: fused(*wide))) == 50 * 4
+    assert max(checks.kept_sizes(lambda: fused(*wide))) == 50 * 4
 
 
-@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_keeps_the_residual_stream(monkeypatch, dtype):
+def test_autocast_keeps_the_residual_stream(launched, dtype):
     inputs = [leaf(torch.randn(10, 24), dtype), *parameters(24, 32, torch.float32)]
     upstream = [torch.randn(10, 24).to(dtype)]
     with torch.autocast("cpu", torch.bfloat16):
-        pytorch = values_and_gradients(fused, inputs, upstream)
-        use_triton(monkeypatch)
-        ours = values_and_gradients(fused, inputs, upstream)
-    assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in pytorch]
-    assert_close(ours, pytorch, 0.03)
+        checks.check_like_pytorch(fused, inputs, upstream, 0.03)
 
 
-@interpreted
-def test_empty_and_expanded(monkeypatch):
-    use_triton(monkeypatch)
+def test_empty_and_expanded(launched):
     inputs = [leaf(torch.zeros(0, 3, 8, dtype=torch.float64)), *parameters(8, 16)]
-    results = values_and_gradients(fused, inputs, [torch.zeros(0, 3, 8, dtype=torch.float64)])
-    assert_close(results, values_and_gradients(naive, inputs, [torch.zeros(0, 3, 8, dtype=torch.float64)]), 0.0)
+    results = checks.values_and_gradients(fused, inputs, [torch.zeros(0, 3, 8, dtype=torch.float64)])
+    checks.assert_close(results, checks.values_and_gradients(naive, inputs, [torch.zeros(0, 3, 8, dtype=torch.float64)]), 0.0)
     row = torch.randn(1, 8, dtype=torch.float64)
     inputs[0] = leaf(row).expand(5, 8)
     upstream = [torch.ones(1, 1, dtype=torch.float64).expand(5, 8)]
-    assert_close(values_and_gradients(fused, inputs, upstream), values_and_gradients(naive, inputs, upstream), 1e-10)
+    checks.assert_close(
+        checks.values_and_gradients(fused, inputs, upstream), checks.values_and_gradients(naive, inputs, upstream), 1e-10
+    )
 
 
-@interpreted
-def test_the_operator_is_sound_and_compiles_whole(monkeypatch):
-    use_triton(monkeypatch)
+def test_the_operator_is_sound_and_compiles_whole(launched):
     inputs = [leaf(torch.randn(6, 8)), *parameters(8, 16, torch.float32)]
-    torch.library.opcheck(torch.ops.auxmae_kernels.feed_forward.default, (*inputs, 0.5, 1e-6))
-    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
-    upstream = [torch.randn(6, 8)]
-    assert_close(values_and_gradients(compiled, inputs, upstream), values_and_gradients(fused, inputs, upstream), 1e-6)
+    checks.check_operator("feed_forward", (*inputs, 0.5, 1e-6), fused, inputs, [torch.randn(6, 8)], 1e-6)

@@ -6,7 +6,8 @@ import auxmae_kernels as kernels
 import pytest
 import torch
 from auxmae_kernels import reference
-from kernels.naive import random_slots
+
+from tests.kernels.naive import random_slots
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.kernels.fused_checks import assert_close, interpreted, kept_sizes, leaf, odd, use_triton, values_and_gradients
+from tests.kernels import checks
+from tests.kernels.checks import leaf, odd
 from tests.kernels.naive import naive_attention, random_slots
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -20,14 +21,12 @@ def draw(*shape):
     return torch.randn(shape, dtype=torch.float64) / shape[-1] ** 0.5
 
 
-@interpreted
 @pytest.mark.parametrize(("rows", "width", "outputs"), [(5, 40, 7), (130, 17, 200), (1, 300, 3)])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_every_combination_of_pieces(monkeypatch, rows, width, outputs, norm, gelu, added, p):
-    use_triton(monkeypatch)
+def test_every_combination_of_pieces(launched, rows, width, outputs, norm, gelu, added, p):
     x, weight, bias = odd(rows, width), draw(outputs, width), draw(outputs) if rows != 1 else None
     gamma, beta, residual = draw(width), draw(width), odd(rows, outputs)
     seed = torch.randint(2**62, (1,)) if p else None
@@ -38,24 +37,18 @@ def test_every_combination_of_pieces(monkeypatch, rows, width, outputs, norm, ge
     expected = F.linear(F.layer_norm(x, (width,), gamma, beta, 1e-6) if norm else x, weight, bias)
     expected = F.gelu(expected) if gelu else expected
     expected = dropout.drop(expected, seed, p, dropout.HIDDEN_MASK)
-    assert_close([result], [residual + 0.7 * expected if added else expected], 1e-11)
+    checks.assert_close([result], [residual + 0.7 * expected if added else expected], 1e-11)
 
 
-@interpreted
-def test_rows_far_from_zero_keep_their_digits(monkeypatch):
-    use_triton(monkeypatch)
+def test_rows_far_from_zero_keep_their_digits(launched):
     x = torch.randn(9, 70) + 1000
     ones, zeros = torch.ones(70), torch.zeros(70)
     result = linear(x, torch.eye(70), None, norm=(ones, zeros, 1e-6))
-    assert_close([result], [F.layer_norm(x.double(), (70,), eps=1e-6)], 1e-3)
+    checks.assert_close([result], [F.layer_norm(x.double(), (70,), eps=1e-6)], 1e-3)
 
 
-@interpreted
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_reduced_precision_errs_no_more_than_pytorch(monkeypatch, dtype):
-    from tests.kernels.fused_checks import assert_errs_no_more
-
-    use_triton(monkeypatch)
+def test_reduced_precision_errs_no_more_than_pytorch(launched, dtype):
     x, weight, bias, residual = (part.to(dtype) for part in (torch.randn(30, 48), draw(50, 48), draw(50), torch.randn(30, 50)))
     gamma, beta = torch.randn(48).to(dtype), torch.randn(48).to(dtype)
 
@@ -64,7 +57,7 @@ def test_reduced_precision_errs_no_more_than_pytorch(monkeypatch, dtype):
 
     inputs = (x, weight, bias, residual, gamma, beta)
     ours = linear(x, weight, bias, norm=(gamma, beta, 1e-6), gelu=True, residual=(residual, 0.5))
-    assert_errs_no_more([ours], [pytorch(*inputs)], [pytorch(*(part.double() for part in inputs))])
+    checks.assert_errs_no_more([ours], [pytorch(*inputs)], [pytorch(*(part.double() for part in inputs))])
 
 
 def test_which_widths_are_in_pieces():
@@ -83,11 +76,9 @@ LONG = [
 ]
 
 
-@interpreted
 @pytest.mark.parametrize(("axis", "grid", "heads", "width", "kind", "kernels_of_the_way_forward"), LONG)
-def test_beyond_one_kernel_a_sublayer_is_composed(monkeypatch, axis, grid, heads, width, kind, kernels_of_the_way_forward):
+def test_beyond_one_kernel_a_sublayer_is_composed(launched, axis, grid, heads, width, kind, kernels_of_the_way_forward):
     """Values, gradients, and what is kept: the input and O(tokens · heads)."""
-    launched = use_triton(monkeypatch)
     batch, channels, tokens = grid
     slots = random_slots(batch, channels, max(1, tokens - 1), tokens + 1, torch.Generator()) if "slots" in kind else None
     lengths = torch.randint(0, tokens + 1, (batch, channels)) if "lengths" in kind else None
@@ -104,17 +95,15 @@ def test_beyond_one_kernel_a_sublayer_is_composed(monkeypatch, axis, grid, heads
     composed(x, *parts)
     assert launched == kernels_of_the_way_forward
     upstream = [odd(*grid, width)]
-    ours = values_and_gradients(composed, [x, *parts], upstream)
-    assert_close(ours, values_and_gradients(formula, [x, *parts], upstream), 1e-9)
+    ours = checks.values_and_gradients(composed, [x, *parts], upstream)
+    checks.assert_close(ours, checks.values_and_gradients(formula, [x, *parts], upstream), 1e-9)
     weights = max(part.numel() for part in parts)
-    largest = max(kept_sizes(lambda: composed(x, *parts)))
+    largest = max(checks.kept_sizes(lambda: composed(x, *parts)))
     assert largest <= max(x.numel() + batch * channels * tokens * heads, weights)
 
 
-@interpreted
-def test_the_wide_feed_forward_keeps_its_input_alone(monkeypatch):
-    launched = use_triton(monkeypatch)
+def test_the_wide_feed_forward_keeps_its_input_alone(launched):
     x = leaf(torch.randn(2000, 257, dtype=torch.float64))
     parts = [leaf(draw(*shape)) for shape in ((257,), (257,), (9, 257), (9,), (257, 9), (257,))]
-    assert max(kept_sizes(lambda: kernels.feed_forward(x, *parts))) == x.numel()
+    assert max(checks.kept_sizes(lambda: kernels.feed_forward(x, *parts))) == x.numel()
     assert launched == ["fused_linear", "fused_linear"]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from auxmae_kernels import KernelUnavailableError
 
-from tests.kernels.fused_checks import assert_close, interpreted, kept_sizes, leaf, odd, use_triton
+from tests.kernels import checks
+from tests.kernels.checks import leaf, odd
 
 
 def draw(batch, groups, g, grid, side, hidden):
@@ -40,47 +41,29 @@ def naive(prediction, image, index, valid, kind, normalize):
 CASES = [(2, 3, 1, (2, 3), 4, 4), (1, 2, 3, (3, 2), 2, 6), (40, 5, 1, (1, 2), 1, 2), (3, 1, 2, (1, 5), 3, 3)]
 
 
-@interpreted
 @pytest.mark.parametrize("kind", ["l1", "mse", "smooth_l1"])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_value_and_gradient(monkeypatch, kind, normalize, case):
-    launched = use_triton(monkeypatch)
+def test_value_and_gradient(launched, kind, normalize, case):
     prediction, image, index, valid = draw(*case)
-    ours = kernels.masked_loss(prediction, image, index, valid, kind, normalize)
-    theirs = naive(prediction, image, index, valid, kind, normalize)
-    gradients = [torch.autograd.grad(loss, prediction, torch.tensor(0.7, dtype=torch.float64))[0] for loss in (ours, theirs)]
-    assert_close([ours, gradients[0]], [theirs, gradients[1]], 1e-10)
-    assert launched == ["masked_loss_forward"]
-    assert torch.equal(ours, kernels.masked_loss(prediction, image, index, valid, kind, normalize))
+    fused, exact = (
+        lambda prediction, f=f: f(prediction, image, index, valid, kind, normalize) for f in (kernels.masked_loss, naive)
+    )
+    checks.check_value_and_gradients(fused, exact, [prediction], [torch.tensor(0.7, dtype=torch.float64)])
+    assert launched == ["masked_loss_forward"] * 2
 
 
-@interpreted
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_reduced_precision_errs_no_more_than_pytorch(monkeypatch, dtype):
+def test_reduced_precision_errs_no_more_than_pytorch(launched, dtype):
     prediction, image, index, valid = draw(*CASES[0])
     prediction, image = leaf(prediction, dtype), image.float()
-    exact = leaf(prediction, torch.float64)
-    losses = [
-        kernels.masked_loss(prediction, image, index, valid, "mse", True),
-        naive(exact, image.double(), index, valid, "mse", True),
-    ]
-    use_triton(monkeypatch)
-    ours = kernels.masked_loss(prediction, image, index, valid, "mse", True)
-    assert ours.dtype == torch.float32
-    assert abs(ours - losses[1]) <= 2 * abs(losses[0] - losses[1]) + 1e-6
-    (a,), (b,), (c,) = (
-        torch.autograd.grad(ours, prediction),
-        torch.autograd.grad(losses[0], prediction),
-        torch.autograd.grad(losses[1], exact),
-    )
-    assert a.dtype == dtype
-    assert (a.double() - c).abs().max() <= 2 * (b.double() - c).abs().max() + torch.finfo(dtype).eps * c.abs().max()
+    fused = lambda prediction: kernels.masked_loss(prediction, image, index, valid, "mse", True)  # noqa: E731
+    exact = lambda prediction: naive(prediction, image.double(), index, valid, "mse", True)  # noqa: E731
+    checks.check_precision(fused, exact, [prediction], [torch.tensor(1.0)])
+    assert fused(prediction).dtype == torch.float32
 
 
-@interpreted
-def test_nothing_that_counts_and_other_edges(monkeypatch):
-    use_triton(monkeypatch)
+def test_nothing_that_counts_and_other_edges(launched):
     prediction, image, index, valid = draw(*CASES[0])
     for arguments in ((index, torch.zeros_like(valid)), (torch.full_like(index, -1), valid)):
         loss = kernels.masked_loss(prediction, image, *arguments)
@@ -90,22 +73,20 @@ def test_nothing_that_counts_and_other_edges(monkeypatch):
     row = torch.ones(1, 1, 1, 12, dtype=torch.bool)
     everywhere = naive(prediction, whole, index, torch.ones_like(valid), "l1", False)
     for mask in (None, row):
-        assert_close([kernels.masked_loss(prediction, whole, index, mask)], [everywhere], 1e-10)
+        checks.assert_close([kernels.masked_loss(prediction, whole, index, mask)], [everywhere], 1e-10)
     empty = leaf(prediction[:0])
     loss = kernels.masked_loss(empty, image[:0], index[:0], valid[:0])
     assert loss == 0
     assert torch.autograd.grad(loss, empty)[0].shape == empty.shape
     with torch.no_grad():
-        assert_close([kernels.masked_loss(prediction, whole, index)], [everywhere], 1e-10)
+        checks.assert_close([kernels.masked_loss(prediction, whole, index)], [everywhere], 1e-10)
     with pytest.raises(KernelUnavailableError, match="image asks for a gradient"):
         kernels.masked_loss(prediction, leaf(whole), index)
     with pytest.raises(ValueError, match="huber"):
         kernels.masked_loss(prediction, whole, index, kind="huber")
 
 
-@interpreted
-def test_gradcheck_operator_compilation_and_what_is_kept(monkeypatch):
-    use_triton(monkeypatch)
+def test_gradcheck_operator_compilation_and_what_is_kept(launched):
     prediction, image, index, valid = draw(1, 2, 1, (2, 1), 2, 2)
 
     def fused(prediction):
@@ -113,8 +94,5 @@ def test_gradcheck_operator_compilation_and_what_is_kept(monkeypatch):
 
     assert torch.autograd.gradcheck(fused, prediction)
     arguments = (prediction, image, index, valid, "mse", False, True)
-    torch.library.opcheck(torch.ops.auxmae_kernels.masked_loss.default, arguments)
-    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
-    results = [[loss, *torch.autograd.grad(loss, prediction)] for loss in (compiled(prediction), fused(prediction))]
-    assert_close(*results, 1e-12)
-    assert sum(kept_sizes(lambda: fused(prediction))) == prediction.numel() + 1
+    checks.check_operator("masked_loss", arguments, fused, [prediction], [torch.tensor(1.0, dtype=torch.float64)])
+    assert sum(checks.kept_sizes(lambda: fused(prediction))) == prediction.numel() + 1

@@ -10,7 +10,8 @@ import torch
 from auxmae_kernels import KernelUnavailableError, attention_reference, dispatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernels.naive import naive_attention, random_slots
+
+from tests.kernels.naive import naive_attention, random_slots
 
 
 @settings(max_examples=30, deadline=None)

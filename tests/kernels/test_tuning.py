@@ -20,12 +20,13 @@ def _cache(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("arch", tuning.ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("length", [0, 1, 5, 13, 16, 17, 33, 64, 65, 128, 129, 4096])
-def test_a_tile_holds_a_sequence_or_it_streams(arch, length):
+def test_a_tile_holds_a_sequence_or_it_streams(arch, length, dtype):
     for head_tile in tuning.HEADS:
-        tile = tuning.attention_tile(length, head_tile, torch.bfloat16, arch)
-        assert (tile.rows >= length) == (length <= tuning.longest_packed(arch))
-        assert tuning.attention_candidates(length, arch)
+        tile = tuning.attention_tile(length, head_tile, dtype, arch)
+        assert (tile.rows >= length) == (length <= tuning.longest_packed(head_tile, dtype, arch))
+        assert tuning.attention_candidates(length, head_tile, dtype, arch)
 
 
 def test_tiles_waste_few_rows():
