@@ -201,7 +201,7 @@ def _image_gradient(image: Tensor, keep: Tensor, grad_patches: Tensor, side: int
     table = grad_patches.new_zeros(batch, groups, down * across + 1, g * side * side)
     # Where one place is named twice, both gradients count.
     index = torch.where(keep < 0, down * across, keep).long()[..., None].expand(-1, -1, -1, table.shape[3])
-    table.scatter_add_(2, index, grad_patches.view(groups, batch, kept, -1).transpose(0, 1))
+    table.scatter_add_(2, index, grad_patches.view(groups, batch, kept, table.shape[3]).transpose(0, 1))
     patches = table[:, :, :-1].view(batch, groups, down, across, g, side, side).permute(0, 1, 4, 2, 5, 3, 6)
     return patches.reshape(image.shape).to(image.dtype, copy=True)
 

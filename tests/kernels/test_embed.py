@@ -114,6 +114,12 @@ def test_gradcheck_operator_compilation_empty_and_errors(launched):
     upstream = [torch.randn(1, 2, 2, 3, dtype=torch.float64)]
     checks.check_operator("embed_visible", (image, keep, *parts, 2), fused, [image, *parts], upstream)
     assert kernels.embed_visible(image[:0], keep[:0], *parts, 2).shape == (0, 2, 2, 3)
+    # No image: a gradient of none.
+    empty = checks.values_and_gradients(
+        lambda *i: kernels.embed_visible(i[0], keep[:0], *i[1:], 2), [leaf(image[:0]), *parts], [upstream[0][:0]]
+    )
+    assert [x.shape for x in empty[1:]] == [(0, *image.shape[1:]), *(part.shape for part in parts)]
+    assert not any(x.any() for x in empty)
     with pytest.raises(ValueError, match="'none' or 'gelu'"):
         kernels.embed_visible(image, keep, *parts, 2, "relu")
     with pytest.raises(ValueError, match="patch size 3"):
