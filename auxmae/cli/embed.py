@@ -40,7 +40,6 @@ def command(
     """Write the features of images (or of every patch: --dense) to a file; an interrupted call goes on where it stopped."""
     from auxmae.build import configure, find_channels, fitting, open_data, settings_on_data
     from auxmae.cli.console import console, print_json
-    from auxmae.errors import UsageError
     from auxmae.export.embed import embed
     from auxmae.export.formats import check_format
     from auxmae.settings import load_settings
@@ -55,8 +54,6 @@ def command(
         folder.path / SETTINGS_NAME, overrides=overrides, options={"run.device": device}, environ={}
     ).settings
     chosen_pool = pool or settings.eval.pool
-    if dense and chosen_pool == "cls":
-        raise UsageError("a CLS token stands for a whole image", hint="with --dense, choose another --pool")
     where = configure(settings)
     model = folder.load_model(checkpoint).to(where)
     settings = settings_on_data(folder, source=data, labels=labels, overrides=overrides, batch_size=batch_size)

@@ -262,7 +262,8 @@ def test_the_command_and_its_document(run, tmp_path):
     assert {row["path"] for row in held_rows} < {row["path"] for row in rows_of(tmp_path / "out.npy")}
     assert isinstance(invoke(run, "--output", tmp_path / "out.npy").exception, UsageError)
     assert isinstance(invoke(run, "--output", tmp_path / "out.tif").exception, UsageError)
-    assert isinstance(invoke(run, "--output", tmp_path / "d.npy", "--dense", "--pool", "cls").exception, UsageError)
+    places = invoke(run, "--output", tmp_path / "d.npy", "--dense", "--pool", "cls", "--json")
+    assert json.loads(places.stdout)["features"] == 32  # a place's, and the image's CLS tokens behind them
 
 
 def test_missing_channels_are_refused_and_dropped_on_purpose(run, tmp_path):
