@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,8 +85,11 @@ class TrainingStep:
             "masks": self.masks.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Goes on where `state_dict` was taken; whether the masks do, too.
+
+        The generators of a CPU and of a GPU have no state in common: from one to the other, masks are drawn anew.
+        """
         own = [{name: group[name] for name in ("lr", "capturable", "fused")} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, kept in zip(self.optimizer.param_groups, own, strict=True):
@@ -93,7 +97,12 @@ class TrainingStep:
             group.update(kept)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.masks.set_state(state["masks"])
+        if state["masks"].shape == self.masks.get_state().shape:
+            self.masks.set_state(state["masks"])
+            return True
+        # From the state's own bytes, so that two such resumptions draw the same.
+        self.masks.manual_seed(int.from_bytes(hashlib.sha256(state["masks"].numpy().tobytes()).digest()[:7], "big"))
+        return False
 
     def tensors(self) -> list[Tensor]:
         """Everything that a step changes on the device, besides generators."""

@@ -173,9 +173,10 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on exactly where `state_dict` was taken."""
+        """Goes on exactly where `state_dict` was taken, on the same kind of device."""
         self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
-        self.computed.load_state_dict(state)
+        if not self.computed.load_state_dict(state):
+            self.reporter.message("note: this checkpoint is of another kind of device: other masks are drawn from here on")
         self.feed.load_state_dict(state["loader"])
         set_random_state(state["random"])
         self.stopping.load_state_dict(state["stopping"])

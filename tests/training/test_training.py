@@ -204,3 +204,24 @@ def test_from_python_with_plain_dicts(tmp_path):
         }
     )
     assert AuxMAE.from_pretrained(result.run).num_features == 16
+
+
+def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu():
+    from auxmae.model.mae import AuxMAE
+    from auxmae.training.step import TrainingStep
+
+    def step():
+        torch.manual_seed(0)
+        model = AuxMAE(2, image_size=8, patch_size=4, width=8, depth=1, heads=2)
+        options = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.95), "clip_norm": 1.0}
+        return TrainingStep(model, **options, precision="fp32", seed=3, device=torch.device("cpu"))
+
+    state = step().state_dict()
+    own = step()
+    assert own.load_state_dict(state)
+    state["masks"] = torch.arange(16, dtype=torch.uint8)  # as long as that of a GPU's generator
+    one, two = step(), step()
+    assert not one.load_state_dict(state)
+    assert not two.load_state_dict(state)
+    assert torch.equal(one.masks.get_state(), two.masks.get_state())
+    assert not torch.equal(one.masks.get_state(), own.masks.get_state())
