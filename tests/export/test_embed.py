@@ -334,5 +334,5 @@ def test_a_killed_process_loses_nothing(run, tmp_path, repository, how):
     document = json.loads(again.stdout)
     assert document["rows"] == 1500
     assert how == signal.SIGKILL or 0 < document["resumed"] < 1500
-    embed(make_model(), open_collection(str(tmp_path / "many")), tmp_path / "whole.npy")
+    embed(make_model(), open_collection(str(tmp_path / "many")), tmp_path / "whole.npy", pool="moments")
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), np.load(tmp_path / "whole.npy"), rtol=1e-4, atol=1e-5)
