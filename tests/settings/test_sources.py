@@ -47,15 +47,15 @@ def test_every_source_stands_over_those_below(tmp_path):
     file = '[model]\npreset = "base"\n\n[train]\nbatch_size = 7\n'
     environ = {"AUXMAE_TRAIN__BATCH_SIZE": "6"}
     expected = [
-        ({}, "", 16, "preset 'tiny'"),
+        ({}, "", 4, "preset 'tiny'"),
         ({}, '[model]\npreset = "base"\n', 256, "preset 'base'"),
         ({}, file, 7, "auxmae.toml:5"),
         ({"environ": environ}, file, 6, "AUXMAE_TRAIN__BATCH_SIZE"),
         ({"environ": environ, "options": {"train.batch_size": 5}}, file, 5, "--batch-size"),
         (
-            {"environ": environ, "options": {"train.batch_size": 5}, "overrides": ["train.batch_size=4"]},
+            {"environ": environ, "options": {"train.batch_size": 5}, "overrides": ["train.batch_size=3"]},
             file,
-            4,
+            3,
             "--set",
         ),
     ]
