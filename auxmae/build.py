@@ -223,26 +223,19 @@ def model_arguments(model: ModelSettings) -> dict[str, Any]:
     }
 
 
-def build_model(
-    settings: SettingsTree,
-    *,
-    channels: Sequence[str],
-    wavelengths: Sequence[float] | None,
-    image_size: int,
-    scaling: Scaling | None = None,
-) -> AuxMAE:
-    """The model that the settings describe, for the channels that the data has."""
+def build_model(settings: SettingsTree, data: Data) -> AuxMAE:
+    """The model that the settings describe, for the channels and the scaling that the data has."""
     return AuxMAE(
-        channels,
-        image_size=image_size,
-        wavelengths=wavelengths,
+        data.collection.channel_names,
+        image_size=data.image_size,
+        wavelengths=data.collection.wavelengths,
         mask_ratio=settings.masking.ratio,
         mask_strategy=settings.masking.strategy,
         mask_block_size=settings.masking.block_size,
         mask_mixture=dict(settings.masking.mixture),
         loss_kind=settings.loss.kind,
         normalize=settings.loss.normalize,
-        scaling=None if scaling is None else scaling.to_dict(),
+        scaling=data.scaling.to_dict(),
         **model_arguments(settings.model),
     )
 

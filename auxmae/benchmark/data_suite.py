@@ -46,13 +46,7 @@ def data_suite(
     if progress:
         progress("opening the data")
     data = build_data(settings)
-    model = build_model(
-        settings,
-        channels=data.collection.channel_names,
-        wavelengths=data.collection.wavelengths,
-        image_size=data.image_size,
-        scaling=data.scaling,
-    ).to(device)
+    model = build_model(settings, data).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type in ("cpu", "cuda"))
     batches = _endless(data.train)
     fixed = _onto(next(batches), device)

@@ -148,7 +148,7 @@ def attempt(work: Callable[[], object], device: torch.device) -> tuple[str, str]
         _synchronize(device)
     except torch.OutOfMemoryError as error:
         status, text = "out of memory", str(error)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         # The CPU's allocator has no exception of its own.
         status, text = "out of memory" if "can't allocate memory" in str(error) else "failed", str(error)
     else:

@@ -86,7 +86,7 @@ def probe_table(report: ProbeReport) -> Table:
     from auxmae.evaluation.probes import ENCODER
 
     title = f"Probes on frozen features: {report.train_samples} training, {report.test_samples} test samples"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for column in ("probe", "labels", "features"):
         table.add_column(column, no_wrap=True)
     for column in ("accuracy", "95% interval", "class\nmean", "F1", "kappa"):

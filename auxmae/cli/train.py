@@ -124,13 +124,7 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool) -> None:
 
     device = configure(settings)
     data = build_data(settings, progress=statistics_progress(out))
-    model = build_model(
-        settings,
-        channels=data.collection.channel_names,
-        wavelengths=data.collection.wavelengths,
-        image_size=data.image_size,
-        scaling=data.scaling,
-    )
+    model = build_model(settings, data)
     batch = next(iter(data.train))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     # fp32 weights, gradients and two Adam moments.

@@ -211,13 +211,7 @@ def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None)
 def _new_model(settings: SettingsTree, data: Data, init_from: str | Path | None) -> AuxMAE:
     if init_from is not None and str(init_from) == "last":
         init_from = open_run("last").path
-    model = build_model(
-        settings,
-        channels=data.collection.channel_names,
-        wavelengths=data.collection.wavelengths,
-        image_size=data.image_size,
-        scaling=data.scaling,
-    )
+    model = build_model(settings, data)
     if init_from is not None:
         source = AuxMAE.from_pretrained(init_from)
         if source.channel_names != model.channel_names:

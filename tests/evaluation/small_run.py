@@ -25,13 +25,7 @@ def make_run(path: Path) -> Path:
     )
     torch.manual_seed(0)
     data = build_data(settings)
-    model = build_model(
-        settings,
-        channels=data.collection.channel_names,
-        wavelengths=data.collection.wavelengths,
-        image_size=data.image_size,
-        scaling=data.scaling,
-    )
+    model = build_model(settings, data)
     run = create_run(str(path), settings)
     model.save_pretrained(run.path / "checkpoints" / "last")
     return run.path

@@ -28,13 +28,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     torch.manual_seed(0)
     data = build_data(settings)
-    model = build_model(
-        settings,
-        channels=data.collection.channel_names,
-        wavelengths=data.collection.wavelengths,
-        image_size=data.image_size,
-        scaling=data.scaling,
-    )
+    model = build_model(settings, data)
     run = create_run(str(tmp_path_factory.mktemp("runs") / "run"), settings)
     model.save_pretrained(run.path / "checkpoints" / "last")
     return run.path
