@@ -352,9 +352,6 @@ def open_run_data(
     settings = settings_on_data(run, source=source, labels=labels, overrides=overrides, batch_size=batch_size)
     scaling = Scaling.from_dict(model.scaling) if model.scaling else Scaling.identity(model.channel_names)
     changed, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
-    if missing:
-        # The settings' wavelengths are those of all channels.
-        changed = changed.model_copy(update={"data": changed.data.model_copy(update={"wavelengths": "auto"})})
     with fitting(settings.data.source, model):
         found = build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
     names = changed.data.channels
