@@ -159,7 +159,7 @@ class GraphedStep:
         masks, others = self.step.masks.get_state(), random_state()
 
         def restore() -> None:
-            self.step.optimizer.zero_grad(set_to_none=True)
+            self.step.zero_grad()
             with torch.no_grad():
                 for tensor, before in zip(tensors, saved, strict=True):
                     # In place: the graph knows nothing but addresses.

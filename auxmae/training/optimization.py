@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from auxmae.errors import SettingsError
+from auxmae.training.muon import Muon
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay for the matrices of linear maps; none for norms, biases, tokens and embeddings."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -25,7 +26,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def make_optimizer(
+def block_matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The linear maps within encoder and decoder blocks → (those that stack queries, keys and values, the others).
+
+    Embeddings and the head are no hidden layers: their inputs or outputs have scales of their own.
+    """
+    stacked: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if name.startswith(("encoder.", "decoder.")) and parameter.ndim == 2 and parameter.requires_grad:
+            (stacked if name.endswith("qkv.weight") else others).append(parameter)
+    return stacked, others
+
+
+def make_optimizers(
     model: nn.Module,
     kind: str,
     *,
@@ -33,17 +47,26 @@ def make_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     device: torch.device,
-) -> torch.optim.Optimizer:
-    """AdamW or Adam; one fused kernel for all parameters where the device has it, with the learning rate as a tensor there.
+) -> list[torch.optim.Optimizer]:
+    """AdamW or Adam for all parameters; or Muon for the matrices of the blocks, and AdamW for the rest.
 
-    On a GPU the step can be captured in a graph, which would keep a rate that is a number for ever.
+    One fused kernel for Adam's parameters where the device has it, with the learning rate as a tensor there: on a GPU the step can
+    be captured in a graph, which would keep a rate that is a number for ever.
     """
-    kind_of: Any = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
-    groups = parameter_groups(model, weight_decay)
     fused = device.type in ("cpu", "cuda")
     rate = torch.tensor(learning_rate, device=device) if fused else learning_rate
-    optimizer: torch.optim.Optimizer = kind_of(groups, lr=rate, betas=betas, fused=fused, capturable=device.type == "cuda")
-    return optimizer
+    groups = parameter_groups(model, weight_decay)
+    optimizers: list[torch.optim.Optimizer] = []
+    if kind == "muon":
+        stacked, matrices = block_matrices(model)
+        taken = {id(parameter) for parameter in (*stacked, *matrices)}
+        for group in groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in taken]
+        own = [{"params": stacked, "parts": 3}, {"params": matrices, "parts": 1}]
+        optimizers.append(Muon(own, lr=rate, weight_decay=weight_decay))
+    kind_of: Any = {"muon": torch.optim.AdamW, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
+    optimizers.append(kind_of(groups, lr=rate, betas=betas, fused=fused, capturable=device.type == "cuda"))
+    return optimizers
 
 
 def learning_rate_at(progress: float, *, peak: float, final: float, warmup: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from auxmae.model.mae import AuxMAE
 from auxmae.training.feed import Inputs
-from auxmae.training.optimization import autocast, autocast_dtype, make_optimizer
+from auxmae.training.optimization import autocast, autocast_dtype, make_optimizers
 
 
 class TrainingStep:
@@ -19,7 +19,7 @@ class TrainingStep:
 
     Args:
         model: on `device`.
-        optimizer, learning_rate, weight_decay, betas: see `make_optimizer`.
+        optimizer, learning_rate, weight_decay, betas: see `make_optimizers`.
         clip_norm: largest gradient norm, 0 for any.
         precision: see `autocast_dtype`.
         seed: of the masks.
@@ -41,7 +41,7 @@ class TrainingStep:
     ) -> None:
         self.model, self.device, self.clip_norm = model, device, clip_norm
         self.dtype = autocast_dtype(precision, device)
-        self.optimizer = make_optimizer(
+        self.optimizers = make_optimizers(
             model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas, device=device
         )
         # A no-op unless fp16 needs it.
@@ -55,11 +55,12 @@ class TrainingStep:
 
     def set_learning_rate(self, value: float) -> None:
         """Of the steps to come."""
-        for group in self.optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(value)
-            else:
-                group["lr"] = value
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(value)
+                else:
+                    group["lr"] = value
 
     def compute(self, batches: Sequence[Inputs]) -> tuple[Tensor, Tensor]:
         """`__call__` with the learning rate that was set; all that it needs of the host can be captured in a graph."""
@@ -70,17 +71,24 @@ class TrainingStep:
                 loss = self.model(image, valid=valid, channels=channels, generator=self.masks).loss
             self.scaler.scale(loss / len(batches)).backward()
             total += loss.detach() / len(batches)
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.zero_grad()
         return total, norm
+
+    def zero_grad(self) -> None:
+        """Drops the gradients."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, besides the weights and the global generators."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "masks": self.masks.get_state(),
         }
@@ -90,11 +98,14 @@ class TrainingStep:
 
         The generators of a CPU and of a GPU have no state in common: from one to the other, masks are drawn anew.
         """
-        own = [{name: group[name] for name in ("lr", "capturable", "fused")} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, kept in zip(self.optimizer.param_groups, own, strict=True):
-            # How it is computed belongs to the device, not to the checkpoint; the rate is set before every step.
-            group.update(kept)
+        for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
+            own = [
+                {name: group[name] for name in ("lr", "capturable", "fused") if name in group} for group in optimizer.param_groups
+            ]
+            optimizer.load_state_dict(its_state)
+            for group, kept in zip(optimizer.param_groups, own, strict=True):
+                # How it is computed belongs to the device, not to the checkpoint; the rate is set before every step.
+                group.update(kept)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if state["masks"].shape == self.masks.get_state().shape:
@@ -106,6 +117,12 @@ class TrainingStep:
 
     def tensors(self) -> list[Tensor]:
         """Everything that a step changes on the device, besides generators."""
-        moments = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+        moments = [
+            value
+            for optimizer in self.optimizers
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
         scale = [value for value in vars(self.scaler).values() if isinstance(value, Tensor)]
         return [*self.model.parameters(), *self.model.buffers(), *moments, *scale]
