@@ -158,15 +158,15 @@ def _draw_chunk(generator: np.random.Generator, size: int) -> tuple[NDArray[np.u
     coarse = _field(generator, _CHUNK, size, 20)
     fine = _field(generator, _CHUNK, size, 6)
     # Season and site: each scene has its own spectra, so that one surface does not look the same everywhere.
-    vigour = generator.normal(1.0, 0.12, (_CHUNK, len(SPECTRA), 1)).astype(np.float32)
-    slope = generator.normal(0.0, 0.10, (_CHUNK, len(SPECTRA), 1)).astype(np.float32)
+    vigour = generator.normal(0.0, 0.25, (_CHUNK, len(SPECTRA), 1)).astype(np.float32)
+    slope = generator.normal(0.0, 0.20, (_CHUNK, len(SPECTRA), 1)).astype(np.float32)
     tilt = np.linspace(-1, 1, len(CHANNEL_NAMES), dtype=np.float32)
-    spectra = 100 * SPECTRA * vigour * (1 + slope * tilt)
+    spectra = 100 * SPECTRA * np.exp(vigour + slope * tilt)
     texture = 1 + 0.06 * fine + 0.05 * generator.standard_normal(fine.shape, dtype=np.float32)
-    sun = generator.uniform(0.7, 1.25, (_CHUNK, 1, 1)).astype(np.float32)
-    light = texture * (1 + 0.12 * _field(generator, _CHUNK, size, 40)) * sun
+    sun = generator.uniform(0.5, 1.5, (_CHUNK, 1, 1)).astype(np.float32)
+    light = texture * (1 + 0.2 * _field(generator, _CHUNK, size, 40)) * sun
     air = (490 / np.asarray(WAVELENGTHS, np.float32)) ** 3
-    haze = 100 * generator.uniform(0, 3.0, (_CHUNK, 1)).astype(np.float32) * air
+    haze = 100 * generator.uniform(0, 5.0, (_CHUNK, 1)).astype(np.float32) * air
     images = np.empty((_CHUNK, len(CHANNEL_NAMES), size, size), np.uint16)
     # One scene at a time: it stays in the processor's cache, which makes all of this about three times as fast.
     for i, kind in enumerate(classes):

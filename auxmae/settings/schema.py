@@ -437,7 +437,14 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
             "hidden": 192,
             "decoder_depth": 2,
         },
-        "train": {"batch_size": 4, "epochs": 40, "optimizer": "muon", "learning_rate": 6e-3, "max_minutes": 1.5, "validate_every": 2},
+        "train": {
+            "batch_size": 4,
+            "epochs": 40,
+            "optimizer": "muon",
+            "learning_rate": 6e-3,
+            "max_minutes": 1.5,
+            "validate_every": 2,
+        },
     },
     # One hyperspectral scene, labelled pixel by pixel: single-pixel patches keep each pixel's spectrum apart from its
     # neighbours', groups keep many bands affordable.

@@ -1,9 +1,9 @@
 """Muon: momentum whose every matrix is made orthogonal before it is added to the weights.
 
-Source: K. Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale by which it takes AdamW's
-learning rates is that of arXiv 2502.16982.  `torch.optim.Muon` computes the same, one matrix at a time, always in bf16, and reads
-the learning rate back from the device; here matrices of one shape go together, and nothing is read, so that a step can be captured
-in a CUDA graph.
+Source: K. Jordan et al., 2024, "Muon: An optimizer for hidden layers in neural networks"; the scale by which it takes
+AdamW's learning rates is that of arXiv 2502.16982.  `torch.optim.Muon` computes the same, one matrix at a time, always in bf16,
+and reads the learning rate back from the device; here matrices of one shape go together, and nothing is read, so that a step
+can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ class Muon(torch.optim.Optimizer):
     """Updates matrices (out, in) with orthogonalised Nesterov momentum and decoupled weight decay.
 
     Args:
-        params: matrices.  One that stacks several maps of the same input, such as the queries', keys' and values', is taken apart:
-            see `parts`.
+        params: matrices (out, in).
         lr: learning rate, a number or a scalar tensor; the update has the root mean square, 0.2 · lr, that AdamW's tends to have.
         weight_decay: part of the weights, times lr, that each step takes away.
         momentum: of the running mean of gradients.
-        parts: how many maps a matrix whose height is a multiple of its width by that many stacks.
+        parts: as how many matrices each is treated, one on top of the other: 3 where it gives queries, keys and values.
 
     Raises:
         ValueError: a parameter that is not a matrix.
@@ -62,7 +61,7 @@ class Muon(torch.optim.Optimizer):
                 self._update(alike, group)
 
     def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if "momentum" not in self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
@@ -79,7 +78,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """(…, M, N) → nearly U·Vᵀ of each matrix U·S·Vᵀ: the singular values come to lie between about 0.7 and 1.2.
+    """(n, M, N) → nearly U·Vᵀ of each matrix U·S·Vᵀ: the singular values come to lie between about 0.7 and 1.2.
 
     By Newton–Schulz iteration; in bf16 on a GPU, whose rounding such an aim forgives, in the given type elsewhere.
     """

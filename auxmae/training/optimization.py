@@ -50,8 +50,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW or Adam for all parameters; or Muon for the matrices of the blocks, and AdamW for the rest.
 
-    One fused kernel for Adam's parameters where the device has it, with the learning rate as a tensor there: on a GPU the step can
-    be captured in a graph, which would keep a rate that is a number for ever.
+    One fused kernel for Adam's parameters where the device has it, with the learning rate as a tensor there: on a GPU the step
+    can be captured in a graph, which would keep a rate that is a number for ever.
     """
     fused = device.type in ("cpu", "cuda")
     rate = torch.tensor(learning_rate, device=device) if fused else learning_rate

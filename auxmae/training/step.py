@@ -99,7 +99,7 @@ class TrainingStep:
         The generators of a CPU and of a GPU have no state in common: from one to the other, masks are drawn anew.
         """
         for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
-            own = [
+            own: list[dict[str, Any]] = [
                 {name: group[name] for name in ("lr", "capturable", "fused") if name in group} for group in optimizer.param_groups
             ]
             optimizer.load_state_dict(its_state)

@@ -88,8 +88,9 @@ def losses(monkeypatch, settings, **how):
         {"train": {"accumulation": 3, "clip_norm": 0.0, "optimizer": "adam"}},
         {"model": {"channel_groups": 4, "dropout": 0.0}, "train": {"recompute": True}},
         {"masking": {"strategy": "channel"}},
+        {"train": {"optimizer": "muon"}},
     ],
-    ids=["plain", "accumulation", "recompute", "channels"],
+    ids=["plain", "accumulation", "recompute", "channels", "muon"],
 )
 def test_a_graph_trains_exactly_as_the_eager_loop_does(tmp_path, monkeypatch, graphed, tables):
     off = {**tables, "train": {**tables.get("train", {}), "cuda_graphs": "off"}}
@@ -216,10 +217,13 @@ def test_where_it_cannot_be(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("patch_size", [16, 8])
-def test_the_real_graph(tmp_path, monkeypatch, precision, accumulation, patch_size):
+@pytest.mark.parametrize(("patch_size", "optimizer"), [(16, "adamw"), (8, "adamw"), (8, "muon")])
+def test_the_real_graph(tmp_path, monkeypatch, precision, accumulation, patch_size, optimizer):
     """Masks and dropout go on changing, the rate is followed, and the losses are the eager loop's up to rounding."""
-    tables = {"train": {"precision": precision, "accumulation": accumulation}, "model": {"patch_size": patch_size}}
+    tables = {
+        "train": {"precision": precision, "accumulation": accumulation, "optimizer": optimizer},
+        "model": {"patch_size": patch_size},
+    }
     off = {**tables, "train": {**tables["train"], "cuda_graphs": "off"}}
     on = {**tables, "train": {**tables["train"], "cuda_graphs": "on"}}
     eager, _ = losses(monkeypatch, settings_for(tmp_path / "eager", "cuda", **off))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from auxmae.model.mae import AuxMAE
 from auxmae.training.muon import Muon, orthogonal
 from auxmae.training.optimization import block_matrices, make_optimizers
-from tests.models import make_model
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (3, 40, 12), (2, 12, 40), (1, 1), (5, 1, 30)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 40, 12), (2, 12, 40), (1, 1, 1), (5, 1, 30)])
 def test_orthogonal_keeps_the_singular_vectors_and_evens_the_values(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, dtype=torch.float64)
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
@@ -72,3 +72,20 @@ def test_parameters_without_gradient_stay() -> None:
 def test_only_matrices() -> None:
     with pytest.raises(ValueError, match=r"matrices only.*\(4,\)"):
         Muon([torch.nn.Parameter(torch.zeros(4))], lr=0.1)
+
+
+def test_muon_has_the_blocks_and_adamw_the_rest_with_its_decay() -> None:
+    model = AuxMAE(3, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1, decoder_width=8, channel_groups=2)
+    muon, adamw = make_optimizers(
+        model, "muon", learning_rate=0.1, weight_decay=0.3, betas=(0.9, 0.95), device=torch.device("cpu")
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    stacked, others = ([names[id(parameter)] for parameter in group["params"]] for group in muon.param_groups)
+    assert stacked
+    assert all(name.endswith("qkv.weight") for name in stacked)
+    assert all(name.startswith(("encoder.", "decoder.")) for name in (*stacked, *others))
+    assert [[names[id(parameter)] for parameter in group] for group in block_matrices(model)] == [stacked, others]
+    decayed, plain = ([names[id(parameter)] for parameter in group["params"]] for group in adamw.param_groups)
+    assert {"head.weight", "decoder_embedding.weight"} <= set(decayed)
+    assert sorted((*stacked, *others, *decayed, *plain)) == sorted(names.values())
+    assert [group["weight_decay"] for group in (*muon.param_groups, *adamw.param_groups)] == [0.3, 0.3, 0.3, 0.0]

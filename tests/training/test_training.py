@@ -88,8 +88,10 @@ def test_a_run_holds_everything(tmp_path):
     assert len(model.channel_names) == 13
 
 
-def test_resume_continues_exactly(tmp_path, monkeypatch):
-    whole = train(settings_for(tmp_path / "whole"))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer):
+    tables = {"train": {"optimizer": optimizer}}
+    whole = train(settings_for(tmp_path / "whole", **tables))
     from auxmae.training import trainer
 
     steps = []
@@ -106,7 +108,7 @@ def test_resume_continues_exactly(tmp_path, monkeypatch):
         return out
 
     monkeypatch.setattr(trainer.Trainer, "_train_step", until)
-    stopped = train(settings_for(tmp_path / "parts"))
+    stopped = train(settings_for(tmp_path / "parts", **tables))
     assert stopped.outcome.reason == "interrupted"
     assert stopped.outcome.step == 4
     monkeypatch.undo()
@@ -147,6 +149,7 @@ def test_training_lowers_the_error(tmp_path):
         {"model": {"channel_embedding": "wavelength"}},
         {"data": {"channel_sampling": 0.5}},
         {"train": {"recompute": True, "accumulation": 2, "optimizer": "adam", "precision": "fp32", "max_steps": 3}},
+        {"model": {"channel_groups": 4}, "train": {"optimizer": "muon", "recompute": True, "accumulation": 2, "max_steps": 3}},
     ],
 )
 def test_every_option_trains(tmp_path, tables):
@@ -206,14 +209,15 @@ def test_from_python_with_plain_dicts(tmp_path):
     assert AuxMAE.from_pretrained(result.run).num_features == 16
 
 
-def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu():
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(optimizer):
     from auxmae.model.mae import AuxMAE
     from auxmae.training.step import TrainingStep
 
     def step():
         torch.manual_seed(0)
         model = AuxMAE(2, image_size=8, patch_size=4, width=8, depth=1, heads=2)
-        options = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.95), "clip_norm": 1.0}
+        options = {"optimizer": optimizer, "learning_rate": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.95), "clip_norm": 1.0}
         return TrainingStep(model, **options, precision="fp32", seed=3, device=torch.device("cpu"))
 
     state = step().state_dict()
