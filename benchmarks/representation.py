@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 import warnings
@@ -32,6 +33,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from peer_encoders import PEERS, PeerEncoder, train_peer
 
 from auxmae.build import Data, build_data
 from auxmae.data.statistics import Scaling
@@ -57,7 +61,10 @@ VARIANTS: dict[str, list[str]] = {
     "wavelength": ["model.channel_embedding=wavelength"],
     "single-channels": ["model.channel_groups=1"],
     "standard-scaling": ["scaling.method=standard"],
+    # Each optimiser at the learning rate that served it best.
+    "adamw": ["train.optimizer=adamw", "train.learning_rate=3e-3"],
 }
+ALL_VARIANTS = (*VARIANTS, "equal-decoder", *PEERS)
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 FILTERS = 256
 
@@ -73,7 +80,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--stride", type=int, default=2, help="of a scene, every so manieth patch of every so manieth row is probed"
     )
-    parser.add_argument("--variants", default="default", help=f"of {', '.join((*VARIANTS, 'equal-decoder'))}")
+    parser.add_argument("--variants", default="default", help=f"of {', '.join(ALL_VARIANTS)}")
     parser.add_argument("--seeds", default="0", help="of weights, masks, crops and label draws: 0,1,2")
     parser.add_argument("--budgets", default="5,20,0", help="labels a class; 0: all")
     parser.add_argument("--draws", type=int, default=5, help="draws of the labels for each seed")
@@ -84,17 +91,26 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def trained(
+    args: argparse.Namespace, variant: str, seed: int, folder: Path, steps: int
+) -> tuple[AuxMAE | PeerEncoder, SettingsTree, float]:
+    """Pre-trains a variant → (its encoder, its settings, CPU seconds)."""
+    settings = settings_of(args, variant, seed, folder, steps)
+    if variant in PEERS:
+        peer, seconds = train_peer(variant, settings, steps=steps)
+        return peer, settings, seconds
+    began = time.process_time()
+    outcome = train(settings)
+    seconds = time.process_time() - began
+    return AuxMAE.from_pretrained(outcome.run / "checkpoints" / "last").eval(), settings, seconds
+
+
 def steps_of(args: argparse.Namespace, variant: str, folder: Path) -> int:
     """How many steps a variant makes in the minutes given to each: from the CPU time of 20 of them, since on a shared machine
     the clock on the wall measures the neighbours too."""
     if args.steps:
         return int(args.steps)
-    seconds = []
-    for steps in (5, 25):
-        settings = settings_of(args, variant, 0, folder / f"{variant}-{steps}", steps)
-        began = time.process_time()
-        train(settings)
-        seconds.append(time.process_time() - began)
+    seconds = [trained(args, variant, 0, folder / f"{variant}-{steps}", steps)[2] for steps in (5, 25)]
     return max(1, round(60 * args.minutes / (max(seconds[1] - seconds[0], 1e-3) / 20)))
 
 
@@ -108,7 +124,7 @@ def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path,
     if plain.data.split == "auto" and plain.data.source != "synthetic":
         # Every unlabelled pixel of a scene is trained on; the halves are cut from its labels.
         base += ["data.validation_fraction=0.0", "data.test_fraction=0.0"]
-    extra = VARIANTS.get(variant, [])
+    extra = VARIANTS.get("adamw" if variant == "vit-mae" else variant, [])
     if variant == "equal-decoder":
         model = plain.model
         extra = [f"model.decoder_{key}={getattr(model, key)}" for key in ("width", "depth", "heads")]
@@ -146,7 +162,7 @@ def scene_features(model: AuxMAE, x: Tensor, pool: str, rows: Array) -> Array:
 
 
 @torch.inference_mode()
-def image_features(model: AuxMAE, images: Tensor, pool: str) -> Array:
+def image_features(model: AuxMAE | PeerEncoder, images: Tensor, pool: str) -> Array:
     return torch.cat([model.forward_features(part, pool=pool) for part in images.split(64)]).numpy()
 
 
@@ -252,7 +268,7 @@ def measured_scene(
 
 
 def measured_images(
-    models: dict[str, AuxMAE], data: Data, args: argparse.Namespace, seed: int
+    models: dict[str, AuxMAE | PeerEncoder], data: Data, args: argparse.Namespace, seed: int
 ) -> dict[str, dict[str, list[float]]]:
     if data.test is None:
         raise SystemExit("no images are held out: set data.test_fraction")
@@ -277,27 +293,28 @@ def measured_images(
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains and measures everything that was asked for."""
     names = args.variants.split(",")
-    unknown = [name for name in names if name not in VARIANTS and name != "equal-decoder"]
+    unknown = [name for name in names if name not in ALL_VARIANTS]
     if unknown:
-        raise SystemExit(f"unknown variant {unknown[0]!r}: expected of {', '.join((*VARIANTS, 'equal-decoder'))}")
+        raise SystemExit(f"unknown variant {unknown[0]!r}: expected of {', '.join(ALL_VARIANTS)}")
     figures: dict[str, dict[str, list[float]]] = {}
     trainings: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         steps = {name: steps_of(args, name, Path(scratch) / "timing") for name in names}
         for seed in (int(text) for text in args.seeds.split(",")):
-            models, data = {}, None
+            models: dict[str, Any] = {}
+            data: Data | None = None
             for name in names:
-                settings = settings_of(args, name, seed, Path(scratch) / f"{name}-{seed}", steps[name])
-                began = time.process_time()
-                outcome = train(settings)
-                used = round(time.process_time() - began, 1)
-                trainings.append({"variant": name, "seed": seed, "steps": outcome.outcome.step, "cpu_seconds": used})
-                models[name] = AuxMAE.from_pretrained(outcome.run / "checkpoints" / "last").eval()
-                if name == names[0]:
-                    data = build_data(settings, augment=False)
-                    models["random initialisation"] = untrained(models[name], seed=seed + 1000)
+                folder = Path(scratch) / f"{name}-{seed}"
+                models[name], settings, seconds = trained(args, name, seed, folder, steps[name])
+                trainings.append({"variant": name, "seed": seed, "steps": steps[name], "cpu_seconds": round(seconds, 1)})
+                data = data or build_data(settings, augment=False)
+            first = models[names[0]]
+            if isinstance(first, AuxMAE):
+                models["random initialisation"] = untrained(first, seed=seed + 1000)
             assert data is not None
-            measured = measured_scene if data.collection.has_label_maps else measured_images
+            measured: Callable[..., dict[str, dict[str, list[float]]]] = (
+                measured_scene if data.collection.has_label_maps else measured_images
+            )
             for name, cells in measured(models, data, args, seed).items():
                 for cell, values in cells.items():
                     figures.setdefault(name, {}).setdefault(cell, []).extend(values)

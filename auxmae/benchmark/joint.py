@@ -71,9 +71,8 @@ class JointMAE(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, h, w) → scalar L1 of the hidden patches."""
-        batch, channels, height, width = image.shape
-        p = self.patch_size
-        patches = image.view(batch, channels, height // p, p, width // p, p).permute(0, 1, 2, 4, 3, 5).flatten(4).flatten(2, 3)
+        patches = self._patches(image)
+        batch, channels = patches.shape[:2]
         order = torch.rand(batch, channels, patches.shape[2], device=image.device).argsort(2)
         keep, hidden = order[..., : self.kept], order[..., self.kept :]
 
@@ -95,6 +94,20 @@ class JointMAE(nn.Module):
         prediction = self.head(x[:, :, self.kept :]).sigmoid()
         loss: Tensor = (prediction - at(patches, hidden)).abs().mean()
         return loss
+
+    def encode(self, image: Tensor) -> Tensor:
+        """(B, C, h, w), nothing hidden → (B, C, N, D)."""
+        patches = self._patches(image)
+        x = self.embed(patches) + self.positions + self.channel
+        x = self.encoder(torch.cat([self.cls.expand(len(x), 1, -1), x.flatten(1, 2)], 1))
+        tokens: Tensor = x[:, 1:].view(*patches.shape[:3], -1)
+        return tokens
+
+    def _patches(self, image: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, C, N, pixels)."""
+        batch, channels, height, width = image.shape
+        p = self.patch_size
+        return image.view(batch, channels, height // p, p, width // p, p).permute(0, 1, 2, 4, 3, 5).flatten(4).flatten(2, 3)
 
 
 class _Fused(nn.Module):

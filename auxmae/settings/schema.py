@@ -459,7 +459,16 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
             "decoder_depth": 1,
             "cls_tokens": False,
         },
-        "train": {"batch_size": 16, "epochs": 400, "learning_rate": 2e-3, "max_minutes": 15.0, "validate_every": 10},
+        # With half of the pixels visible, training looks more like use, where all are.
+        "masking": {"ratio": 0.5},
+        "train": {
+            "batch_size": 16,
+            "epochs": 400,
+            "optimizer": "muon",
+            "learning_rate": 1e-2,
+            "max_minutes": 15.0,
+            "validate_every": 10,
+        },
     },
     # The published design of AuxiliaryMAE: equal encoder and decoder, GELU after the embedding, sigmoid output, dropout.
     "reference": {

@@ -1,0 +1,114 @@
+"""Other encoders for `representation.py`: pre-trained on the same batches, with the same optimisers and schedule, and read alike.
+
+`joint` attends over the tokens of all channels at once (as ChannelViT does), `vit-mae` is transformers' masked autoencoder with
+all channels fused at the patch embedding.  Encoder and decoder have the sizes of [model], but the decoder the encoder's width.
+Their masks, losses and embeddings are their own; `vit-mae` needs `pip install 'auxmae[peers]'`.
+
+Shape letters: B batch, C channels, N positions, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auxmae.benchmark.cases import ModelCase
+from auxmae.benchmark.joint import JointMAE, vit_mae
+from auxmae.build import build_data
+from auxmae.model.pooling import pool_image
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.feed import Feed
+from auxmae.training.optimization import learning_rate_at, make_optimizers
+
+PEERS = ("joint", "vit-mae")
+
+
+class PeerEncoder(nn.Module):
+    """A peer behind AuxMAE's `forward_features`.
+
+    Args:
+        name: of PEERS.
+        case: sizes.
+    """
+
+    def __init__(self, name: str, case: ModelCase) -> None:
+        super().__init__()
+        self.name, self.case = name, case
+        network = JointMAE(case) if name == "joint" else vit_mae(case)
+        if network is None:
+            raise SystemExit("vit-mae needs transformers: pip install 'auxmae[peers]'")
+        self.network: Any = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, h, w) → scalar loss."""
+        loss: Tensor = self.network(image)
+        return loss
+
+    def forward_features(self, image: Tensor, *, pool: str) -> Tensor:
+        """(B, C, h, w), of any size that the patches divide → (B, D'): nothing hidden, pooled as AuxMAE's tokens are."""
+        tokens = self._joint_tokens(image) if self.name == "joint" else self._fused_tokens(image)
+        return pool_image(tokens, torch.ones_like(tokens[..., :1]), pool)
+
+    def _joint_tokens(self, image: Tensor) -> Tensor:
+        """→ (B, C, N, D)."""
+        # Positions are computed, not learned, so that a network of another image size has the same parameters.
+        sized = JointMAE(dataclasses.replace(self.case, image_size=image.shape[-1]))
+        sized.load_state_dict({**self.network.state_dict(), "positions": sized.positions})
+        return sized.encode(image)
+
+    def _fused_tokens(self, image: Tensor) -> Tensor:
+        """→ (B, 1, N, D), positions in any order."""
+        vit = self.network.model.vit
+        hidden = vit.config.mask_ratio
+        vit.config.mask_ratio = 0.0
+        try:
+            found = vit(pixel_values=image, interpolate_pos_encoding=True).last_hidden_state
+        finally:
+            vit.config.mask_ratio = hidden
+        tokens: Tensor = found[:, None, 1:]
+        return tokens
+
+
+def train_peer(name: str, settings: SettingsTree, *, steps: int) -> tuple[PeerEncoder, float]:
+    """Pre-trains a peer for `steps` steps → (it, CPU seconds)."""
+    torch.manual_seed(settings.train.seed)
+    data = build_data(settings)
+    model, train = settings.model, settings.train
+    case = ModelCase(
+        name,
+        train.batch_size,
+        channels=len(data.collection.channel_names),
+        image_size=data.image_size,
+        patch_size=model.patch_size,
+        width=model.width,
+        hidden=model.hidden if isinstance(model.hidden, int) else 2 * model.width,
+        heads=model.heads,
+        depth=model.depth,
+        decoder_depth=model.decoder_depth,
+    )
+    encoder = PeerEncoder(name, case).train()
+    optimizers = make_optimizers(
+        encoder.network,
+        train.optimizer,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        betas=train.betas,
+        device=torch.device("cpu"),
+    )
+    began = time.process_time()
+    for step, batch in zip(range(1, steps + 1), Feed(data.train, torch.device("cpu")), strict=False):
+        rate = learning_rate_at(
+            step / steps, peak=train.learning_rate, final=train.min_learning_rate, warmup=train.warmup_fraction
+        )
+        encoder(batch.image).backward()
+        nn.utils.clip_grad_norm_(encoder.parameters(), train.clip_norm or float("inf"))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"].fill_(rate)
+            optimizer.step()
+            optimizer.zero_grad()
+    return encoder.eval(), time.process_time() - began
