@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from auxmae.settings.schema import SettingsTree
+
 
 @pytest.fixture(scope="module")
 def script(repository):
@@ -50,6 +52,32 @@ def test_features_of_a_scene_lie_where_its_patches_do(script):
     with torch.inference_mode():
         for row, window in zip(found, (corner, x[None, :, 0:4, 1:5]), strict=True):
             assert np.allclose(row, model.dense_features(window, pool="concat")[0, :, 2, 2], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["joint", "vit-mae"])
+def test_peers_are_trained_and_read_at_any_size(script, name):
+    if name == "vit-mae":
+        pytest.importorskip("transformers", reason="transformers is not installed")
+    settings = SettingsTree.model_validate(
+        {
+            "data": {"synthetic_images": 40},
+            "model": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
+            "train": {"batch_size": 4, "optimizer": "muon" if name == "joint" else "adamw", "learning_rate": 3e-3},
+        }
+    )
+    first, last = (script.train_peer(name, settings, steps=steps)[0] for steps in (1, 60))
+    image = next(iter(script.build_data(settings).train)).image
+    with torch.no_grad():
+        before, after = (torch.stack([encoder(image) for _ in range(8)]).mean() for encoder in (first, last))
+        assert after < 0.95 * before
+        whole = last.forward_features(image, pool="moments")
+        wider = last.forward_features(torch.rand(2, 13, 24, 24), pool="moments")
+    assert whole.shape[1] == wider.shape[1] == (13 if name == "joint" else 1) * 2 * 16
+    image[:, 0] += 1
+    with torch.no_grad():
+        other = last.forward_features(image, pool="moments")
+    # Everything attends to everything, so that one channel is in the features of all.
+    assert (other != whole).float().mean() > 0.9
 
 
 @pytest.mark.slow
