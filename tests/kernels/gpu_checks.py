@@ -257,6 +257,15 @@ def check_far_tokens(name: str, elements: int, device: str) -> None:
     elif name == "assemble":
         parts = [vector(width), vector(one.places, width), vector(one.channels, width)]
         call, source = (lambda x, index: kernels.assemble(x, index, *parts)), tokens
+    elif name == "masked_loss":
+
+        def call(x: Tensor, index: Tensor) -> Tensor:
+            # Of all images but the last, nothing is hidden.
+            others = torch.arange(len(x), device=device) < len(x) - 1
+            hidden = index.masked_fill(others[:, None, None], -1)
+            return kernels.masked_loss(x, image.expand(len(x), -1, -1, -1).contiguous(), hidden, None, "mse")[None]
+
+        source = tokens
     else:
         raise ValueError(f"{name} has no case of many images")
     many = source.expand(batch, *source.shape[1:]).contiguous()
@@ -274,11 +283,11 @@ def check_far_tokens(name: str, elements: int, device: str) -> None:
             result.append(torch.autograd.grad(out, x, upstream)[0][-1:].clone())
         results.append(result)
         del out, x
-    checks.assert_same_bits(results[0][:1], results[1][:1])
-    # A library's product may add in another order where there are more rows.
-    checks.assert_close(results[0][1:], results[1][1:], 4 * torch.finfo(dtype).eps)
+    # A library's product may add in another order where there are more rows, and so does a sum over all of them.
+    summed = 0 if name == "masked_loss" else 1
+    checks.assert_same_bits(results[0][:summed], results[1][:summed])
+    checks.assert_close(results[0][summed:], results[1][summed:], 4 * torch.finfo(dtype).eps)
 
 
-# Those whose tensors a test can make so large; `axial_attention` has a case of its own, and the loss reads an image as
-# `embed_visible` does.
-FAR = ("feed_forward", "attention_block", "add_norm", "embed_visible", "assemble")
+# Those whose tensors a test can make so large; `axial_attention` has a case of its own.
+FAR = ("feed_forward", "attention_block", "add_norm", "embed_visible", "assemble", "masked_loss")
