@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -72,7 +73,11 @@ def test_block_of_the_readme(language, mark, code, tmp_path, repository):
     done = subprocess.run(command, cwd=tmp_path, env=environment(mark), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     if mark == "fresh-install":
-        assert list(tmp_path.glob("runs/*/figures/reconstruction.png"))
+        (run,) = (tmp_path / "runs").glob("20*")
+        assert (run / "figures" / "reconstruction.png").is_file()
+        learned = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        # 0.63 on two quiet cores; a busy machine has time for fewer steps.
+        assert learned["masked_l1"] < 0.9 * min(learned["floors"].values())
     if mark == "fresh-tests":
         assert re.search(r"\d+ passed", done.stdout)
         assert "failed" not in done.stdout
