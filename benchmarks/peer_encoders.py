@@ -73,8 +73,8 @@ class PeerEncoder(nn.Module):
         return tokens
 
 
-def train_peer(name: str, settings: SettingsTree, *, steps: int) -> tuple[PeerEncoder, float]:
-    """Pre-trains a peer for `steps` steps → (it, CPU seconds)."""
+def train_peer(name: str, settings: SettingsTree) -> tuple[PeerEncoder, int]:
+    """Pre-trains a peer for train.max_steps, or train.max_minutes of CPU time where that is set → (it, steps)."""
     torch.manual_seed(settings.train.seed)
     data = build_data(settings)
     model, train = settings.model, settings.train
@@ -99,16 +99,20 @@ def train_peer(name: str, settings: SettingsTree, *, steps: int) -> tuple[PeerEn
         betas=train.betas,
         device=torch.device("cpu"),
     )
-    began = time.process_time()
-    for step, batch in zip(range(1, steps + 1), Feed(data.train, torch.device("cpu")), strict=False):
+    began, limit = time.process_time(), 60 * train.max_minutes
+    step, progress = 0, 0.0
+    batches = Feed(data.train, torch.device("cpu"))
+    while progress < 1:
         rate = learning_rate_at(
-            step / steps, peak=train.learning_rate, final=train.min_learning_rate, warmup=train.warmup_fraction
+            progress or 1 / train.max_steps, peak=train.learning_rate, final=train.min_learning_rate, warmup=train.warmup_fraction
         )
-        encoder(batch.image).backward()
+        encoder(next(batches).image).backward()
         nn.utils.clip_grad_norm_(encoder.parameters(), train.clip_norm or float("inf"))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"].fill_(rate)
             optimizer.step()
             optimizer.zero_grad()
-    return encoder.eval(), time.process_time() - began
+        step += 1
+        progress = max(step / train.max_steps, (time.process_time() - began) / limit if limit else 0.0)
+    return encoder.eval(), step

@@ -91,34 +91,22 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def trained(
-    args: argparse.Namespace, variant: str, seed: int, folder: Path, steps: int
-) -> tuple[AuxMAE | PeerEncoder, SettingsTree, float]:
-    """Pre-trains a variant → (its encoder, its settings, CPU seconds)."""
-    settings = settings_of(args, variant, seed, folder, steps)
+def trained(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> tuple[AuxMAE | PeerEncoder, int, SettingsTree]:
+    """Pre-trains a variant → (its encoder, steps, its settings)."""
+    settings = settings_of(args, variant, seed, folder)
     if variant in PEERS:
-        peer, seconds = train_peer(variant, settings, steps=steps)
-        return peer, settings, seconds
-    began = time.process_time()
-    outcome = train(settings)
-    seconds = time.process_time() - began
-    return AuxMAE.from_pretrained(outcome.run / "checkpoints" / "last").eval(), settings, seconds
+        return *train_peer(variant, settings), settings
+    # On a shared machine the clock on the wall measures the neighbours too.
+    outcome = train(settings, clock=time.process_time)
+    model = AuxMAE.from_pretrained(outcome.run / "checkpoints" / "last").eval()
+    return model, outcome.outcome.step, settings
 
 
-def steps_of(args: argparse.Namespace, variant: str, folder: Path) -> int:
-    """How many steps a variant makes in the minutes given to each: from the CPU time of 20 of them, since on a shared machine
-    the clock on the wall measures the neighbours too."""
-    if args.steps:
-        return int(args.steps)
-    seconds = [trained(args, variant, 0, folder / f"{variant}-{steps}", steps)[2] for steps in (5, 25)]
-    return max(1, round(60 * args.minutes / (max(seconds[1] - seconds[0], 1e-3) / 20)))
-
-
-def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path, steps: int) -> SettingsTree:
-    limit = f"train.max_steps={steps}"
+def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> SettingsTree:
+    limits = [f"train.max_steps={args.steps or 10_000_000}", f"train.max_minutes={0 if args.steps else args.minutes}"]
     # Validation would take time from some variants and choose a checkpoint by a loss that differs between them.
-    base = [f"data.source={args.data}", f"model.preset={args.preset}", f"data.labels={args.labels}", limit]
-    base += ["train.max_minutes=0", "run.threads=1", f"train.seed={seed}", f"run.folder={folder}", "train.epochs=100000"]
+    base = [f"data.source={args.data}", f"model.preset={args.preset}", f"data.labels={args.labels}", *limits]
+    base += ["run.threads=1", f"train.seed={seed}", f"run.folder={folder}", "train.epochs=100000"]
     base += ["train.figure_every=0", "train.validate_every=1000000"]
     plain = load_settings(overrides=[*base, *args.overrides], environ={}, cwd=folder.parent).settings
     if plain.data.split == "auto" and plain.data.source != "synthetic":
@@ -299,14 +287,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, dict[str, list[float]]] = {}
     trainings: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        steps = {name: steps_of(args, name, Path(scratch) / "timing") for name in names}
         for seed in (int(text) for text in args.seeds.split(",")):
             models: dict[str, Any] = {}
             data: Data | None = None
             for name in names:
-                folder = Path(scratch) / f"{name}-{seed}"
-                models[name], settings, seconds = trained(args, name, seed, folder, steps[name])
-                trainings.append({"variant": name, "seed": seed, "steps": steps[name], "cpu_seconds": round(seconds, 1)})
+                began = time.process_time()
+                models[name], steps, settings = trained(args, name, seed, Path(scratch) / f"{name}-{seed}")
+                used = round(time.process_time() - began, 1)
+                trainings.append({"variant": name, "seed": seed, "steps": steps, "cpu_seconds": used})
                 data = data or build_data(settings, augment=False)
             first = models[names[0]]
             if isinstance(first, AuxMAE):

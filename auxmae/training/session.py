@@ -111,6 +111,7 @@ def train(
     fast_dev_run: bool = False,
     reporter: Reporter | None = None,
     progress: Progress | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> TrainingResult:
     """Pre-trains a masked autoencoder.
 
@@ -121,6 +122,7 @@ def train(
         fast_dev_run: three steps and one validation, to see that everything works.
         reporter: who is told how it goes.
         progress: told (done, total) while the data's statistics are computed.
+        clock: tells seconds, by which train.max_minutes is measured: `time.process_time` makes it CPU time.
 
     Raises:
         AuxMAEError: whatever the user can mend, with a hint.
@@ -190,6 +192,7 @@ def train(
         draw_figure=draw_figure if _drawing() else None,
         probe=_probe(model, data, settings, device) if settings.train.probe_every else None,
         log_scalars=None if log is None else log_scalars,
+        clock=clock,
     )
     if resume is not None:
         trainer.resume()

@@ -116,6 +116,7 @@ class Trainer:
         draw_figure: called with the epoch's number when a figure is due.
         probe: called when a probe is due; gives values by name, "effective_rank" among them.
         log_scalars: called with (step, values) for every logged step, for further loggers.
+        clock: tells seconds; training time is measured by it.
     """
 
     def __init__(
@@ -131,7 +132,9 @@ class Trainer:
         draw_figure: Callable[[int], None] | None = None,
         probe: Callable[[], dict[str, float]] | None = None,
         log_scalars: Callable[[int, dict[str, float]], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         self.model, self.train, self.validation, self.run, self.plan = model, train, validation, run, plan
         self.device, self.reporter, self.draw_figure, self.log_scalars = device, reporter, draw_figure, log_scalars
         self.probe = probe
@@ -198,7 +201,7 @@ class Trainer:
         """Trains until the plan is done, validation stops improving, or a signal asks to stop."""
         reason = "finished"
         self.reporter.start(self.plan.steps, self.step)
-        earlier, began = self.seconds, time.monotonic()
+        earlier, began = self.seconds, self.clock()
         saved = logged = began
         logged_images = self.images
         try:
@@ -208,7 +211,7 @@ class Trainer:
                     loss, norm = self._train_step(self.feed)
                     if not self._done():
                         self.feed.prefetch()
-                    now = time.monotonic()
+                    now = self.clock()
                     self.seconds = earlier + now - began
                     if self.step % LOG_EVERY == 0 or self._done() or self.step == 1:
                         rate = (self.images - logged_images) / max(now - logged, 1e-9)
@@ -218,15 +221,15 @@ class Trainer:
                     if (epoch_ended or self._done()) and self._end_epoch(epoch, last=self._done()):
                         reason = "stopped early"
                         break
-                    overdue = 0 < self.plan.checkpoint_seconds <= time.monotonic() - saved
+                    overdue = 0 < self.plan.checkpoint_seconds <= self.clock() - saved
                     if epoch_ended or overdue:
                         check_finite(float(loss), self.step, self._what_is_left())
                         self.save()
-                        saved = time.monotonic()
+                        saved = self.clock()
                     if stop_asked():
                         reason = "interrupted"
                         break
-                self.seconds = earlier + time.monotonic() - began
+                self.seconds = earlier + self.clock() - began
                 self.save()
         finally:
             self.reporter.stop()

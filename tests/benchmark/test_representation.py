@@ -58,14 +58,18 @@ def test_features_of_a_scene_lie_where_its_patches_do(script):
 def test_peers_are_trained_and_read_at_any_size(script, name):
     if name == "vit-mae":
         pytest.importorskip("transformers", reason="transformers is not installed")
-    settings = SettingsTree.model_validate(
-        {
-            "data": {"synthetic_images": 40},
-            "model": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
-            "train": {"batch_size": 4, "optimizer": "muon" if name == "joint" else "adamw", "learning_rate": 3e-3},
-        }
-    )
-    first, last = (script.train_peer(name, settings, steps=steps)[0] for steps in (1, 60))
+    given = {
+        "data": {"synthetic_images": 40},
+        "model": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
+    }
+    training = {"batch_size": 4, "optimizer": "muon" if name == "joint" else "adamw", "learning_rate": 3e-3}
+    encoders = []
+    for steps in (1, 60):
+        settings = SettingsTree.model_validate({**given, "train": {**training, "max_steps": steps}})
+        encoder, done = script.train_peer(name, settings)
+        assert done == steps
+        encoders.append(encoder)
+    first, last = encoders
     image = next(iter(script.build_data(settings).train)).image
     with torch.no_grad():
         before, after = (torch.stack([encoder(image) for _ in range(8)]).mean() for encoder in (first, last))

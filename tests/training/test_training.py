@@ -140,6 +140,16 @@ def test_training_lowers_the_error(tmp_path):
     assert longer.masked_l1 < 0.8 * short.masked_l1
 
 
+def test_training_time_is_that_of_the_clock(tmp_path):
+    """One that every look at moves on by a second: the training ends after so many looks, its rate having come down."""
+    settings = settings_for(tmp_path / "run", train={"max_steps": 1000, "max_minutes": 0.5, "learning_rate": 1e-2})
+    result = train(settings, clock=map(float, itertools.count()).__next__)
+    assert 30 <= result.outcome.seconds < 40
+    assert 5 <= result.outcome.step <= 30
+    rates = [record["learning_rate"] for record in open_run(result.run).metrics() if record["kind"] == "train"]
+    assert rates[-1] < 2e-3
+
+
 @pytest.mark.parametrize(
     "tables",
     [
