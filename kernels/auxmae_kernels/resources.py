@@ -171,6 +171,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m auxmae_kernels.resources", description="what each kernel needs of a GPU")
     parser.add_argument("--arch", action="append", choices=ARCHITECTURES, help="of these architectures alone")
     parser.add_argument("--calls", type=Path, help="compile what these recorded calls would launch (JSON)")
+    parser.add_argument(
+        "--spread",
+        action="store_true",
+        help="each recorded call for the first architecture, and for one of the others in turn",
+    )
     options = parser.parse_args()
     # Which line an instruction comes from is of no interest here, and takes an eighth of the time.
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
@@ -179,7 +184,12 @@ def main() -> None:
         print(table(architectures), end="")
         return
     runs = [replayed(call) for call in json.loads(options.calls.read_text(encoding="utf-8"))]
-    entries = [(arch, entry) for arch in architectures for entry in of_calls(runs, arch)]
+    entries = [
+        (arch, entry)
+        for turn, arch in enumerate(architectures)
+        for number, entry in enumerate(of_calls(runs, arch))
+        if turn == 0 or not options.spread or number % (len(architectures) - 1) == turn - 1
+    ]
     failed = [
         f"{arch} {entry.shape_class}: {outcome}"
         for (arch, entry), outcome in zip(entries, compile_all(entries), strict=True)
