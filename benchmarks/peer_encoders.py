@@ -9,7 +9,6 @@ Shape letters: B batch, C channels, N positions, D width.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import Any
 
@@ -37,7 +36,7 @@ class PeerEncoder(nn.Module):
 
     def __init__(self, name: str, case: ModelCase) -> None:
         super().__init__()
-        self.name, self.case = name, case
+        self.name = name
         network = JointMAE(case) if name == "joint" else vit_mae(case)
         if network is None:
             raise SystemExit("vit-mae needs transformers: pip install 'auxmae[peers]'")
@@ -50,15 +49,8 @@ class PeerEncoder(nn.Module):
 
     def forward_features(self, image: Tensor, *, pool: str) -> Tensor:
         """(B, C, h, w), of any size that the patches divide → (B, D'): nothing hidden, pooled as AuxMAE's tokens are."""
-        tokens = self._joint_tokens(image) if self.name == "joint" else self._fused_tokens(image)
+        tokens = self.network.encode(image) if self.name == "joint" else self._fused_tokens(image)
         return pool_image(tokens, torch.ones_like(tokens[..., :1]), pool)
-
-    def _joint_tokens(self, image: Tensor) -> Tensor:
-        """→ (B, C, N, D)."""
-        # Positions are computed, not learned, so that a network of another image size has the same parameters.
-        sized = JointMAE(dataclasses.replace(self.case, image_size=image.shape[-1]))
-        sized.load_state_dict({**self.network.state_dict(), "positions": sized.positions})
-        return sized.encode(image)
 
     def _fused_tokens(self, image: Tensor) -> Tensor:
         """→ (B, 1, N, D), positions in any order."""

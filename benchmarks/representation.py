@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 import warnings
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from peer_encoders import PEERS, PeerEncoder, train_peer
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -33,9 +33,6 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent))
-from peer_encoders import PEERS, PeerEncoder, train_peer
 
 from auxmae.build import Data, build_data
 from auxmae.data.statistics import Scaling
@@ -63,8 +60,10 @@ VARIANTS: dict[str, list[str]] = {
     "standard-scaling": ["scaling.method=standard"],
     # Each optimiser at the learning rate that served it best.
     "adamw": ["train.optimizer=adamw", "train.learning_rate=3e-3"],
+    "joint": [],
+    "vit-mae": ["train.optimizer=adamw", "train.learning_rate=3e-3"],
 }
-ALL_VARIANTS = (*VARIANTS, "equal-decoder", *PEERS)
+ALL_VARIANTS = (*VARIANTS, "equal-decoder")
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 FILTERS = 256
 
@@ -112,7 +111,7 @@ def settings_of(args: argparse.Namespace, variant: str, seed: int, folder: Path)
     if plain.data.split == "auto" and plain.data.source != "synthetic":
         # Every unlabelled pixel of a scene is trained on; the halves are cut from its labels.
         base += ["data.validation_fraction=0.0", "data.test_fraction=0.0"]
-    extra = VARIANTS.get("adamw" if variant == "vit-mae" else variant, [])
+    extra = VARIANTS.get(variant, [])
     if variant == "equal-decoder":
         model = plain.model
         extra = [f"model.decoder_{key}={getattr(model, key)}" for key in ("width", "depth", "heads")]
@@ -306,7 +305,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for name, cells in measured(models, data, args, seed).items():
                 for cell, values in cells.items():
                     figures.setdefault(name, {}).setdefault(cell, []).extend(values)
-    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    # Where the figures are written says nothing about them.
+    asked = {key: value for key, value in vars(args).items() if key != "json"}
     return {"arguments": asked, "trainings": trainings, "average_accuracy": figures}
 
 

@@ -96,9 +96,11 @@ class JointMAE(nn.Module):
         return loss
 
     def encode(self, image: Tensor) -> Tensor:
-        """(B, C, h, w), nothing hidden → (B, C, N, D)."""
+        """(B, C, h, w), of any size that the patches divide, nothing hidden → (B, C, N, D)."""
         patches = self._patches(image)
-        x = self.embed(patches) + self.positions + self.channel
+        rows, columns = (side // self.patch_size for side in image.shape[2:])
+        positions = sincos_positions(rows, columns, self.positions.shape[1]).to(image.device)
+        x = self.embed(patches) + positions + self.channel
         x = self.encoder(torch.cat([self.cls.expand(len(x), 1, -1), x.flatten(1, 2)], 1))
         tokens: Tensor = x[:, 1:].view(*patches.shape[:3], -1)
         return tokens

@@ -1,6 +1,7 @@
-"""What can be set, where it comes from, how it is written: see `schema.py`, `sources.py`, `starter.py`."""
+"""What can be set, where it comes from, how it is written: see `schema.py`, `presets.py`, `sources.py`, `starter.py`."""
 
-from auxmae.settings.schema import PRESETS, SettingsTree
+from auxmae.settings.presets import PRESETS
+from auxmae.settings.schema import SettingsTree
 from auxmae.settings.sources import FILE_NAME, InvalidSettingsError, Loaded, load_settings, settings_from_toml
 from auxmae.settings.starter import preset_settings, settings_text, starter_text, write_settings
 

@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from auxmae.errors import SettingsError
 from auxmae.settings import wording
 from auxmae.settings.document import Document, KeyPath, read_document
-from auxmae.settings.schema import PRESETS, SettingsTree
+from auxmae.settings.presets import PRESETS
+from auxmae.settings.schema import SettingsTree
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

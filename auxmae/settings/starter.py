@@ -11,7 +11,8 @@ from typing import Any
 
 from auxmae.errors import AuxMAEError, SettingsError
 from auxmae.settings import wording
-from auxmae.settings.schema import PRESETS, SettingsTree
+from auxmae.settings.presets import PRESETS
+from auxmae.settings.schema import SettingsTree
 
 COMMENT_WIDTH = 100
 

@@ -98,7 +98,9 @@ class TrainingStep:
 
         The generators of a CPU and of a GPU have no state in common: from one to the other, masks are drawn anew.
         """
-        for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
+        # Checkpoints of before hold that of the one optimiser that there was.
+        states = state["optimizers"] if "optimizers" in state else [state["optimizer"]]
+        for optimizer, its_state in zip(self.optimizers, states, strict=True):
             own: list[dict[str, Any]] = [
                 {name: group[name] for name in ("lr", "capturable", "fused") if name in group} for group in optimizer.param_groups
             ]

@@ -14,9 +14,12 @@ from auxmae.settings.schema import SettingsTree
 
 @pytest.fixture(scope="module")
 def script(repository):
+    """The script as it is run: with its own folder to import from."""
     spec = importlib.util.spec_from_file_location("representation", repository / "benchmarks" / "representation.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(repository / "benchmarks")
+        spec.loader.exec_module(module)
     return module
 
 

@@ -71,7 +71,7 @@ def test_every_class_that_was_interpreted_compiles(tmp_path):
     """The interpreter accepts shapes that a GPU does not; runs after the interpreter's tests, whose calls it has on record.
 
     Each for sm_89, which has the instructions of sm_80 and the least shared memory of NVIDIA's, and for one of the others in
-    turn: all six take a quarter of an hour of one core, and `python -m auxmae_kernels.resources --calls` does them.
+    turn: all six take about ten minutes of one core, and `python -m auxmae_kernels.resources --calls` does them.
     """
     if not CALLS:
         pytest.skip("the interpreter's tests did not run before this one")

@@ -233,6 +233,10 @@ def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(optimizer):
     state = step().state_dict()
     own = step()
     assert own.load_state_dict(state)
+    if optimizer == "adamw":
+        # As checkpoints of before have it.
+        before = {key: value for key, value in state.items() if key != "optimizers"}
+        assert step().load_state_dict({**before, "optimizer": state["optimizers"][0]})
     state["masks"] = torch.arange(16, dtype=torch.uint8)  # as long as that of a GPU's generator
     one, two = step(), step()
     assert not one.load_state_dict(state)
