@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 
 from auxmae.data.collection import open_collection
 from auxmae.data.image import ReadOptions, Window
@@ -222,3 +223,13 @@ def test_synthetic_is_picklable() -> None:
     assert (copy.read(5).pixels == collection.read(5).pixels).all()
     assert (copy.layout, len(copy), len(copy.channel_names)) == ("array", 16, 13)
     assert (open_collection("synthetic", synthetic_images=16, seed=4).read(5).pixels != copy.read(5).pixels).any()
+
+
+def test_a_truncated_file_is_named_whatever_other_threads_open(tmp_path):
+    for i in range(24):
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", np.zeros((5, 64, 64), np.uint16), metadata={"axes": "CYX"})
+    broken = tmp_path / "13.tif"
+    broken.write_bytes(broken.read_bytes()[:20_000])
+    for _ in range(5):
+        with pytest.raises(DataError, match=r"13\.tif: cannot be read"):
+            open_collection(str(tmp_path))

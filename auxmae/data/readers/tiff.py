@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -99,10 +100,13 @@ def _sides(series: Any) -> tuple[int, int]:
 def _errors_raised() -> Iterator[None]:
     """tifffile only logs that a file ends too early, and goes on with the pages that are left; here that is an error."""
     records: list[logging.LogRecord] = []
+    own = threading.get_ident()
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            records.append(record)
+            # Other threads open other files meanwhile.
+            if record.thread == own:
+                records.append(record)
 
     handler = Collector(logging.ERROR)
     logger = logging.getLogger("tifffile")
