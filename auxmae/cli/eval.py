@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -11,8 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
-    from auxmae.evaluation.features import Extractor
-    from auxmae.evaluation.probes import ProbeReport
+    from auxmae.evaluation.features import Extractor, Features
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import EvalSettings, SettingsTree
     from auxmae.training.run import RunFolder
@@ -61,6 +59,7 @@ def command(
     from auxmae.cli.eval_tables import leakage_table, probe_table, ratio_table, reconstruction_table
     from auxmae.errors import AuxMAEError, DataError
     from auxmae.evaluation.leakage import evaluate_leakage
+    from auxmae.evaluation.probes import ProbeReport, run_probes
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
@@ -109,8 +108,24 @@ def command(
         out.print(ratio_table(ratios))
     if leakage is not None:
         out.print(leakage_table(leakage))
-    with out.status("Probing frozen features") as status:
-        report = _probe(model, held, settings.eval, where, settings.train.seed, lambda what: status.update(f"Probing: {what}"))
+    extractors: dict[str, Extractor] = {}
+    train: dict[str, Features] = {}
+    report = ProbeReport([], "The data carry no labels.")
+    if held.class_names:
+        with out.status("Probing frozen features") as status:
+            extractors = _extractors(model, held, settings.eval, where, settings.train.seed)
+            patch_size = model.patch_size if held.collection.layout == "scenes" else None
+            train, test = _labelled_features(extractors, held, settings.eval, patch_size, settings.train.seed)
+            report = run_probes(
+                train,
+                test,
+                labels_per_class=settings.eval.labels_per_class,
+                neighbours=settings.eval.neighbours,
+                bootstrap=settings.eval.bootstrap,
+                seed=settings.train.seed,
+                class_names=held.class_names,
+                progress=lambda what: status.update(f"Probing: {what}"),
+            )
     if report.reason:
         out.print(f"No probes. {report.reason}", **plain)
     else:
@@ -145,8 +160,7 @@ def command(
     if finetune:
         document["finetuning"] = eval_finetune.measure(model, held, settings, where, out)
     if robustness:
-        extractors = _extractors(model, held, settings.eval, where, settings.train.seed)
-        document["robustness"] = eval_robustness.measure(model, held, settings, extractors, where, folder, out)
+        document["robustness"] = eval_robustness.measure(model, held, settings, extractors, train, where, folder, out)
     if dense:
         document["dense"] = _dense(model, held, settings, where, folder, out)
     elif held.collection.has_label_maps:
@@ -245,29 +259,14 @@ def _extractors(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, 
     }
 
 
-def _probe(
-    model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int, progress: Callable[[str], None]
-) -> ProbeReport:
-    """All probes on the encoder and on the floors, from the same samples."""
+def _labelled_features(
+    extractors: dict[str, Extractor], data: Data, settings: EvalSettings, patch_size: int | None, seed: int
+) -> list[dict[str, Features]]:
+    """Every extractor's features of the training part's labelled samples, and of the test part's."""
     from auxmae.evaluation.features import extract_all
-    from auxmae.evaluation.probes import ProbeReport, run_probes
 
-    if not data.class_names:
-        return ProbeReport([], "The data carry no labels.")
     assert data.test is not None
-    patch_size = model.patch_size if data.collection.layout == "scenes" else None
-    extractors = _extractors(model, data, settings, device, seed)
-    train, test = (
+    return [
         extract_all(extractors, part, patch_size=patch_size, limit=settings.max_samples, seed=seed)
         for part in (data.train, data.test)
-    )
-    return run_probes(
-        train,
-        test,
-        labels_per_class=settings.labels_per_class,
-        neighbours=settings.neighbours,
-        bootstrap=settings.bootstrap,
-        seed=seed,
-        class_names=data.class_names,
-        progress=progress,
-    )
+    ]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
-    from auxmae.evaluation.features import Extractor
+    from auxmae.evaluation.features import Extractor, Features
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import SettingsTree
     from auxmae.training.run import RunFolder
@@ -23,11 +23,15 @@ def measure(
     data: Data,
     settings: SettingsTree,
     extractors: Mapping[str, Extractor],
+    known: Mapping[str, Features],
     device: Any,
     folder: RunFolder,
     out: Console,
 ) -> dict[str, object]:
-    """Measures, prints the table, draws the figure into the run folder; the content of "robustness" in the document."""
+    """Measures, prints the table, draws the figure into the run folder; the content of "robustness" in the document.
+
+    `extractors` and `known` are as for `evaluate_robustness`.
+    """
     from auxmae.cli.eval_tables import robustness_table
     from auxmae.evaluation.robustness import SIZES, evaluate_robustness, plan_changes
     from auxmae.visuals.robustness import robustness_figure
@@ -44,11 +48,11 @@ def measure(
             data.train.limited(settings.eval.max_samples),
             lambda side: _batches(data, side, settings),
             extractors,
+            known,
             changes=changes,
             scaling=data.scaling.select(names),
             pool=settings.eval.pool,
             patch_size=model.patch_size if data.collection.layout == "scenes" else None,
-            labelled=bool(data.class_names),
             limit=settings.eval.max_samples,
             seed=settings.train.seed,
             mask_seed=settings.eval.mask_seed,

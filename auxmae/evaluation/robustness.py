@@ -125,12 +125,12 @@ def evaluate_robustness(
     train: Iterable[Batch],
     test: Callable[[int | None], Iterable[Batch] | None],
     extractors: Mapping[str, Extractor],
+    known: Mapping[str, Features],
     *,
     changes: Sequence[Change],
     scaling: Scaling,
     pool: str,
     patch_size: int | None,
-    labelled: bool,
     limit: int,
     seed: int,
     mask_seed: int,
@@ -145,15 +145,15 @@ def evaluate_robustness(
 
     Args:
         model: the encoder.
-        train: labelled batches in a fixed order.
+        train: the training images.
         test: side, px (None: the usual one) → batches in a fixed order, or None where images are too small.
         extractors: `ENCODER`, `RANDOM` and the floors.
+        known: the extractors' features of the unchanged training images; empty where there is nothing to classify.
         changes: from `plan_changes`.
         scaling: of the image's channels.
         pool: of the encoder's features.
         patch_size: as for `extract_all`.
-        labelled: whether there is anything to classify.
-        limit: labelled samples per part, at most.
+        limit: labelled test samples, at most.
         seed: of samples and noise.
         mask_seed: of the masks.
         device: where the model is.
@@ -163,11 +163,10 @@ def evaluate_robustness(
     say("training images")
     fill, deviation = _channel_moments(train)
     classifiers = {}
-    if labelled:
-        for name, features in extract_all(extractors, train, patch_size=patch_size, limit=limit, seed=seed).items():
-            say(f"training on {name}")
-            if len(np.unique(features.y)) > 1:
-                classifiers[name] = _Classifier(features)
+    for name, features in known.items():
+        say(f"training on {name}")
+        if len(np.unique(features.y)) > 1:
+            classifiers[name] = _Classifier(features)
     found: dict[tuple[str, float], list[RobustnessResult]] = {}
     unchanged: ReconstructionResult | None = None
     for change in changes:

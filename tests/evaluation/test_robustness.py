@@ -12,7 +12,7 @@ import torch
 from auxmae.data.loading import Batch
 from auxmae.data.statistics import Scaling
 from auxmae.evaluation.baselines import RAW_PIXELS, STATISTICS, raw_extractor
-from auxmae.evaluation.features import encoder_extractor, statistics_extractor
+from auxmae.evaluation.features import encoder_extractor, extract_all, statistics_extractor
 from auxmae.evaluation.probes import ENCODER
 from auxmae.evaluation.robustness import (
     COUNT,
@@ -63,11 +63,11 @@ def measure(model: AuxMAE, pool: str, changes: list[Change]) -> dict[tuple[str, 
         images(42, 1),
         lambda side: images(42, 2, side or 16),
         extractors,
+        extract_all(extractors, images(42, 1)),
         changes=changes,
         scaling=SCALING,
         pool=pool,
         patch_size=None,
-        labelled=True,
         limit=100,
         seed=0,
         mask_seed=0,
