@@ -27,6 +27,9 @@ from auxmae.settings.schema import DataSettings, ModelSettings, SettingsTree
 from auxmae.training.run import SETTINGS_NAME, RunFolder
 
 Progress = Callable[[int, int], None]
+# Of channel_groups = "auto": of 198 bands, groups of 33 gave better features than groups of 8 or 16, of 64 bands those of 8
+# (`benchmarks/NOTES.md`).
+AUTO_GROUPS = 8
 
 
 @dataclass
@@ -201,8 +204,9 @@ def build_data(
     )
 
 
-def model_arguments(model: ModelSettings) -> dict[str, Any]:
-    """The constructor's arguments that [model] sets."""
+def model_arguments(model: ModelSettings, channels: int) -> dict[str, Any]:
+    """The constructor's arguments that [model] sets, for so many channels."""
+    groups = model.channel_groups
     return {
         "patch_size": model.patch_size,
         "width": model.width,
@@ -215,7 +219,7 @@ def model_arguments(model: ModelSettings) -> dict[str, Any]:
         "decoder_hidden": _auto(model.decoder_hidden),
         "dropout": model.dropout,
         "cls_tokens": model.cls_tokens,
-        "channel_groups": model.channel_groups,
+        "channel_groups": -(-channels // AUTO_GROUPS) if groups == "auto" else groups,
         "channel_embedding": "name" if model.channel_embedding == "auto" else model.channel_embedding,
         "embedding_activation": model.embedding_activation,
         "channel_attention": model.channel_attention,
@@ -236,7 +240,7 @@ def build_model(settings: SettingsTree, data: Data) -> AuxMAE:
         loss_kind=settings.loss.kind,
         normalize=settings.loss.normalize,
         scaling=data.scaling.to_dict(),
-        **model_arguments(settings.model),
+        **model_arguments(settings.model, len(data.collection.channel_names)),
     )
 
 

@@ -215,6 +215,21 @@ PROBES: dict[str, Callable[[Array, Array, int], Any]] = {
 }
 
 
+def standardised(known: Array, held: Array) -> tuple[Array, Array]:
+    """Both standardised by the training samples `known`.
+
+    Where these are fewer than the features, both are turned into the space that the training samples span.  No probe here
+    sees more than that: weights under an L2 penalty lie in it, and what sticks out of it adds the same to a test sample's
+    distance to every training sample.
+    """
+    scaler = StandardScaler().fit(known)
+    known, held = scaler.transform(known), scaler.transform(held)
+    if known.shape[1] <= len(known):
+        return known, held
+    turn = PCA(svd_solver="full").fit(known)
+    return turn.transform(known), turn.transform(held)
+
+
 def measure(x: Array, y: Array, directions: list[Direction], args: argparse.Namespace, seed: int) -> dict[str, list[float]]:
     """ "direction, budget" → average accuracy of every draw of the labels."""
     figures: dict[str, list[float]] = {}
@@ -226,9 +241,8 @@ def measure(x: Array, y: Array, directions: list[Direction], args: argparse.Name
                 random = np.random.default_rng([seed, budget, draw])
                 some = [random.permutation(fit[y[fit] == c])[: budget or None] for c in classes]
                 rows = np.concatenate(some)
-                scaler = StandardScaler().fit(x[rows])
-                probe = PROBES[args.probe](scaler.transform(x[rows]), y[rows], seed)
-                right = probe.predict(scaler.transform(x[test])) == y[test]
+                known, held = standardised(x[rows], x[test])
+                right = PROBES[args.probe](known, y[rows], seed).predict(held) == y[test]
                 found.append(float(np.mean([right[y[test] == c].mean() for c in np.unique(y[test])])))
             figures[f"{name}, {budget or 'all'}"] = found
     return figures

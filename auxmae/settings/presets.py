@@ -25,12 +25,12 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
         },
     },
     # One hyperspectral scene, labelled pixel by pixel: single-pixel patches keep each pixel's spectrum apart from its
-    # neighbours', groups keep many bands affordable.
+    # neighbours', and eight groups keep hundreds of bands affordable.
     "scene": {
         "model": {
             "image_size": 10,
             "patch_size": 1,
-            "channel_groups": 8,
+            "channel_groups": "auto",
             "width": 64,
             "depth": 3,
             "heads": 4,

@@ -173,8 +173,10 @@ class ModelSettings(Table):
         default="auto", description="side of a training crop, px ('auto': from the data, at most 64)"
     )
     patch_size: int = Field(default=8, ge=1, le=512, description="side of a patch, px")
-    channel_groups: Annotated[int, Field(ge=1, le=4096)] | tuple[tuple[str, ...], ...] = Field(
-        default=1, description="channels per token: a number of neighbouring channels, or lists of channel names"
+    channel_groups: Annotated[int, Field(ge=1, le=4096)] | Auto | tuple[tuple[str, ...], ...] = Field(
+        default=1,
+        description="channels per token: a number of neighbouring channels, 'auto' (so many that eight groups hold all), "
+        "or lists of channel names",
     )
     channel_embedding: Literal["auto", "name", "wavelength"] = Field(
         default="auto", description="learned by channel name, or computed from wavelength ('auto': by name)"
@@ -220,7 +222,7 @@ class ModelSettings(Table):
                 raise ValueError(f"decoder_width ({self.decoder_width}) must be a multiple of 4")
         if self.image_size != "auto" and self.image_size < self.patch_size:
             raise ValueError(f"image_size ({self.image_size} px) is smaller than patch_size ({self.patch_size} px)")
-        if not isinstance(self.channel_groups, int):
+        if isinstance(self.channel_groups, tuple):
             names = [name for group in self.channel_groups for name in group]
             if not names or any(not group for group in self.channel_groups):
                 raise ValueError("channel_groups has an empty group")
@@ -417,7 +419,7 @@ class SettingsTree(Table):
                 )
         if self.model.channel_groups != 1 and self.data.channel_sampling > 0:
             raise ValueError("data.channel_sampling drops single channels: it needs model.channel_groups = 1")
-        if not isinstance(self.model.channel_groups, int) and self.data.channels != "auto":
+        if isinstance(self.model.channel_groups, tuple) and self.data.channels != "auto":
             for name in (name for group in self.model.channel_groups for name in group):
                 if name not in self.data.channels:
                     raise ValueError(f"model.channel_groups names the unknown channel {name!r}: not in data.channels")

@@ -148,8 +148,8 @@ def train(
     channels = len(data.collection.channel_names)
     if stored is None and channels > MANY_CHANNELS and settings.model.channel_groups == 1:
         reporter.message(
-            f"note: {channels} channels are {channels} tokens at every place: model.channel_groups = 8 (neighbouring channels "
-            "that share a token) trains faster"
+            f"note: {channels} channels are {channels} tokens at every place: model.channel_groups = 'auto' (neighbouring "
+            "channels share a token) trains faster"
         )
     model = stored if stored is not None else _new_model(settings, data, init_from)
     model.to(device)

@@ -46,6 +46,20 @@ def test_probes_find_what_is_there_and_chance_where_labels_are_shuffled(script, 
     assert all(abs(np.mean(values) - 1 / 3) < 0.1 for values in shuffled.values())
 
 
+@pytest.mark.parametrize("probe", ["logistic", "ridge", "knn"])
+def test_turning_features_into_the_space_of_few_samples_changes_no_prediction(script, probe):
+    random = np.random.default_rng(3)
+    y = random.integers(0, 3, 330)
+    x = random.standard_normal((330, 200)) * random.uniform(0.1, 10, 200) + 5
+    x[np.arange(330), y] += 10
+    scaler = script.StandardScaler().fit(x[:30])
+    plain, turned = (scaler.transform(x[:30]), scaler.transform(x[30:])), script.standardised(x[:30], x[30:])
+    assert turned[0].shape == (30, 30)
+    predictions = [script.PROBES[probe](known, y[:30], 0).predict(held) for known, held in (plain, turned)]
+    assert 0.4 < (predictions[0] == y[30:]).mean() < 0.95  # hard enough for a difference to show
+    assert (predictions[0] == predictions[1]).mean() > 0.99  # the solver stops at 1e-3
+
+
 def test_features_of_a_scene_lie_where_its_patches_do(script):
     torch.manual_seed(0)
     model = script.AuxMAE(3, image_size=4, patch_size=1, width=8, depth=1, heads=2, cls_tokens=False).eval()

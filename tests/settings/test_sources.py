@@ -94,6 +94,7 @@ def test_options_not_given_and_named_options(tmp_path):
         ("train.learning_rate=1e-3", "train", "learning_rate", 1e-3),
         ("train.compile=true", "train", "compile", True),
         ('data.channels=["B02", "B03"]', "data", "channels", ("B02", "B03")),
+        ("model.channel_groups=auto", "model", "channel_groups", "auto"),
         ('model.channel_groups=[["a"], ["b", "c"]]', "model", "channel_groups", (("a",), ("b", "c"))),
         ("train.betas=[0.5, 0.9]", "train", "betas", (0.5, 0.9)),
         ("loss.kind=mse", "loss", "kind", "mse"),
