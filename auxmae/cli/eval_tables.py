@@ -113,9 +113,10 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
 
     title = "Changed images: logistic regression and model know unchanged ones only"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("change", no_wrap=True)
+    table.add_column("change", no_wrap=True, min_width=len("13 of 13 channels"))
     for column in ("accuracy", "best\nfloor's", "", "masked\nL1", "un-\nchanged", "best\nfloor's"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+        # In a narrow terminal names are shortened, never figures.
+        table.add_column(column, justify="right" if column else "left", no_wrap=True, min_width=6 if column else None)
     before = None
     for result in results:
         if before not in (None, result.kind):

@@ -19,7 +19,7 @@ from auxmae.errors import DataError, SettingsError
 from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
 from auxmae.model.embedding import ChannelEmbedding, ChannelSelection, GroupLinear, channel_groups, sincos_positions
 from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep
-from auxmae.model.patches import from_patches, unnormalise
+from auxmae.model.patches import fill_patches, from_patches, unnormalise
 from auxmae.model.pooling import CHANNEL_BY_CHANNEL, pool_image, pool_places
 from auxmae.model.pretrained import Pretrained
 
@@ -336,6 +336,7 @@ class AuxMAE(Pretrained):
         if bottom or right:
             image = nn.functional.pad(image, (0, right, 0, bottom))
             valid = nn.functional.pad(valid, (0, right, 0, bottom), value=False)
+        image = fill_patches(image, valid, self.patch_size)
         groups = None
         if selection.groups != list(range(len(self.groups))):
             groups = self._index(selection.groups, image.device, keep=channels is None)

@@ -1,4 +1,4 @@
-"""Predicted patches → pixels.
+"""Pixels of patches: predicted ones → an image, statistics of hidden ones, and what stands where pixels are not valid.
 
 Shapes: B batch, G channel groups of g channels, N positions, M hidden ones, P = g·p·p pixels per token.
 """
@@ -33,6 +33,24 @@ def from_patches(
         return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, -1, rows * patch_size, columns * patch_size)
 
     return image(table), image(hidden.expand(-1, -1, -1, pixels))
+
+
+def fill_patches(image: Tensor, valid: Tensor, patch_size: int) -> Tensor:
+    """(B, C, h, w) with the mean of a patch's valid pixels, channel by channel, in place of the others; 0 where it has none.
+
+    Zeros would be a dark border such as no whole patch has: features of images that the patches do not divide would then say
+    more of their size than of their content.  Nothing comes from another patch, so that what is hidden stays hidden.
+
+    Args:
+        image: 0 where not valid; h and w are multiples of the patch size.
+        valid: (B, C, h, w) bool.
+    """
+    batch, channels, height, width = image.shape
+    p = patch_size
+    shape = (batch, channels, height // p, p, width // p, p)
+    patches, known = image.reshape(shape), valid.reshape(shape)
+    mean = patches.sum((3, 5), keepdim=True) / known.sum((3, 5), keepdim=True).clamp(min=1)
+    return torch.where(known, patches, mean.to(image.dtype)).view_as(image)
 
 
 def _to_patches(image: Tensor, groups: int, patch_size: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -217,6 +219,31 @@ def test_any_image_size(size):
     assert reconstruction.prediction.shape == image.shape
     assert model.dense_features(image).shape == (2, 16, rows, columns)
     assert model(image).loss.isfinite()
+
+
+@pytest.mark.parametrize("where", ["beyond the edge", "within"])
+def test_pixels_that_are_not_valid_are_seen_as_the_mean_of_their_patch(where):
+    torch.manual_seed(0)
+    model = AuxMAE(3, image_size=16, patch_size=8, width=16, depth=2, heads=2).eval()
+    filled = torch.rand(2, 3, 16, 24) + 1
+    valid = torch.ones_like(filled, dtype=torch.bool)
+    if where == "within":
+        valid = torch.rand(filled.shape) < 0.7
+        valid[:, 1, :8, 8:16] = False  # a patch without any
+    else:
+        valid[:, :, 13:], valid[..., 20:] = False, False
+    for b, c, row, column in itertools.product(range(2), range(3), range(2), range(3)):
+        patch = (b, c, slice(8 * row, 8 * row + 8), slice(8 * column, 8 * column + 8))
+        known = filled[patch][valid[patch]]
+        filled[patch][~valid[patch]] = known.mean() if len(known) else 0.0
+    given = filled.masked_fill(~valid, torch.nan)
+    with torch.inference_mode():
+        expected = model.forward_features(filled, pool=None)
+        assert torch.allclose(model.forward_features(given, pool=None), expected, atol=1e-5)
+        assert torch.allclose(model.forward_features(given.nan_to_num(9.0), valid=valid, pool=None), expected, atol=1e-5)
+        if where != "within":
+            assert torch.allclose(model.forward_features(given[:, :, :13, :20], pool=None), expected, atol=1e-5)
+        assert not torch.allclose(model.forward_features(filled.masked_fill(~valid, 0.0), pool=None), expected, atol=1e-2)
 
 
 def test_padding_is_invisible_to_the_loss():
