@@ -50,7 +50,7 @@ def fill_patches(image: Tensor, valid: Tensor, patch_size: int) -> Tensor:
     shape = (batch, channels, height // p, p, width // p, p)
     patches, known = image.reshape(shape), valid.reshape(shape)
     mean = patches.sum((3, 5), keepdim=True) / known.sum((3, 5), keepdim=True).clamp(min=1)
-    return torch.where(known, patches, mean.to(image.dtype)).view_as(image)
+    return torch.where(known, patches, mean.to(image.dtype)).reshape(image.shape)
 
 
 def _to_patches(image: Tensor, groups: int, patch_size: int) -> Tensor:

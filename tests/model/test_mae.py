@@ -240,6 +240,8 @@ def test_pixels_that_are_not_valid_are_seen_as_the_mean_of_their_patch(where):
     with torch.inference_mode():
         expected = model.forward_features(filled, pool=None)
         assert torch.allclose(model.forward_features(given, pool=None), expected, atol=1e-5)
+        channels_last = given.to(memory_format=torch.channels_last)
+        assert torch.allclose(model.forward_features(channels_last, pool=None), expected, atol=1e-5)
         assert torch.allclose(model.forward_features(given.nan_to_num(9.0), valid=valid, pool=None), expected, atol=1e-5)
         if where != "within":
             assert torch.allclose(model.forward_features(given[:, :, :13, :20], pool=None), expected, atol=1e-5)
