@@ -58,7 +58,7 @@ class Reconstruction:
 
 @dataclass
 class _Inputs:
-    """An image as the network takes it: padded to whole patches, channels in group order, invalid pixels 0."""
+    """An image as the network takes it: padded to whole patches, channels in group order, gaps filled (`fill_patches`)."""
 
     image: Tensor
     valid: Tensor
@@ -227,7 +227,8 @@ class AuxMAE(Pretrained):
         Args:
             image: (B, C, h, w) scaled pixels; NaN and infinity count as invalid.
             keep: (B, G, K) visible positions of each group, −1 as padding; None draws a mask.
-            valid: bool, broadcastable to the image; False pixels never count.
+            valid: bool, broadcastable to the image; False pixels never count: the network is shown the mean of the valid pixels
+                of their patch.
             channels: which of the model's channels the image has, in its order: names or indices; None: all.
             generator: source of the mask's randomness.
 
