@@ -27,8 +27,8 @@ from auxmae.settings.schema import DataSettings, ModelSettings, SettingsTree
 from auxmae.training.run import SETTINGS_NAME, RunFolder
 
 Progress = Callable[[int, int], None]
-# Of channel_groups = "auto": of 198 bands, groups of 33 gave better features than groups of 8 or 16, of 64 bands those of 8
-# (`benchmarks/NOTES.md`).
+# Of channel_groups = "auto": a few large groups serve 198 bands better than many small ones, and cost less; of 64 bands eight
+# groups gave better features than four (`benchmarks/NOTES.md`).
 AUTO_GROUPS = 8
 
 

@@ -112,11 +112,14 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
     from auxmae.evaluation.probes import ENCODER
 
     title = "Changed images: logistic regression and model know unchanged ones only"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("change", no_wrap=True, min_width=len("13 of 13 channels"))
-    for column in ("accuracy", "best\nfloor's", "", "masked\nL1", "un-\nchanged", "best\nfloor's"):
-        # In a narrow terminal names are shortened, never figures.
-        table.add_column(column, justify="right" if column else "left", no_wrap=True, min_width=6 if column else None)
+    # Narrow enough for 80 columns; below that names are broken, figures never.
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("change", no_wrap=True)
+    for column in ("accu-\nracy", "best\nfloor"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for column in ("masked\nL1", "before", "best\nfloor"):
+        table.add_column(column, justify="right", no_wrap=True)
     before = None
     for result in results:
         if before not in (None, result.kind):
@@ -127,7 +130,7 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
         errors = ["–" if v is None else f"{v:.4f}" for v in (result.masked_l1, result.unchanged_l1, result.floor_l1)]
         table.add_row(escape(result.label), accuracy, best, floor or "", *errors)
         before = result.kind
-    table.caption = "unchanged: the error on the same channels when nothing is changed"
+    table.caption = "before: the error on the same channels when nothing is changed"
     table.caption_justify = "left"
     return table
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from auxmae.cli.eval_tables import robustness_table
 from auxmae.data.loading import Batch
 from auxmae.data.statistics import Scaling
 from auxmae.evaluation.baselines import RAW_PIXELS, STATISTICS, raw_extractor
@@ -155,3 +158,14 @@ def test_the_figure_and_the_document_hold_every_change(model: AuxMAE, tmp_path: 
     assert content[0]["best_floor"] in (STATISTICS, RAW_PIXELS)
     unlabelled = [RobustnessResult(r.kind, r.label, r.value, {}, r.masked_l1, r.floor_l1, r.unchanged_l1) for r in found]
     assert robustness_figure(unlabelled, tmp_path / "b.png").is_file()
+
+
+@pytest.mark.parametrize("width", [70, 80, 200])
+def test_a_narrow_terminal_breaks_names_and_no_figures(width: int) -> None:
+    accuracy = {ENCODER: 0.9123, "random initialisation": 0.8456}
+    results = [RobustnessResult(COUNT, "12 of 13 channels", 12, accuracy, 0.0512, 0.0634, 0.0423)]
+    console = Console(width=width, file=io.StringIO())
+    console.print(robustness_table(results))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(figure in printed for figure in ("0.912", "0.846", "0.0512", "0.0634", "0.0423", "12 of 13 channels"))
+    assert ("random initialisation" in printed) == (width >= 80)
