@@ -49,7 +49,7 @@ def ratio_table(results: Mapping[str, ReconstructionResult]) -> Table:
     """Errors at several mask ratios, beside the floors."""
     images = next(iter(results.values())).images
     table = Table(title=f"By mask ratio, {images} held-out images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("hidden", "masked L1", "mean", "interpolation", "PSNR, dB", "angle, °", "SSIM", "best floor's")
+    columns = ("hidden", "masked L1", "mean", "interpo-\nlation", "PSNR, dB", "angle, °", "SSIM", "best floor's")
     for column in columns:
         table.add_column(column, justify="right")
     for ratio, result in results.items():
