@@ -15,11 +15,12 @@ from auxmae_kernels import assemble, embed_visible, masked_loss
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from auxmae.errors import DataError, SettingsError
+from auxmae.errors import SettingsError
 from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
-from auxmae.model.embedding import ChannelEmbedding, ChannelSelection, GroupLinear, channel_groups, sincos_positions
+from auxmae.model.embedding import ChannelEmbedding, GroupLinear, channel_groups, sincos_positions
+from auxmae.model.inputs import Inputs, Preparation
 from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep
-from auxmae.model.patches import fill_patches, from_patches, unnormalise
+from auxmae.model.patches import from_patches, unnormalise
 from auxmae.model.pooling import CHANNEL_BY_CHANNEL, pool_image, pool_places
 from auxmae.model.pretrained import Pretrained
 
@@ -54,18 +55,6 @@ class Reconstruction:
     prediction: Tensor
     hidden: Tensor
     keep: Tensor
-
-
-@dataclass
-class _Inputs:
-    """An image as the network takes it: padded to whole patches, channels in group order, gaps filled (`fill_patches`)."""
-
-    image: Tensor
-    valid: Tensor
-    grid: tuple[int, int]
-    groups: Tensor | None
-    count: int
-    selection: ChannelSelection
 
 
 class AuxMAE(Pretrained):
@@ -186,9 +175,8 @@ class AuxMAE(Pretrained):
         self.scaling = scaling
         self.groups = _groups(names, channel_groups)
         self.group_size = max(len(group) for group in self.groups)
-        self._selections: dict[tuple[str, ...], ChannelSelection] = {}
         self._tables: dict[tuple[int, int, int, torch.device], Tensor] = {}
-        self._indices: dict[tuple[object, ...], Tensor] = {}
+        self._prepare = Preparation(self.channel_names, self.groups, patch_size)
         self._recompute = False
         self._embed_visible, self._assemble, self._masked_loss = embed_visible, assemble, masked_loss
 
@@ -279,7 +267,7 @@ class AuxMAE(Pretrained):
             device=device,
         )
 
-    def _mask(self, inputs: _Inputs, generator: torch.Generator | None) -> Mask:
+    def _mask(self, inputs: Inputs, generator: torch.Generator | None) -> Mask:
         device = inputs.image.device
         if generator is not None and generator.device != device:
             # A CPU generator gives the same masks on every device.
@@ -288,72 +276,13 @@ class AuxMAE(Pretrained):
             return Mask(mask.keep.to(device), mask.masked_index.to(device), mask.aligned, mask.ragged, rows)
         return self._draw(inputs.image.shape[0], inputs.count, inputs.grid, None, generator, device)
 
-    def _given(self, inputs: _Inputs, keep: Tensor) -> Mask:
+    def _given(self, inputs: Inputs, keep: Tensor) -> Mask:
         if keep.shape[:2] != (inputs.image.shape[0], inputs.count):
             raise ValueError(
                 f"keep is {tuple(keep.shape)}, expected ({inputs.image.shape[0]}, {inputs.count}, K): one row for every "
                 "image and channel group"
             )
         return mask_from_keep(keep.to(inputs.image.device), inputs.grid[0] * inputs.grid[1])
-
-    def _select(self, channels: Sequence[str] | Sequence[int] | Tensor | None, given: int) -> ChannelSelection:
-        if channels is None:
-            if given != len(self.channel_names):
-                raise DataError(
-                    f"the image has {given} channels, the model {len(self.channel_names)} ({', '.join(self.channel_names)})",
-                    hint="say which ones they are: channels=[…]",
-                )
-            names = self.channel_names
-        else:
-            entries = channels.tolist() if isinstance(channels, Tensor) else list(channels)
-            for entry in entries:
-                if isinstance(entry, int) and not 0 <= entry < len(self.channel_names):
-                    raise DataError(f"channel index {entry} is outside 0 … {len(self.channel_names) - 1}")
-            names = tuple(self.channel_names[entry] if isinstance(entry, int) else str(entry) for entry in entries)
-            if len(names) != given:
-                raise DataError(f"{len(names)} channels are named for an image of {given}")
-        if names not in self._selections:
-            self._selections[names] = ChannelSelection(self.groups, self.channel_names, names)
-        return self._selections[names]
-
-    def _prepare(self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None) -> _Inputs:
-        if image.ndim != 4:
-            raise ValueError(f"image must be (B, C, h, w), not {tuple(image.shape)}")
-        if not image.is_floating_point():
-            image = image.float()
-        selection = self._select(channels, image.shape[1])
-        finite = torch.isfinite(image)
-        valid = finite if valid is None else finite & valid
-        image = torch.where(valid, image, 0.0)
-        if selection.order is not None:
-            order = self._index(selection.order, image.device, keep=channels is None)
-            image = image.index_select(1, order.clamp(min=0))
-            valid = valid.index_select(1, order.clamp(min=0))
-            if min(selection.order) < 0:
-                padding = (order < 0)[None, :, None, None]
-                image, valid = image.masked_fill(padding, 0.0), valid & ~padding
-        rows, columns = self.grid(image.shape[2], image.shape[3])
-        bottom, right = rows * self.patch_size - image.shape[2], columns * self.patch_size - image.shape[3]
-        if bottom or right:
-            image = nn.functional.pad(image, (0, right, 0, bottom))
-            valid = nn.functional.pad(valid, (0, right, 0, bottom), value=False)
-        image = fill_patches(image, valid, self.patch_size)
-        groups = None
-        if selection.groups != list(range(len(self.groups))):
-            groups = self._index(selection.groups, image.device, keep=channels is None)
-        return _Inputs(image, valid, (rows, columns), groups, len(selection.groups), selection)
-
-    def _index(self, values: Sequence[int], device: torch.device, *, keep: bool) -> Tensor:
-        """Indices on a device; with `keep` made once, so that a graph of a GPU's work finds them in their place."""
-        key = (*values, device)
-        if key in self._indices:
-            return self._indices[key]
-        index = torch.tensor(values)
-        # From page-locked memory, so that the host need not wait for a GPU to take them.
-        index = index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
-        if keep:
-            self._indices[key] = index
-        return index
 
     def _positions(self, grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
         """(N, D) sine-cosine positions, with a leading row of zeros for the CLS token where there is one."""
@@ -376,7 +305,7 @@ class AuxMAE(Pretrained):
             cls = torch.where(keep[..., :1] < 0, -1, cls)
         return torch.cat([cls, keep], 2)
 
-    def _embed(self, inputs: _Inputs, mask: Mask) -> Tensor:
+    def _embed(self, inputs: Inputs, mask: Mask) -> Tensor:
         weight, bias = self.patch_embedding.select(inputs.groups)
         channel = self.channel_embedding(inputs.groups)
         first = 0 if self.cls_token is None else 1
@@ -388,7 +317,7 @@ class AuxMAE(Pretrained):
         cls_GD = (self.cls_token + channel).to(x_BGKD.dtype)
         return torch.cat([cls_GD[None, :, None].expand(x_BGKD.shape[0], -1, -1, -1), x_BGKD], 2)
 
-    def _encode(self, inputs: _Inputs, mask: Mask) -> Tensor:
+    def _encode(self, inputs: Inputs, mask: Mask) -> Tensor:
         """(B, G, T, D) normed latents of the visible tokens; rows of padding tokens hold nothing of meaning."""
         x = self._embed(inputs, mask)
         slots = lengths = None
@@ -405,7 +334,7 @@ class AuxMAE(Pretrained):
         out: Tensor = self.encoder_norm(self._run(self.encoder, x, slots, lengths))
         return out
 
-    def _decode(self, latent: Tensor, mask: Mask, inputs: _Inputs) -> Tensor:
+    def _decode(self, latent: Tensor, mask: Mask, inputs: Inputs) -> Tensor:
         """(B, G, M, P): the hidden patches."""
         position = self._positions(inputs.grid, self.config["decoder_width"], latent.device)
         channel = self.decoder_channel_embedding(inputs.groups)
@@ -543,7 +472,7 @@ class AuxMAE(Pretrained):
         weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
         present = inputs.selection.groups
         if ordered and present != sorted(present):
-            order = self._index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=False)
+            order = self._prepare.index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=False)
             return tokens.index_select(1, order), weight.index_select(1, order)
         return tokens, weight
 

@@ -1,0 +1,112 @@
+"""An image as it is given → as the network takes it: channels by name, whole patches, nothing that is not valid.
+
+Shapes: B batch, G channel groups of g channels, h × w image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from auxmae.errors import DataError
+from auxmae.model.embedding import ChannelSelection
+from auxmae.model.patches import fill_patches
+
+
+@dataclass
+class Inputs:
+    """An image as the network takes it: padded to whole patches, channels in group order, gaps filled (`fill_patches`).
+
+    Attributes:
+        image, valid: (B, G·g, h, w), whole patches, of the groups that the image has.
+        grid: (rows, columns) of patches.
+        groups: (G,) indices of these groups among the model's; None where they are the model's own, in its order.
+        count: how many groups.
+        selection: which of the model's channels the image has.
+    """
+
+    image: Tensor
+    valid: Tensor
+    grid: tuple[int, int]
+    groups: Tensor | None
+    count: int
+    selection: ChannelSelection
+
+
+class Preparation:
+    """Prepares images for one model.
+
+    Args:
+        names: of the model's channels.
+        groups: names of the channels in every group.
+        patch_size: px.
+    """
+
+    def __init__(self, names: tuple[str, ...], groups: list[list[str]], patch_size: int) -> None:
+        self._names, self._groups, self._patch_size = names, groups, patch_size
+        self._selections: dict[tuple[str, ...], ChannelSelection] = {}
+        self._indices: dict[tuple[object, ...], Tensor] = {}
+
+    def __call__(self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None) -> Inputs:
+        """Prepares an image; arguments and errors as in `AuxMAE.forward`."""
+        if image.ndim != 4:
+            raise ValueError(f"image must be (B, C, h, w), not {tuple(image.shape)}")
+        if not image.is_floating_point():
+            image = image.float()
+        selection = self._select(channels, image.shape[1])
+        finite = torch.isfinite(image)
+        valid = finite if valid is None else finite & valid
+        image = torch.where(valid, image, 0.0)
+        if selection.order is not None:
+            order = self.index(selection.order, image.device, keep=channels is None)
+            image = image.index_select(1, order.clamp(min=0))
+            valid = valid.index_select(1, order.clamp(min=0))
+            if min(selection.order) < 0:
+                padding = (order < 0)[None, :, None, None]
+                image, valid = image.masked_fill(padding, 0.0), valid & ~padding
+        p = self._patch_size
+        rows, columns = -(-image.shape[2] // p), -(-image.shape[3] // p)
+        bottom, right = rows * p - image.shape[2], columns * p - image.shape[3]
+        if bottom or right:
+            image = nn.functional.pad(image, (0, right, 0, bottom))
+            valid = nn.functional.pad(valid, (0, right, 0, bottom), value=False)
+        image = fill_patches(image, valid, p)
+        groups = None
+        if selection.groups != list(range(len(self._groups))):
+            groups = self.index(selection.groups, image.device, keep=channels is None)
+        return Inputs(image, valid, (rows, columns), groups, len(selection.groups), selection)
+
+    def _select(self, channels: Sequence[str] | Sequence[int] | Tensor | None, given: int) -> ChannelSelection:
+        if channels is None:
+            if given != len(self._names):
+                raise DataError(
+                    f"the image has {given} channels, the model {len(self._names)} ({', '.join(self._names)})",
+                    hint="say which ones they are: channels=[…]",
+                )
+            names = self._names
+        else:
+            entries = channels.tolist() if isinstance(channels, Tensor) else list(channels)
+            for entry in entries:
+                if isinstance(entry, int) and not 0 <= entry < len(self._names):
+                    raise DataError(f"channel index {entry} is outside 0 … {len(self._names) - 1}")
+            names = tuple(self._names[entry] if isinstance(entry, int) else str(entry) for entry in entries)
+            if len(names) != given:
+                raise DataError(f"{len(names)} channels are named for an image of {given}")
+        if names not in self._selections:
+            self._selections[names] = ChannelSelection(self._groups, self._names, names)
+        return self._selections[names]
+
+    def index(self, values: Sequence[int], device: torch.device, *, keep: bool) -> Tensor:
+        """Indices on a device; with `keep` made once, so that a graph of a GPU's work finds them in their place."""
+        key = (*values, device)
+        if key in self._indices:
+            return self._indices[key]
+        index = torch.tensor(values)
+        # From page-locked memory, so that the host need not wait for a GPU to take them.
+        index = index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
+        if keep:
+            self._indices[key] = index
+        return index
