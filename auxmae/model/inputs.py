@@ -17,7 +17,7 @@ from auxmae.model.patches import fill_patches
 
 
 @dataclass
-class Inputs:
+class PreparedImage:
     """An image as the network takes it: padded to whole patches, channels in group order, gaps filled (`fill_patches`).
 
     Attributes:
@@ -50,7 +50,9 @@ class Preparation:
         self._selections: dict[tuple[str, ...], ChannelSelection] = {}
         self._indices: dict[tuple[object, ...], Tensor] = {}
 
-    def __call__(self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None) -> Inputs:
+    def __call__(
+        self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None
+    ) -> PreparedImage:
         """Prepares an image; arguments and errors as in `AuxMAE.forward`."""
         if image.ndim != 4:
             raise ValueError(f"image must be (B, C, h, w), not {tuple(image.shape)}")
@@ -77,7 +79,7 @@ class Preparation:
         groups = None
         if selection.groups != list(range(len(self._groups))):
             groups = self.index(selection.groups, image.device, keep=channels is None)
-        return Inputs(image, valid, (rows, columns), groups, len(selection.groups), selection)
+        return PreparedImage(image, valid, (rows, columns), groups, len(selection.groups), selection)
 
     def _select(self, channels: Sequence[str] | Sequence[int] | Tensor | None, given: int) -> ChannelSelection:
         if channels is None:

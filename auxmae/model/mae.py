@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from auxmae.errors import SettingsError
 from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
 from auxmae.model.embedding import ChannelEmbedding, GroupLinear, channel_groups, sincos_positions
-from auxmae.model.inputs import Inputs, Preparation
+from auxmae.model.inputs import PreparedImage, Preparation
 from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep
 from auxmae.model.patches import from_patches, unnormalise
 from auxmae.model.pooling import CHANNEL_BY_CHANNEL, pool_image, pool_places
@@ -267,7 +267,7 @@ class AuxMAE(Pretrained):
             device=device,
         )
 
-    def _mask(self, inputs: Inputs, generator: torch.Generator | None) -> Mask:
+    def _mask(self, inputs: PreparedImage, generator: torch.Generator | None) -> Mask:
         device = inputs.image.device
         if generator is not None and generator.device != device:
             # A CPU generator gives the same masks on every device.
@@ -276,7 +276,7 @@ class AuxMAE(Pretrained):
             return Mask(mask.keep.to(device), mask.masked_index.to(device), mask.aligned, mask.ragged, rows)
         return self._draw(inputs.image.shape[0], inputs.count, inputs.grid, None, generator, device)
 
-    def _given(self, inputs: Inputs, keep: Tensor) -> Mask:
+    def _given(self, inputs: PreparedImage, keep: Tensor) -> Mask:
         if keep.shape[:2] != (inputs.image.shape[0], inputs.count):
             raise ValueError(
                 f"keep is {tuple(keep.shape)}, expected ({inputs.image.shape[0]}, {inputs.count}, K): one row for every "
@@ -305,7 +305,7 @@ class AuxMAE(Pretrained):
             cls = torch.where(keep[..., :1] < 0, -1, cls)
         return torch.cat([cls, keep], 2)
 
-    def _embed(self, inputs: Inputs, mask: Mask) -> Tensor:
+    def _embed(self, inputs: PreparedImage, mask: Mask) -> Tensor:
         weight, bias = self.patch_embedding.select(inputs.groups)
         channel = self.channel_embedding(inputs.groups)
         first = 0 if self.cls_token is None else 1
@@ -317,7 +317,7 @@ class AuxMAE(Pretrained):
         cls_GD = (self.cls_token + channel).to(x_BGKD.dtype)
         return torch.cat([cls_GD[None, :, None].expand(x_BGKD.shape[0], -1, -1, -1), x_BGKD], 2)
 
-    def _encode(self, inputs: Inputs, mask: Mask) -> Tensor:
+    def _encode(self, inputs: PreparedImage, mask: Mask) -> Tensor:
         """(B, G, T, D) normed latents of the visible tokens; rows of padding tokens hold nothing of meaning."""
         x = self._embed(inputs, mask)
         slots = lengths = None
@@ -334,7 +334,7 @@ class AuxMAE(Pretrained):
         out: Tensor = self.encoder_norm(self._run(self.encoder, x, slots, lengths))
         return out
 
-    def _decode(self, latent: Tensor, mask: Mask, inputs: Inputs) -> Tensor:
+    def _decode(self, latent: Tensor, mask: Mask, inputs: PreparedImage) -> Tensor:
         """(B, G, M, P): the hidden patches."""
         position = self._positions(inputs.grid, self.config["decoder_width"], latent.device)
         channel = self.decoder_channel_embedding(inputs.groups)
