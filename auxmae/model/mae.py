@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from auxmae.errors import SettingsError
 from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
 from auxmae.model.embedding import ChannelEmbedding, GroupLinear, channel_groups, sincos_positions
-from auxmae.model.inputs import PreparedImage, Preparation
+from auxmae.model.inputs import Preparation, PreparedImage
 from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep
 from auxmae.model.patches import from_patches, unnormalise
 from auxmae.model.pooling import CHANNEL_BY_CHANNEL, pool_image, pool_places
