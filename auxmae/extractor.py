@@ -27,7 +27,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         model: a run or model folder, a hub repository, or an `AuxMAE`.
         channels: which of the model's channels the images have, in their order; None: all.
-        pool: "mean", "concat", "moments", "attention" or "cls"; see `AuxMAE.forward_features`.
+        pool: "mean", "concat", "moments", "moments+embedding", "attention" or "cls"; see `AuxMAE.forward_features`.
         scale: apply the model's own scaling to raw pixels; False where the images are scaled already.
         batch_size: images per forward pass.
         device: where to compute, "cpu" or "cuda".

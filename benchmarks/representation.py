@@ -84,7 +84,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budgets", default="5,20,0", help="labels a class; 0: all")
     parser.add_argument("--draws", type=int, default=5, help="draws of the labels for each seed")
     parser.add_argument("--probe", choices=PROBES, default="logistic")
-    parser.add_argument("--pool", choices=("mean", "concat", "attention", "moments"), default="moments")
+    parser.add_argument("--pool", default="", help="of the features; default: the settings' eval.pool")
     parser.add_argument("--no-floors", action="store_true", help="leave the floors out")
     parser.add_argument("--json", type=Path, help="write all figures there")
     return parser.parse_args(argv)
@@ -309,6 +309,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 used = round(time.process_time() - began, 1)
                 trainings.append({"variant": name, "seed": seed, "steps": steps, "cpu_seconds": used})
                 data = data or build_data(settings, augment=False)
+                args.pool = args.pool or settings.eval.pool
             first = models[names[0]]
             if isinstance(first, AuxMAE):
                 models["random initialisation"] = untrained(first, seed=seed + 1000)

@@ -11,6 +11,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Tensors of tests are so small that a second thread costs more than it does, five times as much on a machine that others use.
+torch.set_num_threads(1)
 
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
     # Whether a kernel is interpreted is settled for the whole process when it is defined, so they are all defined here, ahead
@@ -37,9 +39,14 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of the caller's environment reaches a test; kernels are interpreted in their own tests alone."""
+    """No setting of the caller's environment reaches a test; kernels are interpreted in their own tests alone.
+
+    Short tests have one thread in their commands too; long ones are as a user would run them.
+    """
     if request.path.parent.name != "kernels":
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for name in list(os.environ):
         if name.startswith("AUXMAE_") and name not in ("AUXMAE_TEST_DATA", "AUXMAE_KERNELS"):
             monkeypatch.delenv(name)
+    if request.node.get_closest_marker("slow") is None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -24,7 +24,7 @@ def command(
         Literal["all", "train", "validation", "test"], typer.Option("--part", help="Which part of the split; default: all.")
     ] = "all",
     pool: Annotated[
-        Literal["mean", "concat", "attention", "cls", "moments"] | None,
+        Literal["mean", "concat", "attention", "cls", "moments", "moments+embedding"] | None,
         typer.Option("--pool", help="How channels become one vector; default: the run's eval.pool."),
     ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="One row for each patch, instead of one for each image.")] = False,

@@ -24,7 +24,7 @@ from auxmae.evaluation.features import Extractor, Features, extract_all
 from auxmae.evaluation.logistic import Logistic, principal_axes
 from auxmae.evaluation.probes import ENCODER, RANDOM
 from auxmae.evaluation.reconstruction import ReconstructionResult, evaluate_reconstruction
-from auxmae.model.pooling import CHANNEL_BY_CHANNEL
+from auxmae.model.pooling import CHANNEL_BY_CHANNEL, WITH_EMBEDDING
 
 if TYPE_CHECKING:
     from auxmae.data.loading import Batch
@@ -305,8 +305,9 @@ def _adapt(name: str, extract: Extractor, change: Change, mean: NDArray[np.float
         # In the model's order of groups, as the features are.
         present = [[names.index(n) for n in group] for group in model.groups if names.index(group[0]) in columns]
         stays = torch.tensor([not gone.intersection(group) for group in present])
-        full = usual.view(-1, len(present), model.num_features).expand(*features.shape[:-1], -1, -1, -1).clone()
-        full[..., stays, :] = features.view(*features.shape[:-1], full.shape[-3], -1, model.num_features)
+        width = model.num_features * (2 if pool in WITH_EMBEDDING else 1)
+        full = usual.view(-1, len(present), width).expand(*features.shape[:-1], -1, -1, -1).clone()
+        full[..., stays, :] = features.view(*features.shape[:-1], full.shape[-3], -1, width)
         return full.flatten(-3)
 
     names = list(model.channel_names)

@@ -53,7 +53,7 @@ def embed(
         model: a trained model.
         collection: with the model's channels, or some of them.
         output: ends in .npy (and a .csv of the same name lists the rows), .parquet or .zarr.
-        pool: "mean", "concat", "moments", "attention" or "cls".
+        pool: "mean", "concat", "moments", "moments+embedding", "attention" or "cls".
         dense: one row for each patch.
         part: only these images or blocks; None: all.
         about: what else the features depend on and the output should say.

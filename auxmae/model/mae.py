@@ -21,7 +21,7 @@ from auxmae.model.embedding import ChannelEmbedding, GroupLinear, channel_groups
 from auxmae.model.inputs import Preparation, PreparedImage
 from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep
 from auxmae.model.patches import from_patches, unnormalise
-from auxmae.model.pooling import CHANNEL_BY_CHANNEL, pool_image, pool_places
+from auxmae.model.pooling import CHANNEL_BY_CHANNEL, WITH_EMBEDDING, pool_image, pool_places
 from auxmae.model.pretrained import Pretrained
 
 
@@ -226,7 +226,7 @@ class AuxMAE(Pretrained):
         """
         inputs = self._prepare(image, valid, channels)
         mask = self._mask(inputs, generator) if keep is None else self._given(inputs, keep)
-        prediction = self._decode(self._encode(inputs, mask), mask, inputs)
+        prediction = self._decode(self._encode(self._embed(inputs, mask), mask, inputs), mask, inputs)
         loss = self._masked_loss(
             prediction,
             inputs.image,
@@ -317,9 +317,8 @@ class AuxMAE(Pretrained):
         cls_GD = (self.cls_token + channel).to(x_BGKD.dtype)
         return torch.cat([cls_GD[None, :, None].expand(x_BGKD.shape[0], -1, -1, -1), x_BGKD], 2)
 
-    def _encode(self, inputs: PreparedImage, mask: Mask) -> Tensor:
-        """(B, G, T, D) normed latents of the visible tokens; rows of padding tokens hold nothing of meaning."""
-        x = self._embed(inputs, mask)
+    def _encode(self, x: Tensor, mask: Mask, inputs: PreparedImage) -> Tensor:
+        """Embedded tokens (B, G, T, D) → normed latents; rows of padding tokens hold nothing of meaning."""
         slots = lengths = None
         if mask.rows is not None:
             # Whole channels are hidden: only the others go through the encoder, and all of them show every place.
@@ -398,7 +397,7 @@ class AuxMAE(Pretrained):
         """
         inputs = self._prepare(image, valid, channels)
         mask = self._mask(inputs, generator) if keep is None else self._given(inputs, keep)
-        prediction = self._decode(self._encode(inputs, mask), mask, inputs).float()
+        prediction = self._decode(self._encode(self._embed(inputs, mask), mask, inputs), mask, inputs).float()
         if self.config["normalize"]:
             prediction = unnormalise(prediction, inputs.image, inputs.valid, mask, self.patch_size)
         pixels, hidden = from_patches(prediction, mask.masked_index, inputs.grid, self.group_size, self.patch_size)
@@ -423,14 +422,15 @@ class AuxMAE(Pretrained):
             image, valid, channels: as in `forward`.
             pool: "mean" (over channels and places that have a valid pixel), "cls" (mean of the CLS tokens), "concat" (each
                 channel's mean, one after the other), "attention" (channels weighted by their agreement with the mean of
-                all), "moments" ("concat", and each channel's standard deviation over its places), or None.
+                all), "moments" ("concat", and each channel's standard deviation over its places), "moments+embedding" (those
+                of the embedded tokens, before the first block, and of the encoder's), or None.
 
         Returns:
             (B, num_features); (B, G · num_features) for "concat"; (B, 2 · G · num_features) for "moments": all means, then all
-            deviations; both in the model's order of channels, whatever the image's is.  All tokens (B, G, T, D), in the image's
-            order, for None.
+            deviations; twice that with "+embedding"; all three in the model's order of channels, whatever the image's is.  All
+            tokens (B, G, T, D), in the image's order, for None.
         """
-        tokens, weight = self._features(image, valid, channels, ordered=pool in CHANNEL_BY_CHANNEL)
+        tokens, weight = self._features(image, valid, channels, pool)
         return tokens if pool is None else pool_image(tokens, weight, pool)
 
     def dense_features(
@@ -443,10 +443,11 @@ class AuxMAE(Pretrained):
     ) -> Tensor:
         """Features of every place: (B, D', rows, columns).
 
-        Channels are pooled by "mean", "concat" or "attention"; "moments" is "concat" here, since one place has no spread, and
-        "cls" is "mean" with the mean of the CLS tokens behind it.
+        Channels are pooled by "mean", "concat" or "attention"; "moments" is "concat" here, since one place has no spread,
+        "moments+embedding" has each channel's embedded token before its latent one, and "cls" is "mean" with the mean of the
+        CLS tokens behind it.
         """
-        tokens, weight = self._features(image, valid, channels, ordered=pool in CHANNEL_BY_CHANNEL)
+        tokens, weight = self._features(image, valid, channels, pool)
         pooled = pool_places(tokens, weight, pool)
         rows, columns = self.grid(image.shape[2], image.shape[3])
         return pooled.transpose(1, 2).reshape(len(pooled), -1, rows, columns)
@@ -456,22 +457,24 @@ class AuxMAE(Pretrained):
         image: Tensor,
         valid: Tensor | None,
         channels: Sequence[str] | Sequence[int] | Tensor | None,
-        *,
-        ordered: bool,
+        pool: str | None,
     ) -> tuple[Tensor, Tensor]:
-        """All tokens (B, G, T, D), and (B, G, N, 1): 1 where a patch has a valid pixel.
+        """All tokens that `pool` asks for (B, G, T, D), and (B, G, N, 1): 1 where a patch has a valid pixel.
 
-        Groups stand in the image's order, or (`ordered`) in the model's, whatever the image's is.
+        Groups stand in the image's order, or in the model's where the pooling keeps channels apart.
         """
         inputs = self._prepare(image, valid, channels)
         batch, _, height, width = inputs.image.shape
         p = self.patch_size
         mask = everything_visible(batch, inputs.count, inputs.grid[0] * inputs.grid[1], inputs.image.device)
-        tokens = self._encode(inputs, mask)
+        embedded = self._embed(inputs, mask)
+        tokens = self._encode(embedded, mask, inputs)
+        if pool in WITH_EMBEDDING:
+            tokens = torch.cat([embedded.to(tokens.dtype), tokens], 3)
         patches = inputs.valid.view(batch, inputs.count, self.group_size, height // p, p, width // p, p)
         weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
         present = inputs.selection.groups
-        if ordered and present != sorted(present):
+        if pool in CHANNEL_BY_CHANNEL and present != sorted(present):
             order = self._prepare.index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=False)
             return tokens.index_select(1, order), weight.index_select(1, order)
         return tokens, weight

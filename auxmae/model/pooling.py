@@ -11,7 +11,9 @@ from torch import Tensor
 from auxmae.errors import SettingsError
 
 # Poolings that keep channels apart, so that a feature's place says which channel it is of.
-CHANNEL_BY_CHANNEL = ("concat", "moments")
+CHANNEL_BY_CHANNEL = ("concat", "moments", "moments+embedding")
+# Poolings of the tokens as they were embedded, beside those that the encoder made of them.
+WITH_EMBEDDING = ("moments+embedding",)
 
 
 def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
@@ -20,7 +22,7 @@ def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
     Args:
         tokens: the last N of a channel's T tokens are its patches; one before them is its CLS token.
         weight: (B, G, N, 1), 1 where a patch counts.
-        pool: "mean", "cls", "concat", "attention" or "moments".
+        pool: "mean", "cls", "concat", "attention" or "moments"; "moments+embedding" is "moments" of wider tokens.
 
     Raises:
         SettingsError: another pooling, or "cls" without CLS tokens.
@@ -32,7 +34,7 @@ def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
         return tokens[:, :, 0].mean(1)
     places, count = tokens[:, :, first:], weight.sum(2).clamp(min=1)
     x_BGD = (places * weight).sum(2) / count
-    if pool == "moments":
+    if pool.startswith("moments"):
         variance = ((places - x_BGD[:, :, None]).square() * weight).sum(2) / count
         return torch.cat([x_BGD.flatten(1), variance.sqrt().flatten(1)], 1)
     return _pool_channels(x_BGD, (weight.sum(2) > 0).to(x_BGD.dtype), pool)
@@ -41,15 +43,15 @@ def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
 def pool_places(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
     """(B, G, T, D) → (B, N, D'), arguments as in `pool_image`.
 
-    "moments" is "concat": one place has no spread.  "cls" is "mean", followed by the mean of the CLS tokens, the same at
-    every place.
+    "moments" is "concat", since one place has no spread, and "moments+embedding" the same of wider tokens.  "cls" is "mean",
+    followed by the mean of the CLS tokens, the same at every place.
     """
     x_BNGD = tokens[:, :, tokens.shape[2] - weight.shape[2] :].transpose(1, 2)
     if pool == "cls":
         whole = pool_image(tokens, weight, "cls")
         places = _pool_channels(x_BNGD, weight.transpose(1, 2), "mean")
         return torch.cat([places, whole[:, None].expand(-1, places.shape[1], -1)], 2)
-    return _pool_channels(x_BNGD, weight.transpose(1, 2), "concat" if pool == "moments" else pool)
+    return _pool_channels(x_BNGD, weight.transpose(1, 2), "concat" if pool.startswith("moments") else pool)
 
 
 def _pool_channels(x: Tensor, weight: Tensor, pool: str) -> Tensor:
@@ -64,4 +66,4 @@ def _pool_channels(x: Tensor, weight: Tensor, pool: str) -> Tensor:
         score = score.masked_fill(weight == 0, torch.finfo(score.dtype).min)
         weighted: Tensor = (score.softmax(-2) * x).sum(-2)
         return weighted
-    raise SettingsError(f"unknown pooling {pool!r}", hint="one of mean, cls, concat, attention, moments")
+    raise SettingsError(f"unknown pooling {pool!r}", hint="one of mean, cls, concat, attention, moments, moments+embedding")

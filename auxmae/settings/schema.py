@@ -357,11 +357,12 @@ class EvalSettings(Table):
     neighbours: int = Field(default=5, ge=1, le=1000, description="k of the k-NN probe")
     max_samples: int = Field(default=4000, ge=10, description="labelled samples per part used by the probes, at most")
     bootstrap: int = Field(default=1000, ge=10, le=100_000, description="resamples behind the 95% intervals")
-    pool: Literal["mean", "cls", "concat", "attention", "moments"] = Field(
+    pool: Literal["mean", "cls", "concat", "attention", "moments", "moments+embedding"] = Field(
         default="moments",
         description="how an image's tokens become one feature vector: mean over channels and places, mean of the CLS tokens, "
         "concat (each channel's mean over places), attention (channels weighted), moments (concat, and each channel's standard "
-        "deviation over places)",
+        "deviation over places), moments+embedding (moments of the embedded tokens, before the first block, beside those of the "
+        "encoder's)",
     )
     finetune_labels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(20, 0), description="labelled samples per class that `auxmae eval --finetune` trains on (0: all)"

@@ -17,14 +17,6 @@ CPU = torch.device("cpu")
 TINY = Shape("tiny", 2, 3, 16, 4, 16, 2)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def measure(function, extra=None, repeats=1, **arguments):
     cases = kernel_suite(
         [TINY], device=CPU, dtype=torch.float32, repeats=repeats, chosen=lambda name: name.startswith(function),

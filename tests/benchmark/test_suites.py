@@ -21,15 +21,6 @@ TINY = ModelCase(
 MODERATE = ModelCase("moderate", 8, channels=6, width=64, hidden=128, heads=4, depth=4, decoder_depth=2)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """No threads that wait for each other on a busy machine: the models are small, and no figure depends on it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def by_key(rows):
     return {(row["pass"], row["provider"]): row for row in rows}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, cohen_kappa_score, f1_score
 from sklearn.model_selection import StratifiedKFold
@@ -20,7 +21,9 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 def logistic(strength: float, tolerance: float = 1e-4):
-    return make_pipeline(StandardScaler(), LogisticRegression(C=strength, tol=tolerance, max_iter=5000))
+    # Turned into the space that the samples span, where the weights under an L2 penalty lie: exact, and much faster.
+    turn = PCA(svd_solver="full")
+    return make_pipeline(StandardScaler(), turn, LogisticRegression(C=strength, tol=tolerance, max_iter=5000))
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_the_plan_leaves_out_every_group_and_takes_ever_fewer() -> None:
     assert not [c for c in plan_changes([[0]], ["a"], [], seed=0) if c.kind in (LEFT_OUT, COUNT)]
 
 
-@pytest.mark.parametrize("pool", ["mean", "moments"])
+@pytest.mark.parametrize("pool", ["mean", "moments", "moments+embedding"])
 def test_what_the_classes_hang_on_is_missed_when_it_goes(model: AuxMAE, pool: str) -> None:
     changes = plan_changes([[0], [1], [2]], NAMES, [12], seed=0)
     found = measure(model, pool, changes)
@@ -134,19 +134,19 @@ def test_changes_of_pixels_are_those_of_the_label() -> None:
 
 def test_features_of_missing_channels_are_replaced_where_they_belong(model: AuxMAE) -> None:
     batch = images(4, 5)[0]
-    for pool, repeats in (("concat", 1), ("moments", 2)):
+    for pool, repeats, width in (("concat", 1, 16), ("moments", 2, 16), ("moments+embedding", 2, 32)):
         extract = encoder_extractor(model, pool=pool, device="cpu", dense=False)
-        mean = np.arange(repeats * 3 * 16, dtype=np.float64)
+        mean = np.arange(repeats * 3 * width, dtype=np.float64)
         adapted = _adapt(ENCODER, extract, Change(LEFT_OUT, "", 1, (1,)), mean, pool, model)
         # The image's channels in another order than the model's: blue, green, red.
         order = torch.tensor([2, 1, 0])
         turned = batch._replace(image=batch.image[:, order], valid=batch.valid[:, order], channels=order)
         with torch.inference_mode():
-            found = adapted(turned).view(4, repeats, 3, 16)
+            found = adapted(turned).view(4, repeats, 3, width)
             kept = torch.tensor([0, 2])
             alone = model.eval().forward_features(batch.image[:, kept], valid=batch.valid[:, kept], channels=kept, pool=pool)
         torch.testing.assert_close(found[:, :, kept].flatten(1), alone, rtol=1e-4, atol=1e-5)
-        assert (found[:, :, 1] == torch.from_numpy(mean).float().view(repeats, 3, 16)[:, 1]).all()
+        assert (found[:, :, 1] == torch.from_numpy(mean).float().view(repeats, 3, width)[:, 1]).all()
 
 
 def test_the_figure_and_the_document_hold_every_change(model: AuxMAE, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from auxmae.errors import CheckpointError, DataError, SettingsError
+from auxmae.model.embedding import sincos_positions
 from auxmae.model.mae import AuxMAE
 
 TINY = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2, "decoder_depth": 1, "image_size": 16}
@@ -58,7 +59,8 @@ def test_loss_is_the_l1_of_the_hidden_patches():
 
 def encoder_tokens(model, image, keep):
     inputs = model._prepare(image, None, None)
-    return model._encode(inputs, model._given(inputs, keep))
+    mask = model._given(inputs, keep)
+    return model._encode(model._embed(inputs, mask), mask, inputs)
 
 
 def test_channel_attention_is_aligned_by_position():
@@ -361,8 +363,18 @@ def test_pooling_choices():
     tokens = model.forward_features(image, pool=None)[:, :, 1:]
     moments = torch.cat([tokens.mean(2).flatten(1), tokens.std(2, correction=0).flatten(1)], 1)
     torch.testing.assert_close(model.forward_features(image, pool="moments"), moments)
+    # Each channel's patches through its linear map, with its vector and the places' sines and cosines; the CLS tokens apart.
+    patches = image.double().unfold(2, 4, 4).unfold(3, 4, 4).reshape(2, 5, 16, 16)
+    weight, bias = (each.double() for each in model.patch_embedding.select(None))
+    places = sincos_positions(4, 4, 16).double() + model.channel_embedding(None).double()[:, None]
+    embedded = torch.einsum("bgnp,gdp->bgnd", patches, weight.expand(5, -1, -1)) + bias.expand(5, 1, -1) + places
+    beside = torch.cat([embedded, tokens.double()], 3)
+    both = torch.cat([beside.mean(2).flatten(1), beside.std(2, correction=0).flatten(1)], 1)
+    torch.testing.assert_close(model.forward_features(image, pool="moments+embedding"), both.float())
+    at_places = beside.transpose(1, 2).flatten(2).transpose(1, 2).reshape(2, 160, 4, 4)
+    torch.testing.assert_close(model.dense_features(image, pool="moments+embedding"), at_places.float())
     order = [3, 0, 4, 1, 2]
-    for pool in ("concat", "moments"):
+    for pool in ("concat", "moments", "moments+embedding"):
         turned = model.forward_features(image[:, order], channels=order, pool=pool)
         torch.testing.assert_close(turned, model.forward_features(image, pool=pool))
     assert model.dense_features(image, pool="moments").equal(model.dense_features(image, pool="concat"))
