@@ -1,0 +1,70 @@
+"""`auxmae eval --dense`: every scene that has a label raster, pixel by pixel, with maps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from auxmae.build import Data
+    from auxmae.model.mae import AuxMAE
+    from auxmae.settings.schema import SettingsTree
+    from auxmae.training.run import RunFolder
+
+
+def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folder: RunFolder, out: Console) -> dict[str, object]:
+    """Probes, prints the tables, writes the maps into the run folder; the content of "dense" in the document."""
+    import torch
+
+    from auxmae.cli.eval_tables import probe_table
+    from auxmae.errors import DataError
+    from auxmae.evaluation.scenes import AT_RANDOM, LEAKAGE, evaluate_scene
+    from auxmae.visuals.maps import map_figure, write_map
+
+    collection, table = data.collection, settings.eval
+    if not collection.has_label_maps:
+        raise DataError(f"{data.describe()}: --dense needs a label for each pixel", hint="name a label raster with --labels")
+    scaling = data.scaling.select(collection.channel_names)
+    found: dict[str, object] = {}
+    for item in range(len(collection)):
+        labels = collection.read_labels(item)
+        if labels is None:
+            continue
+        file, index = collection.file_of(item), int(collection.items[item, 1])
+        name = file.path.stem + (f"-{index}" if file.count > 1 else "")
+        pixels = collection.read(item)
+        valid = torch.from_numpy(pixels.valid)
+        image = scaling.apply(torch.from_numpy(pixels.pixels)[None])[0].masked_fill(~valid, 0.0)
+        with out.status(f"Probing the pixels of {name}") as status:
+            result = evaluate_scene(
+                model,
+                image,
+                valid,
+                labels,
+                pool=table.pool,
+                stride=table.stride,
+                max_samples=table.max_samples,
+                labels_per_class=table.labels_per_class,
+                neighbours=table.neighbours,
+                bootstrap=table.bootstrap,
+                seed=settings.train.seed,
+                device=device,
+                class_names=data.class_names,
+                channels=data.train.channels,
+                progress=lambda what, name=name: status.update(f"{name}: {what}"),  # type: ignore[misc]
+            )
+        for split, report in result.reports.items():
+            out.print(f"{name}, {split}", style="bold", markup=False, highlight=False)
+            out.print(probe_table(report) if report.results else report.reason)
+            for notice in report.notices:
+                out.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            if report.results and split != AT_RANDOM:
+                out.print(report.verdict(), markup=False, highlight=False, soft_wrap=True)
+            elif report.results:
+                out.print(LEAKAGE, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        raster = write_map(result.prediction, data.class_names, file.georeference, folder.path / "maps" / f"{name}.tif")
+        figure = map_figure(result.prediction, labels, data.class_names, folder.figures / f"map-{name}.png", title=name)
+        out.print(f"Maps: {raster}, {figure}", markup=False, highlight=False, soft_wrap=True)
+        found[name] = {**result.to_dict(), "map": str(raster), "figure": str(figure)}
+    return found

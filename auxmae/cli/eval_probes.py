@@ -1,0 +1,81 @@
+"""The part of `auxmae eval` that needs labels: probes on the encoder's frozen features and on the floors'."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from auxmae.build import Data
+    from auxmae.evaluation.features import Extractor, Features
+    from auxmae.evaluation.probes import ProbeReport
+    from auxmae.model.mae import AuxMAE
+    from auxmae.settings.schema import EvalSettings, SettingsTree
+
+# Training images that the floors which need fitting are fitted on, at most.
+_FLOOR_IMAGES = 1000
+
+
+def measure(
+    model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out: Console
+) -> tuple[ProbeReport, dict[str, Extractor], dict[str, Features]]:
+    """Probes, prints the table and the verdict → (report, extractors, their features of the training part's labelled samples)."""
+    from auxmae.cli.eval_tables import probe_table
+    from auxmae.evaluation.features import extract_all
+    from auxmae.evaluation.probes import ProbeReport, run_probes
+
+    assert data.test is not None
+    extractors: dict[str, Extractor] = {}
+    train: dict[str, Features] = {}
+    report = ProbeReport([], "The data carry no labels.")
+    table, seed = settings.eval, settings.train.seed
+    if data.class_names:
+        with out.status("Probing frozen features") as status:
+            extractors = _extractors(model, data, table, device, seed)
+            patch_size = model.patch_size if data.collection.layout == "scenes" else None
+            train, test = (
+                extract_all(extractors, part, patch_size=patch_size, limit=table.max_samples, seed=seed)
+                for part in (data.train, data.test)
+            )
+            report = run_probes(
+                train,
+                test,
+                labels_per_class=table.labels_per_class,
+                neighbours=table.neighbours,
+                bootstrap=table.bootstrap,
+                seed=seed,
+                class_names=data.class_names,
+                progress=lambda what: status.update(f"Probing: {what}"),
+            )
+    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    if report.reason:
+        out.print(f"No probes. {report.reason}", **plain)
+    else:
+        out.print(probe_table(report))
+        out.print(report.verdict(), **plain)
+    for notice in report.notices:
+        out.print(notice, style="yellow", **plain)
+    return report, extractors, train
+
+
+def _extractors(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int) -> dict[str, Extractor]:
+    """The encoder's features and the floors'."""
+    from auxmae.evaluation.baselines import floor_extractors
+    from auxmae.evaluation.features import encoder_extractor
+    from auxmae.evaluation.probes import ENCODER, RANDOM, untrained
+
+    dense = data.collection.layout == "scenes"
+    initial = untrained(model, seed=seed).to(device)
+    return {
+        ENCODER: encoder_extractor(model, pool=settings.pool, device=device, dense=dense),
+        **floor_extractors(
+            data.train.limited(_FLOOR_IMAGES),
+            channels=len(data.collection.channel_names),
+            patch_size=model.patch_size,
+            components=model.num_features,
+            dense=dense,
+            seed=seed,
+        ),
+        RANDOM: encoder_extractor(initial, pool=settings.pool, device=device, dense=dense),
+    }

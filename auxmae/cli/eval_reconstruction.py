@@ -1,0 +1,56 @@
+"""The part of `auxmae eval` that needs no labels: what the model makes of hidden patches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from auxmae.build import Data
+    from auxmae.evaluation.reconstruction import ReconstructionResult
+    from auxmae.model.mae import AuxMAE
+    from auxmae.settings.schema import SettingsTree
+
+# Held-out images that are reconstructed at each of eval.mask_ratios, at most.
+_RATIO_IMAGES = 200
+# Held-out images that are reconstructed from one source at a time, at most.
+_LEAKAGE_IMAGES = 100
+
+
+def measure(
+    model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out: Console
+) -> tuple[ReconstructionResult, dict[str, object]]:
+    """Reconstructs, prints the tables → (the result at the run's own mask ratio, "reconstruction" in the document)."""
+    from auxmae.cli.eval_tables import leakage_table, ratio_table, reconstruction_table
+    from auxmae.evaluation.leakage import evaluate_leakage
+    from auxmae.evaluation.reconstruction import evaluate_reconstruction
+
+    assert data.test is not None
+    seed, most = settings.eval.mask_seed, settings.eval.max_images
+    with out.status("Reconstructing held-out images") as status:
+        result = evaluate_reconstruction(
+            model,
+            data.test.limited(most),
+            seed=seed,
+            device=device,
+            progress=lambda images: status.update(f"Reconstructing held-out images: {images}"),
+        )
+        ratios = {}
+        for ratio in settings.eval.mask_ratios:
+            status.update(f"Reconstructing with {ratio:.0%} hidden")
+            some = data.test.limited(min(most or _RATIO_IMAGES, _RATIO_IMAGES))
+            ratios[f"{ratio:g}"] = evaluate_reconstruction(model, some, seed=seed, device=device, ratio=ratio)
+        status.update("Reconstructing from one source at a time")
+        some = data.test.limited(min(most or _LEAKAGE_IMAGES, _LEAKAGE_IMAGES))
+        leakage = evaluate_leakage(model, some, seed=seed, device=device)
+    out.print(reconstruction_table(result))
+    if ratios:
+        out.print(ratio_table(ratios))
+    if leakage is not None:
+        out.print(leakage_table(leakage))
+    return result, {
+        **result.to_dict(),
+        "ratios": {ratio: each.to_dict() for ratio, each in ratios.items()},
+        "leakage": None if leakage is None else leakage.to_dict(),
+    }
