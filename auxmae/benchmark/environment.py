@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from auxmae_kernels import products
 
 from auxmae import __version__
 
@@ -46,13 +47,24 @@ def architecture(device: torch.device) -> str:
 
 def _device(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if cuda else _processor()
     facts: dict[str, Any] = {"type": device.type, "name": name, "arch": architecture(device), "threads": torch.get_num_threads()}
+    if device.type == "cpu":
+        facts["products"] = products.explain()[0]
     facts["cores"], facts["load"] = os.cpu_count(), _load()
     if cuda:
         facts["memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
         facts["clocks"] = _gpu_facts(device)
     return facts
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _load() -> float | None:

@@ -186,6 +186,7 @@ def _examine() -> dict[str, Any]:
         "device": device,
         "compiler": f"uses {compiler}" if compiler else "on a CPU it needs a C++ compiler, and there is none (install g++)",
         "free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
+        "products": _products(),
         "kernels": kernels,
         "readers": readers,
         "missing": missing,
@@ -257,6 +258,16 @@ def _kernels() -> tuple[dict[str, str], str | None]:
     return decisions, fault
 
 
+def _products() -> str:
+    """What multiplies large fp32 matrices on the CPU, and why."""
+    try:
+        from auxmae_kernels import products
+    # What ails PyTorch is told with the device.
+    except Exception:
+        return "unknown: PyTorch cannot be imported"
+    return ": ".join(products.explain())
+
+
 def _readers(
     dependencies: dict[str, Dependency], versions: dict[str, str | None], too_old: list[str]
 ) -> tuple[dict[str, str], list[str]]:
@@ -305,6 +316,7 @@ def _show(document: dict[str, Any]) -> None:
     line(f"auxmae {document['versions']['auxmae']}, Python {document['versions']['python']}")
     line(f"device: {document['device']}")
     line(f"torch.compile: {document['compiler']}")
+    line(f"large fp32 products on the CPU: {document['products']}")
     line(f"free disk space here: {document['free_gib']} GiB")
     for title in ("packages", "kernels", "readers"):
         line(f"{title}:")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from auxmae_kernels.products import linear
 from torch import Tensor, nn
 
 from auxmae.errors import DataError, SettingsError
@@ -155,5 +156,5 @@ class GroupLinear(nn.Module):
     def forward(self, x_BGMD: Tensor, index: Tensor | None = None) -> Tensor:
         weight, bias = self.select(index)
         if weight.ndim == 2:
-            return nn.functional.linear(x_BGMD, weight, bias)
+            return linear(x_BGMD, weight, bias)
         return torch.einsum("bgmd,gpd->bgmp", x_BGMD, weight) + bias[:, None]

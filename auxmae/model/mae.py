@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from auxmae_kernels import assemble, embed_visible, masked_loss
+from auxmae_kernels.products import linear
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -337,7 +338,8 @@ class AuxMAE(Pretrained):
         """(B, G, M, P): the hidden patches."""
         position = self._positions(inputs.grid, self.config["decoder_width"], latent.device)
         channel = self.decoder_channel_embedding(inputs.groups)
-        x = self._assemble(self.decoder_embedding(latent), self._token_keep(mask), self.mask_token, position, channel)
+        latent = linear(latent, self.decoder_embedding.weight, self.decoder_embedding.bias)
+        x = self._assemble(latent, self._token_keep(mask), self.mask_token, position, channel)
         select = mask.masked_index.clamp(min=0) + (self.cls_token is not None)
         x = self._run(self.decoder, x, select=select)
         prediction: Tensor = self.head(self.decoder_norm(x), inputs.groups)

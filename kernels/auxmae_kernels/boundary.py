@@ -25,13 +25,14 @@ call_observers: list[Callable[[str, tuple[Any, ...]], None]] = []
 instead: Callable[[Any, tuple[Any, ...], dict[str, Any]], None] | None = None
 
 
-def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+def register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any], *, observable: bool = True) -> Any:
     """Defines an operator in this package's namespace, and returns it.
 
     Args:
         schema: as `torch.library.Library.define` takes it: "name(Tensor x, …) -> Tensor".
         implementation: computes it; on a CPU that is Triton's interpreter.
         fake: empty tensors of the same shapes, types and strides.
+        observable: whether `call_observers` are told of its calls, as of those that launch kernels.
     """
     name = schema.partition("(")[0]
     _library.define(schema)
@@ -42,7 +43,7 @@ def register(schema: str, implementation: Callable[..., Any], fake: Callable[...
         return implementation(*arguments)
 
     for key in ("CUDA", "CPU"):
-        _library.impl(name, observed, key)
+        _library.impl(name, observed if observable else implementation, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from auxmae_kernels.attention_reference import attend, axial_attention
+from auxmae_kernels.products import linear
 
 __all__ = [
     "add_norm",
@@ -26,14 +27,6 @@ __all__ = [
 PATCH_EPS = 1e-6
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if bias is not None and x.device.type == "cpu" and torch.compiler.is_compiling():
-        # As one product with its bias, the compiler calls a library that first copies the bias over the whole output; apart,
-        # the bias becomes part of the next elementwise loop.
-        return torch.matmul(x, weight.t()) + bias
-    return F.linear(x, weight, bias)
-
-
 def check_probability(dropout: float) -> None:
     """Raises ValueError where dropout is no probability."""
     if not 0.0 <= dropout <= 1.0:
@@ -41,7 +34,7 @@ def check_probability(dropout: float) -> None:
 
 
 def _activate(hidden: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    return _linear(F.gelu(hidden), w2, b2)
+    return linear(F.gelu(hidden), w2, b2)
 
 
 def feed_forward(
@@ -58,9 +51,9 @@ def feed_forward(
 ) -> Tensor:
     """See `auxmae_kernels.feed_forward`."""
     y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
-    y = _linear(y, w1, b1)
+    y = linear(y, w1, b1)
     if dropout:
-        y = F.dropout(_linear(F.dropout(F.gelu(y), dropout), w2, b2), dropout)
+        y = F.dropout(linear(F.dropout(F.gelu(y), dropout), w2, b2), dropout)
     elif y.device.type == "cpu" and y.requires_grad:
         # The GELU's output would be the largest thing kept for the backward pass, and is cheap to compute again.
         y = checkpoint(_activate, y, w2, b2, use_reentrant=False, preserve_rng_state=False)
@@ -89,8 +82,8 @@ def attention_block(
     y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
     # Three products instead of one: queries, keys and values then lie apart, and no attention has to copy them.
     biases = (None, None, None) if b_qkv is None else b_qkv.chunk(3)
-    q, k, v = (_linear(y, weight, bias) for weight, bias in zip(w_qkv.chunk(3), biases, strict=True))
-    y = _linear(attend(q, k, v, heads, axis, slots, lengths), w_out, b_out)
+    q, k, v = (linear(y, weight, bias) for weight, bias in zip(w_qkv.chunk(3), biases, strict=True))
+    y = linear(attend(q, k, v, heads, axis, slots, lengths), w_out, b_out)
     if dropout:
         y = F.dropout(y, dropout)
     return torch.add(x, y, alpha=residual_scale)
@@ -145,7 +138,7 @@ def embed_visible(
     index = keep.clamp(min=0)
     x_BGKP = _patches_at(image, index, patch_size).flatten(3)
     if weight.ndim == 2:  # noqa: SIM108
-        x = F.linear(x_BGKP, weight, bias)
+        x = linear(x_BGKP, weight, bias)
     else:
         x = torch.einsum("bgkp,gdp->bgkd", x_BGKP, weight) + bias[:, None]
     if activation == "gelu":

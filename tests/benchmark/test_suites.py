@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from auxmae_kernels import products
 
 from auxmae.benchmark import suites
 from auxmae.benchmark.cases import ModelCase
@@ -76,6 +77,16 @@ def test_a_step_is_three_forward_passes_of_arithmetic():
         # Gradients of inputs and of weights; the image needs none.
         assert 2.5 < found["step", provider]["flops"] / found["forward", provider]["flops"] <= 3.2
         assert found["step", provider]["images_per_second"] > 0
+
+
+def test_arithmetic_is_counted_whichever_library_multiplies(monkeypatch):
+    monkeypatch.setattr(products, "SMALLEST", 0)
+    counts = []
+    for library in ("0", "1"):
+        monkeypatch.setenv("AUXMAE_ONEDNN", library)
+        counts.append([row["flops"] for row in model_suite(TINY, device=CPU, repeats=1, peers=())])
+    assert counts[0] == counts[1]
+    assert min(counts[0]) > 0
 
 
 def test_the_plain_designs_arithmetic_is_that_of_its_formulas():

@@ -1,0 +1,116 @@
+"""Linear maps of the PyTorch path: the same product through the faster of two libraries that PyTorch brings along.
+
+On a CPU PyTorch multiplies fp32 matrices with MKL, which uses AVX-512 on Intel's processors alone.  On AMD's, oneDNN, which
+PyTorch calls for other things, takes less than half the time; both sum in fp32.  AUXMAE_ONEDNN=0 keeps to MKL, 1 takes oneDNN
+wherever PyTorch has it.
+
+Shapes: n rows, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from auxmae_kernels import boundary
+
+# Multiply-adds of a product; one of fewer takes less time than the way to an operator of our own and back.
+SMALLEST = 2**22
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def onednn() -> bool:
+    """Whether large fp32 products on the CPU go through oneDNN."""
+    return explain()[0] == "oneDNN"
+
+
+def explain() -> tuple[str, str]:
+    """What computes large fp32 products on the CPU, "oneDNN" or "PyTorch's default", and why."""
+    wanted = os.environ.get("AUXMAE_ONEDNN", "")
+    if not _available():
+        return "PyTorch's default", "this PyTorch has no oneDNN"
+    if wanted in ("0", "1"):
+        return "oneDNN" if wanted == "1" else "PyTorch's default", f"AUXMAE_ONEDNN={wanted}"
+    if _faster():
+        return "oneDNN", "an AMD processor with AVX-512, which MKL does not use there"
+    return "PyTorch's default", "no AMD processor with AVX-512"
+
+
+@cache
+def _available() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@cache
+def _faster() -> bool:
+    """AMD with AVX-512: MKL decides by the vendor what it uses."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")[:4096]
+    except OSError:
+        about = platform.processor()
+    return "AuthenticAMD" in about
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(…, I) and (O, I) → (…, O): x · weightᵀ + bias, as `torch.nn.functional.linear` has it."""
+    compiling = torch.compiler.is_compiling()
+    if x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    if _suits(x, weight):
+        rows = x.reshape(-1, x.shape[-1])
+        y: Tensor = _product(rows, weight, None if compiling else bias)
+    elif compiling and bias is not None:
+        y = torch.matmul(x, weight.t())
+    else:
+        return F.linear(x, weight, bias)
+    y = y.view(*x.shape[:-1], weight.shape[0])
+    # Given its bias, a library first copies it over the whole output; the compiler makes it part of the next elementwise loop.
+    return y + bias if compiling and bias is not None else y
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.numel() * weight.shape[0] >= SMALLEST
+        and not torch.is_autocast_enabled("cpu")
+        and onednn()
+    )
+
+
+def _compute(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
+    return product
+
+
+def _fake(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[0])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    a, b = ctx.saved_tensors
+    # Sums expand one number to all of their gradient; the library wants numbers that lie in memory.
+    gradient = gradient.contiguous()
+    needs_a, needs_b, needs_bias = ctx.needs_input_grad
+    return (
+        _product(gradient, b.t(), None) if needs_a else None,
+        _product(gradient.t(), a.t(), None) if needs_b else None,
+        gradient.sum(0) if needs_bias else None,
+    )
+
+
+# a (n, I) · bᵀ (I, O) + bias (O) → (n, O).
+_product = boundary.register("product(Tensor a, Tensor b, Tensor? bias) -> Tensor", _compute, _fake, observable=False)
+boundary.register_autograd(_product, _setup, _backward)

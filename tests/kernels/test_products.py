@@ -1,0 +1,130 @@
+"""Linear maps through oneDNN: against double precision, with any strides, plain and compiled."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from auxmae_kernels import products
+
+pytestmark = pytest.mark.skipif(not products._available(), reason="this PyTorch has no oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def taken(monkeypatch):
+    """oneDNN for every product, however small; gives the list of those that it computed."""
+    monkeypatch.setenv("AUXMAE_ONEDNN", "1")
+    monkeypatch.setattr(products, "SMALLEST", 0)
+    calls, original = [], products._product
+
+    def counted(*arguments):
+        calls.append(tuple(arguments[0].shape))
+        return original(*arguments)
+
+    monkeypatch.setattr(products, "_product", counted)
+    return calls
+
+
+def operands(shape, outputs, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x, weight, bias = (torch.randn(*s, generator=generator) for s in (shape, (outputs, shape[-1]), (outputs,)))
+    return [each.requires_grad_() for each in (x, weight, bias)]
+
+
+@pytest.mark.parametrize(("shape", "outputs"), [((7,), 3), ((5, 7), 1), ((2, 3, 4, 33), 65), ((300, 128), 257)])
+@pytest.mark.parametrize("biased", [True, False])
+def test_value_and_gradients(taken, shape, outputs, biased):
+    inputs = operands(shape, outputs)[: 3 if biased else 2]
+    y = products.linear(*inputs)
+    exact = [each.detach().double().requires_grad_() for each in inputs]
+    expected = torch.nn.functional.linear(*exact)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(y)
+    ours = torch.autograd.grad(y, inputs, upstream)
+    theirs = torch.autograd.grad(expected, exact, upstream.double())
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-4)
+    assert len(taken) == 3
+
+
+def test_any_strides_and_an_expanded_gradient(taken):
+    x, weight, bias = operands((64, 6, 48), 96)
+    turned, parts = x.transpose(0, 1)[:, ::2], weight.chunk(3)[1]
+    y = products.linear(turned, parts, bias.chunk(3)[1])
+    torch.testing.assert_close(y, torch.nn.functional.linear(turned, parts, bias.chunk(3)[1]))
+    gradients = torch.autograd.grad(y.sum(), (x, weight))
+    expected = torch.autograd.grad(torch.nn.functional.linear(turned, parts).sum(), (x, weight))
+    for a, b in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    assert len(taken) == 3
+
+
+def test_only_the_gradients_that_are_asked_for(taken):
+    x, weight, bias = operands((8, 16), 4)
+    products.linear(x.detach(), weight, bias).sum().backward()
+    assert x.grad is None
+    assert weight.grad is not None
+    assert taken == [(8, 16), (4, 8)]
+
+
+def test_gradients_of_gradients(taken):
+    x, weight, _ = operands((6, 8), 5)
+
+    def penalty(function):
+        (slope,) = torch.autograd.grad(function(x, weight).tanh().sum(), x, create_graph=True)
+        return torch.autograd.grad(slope.square().sum(), (x, weight))
+
+    for a, b in zip(penalty(products.linear), penalty(torch.nn.functional.linear), strict=True):
+        torch.testing.assert_close(a, b)
+    assert taken
+
+
+def test_nothing_is_kept_but_the_operands(taken):
+    x, weight, bias = operands((128, 32), 64)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.shape) or tensor, lambda tensor: tensor):
+        products.linear(x, weight, bias)
+    assert sorted(kept) == sorted([x.shape, weight.shape])
+    assert taken
+
+
+def test_other_types_autocast_and_small_products_are_left_to_pytorch(taken, monkeypatch):
+    x, weight, bias = (each.detach() for each in operands((8, 16), 4))
+    for dtype in (torch.float64, torch.bfloat16):
+        assert products.linear(x.to(dtype), weight.to(dtype), bias.to(dtype)).dtype == dtype
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert products.linear(x, weight, bias).dtype == torch.bfloat16
+    monkeypatch.setattr(products, "SMALLEST", 8 * 16 * 4 + 1)
+    products.linear(x, weight, bias)
+    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setenv("AUXMAE_ONEDNN", "0")
+    products.linear(x, weight, bias)
+    assert not taken
+
+
+def test_the_vendor_decides(monkeypatch):
+    monkeypatch.delenv("AUXMAE_ONEDNN")
+    for vendor, capability, expected in (
+        ("AuthenticAMD", "AVX512", True),
+        ("AuthenticAMD", "AVX2", False),
+        ("GenuineIntel", "AVX512", False),
+    ):
+        monkeypatch.setattr(products.Path, "read_text", lambda *_, vendor=vendor, **__: f"vendor_id\t: {vendor}\n")
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        products._faster.cache_clear()
+        assert products.onednn() is expected
+    products._faster.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_without_a_break(taken):
+    inputs = operands((4, 32, 64), 48)
+    compiled = torch.compile(products.linear, fullgraph=True)
+    y = compiled(*inputs)
+    expected = torch.nn.functional.linear(*inputs)
+    torch.testing.assert_close(y, expected)
+    upstream = torch.randn_like(y)
+    for a, b in zip(torch.autograd.grad(y, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True):
+        torch.testing.assert_close(a, b)
