@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from auxmae_kernels.attention_reference import attend, axial_attention
 from auxmae_kernels.products import linear
@@ -33,8 +32,21 @@ def check_probability(dropout: float) -> None:
         raise ValueError(f"dropout must be a probability between 0 and 1, not {dropout}")
 
 
-def _activate(hidden: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    return linear(F.gelu(hidden), w2, b2)
+def _gelu_linear(hidden: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+    """Keeps `hidden` for the backward pass and not the GELU's output: the largest thing there, and cheap to compute again."""
+    activated = F.gelu(hidden)
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+        return linear(activated, w2, b2)
+    memory = activated.data_ptr()
+
+    def pack(tensor: Tensor) -> Tensor | torch.Size:
+        return tensor.shape if tensor.data_ptr() == memory else tensor
+
+    def unpack(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else F.gelu(hidden).reshape(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return linear(activated, w2, b2)
 
 
 def feed_forward(
@@ -52,13 +64,10 @@ def feed_forward(
     """See `auxmae_kernels.feed_forward`."""
     y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
     y = linear(y, w1, b1)
-    if dropout:
+    if dropout:  # noqa: SIM108
         y = F.dropout(linear(F.dropout(F.gelu(y), dropout), w2, b2), dropout)
-    elif y.device.type == "cpu" and y.requires_grad:
-        # The GELU's output would be the largest thing kept for the backward pass, and is cheap to compute again.
-        y = checkpoint(_activate, y, w2, b2, use_reentrant=False, preserve_rng_state=False)
     else:
-        y = _activate(y, w2, b2)
+        y = _gelu_linear(y, w2, b2)
     return torch.add(x, y, alpha=residual_scale)
 
 
