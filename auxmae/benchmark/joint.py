@@ -14,10 +14,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from auxmae_kernels.products import linear
 from torch import Tensor, nn
 
 from auxmae.benchmark.cases import MASK_RATIO, ModelCase
 from auxmae.model.embedding import sincos_positions
+
+
+class _Linear(nn.Linear):
+    """Multiplies as ours does, so that the kind of attention alone makes the difference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class _JointBlock(nn.Module):
@@ -27,11 +35,11 @@ class _JointBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.first, self.second = (
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)) for _ in range(2)
+            nn.Sequential(nn.LayerNorm(width), _Linear(width, hidden), nn.GELU(), _Linear(hidden, width)) for _ in range(2)
         )
         self.norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
+        self.qkv = _Linear(width, 3 * width)
+        self.projection = _Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
@@ -58,16 +66,16 @@ class JointMAE(nn.Module):
         super().__init__()
         side, width = case.image_size // case.patch_size, case.width
         self.patch_size, self.kept = case.patch_size, round(side * side * (1 - MASK_RATIO))
-        self.embed = nn.Linear(case.patch_size**2, width)
+        self.embed = _Linear(case.patch_size**2, width)
         self.channel = nn.Parameter(torch.randn(case.channels, 1, width) * 0.02)
         self.decoder_channel = nn.Parameter(torch.randn(case.channels, 1, width) * 0.02)
         self.cls = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.mask = nn.Parameter(torch.randn(width) * 0.02)
         self.register_buffer("positions", sincos_positions(side, side, width))
         self.encoder = _blocks(case, case.depth)
-        self.decoder_embed = nn.Linear(width, width)
+        self.decoder_embed = _Linear(width, width)
         self.decoder = _blocks(case, case.decoder_depth)
-        self.head = nn.Linear(width, case.patch_size**2)
+        self.head = _Linear(width, case.patch_size**2)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, h, w) → scalar L1 of the hidden patches."""
