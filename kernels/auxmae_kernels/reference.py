@@ -6,6 +6,8 @@ channel, S places that a channel's tokens can have, D width, P = g·p·p pixels 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,21 +34,27 @@ def check_probability(dropout: float) -> None:
         raise ValueError(f"dropout must be a probability between 0 and 1, not {dropout}")
 
 
-def _gelu_linear(hidden: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
-    """Keeps `hidden` for the backward pass and not the GELU's output: the largest thing there, and cheap to compute again."""
-    activated = F.gelu(hidden)
-    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
-        return linear(activated, w2, b2)
-    memory = activated.data_ptr()
+class _GeluLinear(torch.autograd.Function):
+    """linear(gelu(hidden)) that keeps `hidden`, and not the GELU's output, which is as large and cheap to compute again."""
 
-    def pack(tensor: Tensor) -> Tensor | torch.Size:
-        return tensor.shape if tensor.data_ptr() == memory else tensor
+    @staticmethod
+    def forward(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear(F.gelu(hidden), weight, bias)
 
-    def unpack(kept: Tensor | torch.Size) -> Tensor:
-        return kept if isinstance(kept, Tensor) else F.gelu(hidden).reshape(kept)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return linear(activated, w2, b2)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight = ctx.saved_tensors
+        of_hidden, of_weight, of_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+        return (
+            torch.ops.aten.gelu_backward(linear(rows, weight.t()).view_as(hidden), hidden) if of_hidden else None,
+            linear(rows.t(), F.gelu(hidden).flatten(0, -2).t()) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
 
 
 def feed_forward(
@@ -64,10 +72,12 @@ def feed_forward(
     """See `auxmae_kernels.feed_forward`."""
     y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
     y = linear(y, w1, b1)
-    if dropout:  # noqa: SIM108
+    if dropout:
         y = F.dropout(linear(F.dropout(F.gelu(y), dropout), w2, b2), dropout)
+    elif y.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        y = _GeluLinear.apply(y, w2, b2)  # type: ignore[no-untyped-call]
     else:
-        y = _gelu_linear(y, w2, b2)
+        y = linear(F.gelu(y), w2, b2)
     return torch.add(x, y, alpha=residual_scale)
 
 

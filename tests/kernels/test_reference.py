@@ -228,3 +228,18 @@ def test_dispatch_says_why_and_never_falls_back_in_silence(monkeypatch):
     monkeypatch.delenv("AUXMAE_KERNELS")
     with pytest.raises(ValueError, match="axis"):
         kernels.axial_attention(torch.randn(1, 1, 2, 6), 1, "rows")
+
+
+def test_a_feed_forward_keeps_the_hidden_numbers_once_and_can_be_differentiated_twice():
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 5, 4), (4,), (4,), (11, 4), (11,), (4, 11), (4,))
+    inputs = [torch.randn(*shape, dtype=torch.float64, generator=generator, requires_grad=True) for shape in shapes]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        value = kernels.feed_forward(*inputs, residual_scale=0.5)
+    assert kept.count(2 * 3 * 5 * 11) == 1
+    x, norm_weight, norm_bias, w1, b1, w2, b2 = inputs
+    normed = torch.nn.functional.layer_norm(x, (4,), norm_weight, norm_bias, 1e-6)
+    torch.testing.assert_close(value, x + 0.5 * (torch.nn.functional.gelu(normed @ w1.t() + b1) @ w2.t() + b2))
+    assert torch.autograd.gradcheck(lambda *each: kernels.feed_forward(*each, residual_scale=0.5), inputs)
+    assert torch.autograd.gradgradcheck(lambda *each: kernels.feed_forward(*each, residual_scale=0.5), inputs)
