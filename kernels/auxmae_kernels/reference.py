@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from auxmae_kernels.attention_reference import attend, axial_attention
 from auxmae_kernels.products import linear
@@ -34,12 +35,16 @@ def check_probability(dropout: float) -> None:
         raise ValueError(f"dropout must be a probability between 0 and 1, not {dropout}")
 
 
+def _gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return linear(F.gelu(hidden), weight, bias)
+
+
 class _GeluLinear(torch.autograd.Function):
-    """linear(gelu(hidden)) that keeps `hidden`, and not the GELU's output, which is as large and cheap to compute again."""
+    """`_gelu_linear` that keeps `hidden`, and not the GELU's output, which is as large and cheap to compute again."""
 
     @staticmethod
     def forward(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return linear(F.gelu(hidden), weight, bias)
+        return _gelu_linear(hidden, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -74,10 +79,13 @@ def feed_forward(
     y = linear(y, w1, b1)
     if dropout:
         y = F.dropout(linear(F.dropout(F.gelu(y), dropout), w2, b2), dropout)
+    elif y.device.type == "cpu" and torch.compiler.is_compiling():
+        # The compiler would see one GELU in both passes, and keep it.
+        y = checkpoint(_gelu_linear, y, w2, b2, use_reentrant=False, preserve_rng_state=False)
     elif y.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         y = _GeluLinear.apply(y, w2, b2)  # type: ignore[no-untyped-call]
     else:
-        y = linear(F.gelu(y), w2, b2)
+        y = _gelu_linear(y, w2, b2)
     return torch.add(x, y, alpha=residual_scale)
 
 
