@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from auxmae_kernels.attention_reference import attend, axial_attention
-from auxmae_kernels.products import linear
+from auxmae_kernels.products import linear, weight_gradient
 
 __all__ = [
     "add_norm",
@@ -57,7 +57,7 @@ class _GeluLinear(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
         return (
             torch.ops.aten.gelu_backward(linear(rows, weight.t()).view_as(hidden), hidden) if of_hidden else None,
-            linear(rows.t(), F.gelu(hidden).flatten(0, -2).t()) if of_weight else None,
+            weight_gradient(rows, F.gelu(hidden).flatten(0, -2)) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 

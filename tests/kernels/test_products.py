@@ -16,6 +16,7 @@ def taken(monkeypatch):
     """oneDNN for every product, however small; gives the list of those that it computed."""
     monkeypatch.setenv("AUXMAE_ONEDNN", "1")
     monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "SMALLEST_WEIGHT", 0)
     calls, original = [], products._product
 
     def counted(*arguments):
