@@ -14,6 +14,7 @@ from auxmae.errors import SettingsError
 CHANNEL_BY_CHANNEL = ("concat", "moments", "moments+embedding")
 # Poolings of the tokens as they were embedded, beside those that the encoder made of them.
 WITH_EMBEDDING = ("moments+embedding",)
+_MOMENTS = ("moments", *WITH_EMBEDDING)
 
 
 def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
@@ -34,7 +35,7 @@ def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
         return tokens[:, :, 0].mean(1)
     places, count = tokens[:, :, first:], weight.sum(2).clamp(min=1)
     x_BGD = (places * weight).sum(2) / count
-    if pool.startswith("moments"):
+    if pool in _MOMENTS:
         variance = ((places - x_BGD[:, :, None]).square() * weight).sum(2) / count
         return torch.cat([x_BGD.flatten(1), variance.sqrt().flatten(1)], 1)
     return _pool_channels(x_BGD, (weight.sum(2) > 0).to(x_BGD.dtype), pool)
@@ -51,7 +52,7 @@ def pool_places(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
         whole = pool_image(tokens, weight, "cls")
         places = _pool_channels(x_BNGD, weight.transpose(1, 2), "mean")
         return torch.cat([places, whole[:, None].expand(-1, places.shape[1], -1)], 2)
-    return _pool_channels(x_BNGD, weight.transpose(1, 2), "concat" if pool.startswith("moments") else pool)
+    return _pool_channels(x_BNGD, weight.transpose(1, 2), "concat" if pool in _MOMENTS else pool)
 
 
 def _pool_channels(x: Tensor, weight: Tensor, pool: str) -> Tensor:

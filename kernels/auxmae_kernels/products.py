@@ -1,7 +1,7 @@
 """Linear maps of the PyTorch path: the same product through the faster of two libraries that PyTorch brings along.
 
 On a CPU PyTorch multiplies fp32 matrices with MKL, which uses AVX-512 on Intel's processors alone.  On AMD's, oneDNN, which
-PyTorch calls for other things, takes less than half the time; both sum in fp32.  AUXMAE_ONEDNN=0 keeps to MKL, 1 takes oneDNN
+PyTorch calls for other things, is about twice as fast; both sum in fp32.  AUXMAE_ONEDNN=0 keeps to MKL, 1 takes oneDNN
 wherever PyTorch has it.
 
 Shapes: n rows, I inputs, O outputs.

@@ -380,5 +380,8 @@ def test_pooling_choices():
     assert model.dense_features(image, pool="moments").equal(model.dense_features(image, pool="concat"))
     assert model.forward_features(image, pool=None).shape == (2, 5, 17, 16)
     assert model.dense_features(image, pool="concat").shape == (2, 80, 4, 4)
-    with pytest.raises(SettingsError, match="pooling"):
-        model.forward_features(image, pool="median")
+    for unknown in ("median", "moments+embeddings"):
+        with pytest.raises(SettingsError, match="pooling"):
+            model.forward_features(image, pool=unknown)
+        with pytest.raises(SettingsError, match="pooling"):
+            model.dense_features(image, pool=unknown)
