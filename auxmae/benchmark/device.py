@@ -15,6 +15,8 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from auxmae.training.graph import capture_cuda_graph
+
 Work = Callable[[], object]
 
 # A sample on a CPU repeats the work until it lasts about this long, ms: the clock and a call cost microseconds …
@@ -23,7 +25,9 @@ SAMPLE_MS = 5.0
 # is done as often as the fewest parts.
 MOST_PARTS, FEWEST_PARTS = 5, 3
 # Calls of a GPU sample, each between events of its own, behind a flushed cache.
-GPU_CALLS = 10
+GPU_CALLS = 5
+# A GPU's clock at its fastest; a slower one waits longer.
+CYCLES_A_SECOND = 2e9
 GRAPH_CALLS = 20
 
 
@@ -62,12 +66,21 @@ def _repeating_clock() -> Callable[[Work], float]:
 def _event_clock(device: torch.device) -> Callable[[Work], float]:
     size = max(getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0), 2**25)
     flush = torch.empty(4 * size, dtype=torch.int8, device=device)
+    waits: dict[int, int] = {}
 
     def clock(work: Work) -> float:
+        if id(work) not in waits:
+            work()
+            torch.cuda.synchronize(device)
+            began = time.perf_counter()
+            work()
+            launching = time.perf_counter() - began
+            waits[id(work)] = round(CYCLES_A_SECOND * (2 * launching + 1e-4))
         events = []
         for _ in range(GPU_CALLS):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            # The host runs ahead while the flush lasts, so that its launches cost the work nothing.
+            # The GPU waits for as long as the host needs to launch all of the work, so that its launches cost the work nothing.
+            torch.cuda._sleep(waits[id(work)])
             flush.zero_()
             start.record()
             work()
@@ -80,27 +93,27 @@ def _event_clock(device: torch.device) -> Callable[[Work], float]:
 
 
 def graph_ms(work: Work, device: torch.device) -> float | None:
-    """ms of one replay of the work as a CUDA graph, cache warm; None where there is no GPU or it cannot be captured."""
+    """ms of one replay of the work as a CUDA graph, cache warm; None where there is no GPU or it cannot be captured.
+
+    Backward passes run on the stream of what they are the gradient of, so the work must not have run before on another one.
+    """
     if device.type != "cuda":
         return None
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
     try:
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(stream):
             work()
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            work()
+        replay = capture_cuda_graph(work, (), stream)
     except RuntimeError:
         # A host synchronisation inside the work, for one.
         torch.cuda.synchronize(device)
         return None
-    graph.replay()
+    replay()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(GRAPH_CALLS):
-        graph.replay()
+        replay()
     end.record()
     torch.cuda.synchronize(device)
     return float(start.elapsed_time(end)) / GRAPH_CALLS
@@ -124,7 +137,7 @@ def occupation(work: Work, device: torch.device, calls: int = 5) -> dict[str, An
     enqueued = time.perf_counter() - began
     torch.cuda.synchronize(device)
     total = time.perf_counter() - began
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         for _ in range(calls):
             work()
         torch.cuda.synchronize(device)

@@ -248,10 +248,12 @@ def _kernels() -> tuple[dict[str, str], str | None]:
         except KernelUnavailableError as error:
             decisions[name] = f"error: {error}"
             unavailable += 1
-            fault = (
-                f"AUXMAE_KERNELS=triton, and {unavailable} of {len(dispatch.FUNCTIONS)} kernels cannot run here; "
-                "set AUXMAE_KERNELS=auto, or unset it"
-            )
+            fault = str(error)
+            if dispatch.backend() == "triton":
+                fault = (
+                    f"AUXMAE_KERNELS=triton, and {unavailable} of {len(dispatch.FUNCTIONS)} kernels cannot run here; "
+                    "set AUXMAE_KERNELS=auto, or unset it"
+                )
         except ValueError as error:
             decisions[name] = f"error: {error}"
             fault = f"{error}; set AUXMAE_KERNELS=auto, or unset it"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FILE_NAME = "auxmae.toml"
 PREFIX = "AUXMAE_"
 # Variables that are no settings: the kernels' own switches, and where the tests find real images.
-OTHER_VARIABLES = frozenset({"AUXMAE_AUTOTUNE", "AUXMAE_KERNELS", "AUXMAE_ONEDNN", "AUXMAE_TEST_DATA"})
+OTHER_VARIABLES = frozenset({"AUXMAE_AUTOTUNE", "AUXMAE_KERNELS", "AUXMAE_KERNEL_TABLE", "AUXMAE_ONEDNN", "AUXMAE_TEST_DATA"})
 # Typed options whose name is not the setting's own.
 OPTION_NAMES = {"data.source": "--data", "run.folder": "--output"}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -60,20 +61,43 @@ def graphs_wanted(settings: SettingsTree, device: torch.device) -> bool:
     return asked != "off" and why is None
 
 
-def capture_cuda_graph(work: Callable[[], object], generators: Sequence[torch.Generator]) -> Callable[[], None]:
-    """Records the work without doing it; the default generator needs no registration."""
+def capture_cuda_graph(
+    work: Callable[[], object], generators: Sequence[torch.Generator], stream: torch.cuda.Stream | None = None
+) -> Callable[[], None]:
+    """Records the work without doing it, on a stream of its own unless one is given; gives a function that does it.
+
+    The default generator needs no registration.
+
+    Raises:
+        RuntimeError: the work cannot be captured.
+    """
     graph = torch.cuda.CUDAGraph()
     for generator in generators:
         graph.register_generator_state(generator)
     # A capture that fails leaves its own stream current; this context puts the caller's back.  Loader threads may pin memory
     # meanwhile, which only a capture of this thread alone tolerates.
-    with (
-        torch.cuda.stream(torch.cuda.current_stream()),
-        torch.cuda.graph(graph, capture_error_mode="thread_local"),
-    ):
-        work()
+    try:
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        ):
+            work()
+    except BaseException:
+        # What failed first is what is to be told.
+        with suppress(RuntimeError):
+            _release_generators(generators)
+        raise
     replay: Callable[[], None] = graph.replay
     return replay
+
+
+def _release_generators(generators: Sequence[torch.Generator]) -> None:
+    """After a capture that failed its generators wait for its end, and drawing from them is an error; one that works ends it."""
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
+        torch.zeros(1, device="cuda")
 
 
 def beside(work: Callable[[], T], device: torch.device) -> T:

@@ -34,6 +34,10 @@ class Muon(torch.optim.Optimizer):
         ValueError: a parameter that is not a matrix.
     """
 
+    # `torch.amp.GradScaler` then gives `grad_scale` and `found_inf`, tensors, and leaves it to the step to divide and to skip;
+    # otherwise it would read from the device whether a gradient is infinite, and no CUDA graph could hold the step.
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
@@ -66,14 +70,25 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        rate, scale, found_inf = group["lr"], getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+        if scale is not None:
+            gradients = list(torch._foreach_div(gradients, scale))
+        if found_inf is None:
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        else:
+            # A step with an infinite gradient changes nothing: momentum by no part of a gradient of zeros, weights at no rate.
+            finite = found_inf == 0
+            gradients = list(torch.where(finite, torch.stack(gradients), 0.0))
+            rate = rate * finite
+            torch._foreach_mul_(momenta, 1 - finite * (1 - group["momentum"]))
+            torch._foreach_add_(momenta, gradients, alpha=1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
         height, width = parameters[0].shape
         parts = group["parts"]
         stacked = torch.stack(ahead).view(-1, height // parts, width)
         update = orthogonal(stacked).to(parameters[0].dtype)
-        update *= group["lr"] * (0.2 * math.sqrt(max(height // parts, width)))
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        update *= rate * (0.2 * math.sqrt(max(height // parts, width)))
+        torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
         torch._foreach_sub_(parameters, list(update.view(-1, height, width)))
 
 

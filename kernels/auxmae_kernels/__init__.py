@@ -9,6 +9,8 @@ T tokens of a channel, S places that its tokens can have, D width, H heads, E he
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,33 @@ def _cast(x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return x.to(torch.get_autocast_dtype(device))
     return x
+
+
+class _CastTogether(torch.autograd.Function):
+    """Tensors of one type in another, by one launch on a GPU, and so their gradients: a model has hundreds of weights to cast."""
+
+    @staticmethod
+    def forward(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+        torch._foreach_copy_(cast, tensors)
+        return tuple(cast)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_CastTogether.apply(ctx.dtype, *gradients)  # type: ignore[no-untyped-call]
+
+
+def _cast_weights(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+    """What autocast makes of the weights of products with x."""
+    together = x.is_cuda and torch.is_autocast_enabled("cuda") and not torch.compiler.is_compiling()
+    if not together or {weight.dtype for weight in weights} != {torch.float32}:
+        return tuple(_cast(weight) for weight in weights)
+    cast: tuple[Tensor, ...] = _CastTogether.apply(torch.get_autocast_dtype("cuda"), *weights)  # type: ignore[no-untyped-call]
+    return cast
 
 
 def _attention_key(axis: str, shape: torch.Size, head_dim: int) -> tuple[tuple[str, int | str], ...]:
@@ -116,9 +145,8 @@ def feed_forward(
     """
     reference.check_probability(dropout)
     if dispatch.choose("feed_forward", _cast(x).dtype, x.device, (("width", int(x.shape[-1])),)) == "triton":
-        return feed_forward_operator.feed_forward(
-            x, norm_weight, norm_bias, _cast(w1), _cast(b1), _cast(w2), _cast(b2), residual_scale, eps, dropout
-        )
+        w1, w2 = _cast_weights(x, w1, w2)
+        return feed_forward_operator.feed_forward(x, norm_weight, norm_bias, w1, b1, w2, b2, residual_scale, eps, dropout)
     return reference.feed_forward(x, norm_weight, norm_bias, w1, b1, w2, b2, residual_scale, eps, dropout)
 
 
@@ -158,12 +186,16 @@ def attention_block(
     if x.ndim != 4 or heads < 1 or x.shape[3] % heads:
         raise ValueError(f"x must be (B, C, T, heads ({heads}) · head dim), not {tuple(x.shape)}")
     reference.check_probability(dropout)
-    key = _attention_key(axis, x.shape, x.shape[3] // heads)
+    key = (*_attention_key(axis, x.shape, x.shape[3] // heads), ("width", int(x.shape[3])))
     if dispatch.choose("attention_block", _cast(x).dtype, x.device, key) == "triton":
-        weights = (_cast(w_qkv), None if b_qkv is None else _cast(b_qkv), _cast(w_out), None if b_out is None else _cast(b_out))
+        if b_qkv is None:
+            w_qkv, w_out = _cast_weights(x, w_qkv, w_out)
+        else:
+            w_qkv, b_qkv, w_out = _cast_weights(x, w_qkv, b_qkv, w_out)
         return attention_block_operator.attention_block(
-            x, norm_weight, norm_bias, *weights, heads, axis, slots, lengths, residual_scale, eps, dropout
-        )
+            x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out,
+            heads, axis, slots, lengths, residual_scale, eps, dropout,
+        )  # fmt: skip
     return reference.attention_block(
         x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, heads, axis, slots, lengths, residual_scale, eps, dropout
     )

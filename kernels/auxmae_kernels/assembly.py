@@ -113,7 +113,7 @@ def _forward(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor,
             WIDTH=width, TILE=tile.rows, COLUMNS=tile.columns, ACC=_accumulator(latent.dtype), num_warps=tile.warps,
         )  # fmt: skip
 
-    autotuning.run_tuned("assemble", latent, _TILE, autotuning.copies(), {"WIDTH": width}, run)
+    autotuning.run_tuned("assemble", latent, _TILE, autotuning.copies, {"WIDTH": width}, run)
     return out
 
 
@@ -143,7 +143,7 @@ def _backward(grad: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor, 
         )  # fmt: skip
         return sums
 
-    total, masked = autotuning.run_tuned("assemble_backward", grad, _TILE, autotuning.copies(), {"WIDTH": width}, run)
+    total, masked = autotuning.run_tuned("assemble_backward", grad, _TILE, autotuning.copies, {"WIDTH": width}, run)
     return (
         grad_latent,
         masked.sum((0, 2) if mask_token.ndim == 2 else (0, 1, 2)).to(mask_token.dtype),

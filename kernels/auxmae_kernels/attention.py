@@ -5,6 +5,7 @@ Sequences that fit one tile are packed several to a tile (`attention_packed`); l
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ class _Plan:
 
 
 def _head_tile(qkv: Tensor, heads: int) -> int:
-    return max(16, int(triton.next_power_of_2(qkv.shape[3] // (3 * heads))))
+    return max(16, tuning.power_of_two(qkv.shape[3] // (3 * heads)))
 
 
 def streams(length: int, qkv: Tensor, heads: int) -> bool:
@@ -89,6 +90,14 @@ def _plan(
     return _Plan(length, sequences, inner, tile, packed, groups * heads if length else 0, constants)
 
 
+def _run_tuned(name: str, qkv: Tensor, plan: _Plan, run: Callable[[tuning.Tile], None]) -> None:
+    def candidates() -> list[tuning.Tile]:
+        arch = tuning.architecture(qkv.device)
+        return tuning.attention_candidates(plan.length, plan.constants["HEAD_TILE"], qkv.dtype, arch)
+
+    autotuning.run_tuned(f"{name} {plan.length}", qkv, plan.tile, candidates, plan.constants, run)
+
+
 def _statistics_shape(qkv: Tensor, heads: int, along_channels: bool, slots: Tensor | None) -> tuple[int, ...]:
     batch, channels, tokens, _ = qkv.shape
     if not along_channels:
@@ -124,8 +133,7 @@ def forward(
                 cut.length, cut.blocks, cut.inner, channels, tokens, *qkv.stride(), **options,
             )  # fmt: skip
 
-    candidates = tuning.attention_candidates(plan.length, _head_tile(qkv, heads), qkv.dtype, tuning.architecture(qkv.device))
-    autotuning.run_tuned(f"axial_attention {plan.length}", qkv, plan.tile, candidates, plan.constants, run)
+    _run_tuned("axial_attention", qkv, plan, run)
     return out, lse
 
 
@@ -171,8 +179,7 @@ def backward(
                 cut.length, cut.blocks, cut.inner, channels, tokens, *grad.stride(), *qkv.stride(), **options,
             )  # fmt: skip
 
-    candidates = tuning.attention_candidates(plan.length, _head_tile(qkv, heads), qkv.dtype, tuning.architecture(qkv.device))
-    autotuning.run_tuned(f"axial_attention_backward {plan.length}", qkv, plan.tile, candidates, plan.constants, run)
+    _run_tuned("axial_attention_backward", qkv, plan, run)
     return grad_qkv
 
 

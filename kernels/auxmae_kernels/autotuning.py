@@ -21,13 +21,19 @@ _APART = frozenset({"TILE", "COLUMNS", "CHUNK", "SCALE", "EPS", "KEEP_SCALE", "A
 
 
 def run_tuned(
-    name: str, like: Tensor, default: Tile, candidates: Sequence[Tile], constants: Mapping[str, Any], run: Callable[[Tile], T]
+    name: str,
+    like: Tensor,
+    default: Tile,
+    candidates: Callable[[], Sequence[Tile]],
+    constants: Mapping[str, Any],
+    run: Callable[[Tile], T],
 ) -> T:
     """What `run` returns with the default tile, or with the fastest where autotuning was asked for.
 
     Args:
         name: of the kernel, and whatever else the choice depends on.
         like: a tensor of the device and type that the kernel works in.
+        candidates: gives the tiles to try besides the default.
         constants: of the kernel; those that a tile depends on decide for which shapes the choice is made anew.
         run: does the work with a tile; more than once, where it is measured.
     """
@@ -44,18 +50,7 @@ def run_tuned(
     if like.is_cuda and torch.cuda.is_current_stream_capturing():
         # Nothing can be measured while a CUDA graph is captured.
         return run(tuning.kept(key) or default)
-    return run(tuning.fastest(key, list(dict.fromkeys((default, *candidates))), run, triton.testing.do_bench))
-
-
-def feed_forward() -> list[Tile]:
-    """Of the feed-forward sublayer: rows, hidden numbers at a time, warps."""
-    return [Tile(rows, warps, 2, chunk=chunk) for rows in (16, 32, 64, 128) for chunk in (32, 64) for warps in (4, 8)]
-
-
-def attention_block(length: int) -> list[Tile]:
-    """Of the attention sublayer, for sequences of `length` tokens."""
-    sizes = [rows for rows in (16, 32, 64) if rows >= length]
-    return [Tile(rows, warps, stages) for rows in sizes for warps in (4, 8) for stages in (1, 2)]
+    return run(tuning.fastest(key, list(dict.fromkeys((default, *candidates()))), run, triton.testing.do_bench))
 
 
 def whole_rows(width_tile: int) -> list[Tile]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -92,7 +93,12 @@ def programs_for(device: torch.device) -> int:
     """How many programs walk over a kernel's tiles where each keeps sums of its own: two a multiprocessor."""
     if device.type != "cuda":
         return 4
-    return 2 * int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return 2 * _multiprocessors(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _multiprocessors(index: int) -> int:
+    return int(torch.cuda.get_device_properties(index).multi_processor_count)
 
 
 def interpreting() -> bool:

@@ -1,7 +1,7 @@
 """Which implementation runs, and why.
 
 The backend is "auto" (Triton where it was measured to win, else PyTorch), "triton" (or an error that says why not) or "torch".
-The environment variable AUXMAE_KERNELS overrules `set_backend`.
+The environment variable AUXMAE_KERNELS overrules `set_backend`; AUXMAE_KERNEL_TABLE names another table of what was measured.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ FUNCTIONS = (
 TRITON_FUNCTIONS: frozenset[str] = frozenset(FUNCTIONS)
 # Recorded wins of the Triton kernels over every PyTorch provider, by function, architecture and shape class.
 MEASURED = Path(__file__).with_name("measured.json")
+
+_FIELDS = {"function", "arch", "dtype", "key", "speedup"}
 
 _chosen = "auto"
 
@@ -92,8 +94,8 @@ def explain(
         function: one of `FUNCTIONS`.
         shape, dtype, device: of the first argument; None stands for any.
         key: the shape class: for attention {"axis", "length", "head_dim"}: tokens of a sequence, channels of a head; for
-            other functions {"width"}; for the loss {"pixels"}, of a token, and {"image_gradient"}: 1 where the image asks for
-            one.
+            other functions {"width"}, and for the attention block all four; for the loss {"pixels"}, of a token, and
+            {"image_gradient"}: 1 where the image asks for one.
 
     Raises:
         ValueError: an unknown function or backend.
@@ -134,10 +136,12 @@ def _obstacle(function: str, dtype: torch.dtype | None, device: torch.device | N
     if function in ("axial_attention", "attention_block"):
         from auxmae_kernels.attention import obstacle
 
-        return obstacle(int(key.get("head_dim", 1)), dtype or torch.float32)
+        found = obstacle(int(key.get("head_dim", 1)), dtype or torch.float32)
+        if found is not None or function == "axial_attention":
+            return found
     if dtype not in (None, torch.float64, torch.float32, torch.float16, torch.bfloat16):
         return f"{dtype} is none of the kernel's types"
-    if function == "add_norm":
+    if function in ("add_norm", "feed_forward", "attention_block"):
         from auxmae_kernels.norm import MAX_WIDTH
 
         if int(key.get("width", 1)) > MAX_WIDTH:
@@ -179,9 +183,26 @@ def _same_class(recorded: Mapping[str, Any], asked: Mapping[str, int | str]) -> 
     return all(size(recorded[name]) == size(value) for name, value in asked.items() if name in recorded)
 
 
-@cache
 def _entries() -> tuple[dict[str, Any], ...]:
-    return tuple(json.loads(MEASURED.read_text(encoding="utf-8"))) if MEASURED.is_file() else ()
+    return _read_table(Path(os.environ.get("AUXMAE_KERNEL_TABLE") or MEASURED))
+
+
+@cache
+def _read_table(path: Path) -> tuple[dict[str, Any], ...]:
+    """The entries that `benchmarks/measured.py` wrote.
+
+    Raises:
+        KernelUnavailableError: the file cannot be read, or holds something else.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, list) or not all(entry.keys() >= _FIELDS for entry in entries):
+            raise ValueError(f"it is a list of entries with {', '.join(sorted(_FIELDS))}")
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise KernelUnavailableError(
+            f"{path}: no table of measured kernels ({error}); unset AUXMAE_KERNEL_TABLE, or write it with benchmarks/measured.py"
+        ) from error
+    return tuple(entries)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

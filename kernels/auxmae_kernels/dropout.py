@@ -44,15 +44,6 @@ def keep_bits(seed, row, column, STREAM: tl.constexpr, DROP_BELOW: tl.constexpr)
 
 
 @triton.jit
-def next_bits(bits, seed, row, column, start, CHUNK: tl.constexpr, STREAM: tl.constexpr, DROP_BELOW: tl.constexpr):
-    """The `keep_bits` of CHUNK columns from `start`: those of the chunk before, as long as they are about these too."""
-    # With the constants on the left, for the interpreter, where the others are plain numbers.
-    if LANES > CHUNK or tl.to_tensor(start) % SPAN == 0:
-        bits = keep_bits(seed, row, column, STREAM, DROP_BELOW)
-    return bits
-
-
-@triton.jit
 def kept(bits, column):
     """Which elements of a tile stay, by the `keep_bits` of their columns."""
     return ((bits >> (column // LANES % 8)[None, :].to(tl.uint32)) & 1) != 0

@@ -132,7 +132,7 @@ def _forward(
 
     # With four warps, products in fp32 would spill registers.
     tile = replace(_TILE, warps=8) if weight.dtype == torch.float32 else _TILE
-    autotuning.run_tuned("embed_visible", weight, tile, autotuning.patches(), constants, run)
+    autotuning.run_tuned("embed_visible", weight, tile, autotuning.patches, constants, run)
     return out
 
 
@@ -163,7 +163,7 @@ def _backward(
             )  # fmt: skip
 
         shape = {"SIDE": side, "PIXELS": pixels}
-        autotuning.run_tuned("embed_visible_backward", weight, _GATHER_TILE, autotuning.copies(), shape, run)
+        autotuning.run_tuned("embed_visible_backward", weight, _GATHER_TILE, autotuning.copies, shape, run)
         grad = torch.where(keep[..., None] < 0, 0.0, grad)
         wide = torch.promote_types(torch.float32, grad.dtype)
         by_group = grad.transpose(0, 1).reshape(groups, batch * kept, width)

@@ -49,34 +49,31 @@ def _attention() -> Iterator[Run]:
 
 
 def _attention_block() -> Iterator[Run]:
-    """Both tile sizes at the widest and a common width, ragged along the channels; with dropout, at the widest."""
-    for length in (16, 32):
-        for width, dtype, dropout in (
-            (128, _BF16, 0.0),
-            (tuning.WIDEST, _BF16, 0.0),
-            (tuning.WIDEST, _BF16, 0.1),
-            (tuning.BLOCK_WIDEST_FP32[length], _FP32, 0.0),
-        ):
-            x = _tensor(2, length, 2, width, dtype=dtype)
-            weights = [
-                _tensor(*shape, dtype=dtype)
-                for shape in ((width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,))
-            ]
-            rest = (width // 32, "channel", _index(2, 3, length), None, 0.5, 1e-6, dropout)
-            yield _call(attention_block_operator.attention_block, x, *weights, *rest)
+    """Padding, with dropout and without; the attention's own tiles are those of `_attention`."""
+    for width, dtype, dropout in ((256, _BF16, 0.0), (256, _BF16, 0.1), (256, _FP32, 0.0)):
+        x = _tensor(2, 3, 16, width, dtype=dtype)
+        weights = [
+            _tensor(*shape, dtype=dtype)
+            for shape in ((width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,))
+        ]
+        rest = (width // 32, "patch", None, _index(2, 3), 0.5, 1e-6, dropout)
+        yield _call(attention_block_operator.attention_block, x, *weights, *rest)
 
 
 def _feed_forward() -> Iterator[Run]:
-    """Each width tile; fp32 and dropout at the widest; in pieces; wider, where dropout has a kernel of its own."""
+    """Narrow, common and wide rows, the widest of which `linear` leaves to a library; with dropout; fp32."""
     for width, dtype, dropout in (
-        *((width, _BF16, 0.0) for width in (16, 32, 64, 128, tuning.WIDEST)),
-        (tuning.FEED_FORWARD_WIDEST_FP32, _FP32, 0.0),
-        (tuning.WIDEST, _BF16, 0.1),
-        (linear.MAX_WIDTH, _BF16, 0.0),
-        (linear.MAX_WIDTH, _BF16, 0.1),
+        (16, _BF16, 0.0),
+        (256, _BF16, 0.0),
+        (256, _BF16, 0.1),
+        (1024, _BF16, 0.0),
         (2 * linear.MAX_WIDTH, _BF16, 0.1),
+        (norm.MAX_WIDTH, _BF16, 0.0),
+        (256, _FP32, 0.0),
+        (norm.MAX_WIDTH, _FP32, 0.0),
     ):
-        shapes = ((16, width), (width,), (width,), (2 * width, width), (2 * width,), (width, 2 * width), (width,))
+        hidden = min(2 * width, 1024)
+        shapes = ((16, width), (width,), (width,), (hidden, width), (hidden,), (width, hidden), (width,))
         inputs = [_tensor(*shape, dtype=dtype) for shape in shapes]
         yield _call(feed_forward_operator.feed_forward, *inputs, 0.5, 1e-6, dropout)
 

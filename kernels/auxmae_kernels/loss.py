@@ -97,7 +97,7 @@ def _forward(
     group = image.shape[1] // max(groups, 1)
     side = round((pixels / max(group, 1)) ** 0.5)
     rows = batch * groups * tokens
-    pixel_tile = max(2, triton.next_power_of_2(pixels))
+    pixel_tile = max(2, tuning.power_of_two(pixels))
     kind_of_value = _value_type(prediction)
     slope = empty(prediction.shape if gradient else (0,), prediction)
     shown = image if valid is None else valid.expand_as(image).view(torch.uint8)
@@ -119,7 +119,7 @@ def _forward(
         )  # fmt: skip
         return shares
 
-    candidates = autotuning.whole_rows(pixel_tile)
+    candidates = lambda: autotuning.whole_rows(pixel_tile)  # noqa: E731
     sums, counts = autotuning.run_tuned("masked_loss", prediction, tuning.norm_tile(pixel_tile), candidates, constants, run)
     count = counts.sum().clamp(min=1).to(kind_of_value)
     return sums.sum() / count, slope, count
@@ -149,7 +149,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     slope, count = ctx.saved_tensors
-    return slope * (grad / count), None, None, None, None, None, None
+    # With the slope's axes: as a scalar the factor, a few millionths, would be rounded to the slope's type ahead of the product.
+    factor = (grad / count).view((1,) * slope.ndim)
+    return (slope * factor).to(slope.dtype), None, None, None, None, None, None
 
 
 register_autograd(_forward_op, _setup_context, _gradient)

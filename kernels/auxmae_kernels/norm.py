@@ -92,7 +92,7 @@ def _statistics(x: Tensor, residual: Tensor) -> torch.dtype:
 def _constants(width: int, scale: float, dtype: torch.dtype, tile: tuning.Tile) -> dict[str, Any]:
     return {
         "WIDTH": width,
-        "WIDTH_TILE": triton.next_power_of_2(width),
+        "WIDTH_TILE": tuning.power_of_two(width),
         "TILE": tile.rows,
         "SCALE": scale,
         "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
@@ -101,9 +101,10 @@ def _constants(width: int, scale: float, dtype: torch.dtype, tile: tuning.Tile) 
 
 
 def _run_tuned(name: str, total: Tensor, run: Callable[[tuning.Tile], T]) -> T:
-    width_tile = triton.next_power_of_2(total.shape[-1])
+    width_tile = tuning.power_of_two(total.shape[-1])
     shape = {"WIDTH_TILE": width_tile}
-    return autotuning.run_tuned(name, total, tuning.norm_tile(width_tile), autotuning.whole_rows(width_tile), shape, run)
+    candidates = lambda: autotuning.whole_rows(width_tile)  # noqa: E731
+    return autotuning.run_tuned(name, total, tuning.norm_tile(width_tile), candidates, shape, run)
 
 
 def _forward(

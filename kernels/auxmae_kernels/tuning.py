@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -51,41 +52,25 @@ PACKED: dict[tuple[str, int], tuple[int, int, int, int]] = {
     ("gfx942", 32): (2, 2, 2, 4),
     ("gfx942", 64): (4, 4, 4, 4),
 }
-# (rows, warps) of sequences that stream: architecture → by head tile.
-STREAMING: dict[str, tuple[tuple[int, int], ...]] = {
-    "sm_80": ((64, 4), (32, 2), (32, 4), (32, 4)),
-    "sm_90": ((64, 4), (64, 4), (64, 8), (32, 4)),
-    "gfx942": ((32, 2), (32, 2), (32, 4), (32, 4)),
+# (rows, warps, stages) of sequences that stream: architecture → by head tile.  A second stage is 4 to 9% faster on sm_90 where it
+# was measured, at heads of 32.
+STREAMING: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "sm_80": ((64, 4, 1), (32, 2, 1), (32, 4, 1), (32, 4, 1)),
+    "sm_90": ((64, 4, 2), (64, 4, 2), (64, 8, 1), (32, 4, 1)),
+    "gfx942": ((32, 2, 1), (32, 2, 1), (32, 4, 1), (32, 4, 1)),
 }
 # The same for fp32 on every architecture: its products hold rows of both operands in registers, and take no tensor core.  0: no
 # number of warps is enough, and sequences of this length stream.
 PACKED_FP32: dict[int, tuple[int, int, int, int]] = {16: (2, 2, 4, 8), 32: (4, 4, 8, 0)}
-STREAMING_FP32: tuple[tuple[int, int], ...] = ((32, 4), (16, 4), (16, 4), (16, 8))
+STREAMING_FP32: tuple[tuple[int, int, int], ...] = ((32, 4, 1), (16, 4, 1), (16, 4, 1), (16, 8, 1))
 
-# Widest rows of the sublayers' kernels: beyond, a tile with its sum does not fit the registers, and a library's products alone
-# keep a GPU busy.  fp32 takes no tensor core and twice the registers: for the attention sublayer, by the rows of its tile.
-WIDEST = 256
-FEED_FORWARD_WIDEST_FP32 = 128
-BLOCK_WIDEST_FP32 = {16: 64, 32: 32}
-
-# (architecture, width tile) → (rows, hidden chunk, warps, stages), for half precision: of the feed-forward sublayer.
-# At 256 neither spills on sm_80 or sm_90; with one stage, or 64 rows on the way back, hundreds of bytes would.
-_WIDTHS = (16, 32, 64, 128, 256)
-FEED_FORWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
-    **{(a, w): (64, 32, 4, 2) for a in FAMILIES for w in _WIDTHS},
-    **{(a, 256): (64, 32, 8, 2) for a in FAMILIES},
+# Of a map with what stands behind it.  sm_90's is the fastest of 26 that were measured there on 28 288 rows, 256 × 256 and
+# 512 × 256 (benchmarks/NOTES.md); the others have no figure of their own, and gfx942 no room for so much shared memory.
+LINEAR: dict[str, Tile] = {
+    "sm_80": Tile(64, 8, 3, columns=128, chunk=64),
+    "sm_90": Tile(64, 8, 3, columns=128, chunk=64),
+    "gfx942": Tile(64, 8, 2, columns=128, chunk=32),
 }
-FEED_FORWARD_BACKWARD: dict[tuple[str, int], tuple[int, int, int, int]] = {
-    **{(a, w): (32, 32, 4, 2) for a in FAMILIES for w in _WIDTHS},
-    **{(a, 256): (32, 32, 8, 2) for a in FAMILIES},
-}
-
-# (architecture, rows) → (warps, stages) of the attention sublayer, for half precision, forward and backward.  At a width of 256
-# only the way forward spills, 50 to 100 bytes in 32 rows; 64 rows spill hundreds.  Two stages on the way back in 32 rows would
-# need more shared memory than sm_89 and sm_120 have, which take the entries of sm_80.
-BLOCK: dict[tuple[str, int], tuple[int, int]] = {(a, r): (r // 4, 2) for a in FAMILIES for r in (16, 32)}
-BLOCK_BACKWARD = {**BLOCK, ("sm_80", 32): (8, 1)}
-
 
 # Where set, the architecture to choose tiles for, whatever the device.
 assumed: str | None = None
@@ -97,10 +82,20 @@ def architecture(device: torch.device) -> str:
         return assumed
     if device.type != "cuda":
         return "sm_90"
-    properties = torch.cuda.get_device_properties(device)
+    return _architecture_of(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _architecture_of(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
     if torch.version.hip:
         return str(properties.gcnArchName).partition(":")[0]
     return f"sm_{properties.major}{properties.minor}"
+
+
+def power_of_two(number: int) -> int:
+    """The least that is not below `number`."""
+    return 1 << max(number - 1, 0).bit_length()
 
 
 def family(arch: str) -> str:
@@ -111,6 +106,7 @@ def family(arch: str) -> str:
     return "sm_90" if arch in ("sm_90", "sm_100", "sm_103") else "sm_80"
 
 
+@cache
 def _packed(arch: str, dtype: torch.dtype, head_tile: int) -> dict[int, int]:
     """Rows of a tile of packed sequences → its warps."""
     # fp64, which the interpreter alone is given, takes the tiles of half precision: those that are to be proven.
@@ -120,11 +116,13 @@ def _packed(arch: str, dtype: torch.dtype, head_tile: int) -> dict[int, int]:
     return {rows: warps for rows, warps in chosen.items() if warps}
 
 
+@cache
 def longest_packed(head_tile: int, dtype: torch.dtype, arch: str) -> int:
     """Tokens of the longest sequence whose scores one tile holds; longer ones stream."""
     return max(_packed(arch, dtype, head_tile))
 
 
+@cache
 def attention_tile(length: int, head_tile: int, dtype: torch.dtype, arch: str) -> Tile:
     """The tile for sequences of `length` tokens with heads padded to `head_tile`."""
     packed = _packed(arch, dtype, head_tile)
@@ -142,7 +140,14 @@ def attention_candidates(length: int, head_tile: int, dtype: torch.dtype, arch: 
     longest = longest_packed(head_tile, dtype, arch)
     sizes = [16, 32, 64, 128] if length <= longest else [32, 64]
     sizes = [rows for rows in sizes if length > longest or length <= rows <= longest]
-    return [Tile(rows, warps) for rows in sizes for warps in (1, 2, 4, 8) if rows // 32 <= warps <= max(1, rows // 8)]
+    stages = (1, 2) if length > longest else (1,)
+    return [
+        Tile(rows, warps, depth)
+        for rows in sizes
+        for warps in (1, 2, 4, 8)
+        if rows // 32 <= warps <= max(1, rows // 8)
+        for depth in stages
+    ]
 
 
 _tuned: dict[str, Tile] = {}
@@ -213,39 +218,12 @@ def _write_cache(tiles: dict[str, Tile]) -> None:
         return
 
 
-def feed_forward_tile(width_tile: int, dtype: torch.dtype, arch: str, backward: bool) -> tuple[Tile, int]:
-    """The tile of rows padded to `width_tile`, and how many hidden numbers a chunk has."""
-    table = FEED_FORWARD_BACKWARD if backward else FEED_FORWARD
-    rows, chunk, warps, stages = table[family(arch), width_tile]
-    if dtype == torch.float32:
-        rows, chunk, warps, stages = 16, 16, 8, 1
-    return Tile(rows, warps, _stages(stages, arch)), chunk
-
-
-def feed_forward_widest(dtype: torch.dtype) -> int:
-    """The widest rows that the feed-forward sublayer's kernels take, with products in `dtype`."""
-    return FEED_FORWARD_WIDEST_FP32 if dtype == torch.float32 else WIDEST
+def linear_tile(arch: str) -> Tile:
+    """Of a map with what stands behind it: rows, outputs at a time, and inputs at a time."""
+    return LINEAR[family(arch)]
 
 
 def norm_tile(width_tile: int) -> Tile:
     """Whole rows of `add_norm`, padded to `width_tile`: 2048 numbers where a row has no more, 16 a thread up to 8192."""
     rows = max(1, min(32, 2048 // width_tile))
     return Tile(rows, max(4, min(16, rows * width_tile // 512)))
-
-
-def block_fits(length: int, width: int, dtype: torch.dtype) -> bool:
-    """Whether one program computes the whole attention sublayer of such sequences, with products in `dtype`."""
-    sizes = [rows for _, rows in BLOCK if 0 < length <= rows]
-    return bool(sizes) and width <= (BLOCK_WIDEST_FP32[min(sizes)] if dtype == torch.float32 else WIDEST)
-
-
-def block_tile(length: int, dtype: torch.dtype, arch: str, backward: bool) -> Tile:
-    """The tile of whole sequences of the attention sublayer."""
-    rows = min(rows for _, rows in BLOCK if length <= rows)
-    warps, stages = (BLOCK_BACKWARD if backward else BLOCK)[family(arch), rows]
-    return Tile(rows, 8, 1) if dtype == torch.float32 else Tile(rows, warps, _stages(stages, arch))
-
-
-def _stages(stages: int, arch: str) -> int:
-    """One where the shared memory, 64 KiB on gfx942, has no room for more."""
-    return 1 if family(arch) == "gfx942" else stages

@@ -83,14 +83,20 @@ def test_dispatch_reads_what_the_script_writes(measured, repository, tmp_path, m
     done = subprocess.run([*command, str(tmp_path / "out.json")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "1 classes" in done.stdout
-    monkeypatch.setattr(dispatch, "MEASURED", tmp_path / "out.json")
-    dispatch._entries.cache_clear()
-    try:
-        (entry,) = dispatch._entries()
-        assert dispatch._same_class(entry["key"], {"axis": "patch", "length": 20, "head_dim": 32})
-        assert not dispatch._same_class(entry["key"], {"axis": "channel", "length": 20, "head_dim": 32})
-    finally:
-        dispatch._entries.cache_clear()
+    monkeypatch.setenv("AUXMAE_KERNEL_TABLE", str(tmp_path / "out.json"))
+    (entry,) = dispatch._entries()
+    assert dispatch._same_class(entry["key"], {"axis": "patch", "length": 20, "head_dim": 32})
+    assert not dispatch._same_class(entry["key"], {"axis": "channel", "length": 20, "head_dim": 32})
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[1]", '[{"function": "add_norm"}]', "3"])
+def test_a_table_that_is_none_is_said(tmp_path, monkeypatch, content):
+    path = tmp_path / "table.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setenv("AUXMAE_KERNEL_TABLE", str(path))
+    with pytest.raises(dispatch.KernelUnavailableError, match=r"table\.json: no table .* unset AUXMAE_KERNEL_TABLE"):
+        dispatch._entries()
 
 
 def test_a_broken_document_is_one_line(repository, tmp_path):

@@ -79,8 +79,10 @@ def test_value_and_gradients(launched, axis, grid, heads, width, kind):
         return kernels.attention_block(*inputs, heads, axis, slots, lengths, residual_scale=0.7)
 
     checks.check_value_and_gradients(fused, lambda *i: sublayer(*i, heads, axis, slots, lengths), inputs, upstream, 1e-9)
-    whole = width <= 256 and max(grid[1:]) <= 32
-    assert (launched == ["attention_block_forward", "attention_block_backward"] * 2) == whole
+    kind = "streaming" if grid[2 if axis == "patch" else 1] > 128 else "packed"
+    forward = ["norm_forward", f"{kind}_forward"]
+    backward = [*forward, "scaled_rows", f"{kind}_backward", "scaled_rows", "norm_backward"]
+    assert launched == [*forward, *["fused_linear"] * (width <= 512), *backward] * 2
 
 
 @pytest.mark.parametrize("tokens", [4, 70])

@@ -51,7 +51,7 @@ def test_the_fastest_tile_of_each_kernel_gives_the_same_and_is_kept(launched, mo
     # Few enough to be interpreted, one of them too large for a GPU that we pretend to have.
     broken = Tile(128, 4, columns=16, chunk=16)
     tiles = [Tile(16, 1, columns=16, chunk=16), broken, Tile(32, 2, 2, columns=32, chunk=32), Tile(64, 2, columns=64, chunk=64)]
-    for name in ("feed_forward", "attention_block", "whole_rows", "patches", "copies"):
+    for name in ("whole_rows", "patches", "copies"):
         monkeypatch.setattr(autotuning, name, lambda *_: tiles)
     monkeypatch.setattr(tuning, "attention_candidates", lambda *_: tiles)
     run, inputs = cases()[function]
@@ -74,14 +74,14 @@ def test_the_fastest_tile_of_each_kernel_gives_the_same_and_is_kept(launched, mo
     chosen = checks.values_and_gradients(run, inputs, upstream)
     checks.assert_close(chosen, default, 1e-5)
     stored = json.loads(tuning.cache_file().read_text())
-    # One key a kernel, with the last tile, which the clock likes best.
-    assert len(stored) == (1 if function == "masked_loss" else 2)
+    # One key for each kernel and each set of switches in it, with the last tile, which the clock likes best.
+    assert len(stored) == {"masked_loss": 1, "feed_forward": 3, "attention_block": 6}.get(function, 2)
     assert all(value == {"rows": 64, "warps": 2, "stages": 1, "columns": 64, "chunk": 64} for value in stored.values())
     assert len(asked) == 5 * len(stored)
     before = len(launched)
     checks.assert_close(checks.values_and_gradients(run, inputs, upstream), chosen, 0.0)
     assert len(asked) == 5 * len(stored)
-    assert len(launched) - before <= 4
+    assert len(launched) - before <= 9
 
 
 @pytest.mark.parametrize("width", [2, 16, 256, 8192, 16384])
@@ -91,13 +91,14 @@ def test_whole_rows_have_candidates(width):
     assert all(tile.rows * width <= max(8192, width) for tile in tiles)
 
 
-@pytest.mark.parametrize("length", [1, 5, 16, 17, 32])
-def test_candidates_of_the_attention_sublayer_hold_a_sequence(length):
-    assert {tile.rows >= length for tile in autotuning.attention_block(length)} == {True}
+@pytest.mark.parametrize("length", [1, 5, 16, 17, 32, 128])
+def test_candidates_of_packed_attention_hold_a_sequence(length):
+    candidates = tuning.attention_candidates(length, 32, torch.bfloat16, "sm_90")
+    assert {tile.rows >= length and tile.stages == 1 for tile in candidates} == {True}
+    assert {tile.stages for tile in tuning.attention_candidates(129, 32, torch.bfloat16, "sm_90")} == {1, 2}
 
 
 def test_candidates_have_what_their_kernels_need():
-    assert all(tile.chunk for tile in autotuning.feed_forward())
     assert all(tile.chunk and tile.columns for tile in autotuning.patches())
     assert all(tile.columns for tile in autotuning.copies())
 
@@ -111,7 +112,7 @@ def test_the_choice_is_not_made_anew_for_what_no_tile_depends_on(monkeypatch, tm
     constants = {"WIDTH": 8, "SCALE": 0.5, "EPS": 1e-6, "DROP_BELOW": 6554, "KEEP_SCALE": 1.1, "TILE": 16, "num_warps": 4}
 
     def keys(**changed):
-        autotuning.run_tuned("a", torch.zeros(1), Tile(16, 1), [], {**constants, **changed}, lambda _: None)
+        autotuning.run_tuned("a", torch.zeros(1), Tile(16, 1), list, {**constants, **changed}, lambda _: None)
         return len(tuning._tuned)
 
     assert keys() == 1

@@ -16,7 +16,7 @@ from tests.kernels.naive import naive_attention, random_slots
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from auxmae_kernels import dropout, tuning
+from auxmae_kernels import dropout, sublayer, tuning
 
 HIDDEN, OUTPUT = dropout.HIDDEN_MASK, dropout.OUTPUT_MASK
 BLOCK_WIDTHS = [("patch", (2, 3, 5), 2, 40, ""), ("channel", (2, 3, 4), 2, 8, "slots lengths"), ("patch", (1, 2, 70), 1, 6, "")]
@@ -109,7 +109,8 @@ def test_feed_forward_is_the_formula_under_its_masks(launched, width, hidden):
     launched.clear()
     ours = checks.values_and_gradients(fused, inputs, upstream)
     checks.assert_close(ours, checks.values_and_gradients(formula, inputs, upstream), 1e-10)
-    assert (launched == ["feed_forward_forward", "feed_forward_backward"]) == (width <= 256)
+    backward = ["norm_forward", "scaled_rows", "gelu_backward", "norm_backward"]
+    assert launched == ["norm_forward", "fused_linear", "fused_linear", *backward]
     again = checks.values_and_gradients(fused, inputs, upstream)
     checks.assert_same_bits(ours, again)
 
@@ -152,12 +153,14 @@ def test_gradcheck_with_a_fixed_seed(launched):
     torch.library.opcheck(torch.ops.auxmae_kernels.feed_forward.default, (*feed, 0.5, 1e-6, seed, 0.4))
 
 
-@pytest.mark.parametrize("tile", [(16, 16), (32, 64), (64, 32)])
+@pytest.mark.parametrize("tile", [(16, 16), (32, 64), (128, 32)])
 def test_the_mask_is_that_of_the_element_whatever_the_tile(launched, monkeypatch, tile):
     inputs = [leaf(torch.randn(20, 24)), *(leaf(part, torch.float32) for part in feed_forward_parameters(24, 290))]
     rest, upstream = (0.5, 1e-6, torch.tensor([9]), 0.5), [torch.randn(20, 24)]
     one = checks.values_and_gradients(lambda *i: torch.ops.auxmae_kernels.feed_forward(*i, *rest), inputs, upstream)
-    monkeypatch.setattr(tuning, "feed_forward_tile", lambda *_: (tuning.Tile(tile[0], 4), tile[1]))
+    rows, columns = tile
+    monkeypatch.setattr(tuning, "linear_tile", lambda _: tuning.Tile(rows, 4, columns=columns, chunk=16))
+    monkeypatch.setattr(sublayer, "_block_tile", lambda _: tuning.Tile(rows, 4, columns=columns))
     other = checks.values_and_gradients(lambda *i: torch.ops.auxmae_kernels.feed_forward(*i, *rest), inputs, upstream)
     checks.assert_close(one, other, 1e-5)
 

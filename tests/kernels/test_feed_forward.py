@@ -35,8 +35,8 @@ def test_value_and_gradients(launched, rows, width, hidden):
     inputs = [leaf(odd(2, rows, width)), *parameters(width, hidden)]
     upstream = [odd(2, rows, width)]
     checks.check_value_and_gradients(fused, naive, inputs, upstream)
-    pieces = ["fused_linear"] * 4 if width <= 512 else []
-    assert launched == (pieces if width > 256 else ["feed_forward_forward", "feed_forward_backward"] * 2)
+    maps = ["fused_linear"] * 2 if max(width, hidden) <= 512 else []
+    assert launched == (["norm_forward", *maps, "norm_forward", "scaled_rows", "gelu_backward", "norm_backward"] * 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -44,7 +44,7 @@ def test_value_and_gradients(launched, rows, width, hidden):
 def test_reduced_precision_errs_no_more_than_pytorch(launched, dtype, width):
     inputs = [leaf(torch.randn(40, width), dtype), *parameters(width, 48, dtype)]
     checks.check_precision(fused, naive, inputs, [torch.randn(40, width).to(dtype)])
-    assert bool(launched) == (width <= 256 or dtype != torch.float32)
+    assert ("fused_linear" in launched) == (dtype != torch.float32)
 
 
 def test_gradcheck_and_what_is_kept(launched):

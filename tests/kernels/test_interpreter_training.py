@@ -10,7 +10,8 @@ from torch import nn
 from auxmae.model.mae import AuxMAE
 from tests.kernels.checks import pytorch
 
-SUBLAYERS = {"attention_block_forward", "attention_block_backward", "feed_forward_forward", "feed_forward_backward"}
+BETWEEN = {"norm_forward", "norm_backward", "scaled_rows", "gelu_backward"}
+SUBLAYERS = BETWEEN | {"packed_forward", "packed_backward"}
 REST = {"embed_forward", "embed_gather", "assemble_forward", "assemble_backward", "masked_loss_forward"}
 
 

@@ -1,4 +1,4 @@
-"""The pieces of composed sublayers against formulas, and the sublayers that are made of them."""
+"""A map with what stands behind it against the formula, and the attention sublayer at every kind of sequence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.kernels.naive import naive_attention, random_slots
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from auxmae_kernels import dropout
-from auxmae_kernels.linear import in_pieces, linear
+from auxmae_kernels.linear import linear, pays
 
 
 def draw(*shape):
@@ -22,62 +22,53 @@ def draw(*shape):
 
 
 @pytest.mark.parametrize(("rows", "width", "outputs"), [(5, 40, 7), (130, 17, 200), (1, 300, 3)])
-@pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("p", [0.0, 0.3])
-def test_every_combination_of_pieces(launched, rows, width, outputs, norm, gelu, added, p):
+def test_every_combination(launched, rows, width, outputs, gelu, added, p):
     x, weight, bias = odd(rows, width), draw(outputs, width), draw(outputs) if rows != 1 else None
-    gamma, beta, residual = draw(width), draw(width), odd(rows, outputs)
+    residual = odd(rows, outputs)
     seed = torch.randint(2**62, (1,)) if p else None
     result = linear(
-        x, weight, bias, norm=(gamma, beta, 1e-6) if norm else None, gelu=gelu, residual=(residual, 0.7) if added else None,
+        x, weight, bias, gelu=gelu, residual=(residual, 0.7) if added else None,
         seed=seed, dropout=p, stream=dropout.HIDDEN_MASK,
     )  # fmt: skip
-    expected = F.linear(F.layer_norm(x, (width,), gamma, beta, 1e-6) if norm else x, weight, bias)
+    expected = F.linear(x, weight, bias)
     expected = F.gelu(expected) if gelu else expected
     expected = dropout.drop(expected, seed, p, dropout.HIDDEN_MASK)
     checks.assert_close([result], [residual + 0.7 * expected if added else expected], 1e-11)
 
 
-def test_rows_far_from_zero_keep_their_digits(launched):
-    x = torch.randn(9, 70) + 1000
-    ones, zeros = torch.ones(70), torch.zeros(70)
-    result = linear(x, torch.eye(70), None, norm=(ones, zeros, 1e-6))
-    checks.assert_close([result], [F.layer_norm(x.double(), (70,), eps=1e-6)], 1e-3)
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_reduced_precision_errs_no_more_than_pytorch(launched, dtype):
     x, weight, bias, residual = (part.to(dtype) for part in (torch.randn(30, 48), draw(50, 48), draw(50), torch.randn(30, 50)))
-    gamma, beta = torch.randn(48).to(dtype), torch.randn(48).to(dtype)
 
-    def pytorch(x, weight, bias, residual, gamma, beta):
-        return residual + 0.5 * F.gelu(F.linear(F.layer_norm(x, (48,), gamma, beta, 1e-6), weight, bias))
+    def pytorch(x, weight, bias, residual):
+        return residual + 0.5 * F.gelu(F.linear(x, weight, bias))
 
-    inputs = (x, weight, bias, residual, gamma, beta)
-    ours = linear(x, weight, bias, norm=(gamma, beta, 1e-6), gelu=True, residual=(residual, 0.5))
+    inputs = (x, weight, bias, residual)
+    ours = linear(x, weight, bias, gelu=True, residual=(residual, 0.5))
     checks.assert_errs_no_more([ours], [pytorch(*inputs)], [pytorch(*(part.double() for part in inputs))])
 
 
-def test_which_widths_are_in_pieces():
-    assert [in_pieces(width, torch.bfloat16) for width in (16, 512, 513)] == [True, True, False]
-    assert not in_pieces(512, torch.float32)
+def test_which_widths_pay():
+    assert [pays(width, torch.bfloat16) for width in (16, 512, 513)] == [True, True, False]
+    assert not pays(512, torch.float32)
 
 
 LONG = [
-    ("patch", (1, 2, 33), 2, 8, "", ["fused_linear", "packed_forward", "fused_linear"]),
-    ("patch", (1, 2, 130), 2, 8, "lengths", ["fused_linear", "streaming_forward", "fused_linear"]),
-    ("channel", (1, 40, 3), 1, 8, "slots", ["fused_linear", "packed_forward", "fused_linear"]),
-    ("channel", (1, 140, 2), 2, 8, "slots lengths", ["fused_linear", "streaming_forward", "fused_linear"]),
-    ("patch", (1, 2, 5), 3, 264, "", ["fused_linear", "packed_forward", "fused_linear"]),
-    ("channel", (1, 3, 2), 5, 520, "slots", ["packed_forward"]),
-    pytest.param("patch", (1, 1, 1000), 1, 8, "", ["fused_linear", "streaming_forward", "fused_linear"], marks=pytest.mark.slow),
+    ("patch", (1, 2, 33), 2, 8, "", ["norm_forward", "packed_forward", "fused_linear"]),
+    ("patch", (1, 2, 130), 2, 8, "lengths", ["norm_forward", "streaming_forward", "fused_linear"]),
+    ("channel", (1, 40, 3), 1, 8, "slots", ["norm_forward", "packed_forward", "fused_linear"]),
+    ("channel", (1, 140, 2), 2, 8, "slots lengths", ["norm_forward", "streaming_forward", "fused_linear"]),
+    ("patch", (1, 2, 5), 3, 264, "", ["norm_forward", "packed_forward", "fused_linear"]),
+    ("channel", (1, 3, 2), 5, 520, "slots", ["norm_forward", "packed_forward"]),
+    pytest.param("patch", (1, 1, 1000), 1, 8, "", ["norm_forward", "streaming_forward", "fused_linear"], marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize(("axis", "grid", "heads", "width", "kind", "kernels_of_the_way_forward"), LONG)
-def test_beyond_one_kernel_a_sublayer_is_composed(launched, axis, grid, heads, width, kind, kernels_of_the_way_forward):
+def test_long_wide_and_ragged_attention_sublayers(launched, axis, grid, heads, width, kind, kernels_of_the_way_forward):
     """Values, gradients, and what is kept: the input and O(tokens · heads)."""
     batch, channels, tokens = grid
     slots = random_slots(batch, channels, max(1, tokens - 1), tokens + 1, torch.Generator()) if "slots" in kind else None
@@ -100,10 +91,3 @@ def test_beyond_one_kernel_a_sublayer_is_composed(launched, axis, grid, heads, w
     weights = max(part.numel() for part in parts)
     largest = max(checks.kept_sizes(lambda: composed(x, *parts)))
     assert largest <= max(x.numel() + batch * channels * tokens * heads, weights)
-
-
-def test_the_wide_feed_forward_keeps_its_input_alone(launched):
-    x = leaf(torch.randn(2000, 257, dtype=torch.float64))
-    parts = [leaf(draw(*shape)) for shape in ((257,), (257,), (9, 257), (9,), (257, 9), (257,))]
-    assert max(checks.kept_sizes(lambda: kernels.feed_forward(x, *parts))) == x.numel()
-    assert launched == ["fused_linear", "fused_linear"]

@@ -235,6 +235,30 @@ def test_the_real_graph(tmp_path, monkeypatch, precision, accumulation, patch_si
         assert math.isclose(norm, another, rel_tol=10 * tolerance)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("asked", ["auto", "on"])
+def test_a_step_that_reads_from_the_gpu_is_no_graph(tmp_path, monkeypatch, asked):
+    """What cannot be captured is said, and where eager steps will do training goes on, random numbers included."""
+    compute = graph.TrainingStep.compute
+
+    def reading(self, batches):
+        loss, norm = compute(self, batches)
+        assert float(loss) > 0
+        return loss, norm
+
+    monkeypatch.setattr(graph.TrainingStep, "compute", reading)
+    settings = settings_for(tmp_path / "run", "cuda", train={"cuda_graphs": asked})
+    if asked == "on":
+        with pytest.raises(NotCapturedError, match="cannot be captured"):
+            session.train(settings)
+        assert torch.rand(3, device="cuda").max() > 0
+        return
+    found, _ = losses(monkeypatch, settings)
+    assert len(found) == STEPS
+    assert all(math.isfinite(loss) for loss, _ in found)
+
+
 class Numbers:
     """A loader of ten batches in two epochs, whose images are their number."""
 

@@ -61,6 +61,30 @@ def test_stacked_maps_are_taken_apart() -> None:
     torch.testing.assert_close(whole.detach(), torch.cat([part.detach() for part in apart]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("unscaled_before", [False, True])
+def test_scaled_gradients_and_a_step_that_overflows(unscaled_before: bool) -> None:
+    """Under a GradScaler: the steps of gradients that were never scaled, and none at all where one is infinite."""
+    scaled, plain = ([torch.nn.Parameter(torch.ones(6, 4)), torch.nn.Parameter(torch.ones(6, 4))] for _ in range(2))
+    optimizer, expected = (Muon(parameters, lr=0.1, weight_decay=0.1) for parameters in (scaled, plain))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=100)
+    for number in range(4):
+        gradients = [torch.randn(6, 4) for _ in scaled]
+        overflows = number == 2
+        for one, other, gradient in zip(scaled, plain, gradients, strict=True):
+            one.grad = scaler.scale(gradient)
+            other.grad = gradient
+        if overflows:
+            scaled[1].grad[3, 2] = torch.inf
+        if unscaled_before:
+            scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        if not overflows:
+            expected.step()
+        torch.testing.assert_close(scaled, plain)
+    assert scaler.get_scale() == 2.0**9
+
+
 def test_parameters_without_gradient_stay() -> None:
     moved, still = (torch.nn.Parameter(torch.ones(3, 4)) for _ in range(2))
     moved.grad = torch.randn(3, 4)
