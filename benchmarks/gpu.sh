@@ -72,36 +72,44 @@ benchmark() {
 }
 
 # GPU tests first, without the filters of warnings, which name packages that need not be here: no figure of a kernel that is wrong.
+# Most of their time goes to compilers, so as many as there are processors run at once, where pytest-xdist is installed.
 if [ "$device" = cuda ]; then
     mapfile -t tests < <(grep -rlE 'mark\.gpu\b' tests --include='*.py')
-    stage tests 120 "$python" -m pytest -m gpu -p no:cacheprovider -o filterwarnings= "${tests[@]}" || {
-        echo "error: the GPU tests are red ($out/tests.log): no figure is measured" >&2
-        exit 1
-    }
+    marked=(-m gpu)
+    export TORCHINDUCTOR_COMPILE_THREADS=1
     size=() repeats=10 minutes=2
 else
-    stage tests 120 "$python" -m pytest -m "not slow and not gpu" -p no:cacheprovider -o filterwarnings= \
-        tests/benchmark/test_kernel_suite.py || {
-        echo "error: the tests are red ($out/tests.log): no figure is measured" >&2
-        exit 1
-    }
+    tests=(tests/benchmark/test_kernel_suite.py)
+    marked=(-m "not slow and not gpu")
     size=(--quick) repeats=2 minutes=0.05
 fi
+"$python" -c 'import xdist' 2> /dev/null && marked+=(-n auto --dist loadgroup)
+stage tests 150 "$python" -m pytest -q "${marked[@]}" -p no:cacheprovider -o filterwarnings= "${tests[@]}" || {
+    echo "error: the tests are red ($out/tests.log): no figure is measured" >&2
+    exit 1
+}
+unset TORCHINDUCTOR_COMPILE_THREADS
 
 if [ "$tune" = 1 ]; then
     # Tiles are measured where a shape is first met; what was found comes back with the figures.
     export AUXMAE_AUTOTUNE=1 XDG_CACHE_HOME="$out/tuned"
 fi
 
-# The shorter suites first, so that the longest one takes what is left.
+# Kernels first: the models then run those that won here, and what is left of the time goes to the rest.
+benchmark kernels 150 --repeats "$repeats" ${size[@]+"${size[@]}"}
+[ -f "$out/$stamp-$label-kernels.json" ] &&
+    stage table 20 "$python" benchmarks/measured.py "$out/$stamp-$label-kernels.json" --output "$out/measured.json" &&
+    export AUXMAE_KERNEL_TABLE="$out/measured.json"
 benchmark model 150 --repeats "$repeats" --recompute ${size[@]+"${size[@]}"} $([ "$device" = cuda ] && echo --compile)
-benchmark scaling 60 --repeats "$repeats" ${size[@]+"${size[@]}"}
 stage train 160 "$python" -m auxmae train --device "$device" --output "$out/run" --set "train.max_minutes=$minutes" \
     $([ "$device" = cuda ] && echo --preset reference) --set train.epochs=1000000
-benchmark data 60 --repeats 3
-benchmark kernels 240 --repeats "$repeats" ${size[@]+"${size[@]}"} $([ "$device" = cuda ] && echo --compile)
-[ -f "$out/$stamp-$label-kernels.json" ] &&
-    stage table 20 "$python" benchmarks/measured.py "$out/$stamp-$label-kernels.json" --output "$out/measured.json"
+benchmark scaling 60 --repeats "$repeats" ${size[@]+"${size[@]}"}
+benchmark data 30 --repeats 3
+if [ "$device" = cuda ]; then
+    # The table of the project counts compiled code too.
+    stage kernels-compiled 150 "$python" -m auxmae benchmark --suite kernels --device "$device" --repeats "$repeats" --compile \
+        --case '*/reference' --output "$out/$stamp-$label-kernels-compiled.json"
+fi
 
 echo
 echo "$((SECONDS - began)) s in all; results in $out"

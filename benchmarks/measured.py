@@ -5,6 +5,7 @@
 For every function, architecture, type and class of sizes it takes the kernel suite's rows of all documents.  The Triton kernel
 is entered where it won in every one of them, forward and backward together, against the best of PyTorch's providers, and beyond
 the spread: its slowest sample is faster than the other's fastest.  Compiled and eager code and each back end of SDPA count.
+Where it won for two classes that differ in one size alone, and nothing between them was measured, it is entered for those too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,27 @@ def _class_of(row: Row) -> str:
     return json.dumps([row["function"], row["arch"], row["dtype"], key], sort_keys=True)
 
 
+Found = dict[str, tuple[Row, float]]
+
+
+def _between(found: Found) -> Iterator[tuple[Row, float]]:
+    """Rows of classes between two that won, and the lesser of their speed-ups; a size there stands for its power of two."""
+    for one, (row, gain) in found.items():
+        function, arch, dtype, key = json.loads(one)
+        for name in (name for name, value in key.items() if isinstance(value, int)):
+            higher = [size for size in range(key[name] + 1, 64) if _named(function, arch, dtype, {**key, name: size}) in found]
+            if not higher:
+                continue
+            _, other = found[_named(function, arch, dtype, {**key, name: higher[0]})]
+            if min(gain, other) > 1:
+                for size in range(key[name] + 1, higher[0]):
+                    yield {**row, "key": {**row["key"], name: 2**size}}, min(gain, other)
+
+
+def _named(*parts: Any) -> str:
+    return json.dumps([*parts], sort_keys=True)
+
+
 def table(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Entries {"function", "arch", "dtype", "key", "speedup"}; the speed-up is the least that was measured in the class."""
     classes: dict[str, list[tuple[Row, float]]] = {}
@@ -77,9 +99,9 @@ def table(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         found = speedup(rows)
         if found is not None:
             classes.setdefault(_class_of(rows[0]), []).append((rows[0], found))
+    found = {name: min(members, key=lambda member: member[1]) for name, members in classes.items()}
     entries = []
-    for members in classes.values():
-        row, least = min(members, key=lambda member: member[1])
+    for row, least in [*found.values(), *_between(found)]:
         if least > 1:
             key = {name: value for name, value in row["key"].items() if name not in NOT_ASKED}
             entries.append(

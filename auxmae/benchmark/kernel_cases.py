@@ -241,6 +241,7 @@ _MAKERS: dict[str, Callable[[str, Shape, _Random], KernelCase]] = {
     "axial_attention/channel": _attention("channel", aligned=True),
     "axial_attention/channel-slots": _attention("channel", aligned=False),
     "attention_block/patch": _attention_block("patch", aligned=True),
+    "attention_block/patch-visible": _attention_block("patch", aligned=False),
     "attention_block/channel": _attention_block("channel", aligned=True),
     "attention_block/channel-slots": _attention_block("channel", aligned=False),
     "feed_forward": _feed_forward,

@@ -33,12 +33,12 @@ COMPILED, RECOMPUTED, GRAPHED = " (compiled)", " (recompute)", " (CUDA graph)"
 
 REFERENCE = ModelCase("reference", 16)
 QUICK = ModelCase("quick", 8, width=64, hidden=128, heads=4, depth=2, decoder_depth=2)
-# What a GPU is measured with: the reference, then more channels and smaller patches, then wider models.
+# What a GPU is measured with: the reference, then more channels and smaller patches, the most first, then wider models.
 GPU_CASES = (
     replace(REFERENCE, batch=128),
+    ModelCase("c200-128px-p8", 2, 200, 128, 8),
     ModelCase("c13-128px-p8", 32, 13, 128, 8),
     ModelCase("c64-128px-p8", 8, 64, 128, 8),
-    ModelCase("c200-128px-p8", 2, 200, 128, 8),
     ModelCase("d384", 128, width=384, hidden=768, heads=6),
     ModelCase("d768", 64, width=768, hidden=1536, heads=12),
 )

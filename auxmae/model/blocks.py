@@ -80,6 +80,14 @@ class MacaronBlock(nn.Module):
         self.channel_attention = AxialAttention(width, heads, "channel", dropout)
         self.feed_forward_out = FeedForward(width, hidden, dropout)
 
+    def operands(self) -> list[Tensor]:
+        """The weights that matrix products take in autocast's type."""
+        attentions = (self.patch_attention, self.channel_attention)
+        return [
+            *(part for each in attentions for part in (each.qkv.weight, each.qkv.bias, each.projection.weight)),
+            *(part for each in (self.feed_forward_in, self.feed_forward_out) for part in (each.fc1.weight, each.fc2.weight)),
+        ]
+
     def forward(
         self, x: Tensor, slots: Tensor | None = None, lengths: Tensor | None = None, select: Tensor | None = None
     ) -> Tensor:

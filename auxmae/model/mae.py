@@ -6,12 +6,13 @@ K visible and M hidden positions, T = K + 1 tokens with a CLS token (K without),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from auxmae_kernels import assemble, embed_visible, masked_loss
+from auxmae_kernels import assemble, cast_together, embed_visible, masked_loss
 from auxmae_kernels.products import linear
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -353,15 +354,22 @@ class AuxMAE(Pretrained):
         lengths: Tensor | None = None,
         select: Tensor | None = None,
     ) -> Tensor:
-        for index, block in enumerate(blocks):
-            chosen = select if index == len(blocks) - 1 else None
-            if self._recompute and torch.is_grad_enabled():
-                # Without dropout nothing is drawn, and the generators' state need not be read.
-                draws = self.config["dropout"] > 0
-                x = checkpoint(block, x, slots, lengths, chosen, use_reentrant=False, preserve_rng_state=draws)
-            else:
-                x = block(x, slots, lengths, chosen)
+        with nullcontext() if torch.compiler.is_compiling() else cast_together(self._operands(blocks)):
+            for index, block in enumerate(blocks):
+                chosen = select if index == len(blocks) - 1 else None
+                if self._recompute and torch.is_grad_enabled():
+                    # Without dropout nothing is drawn, and the generators' state need not be read.
+                    draws = self.config["dropout"] > 0
+                    x = checkpoint(block, x, slots, lengths, chosen, use_reentrant=False, preserve_rng_state=draws)
+                else:
+                    x = block(x, slots, lengths, chosen)
         return x
+
+    @staticmethod
+    def _operands(blocks: nn.ModuleList) -> Iterator[Tensor]:
+        for block in blocks:
+            assert isinstance(block, MacaronBlock)
+            yield from block.operands()
 
     # ---- how it runs ---------------------------------------------------------------------------------------------
 

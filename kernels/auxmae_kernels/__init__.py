@@ -9,12 +9,11 @@ T tokens of a channel, S places that its tokens can have, D width, H heads, E he
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from auxmae_kernels import dispatch, reference
+from auxmae_kernels.casting import cast, cast_together, cast_weight, product_type
 from auxmae_kernels.dispatch import Decision, KernelUnavailableError
 
 if dispatch.triton_installed():
@@ -28,46 +27,12 @@ __all__ = [
     "assemble",
     "attention_block",
     "axial_attention",
+    "cast_together",
     "dispatch",
     "embed_visible",
     "feed_forward",
     "masked_loss",
 ]
-
-
-def _cast(x: Tensor) -> Tensor:
-    """What autocast makes of an operand of a matrix product."""
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(device))
-    return x
-
-
-class _CastTogether(torch.autograd.Function):
-    """Tensors of one type in another, by one launch on a GPU, and so their gradients: a model has hundreds of weights to cast."""
-
-    @staticmethod
-    def forward(dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
-        cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-        torch._foreach_copy_(cast, tensors)
-        return tuple(cast)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.dtype = inputs[1].dtype
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *_CastTogether.apply(ctx.dtype, *gradients)  # type: ignore[no-untyped-call]
-
-
-def _cast_weights(x: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
-    """What autocast makes of the weights of products with x."""
-    together = x.is_cuda and torch.is_autocast_enabled("cuda") and not torch.compiler.is_compiling()
-    if not together or {weight.dtype for weight in weights} != {torch.float32}:
-        return tuple(_cast(weight) for weight in weights)
-    cast: tuple[Tensor, ...] = _CastTogether.apply(torch.get_autocast_dtype("cuda"), *weights)  # type: ignore[no-untyped-call]
-    return cast
 
 
 def _attention_key(axis: str, shape: torch.Size, head_dim: int) -> tuple[tuple[str, int | str], ...]:
@@ -108,7 +73,7 @@ def axial_attention(
         raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
     if qkv.ndim != 4 or heads < 1 or qkv.shape[3] % (3 * heads):
         raise ValueError(f"qkv must be (B, C, T, 3 · heads ({heads}) · head dim), not {tuple(qkv.shape)}")
-    x = _cast(qkv)
+    x = cast(qkv)
     key = _attention_key(axis, x.shape, x.shape[3] // (3 * heads))
     if dispatch.choose("axial_attention", x.dtype, x.device, key) == "triton":
         return attention.axial_attention(x, heads, axis, slots, lengths, scale)
@@ -144,9 +109,10 @@ def feed_forward(
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
     reference.check_probability(dropout)
-    if dispatch.choose("feed_forward", _cast(x).dtype, x.device, (("width", int(x.shape[-1])),)) == "triton":
-        w1, w2 = _cast_weights(x, w1, w2)
-        return feed_forward_operator.feed_forward(x, norm_weight, norm_bias, w1, b1, w2, b2, residual_scale, eps, dropout)
+    if dispatch.choose("feed_forward", product_type(x), x.device, (("width", int(x.shape[-1])),)) == "triton":
+        return feed_forward_operator.feed_forward(
+            x, norm_weight, norm_bias, cast_weight(w1), b1, cast_weight(w2), b2, residual_scale, eps, dropout
+        )
     return reference.feed_forward(x, norm_weight, norm_bias, w1, b1, w2, b2, residual_scale, eps, dropout)
 
 
@@ -187,13 +153,10 @@ def attention_block(
         raise ValueError(f"x must be (B, C, T, heads ({heads}) · head dim), not {tuple(x.shape)}")
     reference.check_probability(dropout)
     key = (*_attention_key(axis, x.shape, x.shape[3] // heads), ("width", int(x.shape[3])))
-    if dispatch.choose("attention_block", _cast(x).dtype, x.device, key) == "triton":
-        if b_qkv is None:
-            w_qkv, w_out = _cast_weights(x, w_qkv, w_out)
-        else:
-            w_qkv, b_qkv, w_out = _cast_weights(x, w_qkv, b_qkv, w_out)
+    if dispatch.choose("attention_block", product_type(x), x.device, key) == "triton":
+        b_qkv = None if b_qkv is None else cast_weight(b_qkv)
         return attention_block_operator.attention_block(
-            x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out,
+            x, norm_weight, norm_bias, cast_weight(w_qkv), b_qkv, cast_weight(w_out), b_out,
             heads, axis, slots, lengths, residual_scale, eps, dropout,
         )  # fmt: skip
     return reference.attention_block(
@@ -242,9 +205,9 @@ def embed_visible(
             is unknown.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
-    if dispatch.choose("embed_visible", _cast(image).dtype, image.device, (("width", int(channel.shape[-1])),)) == "triton":
+    if dispatch.choose("embed_visible", product_type(image), image.device, (("width", int(channel.shape[-1])),)) == "triton":
         reference.check_embedding(image, keep.shape[1], patch_size, activation)
-        return embed.embed_visible(image, keep, _cast(weight), _cast(bias), position, channel, patch_size, activation)
+        return embed.embed_visible(image, keep, cast(weight), cast(bias), position, channel, patch_size, activation)
     return reference.embed_visible(image, keep, weight, bias, position, channel, patch_size, activation)
 
 

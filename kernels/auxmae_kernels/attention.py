@@ -156,6 +156,43 @@ def backward(
     lengths: Tensor | None,
     scale: float | None,
 ) -> Tensor:
+    """The gradient of qkv; out and lse, of `forward`, are read where sequences stream (see `streams`)."""
+    return _backward(grad, qkv, out, lse, None, heads, along_channels, slots, lengths, scale)
+
+
+def output_and_backward(
+    grad: Tensor,
+    qkv: Tensor,
+    heads: int,
+    along_channels: bool,
+    slots: Tensor | None,
+    lengths: Tensor | None,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """What `forward` gives, and the gradient of qkv."""
+    length = qkv.shape[1] if along_channels else qkv.shape[2]
+    if streams(length, qkv, heads):
+        out, lse = forward(qkv, heads, along_channels, slots, lengths, scale)
+        return out, _backward(grad, qkv, out, lse, None, heads, along_channels, slots, lengths, scale)
+    again = empty((*qkv.shape[:3], qkv.shape[3] // 3), qkv)
+    if slots is not None:
+        again.zero_()
+    return again, _backward(grad, qkv, None, None, again, heads, along_channels, slots, lengths, scale)
+
+
+def _backward(
+    grad: Tensor,
+    qkv: Tensor,
+    out: Tensor | None,
+    lse: Tensor | None,
+    again: Tensor | None,
+    heads: int,
+    along_channels: bool,
+    slots: Tensor | None,
+    lengths: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """`backward`; where sequences are packed the output is written to `again`, if there is one."""
     plan = _plan(qkv, heads, along_channels, slots, lengths, scale)
     channels, tokens = qkv.shape[1:3]
     grad_qkv = empty(qkv.shape, qkv)
@@ -168,8 +205,9 @@ def backward(
         options = {**cut.constants, "num_warps": tile.warps, "num_stages": tile.stages}
         if cut.packed:
             launch(
-                packed_backward, cut.programs, grad, qkv, grad_qkv, *tables,
-                cut.sequences, cut.length, cut.inner, channels, tokens, *grad.stride(), *qkv.stride(), **options,
+                packed_backward, cut.programs, grad, qkv, grad_qkv, grad_qkv if again is None else again, *tables,
+                cut.sequences, cut.length, cut.inner, channels, tokens, *grad.stride(), *qkv.stride(),
+                STORE_OUT=again is not None, **options,
             )  # fmt: skip
         else:
             assert out is not None

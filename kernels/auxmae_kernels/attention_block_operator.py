@@ -54,10 +54,9 @@ def _backward(
         of_out, of_qkv, of_gamma, of_beta = sums.parts
         n = sublayer.norm(x, norm_weight, norm_bias, eps, w_qkv.dtype, lengths)
         qkv = F.linear(n, w_qkv, b_qkv)
-        mixed, lse = attention.forward(qkv, heads, along_channels, slots, lengths, None)
         scaled = sublayer.scaled(upstream, scale, w_out.dtype, sums, of_out, seed, dropout)
-        grad_mixed = (scaled @ w_out).view(mixed.shape)
-        grad_qkv = attention.backward(grad_mixed, qkv, mixed, lse, heads, along_channels, slots, lengths, None)
+        grad_mixed = (scaled @ w_out).view(x.shape)
+        mixed, grad_qkv = attention.output_and_backward(grad_mixed, qkv, heads, along_channels, slots, lengths, None)
         rows = grad_qkv.view(-1, 3 * width)
         sublayer.scaled(rows, 1.0, None, sums, of_qkv)
         grad_x = sublayer.norm_gradient(rows @ w_qkv, grad, x, norm_weight, eps, sums, of_gamma, of_beta, lengths)

@@ -119,13 +119,13 @@ def packed_forward(
 
 @triton.jit(do_not_specialize=["sequences", "length", "inner", "channels", "tokens"])
 def packed_backward(
-    grad, qkv, grad_qkv, slots, lengths, sequences, length, inner, channels, tokens,
+    grad, qkv, grad_qkv, out, slots, lengths, sequences, length, inner, channels, tokens,
     grad_stride_b, grad_stride_c, grad_stride_t, grad_stride_d, stride_b, stride_c, stride_t, stride_d,
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_TILE: tl.constexpr, TILE: tl.constexpr, SCALE: tl.constexpr,
-    ALONG_CHANNELS: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
+    ALONG_CHANNELS: tl.constexpr, HAS_SLOTS: tl.constexpr, HAS_LENGTHS: tl.constexpr, STORE_OUT: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """grad_qkv (B, C, T, 3·D), contiguous, from the gradient of the output (any strides) and qkv."""
+    """grad_qkv (B, C, T, 3·D), contiguous, from the gradient of the output (any strides) and qkv; on request the output too."""
     width: tl.constexpr = HEADS * HEAD_DIM
     q, k, v, b, c, t, member, written, real, of_head, fits = _head(
         qkv, slots, lengths, sequences, length, inner, channels, tokens, stride_b, stride_c, stride_t, stride_d,
@@ -134,5 +134,9 @@ def packed_backward(
     grad_at = offsets(b, c, t, grad_stride_b, grad_stride_c, grad_stride_t)
     grad_out = load_rows(grad, grad_at, of_head, grad_stride_d, real[:, None] & fits)
     p = probabilities(q, k, member, real, SCALE, ACC, PRECISION, UPCAST)
+    if STORE_OUT:
+        result = dot(p.to(v.dtype), v, ACC, PRECISION, UPCAST)
+        place = out + (((b * channels + c) * tokens + t) * width)[:, None] + of_head[None, :]
+        tl.store(place, result.to(out.dtype.element_ty), mask=written[:, None] & fits)
     target = grad_qkv + (((b * channels + c) * tokens + t) * (3 * width))[:, None] + of_head[None, :]
     store_head_gradients(target, written[:, None] & fits, q, k, v, p, grad_out, width, SCALE, ACC, PRECISION, UPCAST)

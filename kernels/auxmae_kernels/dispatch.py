@@ -170,7 +170,7 @@ def _measured(function: str, dtype: torch.dtype | None, device: torch.device | N
         )
     for entry in here:
         if (dtype is None or entry["dtype"] == str(dtype).removeprefix("torch.")) and _same_class(entry["key"], key):
-            return Decision("triton", f"measured {entry['speedup']:.2f} × PyTorch's best on {arch}")
+            return Decision("triton", f"{entry['speedup']:.2f} × as fast as PyTorch's best, as measured for such sizes on {arch}")
     return Decision("torch", f"no win of the Triton kernel has been recorded on {arch} for this shape")
 
 

@@ -49,9 +49,11 @@ def _attention() -> Iterator[Run]:
 
 
 def _attention_block() -> Iterator[Run]:
-    """Padding, with dropout and without; the attention's own tiles are those of `_attention`."""
-    for width, dtype, dropout in ((256, _BF16, 0.0), (256, _BF16, 0.1), (256, _FP32, 0.0)):
-        x = _tensor(2, 3, 16, width, dtype=dtype)
+    """Padding, each size of a packed tile, for the way back gives the output there; with dropout; fp32."""
+    width = 256
+    cases = ((16, _BF16, 0.0), (16, _BF16, 0.1), (32, _BF16, 0.0), (64, _BF16, 0.0), (128, _BF16, 0.0), (16, _FP32, 0.0))
+    for tokens, dtype, dropout in cases:
+        x = _tensor(2, 3, tokens, width, dtype=dtype)
         weights = [
             _tensor(*shape, dtype=dtype)
             for shape in ((width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,))

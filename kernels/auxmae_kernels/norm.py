@@ -63,8 +63,8 @@ def add_norm_backward(
     column = tl.arange(0, WIDTH_TILE)
     fits = column < WIDTH
     gamma = tl.load(weight + column, mask=fits, other=0.0).to(ACC)
-    share_gamma = tl.zeros((WIDTH_TILE,), ACC)
-    share_beta = tl.zeros((WIDTH_TILE,), ACC)
+    share_gamma = tl.zeros((TILE, WIDTH_TILE), ACC)
+    share_beta = tl.zeros((TILE, WIDTH_TILE), ACC)
     for tile in range(program, tiles, tl.num_programs(0)):
         row = tl.cast(tile, tl.int64) * TILE + tl.arange(0, TILE)
         inside = (row < rows)[:, None] & fits[None, :]
@@ -74,15 +74,15 @@ def add_norm_backward(
         added = tl.load(total + here, mask=inside, other=0.0).to(ACC)
         normalised = tl.where(inside, (added - mean[:, None]) * rstd[:, None], 0.0)
         grad = load_rows(grad_normed, row * normed_stride_row, column, normed_stride_column, inside).to(ACC)
-        share_gamma += tl.sum(grad * normalised, 0)
-        share_beta += tl.sum(grad, 0)
+        share_gamma += grad * normalised
+        share_beta += grad
         result = normalise_gradient(grad * gamma[None, :], normalised, rstd, WIDTH)
         result += load_rows(grad_total, row * total_stride_row, column, total_stride_column, inside).to(ACC)
         tl.store(grad_residual + here, result.to(grad_residual.dtype.element_ty), mask=inside)
         tl.store(grad_x + here, (result * SCALE).to(grad_x.dtype.element_ty), mask=inside)
     share = tl.cast(program, tl.int64) * WIDTH + column
-    tl.store(grad_gamma + share, share_gamma, mask=fits)
-    tl.store(grad_beta + share, share_beta, mask=fits)
+    tl.store(grad_gamma + share, tl.sum(share_gamma, 0), mask=fits)
+    tl.store(grad_beta + share, tl.sum(share_beta, 0), mask=fits)
 
 
 def _statistics(x: Tensor, residual: Tensor) -> torch.dtype:

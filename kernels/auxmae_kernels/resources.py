@@ -142,7 +142,7 @@ def _row(entry: Entry) -> str:
     """The head of an entry's row: kernel, type, tile."""
     kinds = {kind[1:] for kind in entry.types.values() if kind.startswith("*") and kind[1:] in ("fp16", "bf16")}
     tile = " × ".join(str(entry.constants[name]) for name in TILES if name in entry.constants)
-    extras = {"NORM": "norm", "GELU": "GELU", "DROP_BELOW": "dropout", "RESIDUAL": "residual"}
+    extras = {"GELU": "GELU", "DROP_BELOW": "dropout", "RESIDUAL": "residual", "STORE_OUT": "output"}
     extra = "".join(f", {what}" for name, what in extras.items() if entry.constants.get(name))
     return f"| {entry.name}{extra} | {kinds.pop() if kinds else 'fp32'} | {tile} |"
 

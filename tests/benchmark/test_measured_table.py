@@ -77,6 +77,20 @@ def test_another_class_is_not_touched(measured):
     assert entry["key"]["length"] == 17
 
 
+def test_sizes_between_two_wins_count_as_won(measured):
+    def of(length, samples):
+        return rows(samples, case=str(length), key={"axis": "patch", "length": length, "head_dim": 32, "slots": False})
+
+    def lengths(*cases):
+        entries = measured.table([{"rows": case} for case in cases])
+        return {entry["key"]["length"]: entry["speedup"] for entry in entries}
+
+    slower = {"triton": [1.0], "eager": [1.5]}
+    assert lengths(of(17, WIN), of(257, slower)) == {17: 2.091, 64: 1.5, 128: 1.5, 256: 1.5, 257: 1.5}
+    assert lengths(of(17, WIN), of(60, LOSS), of(257, slower)) == {17: 2.091, 257: 1.5}
+    assert lengths(of(17, LOSS), of(257, WIN)) == {257: 2.091}
+
+
 def test_dispatch_reads_what_the_script_writes(measured, repository, tmp_path, monkeypatch):
     (tmp_path / "in.json").write_text(json.dumps({"rows": rows(WIN)}))
     command = [sys.executable, str(repository / "benchmarks" / "measured.py"), str(tmp_path / "in.json"), "--output"]

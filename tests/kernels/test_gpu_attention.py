@@ -88,6 +88,7 @@ def test_a_hundred_thousand_sequences():
     assert torch.equal(out[-1:], kernels.axial_attention(qkv[-1:], 1, "channel"))
 
 
+@pytest.mark.xdist_group("most of the memory")
 def test_more_than_two_to_the_31_elements():
     needed = 12 * 2**30
     if torch.cuda.mem_get_info()[0] < needed:

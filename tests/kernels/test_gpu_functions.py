@@ -48,6 +48,7 @@ def test_compiled_and_eager_agree(name):
 
 @pytest.mark.gpu
 @on_gpu
+@pytest.mark.xdist_group("most of the memory")
 @pytest.mark.parametrize("name", gpu.FAR)
 def test_more_than_two_to_the_31_elements(name):
     needed = 60 * GIB

@@ -10,7 +10,7 @@ from torch import nn
 from auxmae.model.mae import AuxMAE
 from tests.kernels.checks import pytorch
 
-BETWEEN = {"norm_forward", "norm_backward", "scaled_rows", "gelu_backward"}
+BETWEEN = {"norm_forward", "norm_backward", "scaled_rows", "gelu_backward", "add_rows"}
 SUBLAYERS = BETWEEN | {"packed_forward", "packed_backward"}
 REST = {"embed_forward", "embed_gather", "assemble_forward", "assemble_backward", "masked_loss_forward"}
 

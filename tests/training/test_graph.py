@@ -217,9 +217,13 @@ def test_where_it_cannot_be(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize(("patch_size", "optimizer"), [(16, "adamw"), (8, "adamw"), (8, "muon")])
-def test_the_real_graph(tmp_path, monkeypatch, precision, accumulation, patch_size, optimizer):
+@pytest.mark.parametrize(
+    ("patch_size", "optimizer", "kernels"),
+    [(16, "adamw", "torch"), (8, "adamw", "torch"), (8, "muon", "torch"), (8, "adamw", "triton")],
+)
+def test_the_real_graph(tmp_path, monkeypatch, precision, accumulation, patch_size, optimizer, kernels):
     """Masks and dropout go on changing, the rate is followed, and the losses are the eager loop's up to rounding."""
+    monkeypatch.setenv("AUXMAE_KERNELS", kernels)
     tables = {
         "train": {"precision": precision, "accumulation": accumulation, "optimizer": optimizer},
         "model": {"patch_size": patch_size},
