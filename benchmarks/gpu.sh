@@ -64,6 +64,12 @@ stage() {
     return 1
 }
 
+# share PERCENT: seconds, so many in a hundred of what is left, but no fewer than most of what a suite needs to get anywhere.
+share() {
+    local part=$(((total - (SECONDS - began)) * $1 / 100))
+    echo $((part > 55 ? part : 55))
+}
+
 benchmark() {
     local suite=$1 limit=$2
     shift 2
@@ -78,6 +84,7 @@ if [ "$device" = cuda ]; then
     marked=(-m gpu)
     export TORCHINDUCTOR_COMPILE_THREADS=1
     size=() repeats=10 minutes=2
+    [ "$total" -ge 500 ] || minutes=0.2
 else
     tests=(tests/benchmark/test_kernel_suite.py)
     marked=(-m "not slow and not gpu")
@@ -95,21 +102,22 @@ if [ "$tune" = 1 ]; then
     export AUXMAE_AUTOTUNE=1 XDG_CACHE_HOME="$out/tuned"
 fi
 
-# Kernels first: the models then run those that won here, and what is left of the time goes to the rest.
-benchmark kernels 150 --repeats "$repeats" ${size[@]+"${size[@]}"}
+# Kernels first: the models then run those that won here.  What comes later gets what is left of the time.
+benchmark kernels "$(share 30)" --repeats 5 ${size[@]+"${size[@]}"}
 [ -f "$out/$stamp-$label-kernels.json" ] &&
     stage table 20 "$python" benchmarks/measured.py "$out/$stamp-$label-kernels.json" --output "$out/measured.json" &&
     export AUXMAE_KERNEL_TABLE="$out/measured.json"
-benchmark model 150 --repeats "$repeats" --recompute ${size[@]+"${size[@]}"} $([ "$device" = cuda ] && echo --compile)
+benchmark model "$(share 50)" --repeats "$repeats" --recompute ${size[@]+"${size[@]}"}
 stage train 160 "$python" -m auxmae train --device "$device" --output "$out/run" --set "train.max_minutes=$minutes" \
     $([ "$device" = cuda ] && echo --preset reference) --set train.epochs=1000000
-benchmark scaling 60 --repeats "$repeats" ${size[@]+"${size[@]}"}
-benchmark data 30 --repeats 3
 if [ "$device" = cuda ]; then
-    # The table of the project counts compiled code too.
-    stage kernels-compiled 150 "$python" -m auxmae benchmark --suite kernels --device "$device" --repeats "$repeats" --compile \
-        --case '*/reference' --output "$out/$stamp-$label-kernels-compiled.json"
+    for suite in model kernels; do
+        stage "$suite-compiled" 150 "$python" -m auxmae benchmark --suite "$suite" --device "$device" --repeats 5 --compile \
+            --case reference --output "$out/$stamp-$label-$suite-compiled.json"
+    done
 fi
+benchmark data 30 --repeats 3
+benchmark scaling 60 --repeats "$repeats" ${size[@]+"${size[@]}"}
 
 echo
 echo "$((SECONDS - began)) s in all; results in $out"

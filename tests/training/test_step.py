@@ -103,7 +103,14 @@ def test_the_count_finds_a_value_that_is_read(counted, tmp_path, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("cuda_graphs", ["off", "on"])
-@pytest.mark.parametrize(("patch_size", "kernels"), [(16, "torch"), (4, "torch"), (4, "triton")])
+@pytest.mark.parametrize(
+    ("patch_size", "kernels"),
+    [
+        (16, "torch"),
+        (4, "torch"),
+        pytest.param(4, "triton", marks=pytest.mark.xdist_group("kernels of a small model")),
+    ],
+)
 def test_no_step_waits_for_the_gpu(tmp_path, monkeypatch, patch_size, kernels, cuda_graphs):
     monkeypatch.setenv("AUXMAE_KERNELS", kernels)
     original = trainer.Trainer._train_step
