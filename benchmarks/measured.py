@@ -5,7 +5,9 @@
 For every function, architecture, type and class of sizes it takes the kernel suite's rows of all documents.  The Triton kernel
 is entered where it won in every one of them, forward and backward together, against the best of PyTorch's providers, and beyond
 the spread: its slowest sample is faster than the other's fastest.  Compiled and eager code and each back end of SDPA count.
-Where it won for two classes that differ in one size alone, and nothing between them was measured, it is entered for those too.
+Two conclusions are drawn from that.  An attention sublayer that was not measured is entered where its attention won, and where
+sublayers of its width and heads did: the rest of them is the same.  And where it won for two classes that differ in one size
+alone, and nothing between them was measured, it is entered for those too.
 """
 
 from __future__ import annotations
@@ -74,6 +76,22 @@ def _class_of(row: Row) -> str:
 Found = dict[str, tuple[Row, float]]
 
 
+def _composed(found: Found) -> Found:
+    """Attention sublayers of which all parts won, and which were not measured themselves; the lesser of the two speed-ups."""
+    concluded: Found = {}
+    won = [(json.loads(name), row, gain) for name, (row, gain) in found.items() if gain > 1]
+    blocks = [(place, key, row, gain) for (function, *place, key), row, gain in won if function == "attention_block"]
+    for (function, *place, key), row, gain in won:
+        for block_place, block_key, block_row, block_gain in blocks if function == "axial_attention" else ():
+            if place == block_place and key["head_dim"] == block_key["head_dim"]:
+                name = _named("attention_block", *place, {**key, "width": block_key["width"]})
+                new_row = {**row, "function": "attention_block", "key": {**row["key"], "width": block_row["key"]["width"]}}
+                least = min(gain, block_gain, concluded[name][1] if name in concluded else gain)
+                if name not in found:
+                    concluded[name] = (new_row, least)
+    return concluded
+
+
 def _between(found: Found) -> Iterator[tuple[Row, float]]:
     """Rows of classes between two that won, and the lesser of their speed-ups; a size there stands for its power of two."""
     for one, (row, gain) in found.items():
@@ -100,6 +118,7 @@ def table(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         if found is not None:
             classes.setdefault(_class_of(rows[0]), []).append((rows[0], found))
     found = {name: min(members, key=lambda member: member[1]) for name, members in classes.items()}
+    found |= _composed(found)
     entries = []
     for row, least in [*found.values(), *_between(found)]:
         if least > 1:

@@ -91,6 +91,28 @@ def test_sizes_between_two_wins_count_as_won(measured):
     assert lengths(of(17, LOSS), of(257, WIN)) == {257: 2.091}
 
 
+def test_a_sublayer_whose_parts_won_counts_as_won(measured):
+    def block(length, samples, width=256):
+        key = {"axis": "channel", "length": length, "head_dim": 32, "width": width, "slots": True}
+        return rows(samples, case=f"block {length} {width}", key=key, function="attention_block")
+
+    def attention(length, samples):
+        return rows(samples, case=str(length), key={"axis": "channel", "length": length, "head_dim": 32, "slots": True})
+
+    def blocks(*cases):
+        entries = measured.table([{"rows": case} for case in cases])
+        return {tuple(entry["key"].values())[1:]: entry["speedup"] for entry in entries if entry["function"] == "attention_block"}
+
+    slower = {"triton": [1.0], "eager": [1.5]}
+    assert blocks(block(13, WIN), attention(200, slower)) == {(13, 32, 256): 2.091} | {
+        (length, 32, 256): 1.5 for length in (32, 64, 128, 200)
+    }
+    assert blocks(attention(200, WIN)) == {}
+    assert blocks(block(13, LOSS), attention(200, WIN)) == {}
+    # What was measured itself is no matter of conclusions.
+    assert blocks(block(13, WIN), attention(200, WIN), block(200, LOSS)) == {(13, 32, 256): 2.091}
+
+
 def test_dispatch_reads_what_the_script_writes(measured, repository, tmp_path, monkeypatch):
     (tmp_path / "in.json").write_text(json.dumps({"rows": rows(WIN)}))
     command = [sys.executable, str(repository / "benchmarks" / "measured.py"), str(tmp_path / "in.json"), "--output"]
