@@ -90,11 +90,19 @@ else
     marked=(-m "not slow and not gpu")
     size=(--quick) repeats=2 minutes=0.05
 fi
-"$python" -c 'import xdist' 2> /dev/null && marked+=(-n auto --dist loadgroup)
-stage tests 150 "$python" -m pytest -q "${marked[@]}" -p no:cacheprovider -o filterwarnings= "${tests[@]}" || {
-    echo "error: the tests are red ($out/tests.log): no figure is measured" >&2
-    exit 1
+run_tests() {
+    stage "$1" 150 "$python" -m pytest "${marked[@]}" -rs -p no:cacheprovider -o filterwarnings= "${@:2}" "${tests[@]}" || {
+        echo "error: the tests are red ($out/$1.log): no figure is measured" >&2
+        exit 1
+    }
 }
+if "$python" -c 'import xdist' 2> /dev/null; then
+    run_tests tests -n auto --dist loadgroup -k "not more_than_two_to_the_31"
+    # These want most of the memory, which the others' processes would not leave them.
+    [ "$device" = cpu ] || run_tests large-tests -k more_than_two_to_the_31
+else
+    run_tests tests
+fi
 unset TORCHINDUCTOR_COMPILE_THREADS
 
 if [ "$tune" = 1 ]; then

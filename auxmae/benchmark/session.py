@@ -57,7 +57,7 @@ def run(
     Args:
         request: what; device: where.
         progress: is told what goes on.
-        record: is given the document after every case, so that a run that is stopped loses one case at most.
+        record: is given the document after every case, and every pass of a model, so that a run that is stopped loses little.
 
     Returns:
         {"device", "versions", "commit", "dirty", "ceilings", "complete", "rows"}; see the suites for the rows.
@@ -87,7 +87,7 @@ def run(
 def _cases(
     request: Request, device: torch.device, limits: dict[str, Any], progress: Callable[[str], None] | None
 ) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one case after another."""
+    """The rows of one case after another; of a model's, of one pass after another."""
     common: dict[str, Any] = {"device": device, "dtype": request.dtype, "repeats": request.repeats, "progress": progress}
     if "kernels" in request.suites:
         shapes = kernel_suite.shapes_for(device, quick=request.quick)
@@ -98,7 +98,7 @@ def _cases(
         for case in suites.cases_for(device, quick=request.quick):
             if request.chosen(case.name):
                 case = replace(case, batch=request.batch_size or case.batch, channels=request.channels or case.channels)
-                yield suites.model_suite(
+                yield from suites.model_passes(
                     case, compile_too=request.compile_too, recompute_too=request.recompute_too,
                     graph_too=device.type == "cuda", limits=limits, **common,
                 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -96,6 +96,8 @@ def build_providers(
     makers: dict[str, Callable[[ModelCase], nn.Module | None]] = {PLAIN: plain_model, JOINT: JointMAE, FUSED: vit_mae}
     for name in peers:
         models[name] = makers[name](case)
+        if graph_too and name in (PLAIN, JOINT):
+            models[name + GRAPHED] = makers[name](case)
         if compile_too and name == PLAIN:
             twin = plain_model(case)
             twin.compile(dynamic=False)
@@ -103,7 +105,12 @@ def build_providers(
     return {name: model for name, model in models.items() if model is not None}
 
 
-def model_suite(
+def model_suite(case: ModelCase, **options: Any) -> list[dict[str, Any]]:
+    """All rows of `model_passes`."""
+    return [row for rows in model_passes(case, **options) for row in rows]
+
+
+def model_passes(
     case: ModelCase,
     *,
     device: torch.device,
@@ -117,8 +124,8 @@ def model_suite(
     passes: Sequence[str] = ("forward", "step"),
     suite: str = "model",
     progress: Callable[[str], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Rows of the model suite for one case: every provider, "forward" (no gradients) and "step" (with AdamW).
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows of the model suite for one case, every provider: "forward" (no gradients), then "step" (with AdamW).
 
     Args:
         case: the size; device: where; repeats: rounds.
@@ -128,8 +135,8 @@ def model_suite(
         passes: what is measured; suite: the rows' name for it.
         progress: is told what goes on.
 
-    Returns:
-        {"suite", "case", "provider", "pass", "status", "reason", "median_ms", "samples_ms", "peak_bytes",
+    Yields:
+        Of a pass the rows {"suite", "case", "provider", "pass", "status", "reason", "median_ms", "samples_ms", "peak_bytes",
         "images_per_second", "parameters", "flops", their rate and part of the ceiling, "kernel_launches",
         "device_idle_share", "host_idle_share", "sizes", "dtype", "arch"}.  Figures are None unless the status is "ok".
     """
@@ -156,7 +163,6 @@ def model_suite(
 
         return tensors
 
-    rows = []
     for pass_ in passes:
         works = {
             name: _forward(model, image, dtype) if pass_ == "forward" else _step(model, image, dtype, optimizers[name])
@@ -176,6 +182,7 @@ def model_suite(
         timings = interleaved(
             able, device=device, repeats=repeats, resident={name: resident(name) for name in able}, progress=progress
         )
+        rows = []
         for name in works:
             status, reason = outcomes[name]
             timing = timings.get(name)
@@ -200,7 +207,7 @@ def model_suite(
             }
             row |= occupation(works[name], device) if timing else {}
             rows.append(row | achieved(row, limits))
-    return rows
+        yield rows
 
 
 def _autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

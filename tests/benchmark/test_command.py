@@ -45,9 +45,9 @@ def run(monkeypatch):
 
     def suite(case, **arguments):
         calls.append((case, arguments))
-        return rows
+        yield rows
 
-    monkeypatch.setattr(suites, "model_suite", suite)
+    monkeypatch.setattr(suites, "model_passes", suite)
 
     def call(*arguments):
         return CliRunner().invoke(app, ["benchmark", "--quick", "--device", "cpu", *arguments])
@@ -169,12 +169,24 @@ def test_a_failed_measurement_leaves_the_output_as_it_was(run, tmp_path, monkeyp
     def fail(*_, **__):
         raise AuxMAEError("no luck")
 
-    monkeypatch.setattr(suites, "model_suite", fail)
+    monkeypatch.setattr(suites, "model_passes", fail)
     (tmp_path / "old.json").write_text("old")
     for name in ("old.json", "new.json"):
         assert isinstance(run("--output", str(tmp_path / name)).exception, AuxMAEError)
     assert [file.name for file in tmp_path.iterdir()] == ["old.json"]
     assert (tmp_path / "old.json").read_text() == "old"
+
+
+def test_what_was_measured_before_a_failure_is_kept(run, tmp_path, monkeypatch):
+    def one_pass(*_, **__):
+        yield [row for row in ROWS if row["pass"] == "forward"]
+        raise AuxMAEError("no luck")
+
+    monkeypatch.setattr(suites, "model_passes", one_pass)
+    assert isinstance(run("--output", str(tmp_path / "out.json")).exception, AuxMAEError)
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert not document["complete"]
+    assert {row["pass"] for row in document["rows"]} == {"forward"}
 
 
 def test_a_bad_device(run):
