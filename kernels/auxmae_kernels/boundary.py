@@ -79,9 +79,10 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
 
 
 def _on_device(arguments: tuple[Any, ...]) -> AbstractContextManager[Any]:
-    # Triton launches on the current device, whatever the tensors' is.
+    # Triton launches on the current device, whatever the tensors' is.  To choose the one that is chosen costs a launch's time.
     first = next(argument for argument in arguments if isinstance(argument, Tensor))
-    return torch.cuda.device(first.device) if first.is_cuda else nullcontext()
+    elsewhere = first.is_cuda and first.device.index != torch.cuda.current_device()
+    return torch.cuda.device(first.device) if elsewhere else nullcontext()
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
