@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from auxmae_kernels import autotuning
+from auxmae_kernels import autotuning, tuning
 from auxmae_kernels.boundary import empty, launch, programs_for, register, register_autograd
 from auxmae_kernels.tuning import Tile
 
@@ -107,7 +107,7 @@ def _forward(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor,
 
     def run(tile: Tile) -> None:
         launch(
-            assemble_forward, triton.cdiv(rows, tile.rows) * triton.cdiv(width, tile.columns), latent, token_at,
+            assemble_forward, tuning.cdiv(rows, tile.rows) * tuning.cdiv(width, tile.columns), latent, token_at,
             mask_token.contiguous(), position.contiguous(), channel.contiguous(), out, rows, channels, tokens, places,
             width if mask_token.ndim == 2 else 0, *latent.stride(),
             WIDTH=width, TILE=tile.rows, COLUMNS=tile.columns, ACC=_accumulator(latent.dtype), num_warps=tile.warps,
@@ -133,7 +133,7 @@ def _backward(grad: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor, 
     token_at = _token_at(keep, places)
 
     def run(tile: Tile) -> tuple[Tensor, Tensor]:
-        programs = channels * triton.cdiv(places, tile.rows) * triton.cdiv(width, tile.columns)
+        programs = channels * tuning.cdiv(places, tile.rows) * tuning.cdiv(width, tile.columns)
         shares = max(1, min(batch, programs_for(grad.device) // max(programs, 1)))
         sums = empty((shares, channels, places, width), grad, wide), empty((shares, channels, places, width), grad, wide)
         launch(

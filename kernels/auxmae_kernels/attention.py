@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from auxmae_kernels import autotuning, tuning
@@ -75,7 +74,7 @@ def _plan(
     head_tile = _head_tile(qkv, heads)
     tile = tile or tuning.attention_tile(length, head_tile, qkv.dtype, tuning.architecture(qkv.device))
     sequences = batch * inner
-    groups = triton.cdiv(sequences, max(1, tile.rows // max(1, length))) if packed else sequences * triton.cdiv(length, tile.rows)
+    groups = tuning.cdiv(sequences, max(1, tile.rows // max(1, length))) if packed else sequences * tuning.cdiv(length, tile.rows)
     constants = {
         "HEADS": heads,
         "HEAD_DIM": dim,

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from auxmae_kernels import tuning
 from auxmae_kernels.boundary import empty, launch
 
 # Which of a function's masks: after the activation, after the last map.
@@ -95,7 +96,7 @@ def drop(x: Tensor, seed: Tensor | None, dropout: float, stream: tl.constexpr) -
     count, width = rows.shape
     out = empty(x.shape, x)
     launch(
-        dropout_rows, triton.cdiv(count, 32) * triton.cdiv(width, SPAN.value), rows, seed, out, count, *rows.stride(),
+        dropout_rows, tuning.cdiv(count, 32) * tuning.cdiv(width, SPAN.value), rows, seed, out, count, *rows.stride(),
         WIDTH=width, TILE=32, STREAM=stream.value, **constants(dropout), num_warps=4,
     )  # fmt: skip
     return out

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from auxmae_kernels import autotuning
+from auxmae_kernels import autotuning, tuning
 from auxmae_kernels.boundary import accumulation, empty, launch, register, register_autograd, without_autocast
 from auxmae_kernels.tiles import dot, gelu
 from auxmae_kernels.tuning import Tile
@@ -123,7 +123,7 @@ def _forward(
 
     def run(tile: Tile) -> None:
         launch(
-            embed_forward, triton.cdiv(batch * kept, tile.rows) * groups * triton.cdiv(width, tile.columns), image, index,
+            embed_forward, tuning.cdiv(batch * kept, tile.rows) * groups * tuning.cdiv(width, tile.columns), image, index,
             weight.contiguous(), bias.contiguous(), position.contiguous(), channel.contiguous(), out,
             batch * kept, groups, kept, image.shape[3] // side,
             width * pixels if weight.ndim == 3 else 0, width if bias.ndim == 2 else 0, *image.stride(),
@@ -157,7 +157,7 @@ def _backward(
 
         def run(tile: Tile) -> None:
             launch(
-                embed_gather, triton.cdiv(batch * kept, tile.rows) * groups * triton.cdiv(pixels, tile.columns),
+                embed_gather, tuning.cdiv(batch * kept, tile.rows) * groups * tuning.cdiv(pixels, tile.columns),
                 image, places, patches, batch * kept, groups, kept, image.shape[3] // side, *image.stride(),
                 SIDE=side, PIXELS=pixels, TILE=tile.rows, CHUNK=tile.columns, num_warps=tile.warps,
             )  # fmt: skip

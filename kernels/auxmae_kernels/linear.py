@@ -104,7 +104,7 @@ def linear(
 
     def run(tile: Tile) -> None:
         launch(
-            fused_linear, triton.cdiv(rows.shape[0], tile.rows) * triton.cdiv(outputs, tile.columns), rows,
+            fused_linear, tuning.cdiv(rows.shape[0], tile.rows) * tuning.cdiv(outputs, tile.columns), rows,
             weight.contiguous(), x if bias is None else bias.contiguous(),
             added, out, x if seed is None else seed, rows.shape[0], *rows.stride(), *added.stride(),
             TILE=tile.rows, COLUMNS=tile.columns, CHUNK=tile.chunk, num_warps=tile.warps, num_stages=tile.stages, **constants,

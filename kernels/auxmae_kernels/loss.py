@@ -109,7 +109,7 @@ def _forward(
     }  # fmt: skip
 
     def run(tile: tuning.Tile) -> tuple[Tensor, Tensor]:
-        tiles = triton.cdiv(rows, tile.rows)
+        tiles = tuning.cdiv(rows, tile.rows)
         programs = min(tiles, 4 * programs_for(prediction.device))
         shares = empty((programs,), prediction, kind_of_value), empty((programs,), prediction, torch.int32)
         launch(

@@ -119,7 +119,7 @@ def _forward(
 
     def run(tile: tuning.Tile) -> None:
         launch(
-            add_norm_forward, triton.cdiv(count, tile.rows), x_rows, residual_rows, weight.contiguous(), bias.contiguous(),
+            add_norm_forward, tuning.cdiv(count, tile.rows), x_rows, residual_rows, weight.contiguous(), bias.contiguous(),
             total, normed, mean, rstd, count, *x_rows.stride(), *residual_rows.stride(), EPS=eps,
             **_constants(width, scale, wide, tile),
         )  # fmt: skip
@@ -151,7 +151,7 @@ def _backward(
     grad_residual, grad_x = empty(total.shape, total, residual_type), empty(total.shape, total, x_type)
 
     def run(tile: tuning.Tile) -> tuple[Tensor, Tensor]:
-        tiles = triton.cdiv(count, tile.rows)
+        tiles = tuning.cdiv(count, tile.rows)
         programs = min(tiles, programs_for(total.device))
         shares = empty((programs, width), total, mean.dtype), empty((programs, width), total, mean.dtype)
         launch(

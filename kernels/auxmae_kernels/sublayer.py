@@ -163,7 +163,7 @@ class RowSums:
     """
 
     def __init__(self, rows: int, widths: Sequence[int], like: Tensor) -> None:
-        self.programs = min(2 * programs_for(like.device), triton.cdiv(rows, _ROWS))
+        self.programs = min(2 * programs_for(like.device), tuning.cdiv(rows, _ROWS))
         self._room = empty((self.programs, sum(widths)), like, torch.promote_types(torch.float32, like.dtype))
         self._widths = list(widths)
         self.parts: tuple[Tensor, ...] = self._room.split(self._widths, 1)
@@ -173,7 +173,7 @@ class RowSums:
         room = self._room
         totals = empty((room.shape[1],), room)
         launch(
-            add_rows, triton.cdiv(room.shape[1], 32), room, totals, *room.shape,
+            add_rows, tuning.cdiv(room.shape[1], 32), room, totals, *room.shape,
             TILE=64, COLUMNS=32, ACC=_acc(room), num_warps=4,
         )  # fmt: skip
         parts: tuple[Tensor, ...] = totals.split(self._widths)
@@ -207,7 +207,7 @@ def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 
     def run(tile: Tile) -> None:
         launch(
-            norm_forward, triton.cdiv(rows.shape[0], tile.rows), rows, weight.contiguous(), bias.contiguous(),
+            norm_forward, tuning.cdiv(rows.shape[0], tile.rows), rows, weight.contiguous(), bias.contiguous(),
             index_table(lengths, rows), out, rows.shape[0], x.shape[-2], *rows.stride(),
             TILE=tile.rows, num_warps=tile.warps, **constants,
         )  # fmt: skip
@@ -229,7 +229,7 @@ def norm_gradient(
     def run(tile: Tile) -> None:
         launch(
             norm_backward, sums.programs, grad_n.contiguous(), upstream, rows, weight.contiguous(), index_table(lengths, rows),
-            out, of_weight, of_bias, rows.shape[0], triton.cdiv(rows.shape[0], tile.rows), x.shape[-2],
+            out, of_weight, of_bias, rows.shape[0], tuning.cdiv(rows.shape[0], tile.rows), x.shape[-2],
             *upstream.stride(), *rows.stride(), of_weight.stride(0), TILE=tile.rows, num_warps=tile.warps, **constants,
         )  # fmt: skip
 
@@ -253,8 +253,8 @@ def scaled(
 
     def run(tile: Tile) -> None:
         launch(
-            scaled_rows, sums.programs * triton.cdiv(width, tile.columns), grad, out, grad if seed is None else seed, part,
-            count, triton.cdiv(count, tile.rows), *grad.stride(), part.stride(0),
+            scaled_rows, sums.programs * tuning.cdiv(width, tile.columns), grad, out, grad if seed is None else seed, part,
+            count, tuning.cdiv(count, tile.rows), *grad.stride(), part.stride(0),
             COLUMNS=tile.columns, TILE=tile.rows, num_warps=tile.warps, **constants,
         )  # fmt: skip
 
@@ -270,7 +270,7 @@ def gelu_gradient_(
     tile = _block_tile(width)
     # Done in place, so it cannot be done again to measure tiles.
     launch(
-        gelu_backward, sums.programs * triton.cdiv(width, tile.columns), hidden, bias.contiguous(), grad,
-        hidden if seed is None else seed, part, count, triton.cdiv(count, tile.rows), part.stride(0),
+        gelu_backward, sums.programs * tuning.cdiv(width, tile.columns), hidden, bias.contiguous(), grad,
+        hidden if seed is None else seed, part, count, tuning.cdiv(count, tile.rows), part.stride(0),
         COLUMNS=tile.columns, TILE=tile.rows, num_warps=tile.warps, **_blocks(width, hidden, dropout),
     )  # fmt: skip

@@ -93,6 +93,11 @@ def _architecture_of(index: int) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+def cdiv(number: int, by: int) -> int:
+    """number / by, rounded up.  Triton's own, which a kernel can call too, costs a host a good part of a launch."""
+    return -(-number // by)
+
+
 def power_of_two(number: int) -> int:
     """The least that is not below `number`."""
     return 1 << max(number - 1, 0).bit_length()
