@@ -354,7 +354,9 @@ class EvalSettings(Table):
     labels_per_class: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(1, 5, 20, 0), description="labelled samples per class given to the probes (0: all)"
     )
-    neighbours: int = Field(default=5, ge=1, le=1000, description="k of the k-NN probe")
+    neighbours: int = Field(
+        default=5, ge=1, le=1000, description="k of the k-NN probe; with fewer labels per class, as many as those"
+    )
     max_samples: int = Field(default=4000, ge=10, description="labelled samples per part used by the probes, at most")
     bootstrap: int = Field(default=1000, ge=10, le=100_000, description="resamples behind the 95% intervals")
     pool: Literal["mean", "cls", "concat", "attention", "moments", "moments+embedding"] = Field(

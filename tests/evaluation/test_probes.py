@@ -58,6 +58,25 @@ def test_accuracies_are_those_of_scikit_learn_by_hand() -> None:
     assert knn.average_accuracy == pytest.approx(balanced_accuracy_score(y_test, found))
 
 
+def test_with_fewer_labels_than_k_the_nearest_neighbours_are_as_many_as_a_class_has() -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    y, y_test = labels(200, 5, 20), labels(300, 5, 21)
+    train, test = make(y, 3.0, seed=22), make(y_test, 3.0, seed=23)
+    report = run_probes({ENCODER: train}, {ENCODER: test}, labels_per_class=(1, 3, 20, 0), **SETTINGS)
+    found = {result.labels_per_class: result.accuracy for result in report.results if result.probe == "k-NN"}
+    for budget, k in ((1, 1), (3, 3), (20, 5), (0, 5)):
+        expected = []
+        for rows in draw_labels(y, budget, seed=SETTINGS["seed"]):
+            nearest = make_pipeline(StandardScaler(), KNeighborsClassifier(k)).fit(train.x[rows], y[rows])
+            expected.append((nearest.predict(test.x) == y_test).mean())
+        assert found[budget] == pytest.approx(np.mean(expected)), budget
+    # Five of five single samples would vote alike whatever the image.
+    assert found[1] > 0.5
+
+
 def test_results_repeat_and_never_see_the_test_labels() -> None:
     y, y_test = labels(60, 3, 8), labels(60, 3, 9)
     train, test = {ENCODER: make(y, 1.0, seed=1)}, {ENCODER: make(y_test, 1.0, seed=2)}
