@@ -105,6 +105,7 @@ def open_data(data: DataSettings, *, seed: int) -> Collection:
     return open_collection(
         data.source,
         labels=data.labels,
+        ignored_labels=_auto(data.ignored_labels),
         layout=data.layout,
         options=ReadOptions(key=_auto(data.key), axes=_auto(data.axes), size=_auto(data.size), nodata=_auto(data.nodata)),
         channels=_auto(data.channels),

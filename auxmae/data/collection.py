@@ -165,6 +165,7 @@ def open_collection(
     source: str,
     *,
     labels: str = "auto",
+    ignored_labels: tuple[int, ...] | None = None,
     layout: str = "auto",
     options: ReadOptions | None = None,
     channels: tuple[str, ...] | None = None,
@@ -181,6 +182,7 @@ def open_collection(
         source: what to open.
         labels: "auto" (class folders), "none", the path of a label raster, PATH:KEY, or :KEY (an array in the image
             file itself).
+        ignored_labels: values of them that mean "no label"; None: see `load_labels`.
         layout: "auto", "images", "array" or "scenes".
         options: how to read files that do not say enough about themselves.
         channels: names to select and order by, or to give where the files have none.
@@ -213,7 +215,7 @@ def open_collection(
     plan = plan_channels(files, channels, wavelengths, notices)
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
-    found = load_labels(labels, files, options, notices)
+    found = load_labels(labels, files, notices, ignored_labels)
     chosen = _choose_layout(layout, files, classes is not None, found.rasters is not None and found.per_image is None)
     items = np.array([(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64)
     collection = Collection(
@@ -241,8 +243,9 @@ def open_collection(
         collection.labels = per_file[items[:, 0]]
     elif labels == "auto" and all(file.labels is not None for file in files):
         raw = np.concatenate([np.asarray(file.labels) for file in files])
-        values = np.unique(raw[raw >= 0])
-        collection.labels = np.where(raw >= 0, np.searchsorted(values, raw), -1).astype(np.int64)
+        known = (raw >= 0) & ~np.isin(raw, ignored_labels or ())
+        values = np.unique(raw[known])
+        collection.labels = np.where(known, np.searchsorted(values, raw), -1).astype(np.int64)
         collection.class_names = tuple(str(value) for value in values)
     _check_pixels(collection, allow_broken)
     if layout == "auto":

@@ -100,14 +100,15 @@ def is_label_raster(file: ImageFile) -> bool:
     return True
 
 
-def load_labels(labels: str, files: Sequence[ImageFile], options: ReadOptions, notices: list[str]) -> Labels:
+def load_labels(labels: str, files: Sequence[ImageFile], notices: list[str], ignored: Sequence[int] | None = None) -> Labels:
     """Reads what `data.labels` names.
 
     Args:
         labels: "auto" and "none" find nothing here; a path, PATH:KEY, or :KEY (an array of each image file itself).
         files: the images.
-        options: unused keys and axes of the images do not apply to label files; `nodata` neither.
         notices: told what was inferred.
+        ignored: values that mean "no label", beside negative ones and a raster's own nodata; None: 0, where the format's
+            convention says so and two classes are left.
 
     Raises:
         DataError: the labels are not there, are no labels, or fit no image.
@@ -122,7 +123,7 @@ def load_labels(labels: str, files: Sequence[ImageFile], options: ReadOptions, n
                     f"labels {labels}: one label for each image is read from a single file, and there are {len(files)}",
                     hint="name one file with data.source",
                 )
-            return _finish([one for one in opened if isinstance(one, ImageFile)], files, labels)
+            return _finish([one for one in opened if isinstance(one, _Map)], files, labels, ignored, notices)
         found = _from_array(files[0].path, labels[1:], notices)
     else:
         from auxmae.data.readers import path_exists
@@ -135,11 +136,13 @@ def load_labels(labels: str, files: Sequence[ImageFile], options: ReadOptions, n
             raise DataError(f"{path}: no such label file", hint="check data.labels (--labels)")
         found = _from_array(path, key, notices) if key or _holds_arrays(path) else _from_raster(path, notices)
     if isinstance(found, np.ndarray):
-        known = found >= 0
+        known = (found >= 0) & ~np.isin(found, ignored or ())
+        if not known.any():
+            raise DataError(f"{labels}: no image has a label", hint="check data.labels and data.ignored_labels")
         values = _few(np.unique(found[known]), labels)
         classes = np.searchsorted(values, found)
         return Labels(tuple(str(v) for v in values), np.where(known, classes, -1).astype(np.int64))
-    return _finish([found] * len(files), files, labels, shared=True, notices=notices)
+    return _finish([found] * len(files), files, labels, ignored, notices, shared=True)
 
 
 def _holds_arrays(path: Path) -> bool:
@@ -149,14 +152,16 @@ def _holds_arrays(path: Path) -> bool:
 
 
 def _finish(
-    rasters: list[ImageFile],
+    maps: list[_Map],
     files: Sequence[ImageFile],
     labels: str,
+    ignored: Sequence[int] | None,
+    notices: list[str],
     *,
     shared: bool = False,
-    notices: list[str] | None = None,
 ) -> Labels:
     """Checks sizes, finds the classes window by window, and pairs rasters with files."""
+    rasters = [one.file for one in maps]
     fits = [
         (raster.height, raster.width) == (file.height, file.width) and raster.count in (1, file.count)
         for raster, file in zip(rasters, files, strict=True)
@@ -171,7 +176,7 @@ def _finish(
             hint="name a label raster of the images' size with data.labels, or set data.labels = 'none'",
         )
     missing = [file.path.name for file, fit in zip(files, fits, strict=True) if not fit]
-    if missing and notices is not None:
+    if missing and shared:
         few = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         notices.append(
             f"the labels apply to the {sum(fits)} images of their size; {len(missing)} of another size have none ({few})"
@@ -180,12 +185,27 @@ def _finish(
     values: set[int] = set()
     for raster in unique:
         values |= _values(raster, labels)
+    values -= _unlabelled(values, ignored, all(one.zero_unlabelled for one in maps), notices)
     if not values:
-        raise DataError(f"{labels}: no pixel has a label", hint="check data.labels")
+        raise DataError(f"{labels}: no pixel has a label", hint="check data.labels and data.ignored_labels")
     ordered = tuple(int(v) for v in _few(np.array(sorted(values)), labels))
     names = tuple(str(value) for value in ordered)
     paired = tuple(LabelRaster(r, ordered) if fit else None for r, fit in zip(rasters, fits, strict=True))
     return Labels(names, rasters=paired)
+
+
+def _unlabelled(values: set[int], ignored: Sequence[int] | None, by_convention: bool, notices: list[str]) -> set[int]:
+    """Those of a map's values that mean "no label"."""
+    if ignored is not None:
+        return set(ignored)
+    # A map of 0 and one more value is a mask, whose two values are classes.
+    if 0 not in values or len(values) < 3:
+        return set()
+    if by_convention:
+        notices.append("labels: 0 means 'no label', as such files have it (set data.ignored_labels = [] if it is a class)")
+        return {0}
+    notices.append("labels: 0 counts as a class (set data.ignored_labels = [0] if it means 'no label')")
+    return set()
 
 
 def _values(raster: ImageFile, labels: str) -> set[int]:
@@ -209,9 +229,18 @@ def _few(values: NDArray[Any], labels: str) -> NDArray[Any]:
     return values
 
 
-def _from_raster(path: Path, notices: list[str]) -> ImageFile:
+@dataclass(frozen=True)
+class _Map:
+    """One channel of original values, and whether 0 means "no label" by the convention of the file's format."""
+
+    file: ImageFile
+    zero_unlabelled: bool = False
+
+
+def _from_raster(path: Path, notices: list[str]) -> _Map:
     """One channel of original values: class numbers as they are, a palette's indices, or the largest of abundances."""
     from auxmae.data.readers import PICTURE_SUFFIXES, open_image
+    from auxmae.data.readers.envi import is_classification
 
     file = open_image(path, ReadOptions(indexed=True))
     if path.suffix.lower() in PICTURE_SUFFIXES:
@@ -221,11 +250,11 @@ def _from_raster(path: Path, notices: list[str]) -> ImageFile:
         if path.suffix.lower() != ".png":
             raise DataError(f"{path}: JPEG changes pixel values, and with them the classes", hint=hint)
     if file.channels == 1:
-        return file
+        return _Map(file, is_classification(path))
     notices.append(
         f"{path.name} has {file.channels} channels: each pixel's label is its largest (abundances; none where all are 0)"
     )
-    return replace(file, channels=1, dtype=np.dtype(np.int64), read=partial(_read_argmax, file), channel_names=None)
+    return _Map(replace(file, channels=1, dtype=np.dtype(np.int64), read=partial(_read_argmax, file), channel_names=None))
 
 
 def _read_argmax(file: ImageFile, index: int, window: Window | None) -> MultiChannelImage:
@@ -234,7 +263,7 @@ def _read_argmax(file: ImageFile, index: int, window: Window | None) -> MultiCha
     return MultiChannelImage(image.pixels.argmax(axis=0)[None].astype(np.float32), known)
 
 
-def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] | ImageFile:
+def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] | _Map:
     """(N,) classes of images, or a file in memory of (H, W), (H, W, K) or (N, H, W) labels."""
     if path.suffix.lower() == ".npy" and not key:
         try:
@@ -253,11 +282,12 @@ def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] |
     if array.ndim == 1:
         valid = np.isfinite(array)
         return np.where(valid, array, -1).astype(np.int64)
+    abundances = False
     if array.ndim == 3 and not _whole(array):
         notices.append(f"{where} is {' × '.join(map(str, array.shape))}: each pixel's label is its largest (abundances)")
         known = np.isfinite(array).all(axis=2) & (array != 0).any(axis=2)
         classes = np.where(known, np.where(np.isfinite(array), array, -math.inf).argmax(axis=2), -1)
-        maps = classes[None]
+        maps, abundances = classes[None], True
     elif array.ndim == 3:
         maps = array
     elif array.ndim == 2:
@@ -267,7 +297,9 @@ def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] |
     from auxmae.data.collection import memory_file
 
     data = np.where(np.isfinite(maps) & (maps >= 0), maps, np.nan).astype(np.float32)
-    return replace(memory_file(data[:, None], path), dtype=np.dtype(np.int64))
+    file = replace(memory_file(data[:, None], path), dtype=np.dtype(np.int64))
+    # The ground truth of the public hyperspectral scenes (Indian Pines, Pavia, Salinas …) numbers its classes from 1.
+    return _Map(file, zero_unlabelled=path.suffix.lower() == ".mat" and not abundances)
 
 
 def _whole(array: NDArray[Any]) -> bool:

@@ -57,6 +57,11 @@ class DataSettings(Table):
         description="'auto' (class folders become labels), 'none', the path of a label raster, PATH:KEY for an array "
         "in an HDF5, MATLAB or npz file, or :KEY for an array in the image file itself",
     )
+    ignored_labels: tuple[Annotated[int, Field(ge=0)], ...] | Auto = Field(
+        default="auto",
+        description="label values that mean 'no label', beside negative ones and nodata ('auto': 0 in maps of classes from "
+        "MATLAB files and ENVI classifications)",
+    )
     layout: Literal["auto", "images", "array", "scenes"] = Field(
         default="auto",
         description="images (a folder of images), array (one array of N images), scenes (large images, cut into crops)",

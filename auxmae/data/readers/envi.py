@@ -33,3 +33,13 @@ def has_header(path: Path) -> bool:
         for suffix in (HEADER, HEADER.upper())
         for candidate in (path.with_suffix(suffix), path.with_name(path.name + suffix))
     )
+
+
+def is_classification(path: Path) -> bool:
+    """Whether ENVI's header beside the data says that it is a map of classes, of which ENVI's class 0 is "unclassified"."""
+    if path.suffix.lower() != HEADER and not has_header(path):
+        return False
+    import rasterio
+
+    with rasterio.open(data_file(path)) as source:
+        return bool(source.driver == "ENVI" and "classification" in source.tags(ns="ENVI").get("file_type", "").lower())
