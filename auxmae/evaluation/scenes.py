@@ -113,7 +113,7 @@ def evaluate_scene(
 
     A pixel's features are those of the patch at the centre of its window (with pool = "cls", the window's CLS tokens behind
     them).  Floors see the same window: its channel statistics and random convolutions, its centre's spectrum,
-    patch, and principal components, and the untrained network.
+    patch (of 3 × 3 px at least), and principal components, and the untrained network.
 
     Args:
         model: the encoder, left in the mode in which it came.
@@ -218,10 +218,12 @@ class _Windows:
         image, valid = (torch.stack([whole[cut] for cut in cuts]) for whole in (self.image, self.valid))
         return Batch(image, valid, torch.zeros(len(positions), dtype=torch.int64), None, self.channels)
 
-    def centre(self, batch: Batch) -> Batch:
-        """The centre patches alone."""
-        first = self.window // self.patch_size // 2 * self.patch_size
-        inside = slice(first, first + self.patch_size)
+    def centre(self, batch: Batch, *, least: int = 1) -> Batch:
+        """The centre patches alone; where these are smaller, the `least` px around the pixel, as far as the window goes."""
+        first, side = self.window // self.patch_size // 2 * self.patch_size, self.patch_size
+        if side < least <= self.window:
+            first, side = first + side // 2 - least // 2, least
+        inside = slice(first, first + side)
         return batch._replace(image=batch.image[..., inside, inside], valid=batch.valid[..., inside, inside])
 
 
@@ -249,7 +251,7 @@ def _floors(windows: _Windows, grid: NDArray[np.int64], model: AuxMAE, seed: int
     return {
         STATISTICS: statistics_extractor(),
         RAW_SPECTRUM: lambda batch: spectrum(windows.centre(batch))[:, 0],
-        RAW_PATCH: lambda batch: patch(windows.centre(batch)),
+        RAW_PATCH: lambda batch: patch(windows.centre(batch, least=3)),
         PCA: lambda batch: components(windows.centre(batch))[:, 0],
         CONVOLUTIONS: convolution_extractor(patches[3], windows.image.shape[0], patch_size=None, seed=seed),
     }

@@ -96,6 +96,18 @@ def test_a_window_has_its_pixel_in_the_centre_patch() -> None:
     assert batch.image.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("patch_size", "window", "side"), [(1, 9, 3), (1, 3, 3), (1, 1, 1), (2, 6, 3), (2, 2, 2), (3, 9, 3), (4, 12, 4)]
+)
+def test_the_raw_patch_is_of_three_pixels_at_least(patch_size: int, window: int, side: int) -> None:
+    image, valid, _ = scene()
+    windows = _Windows(image, valid, window, patch_size)
+    found = windows.centre(windows.batch(np.array([[12, 13]])), least=3)
+    top, left = 12 - side // 2, 13 - side // 2
+    assert torch.equal(found.image[0], image[:, top : top + side, left : left + side])
+    assert torch.equal(found.valid[0], valid[:, top : top + side, left : left + side])
+
+
 def test_untrained_weights_give_the_random_row(model: AuxMAE) -> None:
     from auxmae.evaluation.probes import untrained
 
