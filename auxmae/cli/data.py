@@ -73,6 +73,7 @@ def stats(
         )
     warnings = statistics_warnings(statistics, collection.dtype)
     parts = {name: len(dataset) for name, dataset in sets.items()}
+    counts, unlabelled = collection.label_counts()
     if json_:
         print_json(
             {
@@ -81,6 +82,8 @@ def stats(
                 "image_size": size,
                 "split": {"method": splits.method, "digest": splits.digest, **parts},
                 "classes": list(collection.class_names),
+                "labels": dict(zip(collection.class_names, counts.tolist(), strict=True)),
+                "unlabelled": unlabelled,
                 "notices": collection.notices,
                 "warnings": warnings,
                 "statistics": statistics.to_dict(),
@@ -91,6 +94,12 @@ def stats(
     counted = ", ".join(f"{count} {name}" for name, count in parts.items())
     out.print(f"crops of {size} px: {counted}; split: {splits.method}", highlight=False, soft_wrap=True)
     out.print(_table(statistics))
+    if collection.class_names:
+        classes = ", ".join(f"{name} ({count})" for name, count in zip(collection.class_names, counts.tolist(), strict=True))
+        unit = "pixels" if collection.has_label_maps else "images"
+        out.print(
+            f"{unit} of each class: {classes}; without a label: {unlabelled}", highlight=False, markup=False, soft_wrap=True
+        )
     for notice in collection.notices:
         out.print(f"note: {notice}", highlight=False, markup=False, soft_wrap=True)
     for warning in warnings:

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.channels import ChannelPlan, plan_channels
-from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
-from auxmae.data.labels import LabelRaster, folder_labels, is_label_raster, load_labels
+from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
+from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, load_labels
 from auxmae.errors import DataError
 
 Layout = Literal["images", "array", "scenes"]
@@ -115,6 +115,22 @@ class Collection:
         number, index = (int(value) for value in self.items[item])
         raster = self.label_rasters[number] if self.label_rasters else None
         return None if raster is None else raster.read(index, window)
+
+    def label_counts(self) -> tuple[NDArray[np.int64], int]:
+        """(classes,) images, or pixels of label rasters, of each class; and how many of all have no label."""
+        counts = np.zeros(len(self.class_names) + 1, dtype=np.int64)
+        if not self.has_label_maps:
+            labels = np.full(len(self), -1) if self.labels is None else self.labels
+            counts += np.bincount(labels + 1, minlength=len(counts))
+            return counts[1:], int(counts[0])
+        for item in range(len(self)):
+            for window in tiles(*self.size_of(item), TILE):
+                labels_HW = self.read_labels(item, window)
+                if labels_HW is None:
+                    counts[0] += window.height * window.width
+                else:
+                    counts += np.bincount(labels_HW.reshape(-1) + 1, minlength=len(counts))
+        return counts[1:], int(counts[0])
 
     def sides(self) -> NDArray[np.int64]:
         """(files, 2) H and W of the files that are used, px."""

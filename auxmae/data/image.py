@@ -5,7 +5,7 @@ Shape letters: C channels, H rows, W columns.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,13 @@ class Window:
     left: int
     height: int
     width: int
+
+
+def tiles(height: int, width: int, side: int) -> Iterator[Window]:
+    """Windows of at most `side` × `side` px that cover an image, row by row."""
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            yield Window(top, left, min(side, height - top), min(side, width - left))
 
 
 @dataclass(frozen=True)

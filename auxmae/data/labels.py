@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
+from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
 from auxmae.errors import DataError
 
 SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 MAX_CLASSES = 1000
 # A raster with more values than this among multi-channel images is rather an image (a panchromatic or elevation band).
 _FEW_VALUES = 64
-_SIDE = 2048
+# A raster is read in tiles of this side, px.
+TILE = 2048
 
 
 @dataclass(frozen=True)
@@ -211,15 +212,13 @@ def _unlabelled(values: set[int], ignored: Sequence[int] | None, by_convention: 
 def _values(raster: ImageFile, labels: str) -> set[int]:
     values: set[int] = set()
     for index in range(raster.count):
-        for top in range(0, raster.height, _SIDE):
-            for left in range(0, raster.width, _SIDE):
-                height, width = min(_SIDE, raster.height - top), min(_SIDE, raster.width - left)
-                image = raster.read(index, Window(top, left, height, width))
-                found = np.unique(image.pixels[image.valid])
-                if (found != np.round(found)).any():
-                    raise DataError(f"{labels}: the labels are no whole numbers", hint="check data.labels")
-                values.update(int(value) for value in found if value >= 0)
-                _few(np.array(sorted(values)), labels)
+        for window in tiles(raster.height, raster.width, TILE):
+            image = raster.read(index, window)
+            found = np.unique(image.pixels[image.valid])
+            if (found != np.round(found)).any():
+                raise DataError(f"{labels}: the labels are no whole numbers", hint="check data.labels")
+            values.update(int(value) for value in found if value >= 0)
+            _few(np.array(sorted(values)), labels)
     return values
 
 
