@@ -45,7 +45,9 @@ LEAKAGE = (
 # The probe behind the map.
 MAP = "logistic regression"
 _MOST_POSITIONS = 20_000
+# So many windows go through the networks at a time, or fewer, since memory grows with the tokens they have together.
 _BATCH = 128
+_TOKENS = 100_000
 # Patches that the floors are fitted on come from this many windows.
 _FIT_WINDOWS = 600
 
@@ -143,7 +145,9 @@ def evaluate_scene(
     windows = _Windows(image, valid, window, model.patch_size, channels)
 
     say("the encoder's features")
-    encoder = _extract(windows, grid, {ENCODER: _centre_extractor(model, pool, device)})[ENCODER]
+    tokens = len(model.groups) * (window // model.patch_size) ** 2
+    together = max(1, min(_BATCH, _TOKENS // tokens))
+    encoder = _extract(windows, grid, together, {ENCODER: _centre_extractor(model, pool, device)})[ENCODER]
     y = labels[grid[:, 0], grid[:, 1]]
     # Whole windows are resampled, and kept on one side when the penalty is chosen.
     tiles = grid // window
@@ -157,7 +161,7 @@ def evaluate_scene(
     kinds = _floors(windows, grid, model, seed) | {
         RANDOM: _centre_extractor(untrained(model, seed=seed).to(device), pool, device)
     }
-    found = {ENCODER: encoder[chosen], **_extract(windows, grid[chosen], kinds)}
+    found = {ENCODER: encoder[chosen], **_extract(windows, grid[chosen], together, kinds)}
     samples = {name: Features(x, y[chosen], groups[chosen]) for name, x in found.items()}
 
     column, half = grid[chosen, 1], width // 2
@@ -258,11 +262,13 @@ def _floors(windows: _Windows, grid: NDArray[np.int64], model: AuxMAE, seed: int
 
 
 @torch.inference_mode()
-def _extract(windows: _Windows, positions: NDArray[np.int64], extractors: dict[str, Extractor]) -> dict[str, NDArray[np.float32]]:
-    """name → (n, D)."""
+def _extract(
+    windows: _Windows, positions: NDArray[np.int64], together: int, extractors: dict[str, Extractor]
+) -> dict[str, NDArray[np.float32]]:
+    """name → (n, D), of so many windows at a time."""
     parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in extractors}
-    for start in range(0, len(positions), _BATCH):
-        batch = windows.batch(positions[start : start + _BATCH])
+    for start in range(0, len(positions), together):
+        batch = windows.batch(positions[start : start + together])
         for name, extract in extractors.items():
             parts[name].append(extract(batch).to("cpu", torch.float32).numpy())
     return {name: np.concatenate(found) if found else np.zeros((0, 1), np.float32) for name, found in parts.items()}

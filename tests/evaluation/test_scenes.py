@@ -108,6 +108,25 @@ def test_the_raw_patch_is_of_three_pixels_at_least(patch_size: int, window: int,
     assert torch.equal(found.valid[0], valid[:, top : top + side, left : left + side])
 
 
+def test_few_windows_at_a_time_give_the_same(model: AuxMAE, result: SceneResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    dense_features = AuxMAE.dense_features
+
+    def spy(self, image, **options):
+        seen.append(len(image))
+        return dense_features(self, image, **options)
+
+    monkeypatch.setattr(AuxMAE, "dense_features", spy)
+    # Nine places of two channels each: five windows together, and one where already one has more.
+    for tokens, most in ((5 * 2 * 9, 5), (1, 1)):
+        seen.clear()
+        monkeypatch.setattr("auxmae.evaluation.scenes._TOKENS", tokens)
+        fewer = evaluate_scene(model, *scene(), **ARGUMENTS)
+        assert max(seen) == most
+        # Other batches may round otherwise, no more.
+        assert (fewer.prediction == result.prediction).mean() > 0.98
+
+
 def test_untrained_weights_give_the_random_row(model: AuxMAE) -> None:
     from auxmae.evaluation.probes import untrained
 
