@@ -43,5 +43,11 @@ class CheckpointError(AuxMAEError):
     """A run folder or a checkpoint is missing, broken, or does not fit."""
 
 
+class PeerLostError(AuxMAEError):
+    """Another process of the same training ended; the reason is in that one's message."""
+
+    exit_code = 75
+
+
 class MissingDependencyError(AuxMAEError):
     """An optional package is needed; the hint names the extra that brings it."""

@@ -10,6 +10,7 @@ import typer
 
 from auxmae import __version__
 from auxmae.cli import benchmark, config, data, doctor, embed, eval, init, train, visualize
+from auxmae.cli.processes import is_silent, say_fault
 from auxmae.errors import AuxMAEError
 
 app = typer.Typer(
@@ -56,17 +57,18 @@ def main() -> None:
     except AuxMAEError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say_fault(error, str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if not is_silent():
+            print("interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
         if debug:
             raise
-        print(f"error: {_in_words(error)}", file=sys.stderr)
+        say_fault(error, _in_words(error))
         sys.exit(1)
 
 

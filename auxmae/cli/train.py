@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from auxmae.cli.console import console, print_json, settings_line
+from auxmae.cli.processes import is_one_of_several, is_silent, run_together
 from auxmae.errors import UsageError
 from auxmae.settings import load_settings
 
@@ -34,6 +37,9 @@ def command(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings file; else ./auxmae.toml, if there.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: table.key=value; repeatable.")] = None,
     resume: Annotated[str | None, typer.Option("--resume", help="Go on with a run folder, or 'last'.")] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Processes that train together here, one a GPU; see also torchrun.")
+    ] = None,
     init_from: Annotated[str | None, typer.Option("--init-from", help="Start from the weights of a run or model.")] = None,
     fast_dev_run: Annotated[bool, typer.Option("--fast-dev-run", help="Three steps, to see that everything works.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check settings and data, build the model, train nothing.")] = False,
@@ -60,21 +66,28 @@ def command(
             f"--resume goes on exactly as before, so {named[0]} cannot be given with it",
             hint="to change something, start a new run with --init-from",
         )
-    out = console(json_output=json_output)
+    out = console(json_output=json_output, quiet=is_silent())
+    several = processes is not None and processes > 1 and not is_one_of_several()
+    if processes is not None and is_one_of_several() and processes != int(os.environ["WORLD_SIZE"]):
+        raise UsageError(f"--processes {processes}, and {os.environ['WORLD_SIZE']} were started already", hint="leave it out")
     settings = None
     if resume is None:
         loaded = load_settings(config, overrides=set_ or [], options=options)
         settings = loaded.settings
-        if not quiet:
+        if not quiet and not several:
             out.print(settings_line(loaded.file), highlight=False, soft_wrap=True)
     if dry_run:
         if settings is None:
             raise UsageError("--dry-run checks a new run, and --resume goes on with an old one")
-        _dry_run(settings, out, json_output)
+        _dry_run(settings, out, json_output, processes or 1)
         return
+    if several:
+        assert processes is not None
+        raise typer.Exit(run_together(processes, sys.argv[1:]))
     result = _train(settings, out, resume, init_from, fast_dev_run, quiet)
     if json_output:
-        print_json(result.to_dict())
+        if not is_silent():
+            print_json(result.to_dict())
     else:
         _print_result(result, out)
     if result.outcome.reason == "interrupted":
@@ -118,11 +131,13 @@ def statistics_progress(out: Console):  # type: ignore[no-untyped-def]
     return told
 
 
-def _dry_run(settings: SettingsTree, out: Console, json_output: bool) -> None:
+def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes: int) -> None:
     """Everything up to the first step: settings, data, one batch, the model, its memory."""
     from auxmae.build import build_data, build_model, configure
+    from auxmae.training.distributed import Team
 
-    device = configure(settings)
+    Team(size=processes).share(settings.train.batch_size)
+    device = configure(settings, processes - 1 if processes > 1 else None)
     data = build_data(settings, progress=statistics_progress(out))
     model = build_model(settings, data)
     batch = next(iter(data.train))

@@ -53,6 +53,8 @@ class Loader:
         pin_memory: page-locked memory, for copies to a GPU.
         limit: with `shuffle` off, how many samples at most, chosen once by the seed; 0: all.
         channels: with `shuffle` off, `Batch.channels` of every batch: which of a model's channels the data set has.
+        part: (rank, size) of processes that share every batch: this one's part.  With `shuffle` the parts are equal, and what
+            cannot be dealt out evenly is left out; otherwise every sample is in one of them.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class Loader:
         pin_memory: bool = False,
         limit: int = 0,
         channels: Tensor | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
+        self.part = part
         self.channels = channels
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
         self.workers, self.drop_last, self.pin_memory = workers, drop_last, pin_memory
@@ -92,6 +96,22 @@ class Loader:
             channels=self.channels,
         )
 
+    def dealt(self, rank: int, size: int) -> Loader:
+        """The part of every batch that is this process'."""
+        return Loader(
+            self.dataset,
+            self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            workers=self.workers,
+            drop_last=self.drop_last,
+            channel_sampling=self.channel_sampling,
+            pin_memory=self.pin_memory,
+            limit=0 if self.shuffle else self.samples,
+            channels=self.channels,
+            part=(rank, size),
+        )
+
     def __len__(self) -> int:
         """Batches an epoch."""
         count = self.samples / self.batch_size
@@ -111,7 +131,7 @@ class Loader:
         epoch, start = self.epoch, self.position
         order = self._order(epoch)
         requests = [
-            _Request(epoch, number, tuple(order[number * self.batch_size : (number + 1) * self.batch_size].tolist()))
+            _Request(epoch, number, self._own(order[number * self.batch_size : (number + 1) * self.batch_size]))
             for number in range(start, len(self))
         ]
         if self.shuffle:
@@ -120,7 +140,7 @@ class Loader:
                 yield batch
         else:
             self.position = 0
-            for batch in self._load(requests):
+            for batch in self._load([request for request in requests if request.indices]):
                 yield batch if self.channels is None else batch._replace(channels=self.channels)
 
     def _advance(self, epoch: int, number: int) -> None:
@@ -145,6 +165,11 @@ class Loader:
         order = np.random.default_rng((self.seed, epoch)).permutation(count)
         # In the order of the files, which is the quicker one to read.
         return order if self.shuffle else np.sort(order[: self.samples])
+
+    def _own(self, indices: np.ndarray) -> tuple[int, ...]:
+        rank, size = self.part
+        whole = indices[: len(indices) - len(indices) % size] if self.shuffle else indices
+        return tuple(np.array_split(whole, size)[rank].tolist())
 
     def _load(self, requests: list[_Request]) -> Iterator[Batch]:
         if self.workers == 0:

@@ -6,6 +6,7 @@ A checkpoint is a folder: `model.safetensors` and `config.json` (see `model.pret
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import random
@@ -105,6 +106,11 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seed_from(content: bytes) -> int:
+    """A seed that follows from the content, and differs wherever the content does."""
+    return int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:

@@ -35,10 +35,12 @@ class NotCapturedError(AuxMAEError):
     """The step cannot be replayed as a graph."""
 
 
-def obstacle(settings: SettingsTree, device: torch.device) -> str | None:
+def obstacle(settings: SettingsTree, device: torch.device, processes: int = 1) -> str | None:
     """Why a step of these settings cannot be replayed as a graph, or None."""
     if device.type != "cuda":
         return f"the device is {device.type}, and CUDA graphs need a CUDA GPU"
+    if processes > 1:
+        return "several processes add up their gradients within a step"
     if settings.data.channel_sampling > 0:
         return "data.channel_sampling gives every batch another number of channels"
     if settings.masking.strategy == "mixed":
@@ -48,14 +50,14 @@ def obstacle(settings: SettingsTree, device: torch.device) -> str | None:
     return None
 
 
-def graphs_wanted(settings: SettingsTree, device: torch.device) -> bool:
+def graphs_wanted(settings: SettingsTree, device: torch.device, processes: int = 1) -> bool:
     """Whether the step is to be captured.
 
     Raises:
         SettingsError: train.cuda_graphs = "on" where that cannot be.
     """
     asked = settings.train.cuda_graphs
-    why = None if asked == "off" else obstacle(settings, device)
+    why = None if asked == "off" else obstacle(settings, device, processes)
     if asked == "on" and why is not None:
         raise SettingsError(f"train.cuda_graphs = 'on': {why}", hint="set train.cuda_graphs = 'auto'")
     return asked != "off" and why is None

@@ -14,11 +14,12 @@ import torch
 
 from auxmae.build import Data, Progress, build_data, build_model, configure
 from auxmae.data.loading import Batch, Loader
-from auxmae.errors import CheckpointError, MissingDependencyError, UsageError
+from auxmae.errors import CheckpointError, DataError, MissingDependencyError, UsageError
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import load_weights
 from auxmae.settings.schema import EvalSettings, SettingsTree
 from auxmae.training.checkpoint import seed_everything
+from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import graphs_wanted
 from auxmae.training.progress import Reporter, SilentReporter
 from auxmae.training.run import RunFolder, check_unused, create_run, open_run
@@ -113,7 +114,7 @@ def train(
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> TrainingResult:
-    """Pre-trains a masked autoencoder.
+    """Pre-trains a masked autoencoder; called in every process that `torchrun` started, they train it together.
 
     Args:
         settings: every table; with `resume`, the run's own settings are used instead.
@@ -124,6 +125,9 @@ def train(
         progress: told (done, total) while the data's statistics are computed.
         clock: tells seconds, by which train.max_minutes is measured: `time.process_time` makes it CPU time.
 
+    Returns:
+        Of several processes the first one's has the held-out error and the figure.
+
     Raises:
         AuxMAEError: whatever the user can mend, with a hint.
     """
@@ -133,18 +137,59 @@ def train(
     run = open_run(resume) if resume is not None else None
     if run is not None:
         settings = run.settings
-    else:
+    team = find_team()
+    device = configure(settings, team.local_rank if team.size > 1 else None)
+    team.share(settings.train.batch_size)
+    if not team.first:
+        reporter, progress = SilentReporter(), None
+    elif run is None:
         check_unused(settings.run.folder)
-    device = configure(settings)
-    graphs = graphs_wanted(settings, device)
+    with joined(team, device):
+        trained = _fit(settings, run, init_from, fast_dev_run, reporter, progress, clock, team, device)
+    if not team.first:
+        return TrainingResult(trained.run.path, trained.outcome, math.nan, {})
+    few = _few(settings, fast_dev_run)
+    return _conclude(trained, device, reporter, settings.eval, few or settings.eval.max_images)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What the steps leave."""
+
+    data: Data
+    run: RunFolder
+    outcome: Outcome
+
+
+def _few(settings: SettingsTree, fast: bool) -> int:
+    """Three steps are to show that everything works, and so are two batches of what is held out; 0: all."""
+    return FAST_DEV_BATCHES * settings.train.batch_size if fast else 0
+
+
+def _fit(
+    settings: SettingsTree,
+    run: RunFolder | None,
+    init_from: str | Path | None,
+    fast: bool,
+    reporter: Reporter,
+    progress: Progress | None,
+    clock: Callable[[], float],
+    team: Team,
+    device: torch.device,
+) -> _Trained:
+    """Data, model, run folder, and all the steps; a given run goes on."""
+    resuming = run is not None
+    graphs = graphs_wanted(settings, device, team.size)
     seed_everything(settings.train.seed, deterministic=settings.train.deterministic)
-    tensorboard = _tensorboard_writer() if settings.run.tensorboard else None
+    tensorboard = _tensorboard_writer() if settings.run.tensorboard and team.first else None
 
     stored = run.load_model("last") if run is not None else None
     data = _data_like(stored, settings, progress) if stored is not None else build_data(settings, progress=progress)
     for notice in data.collection.notices:
         reporter.message(f"note: {notice}")
     reporter.message(f"data: {data.describe()}")
+    if data.train.samples < team.size:
+        raise DataError(f"{data.train.samples} images or windows to train on are fewer than the {team.size} processes")
     channels = len(data.collection.channel_names)
     if stored is None and channels > MANY_CHANNELS and settings.model.channel_groups == 1:
         reporter.message(
@@ -159,14 +204,17 @@ def train(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     reporter.message(
         f"model: {settings.model.preset} preset, {parameters / 1e6:.2f} M parameters, {data.image_size} px, on {device}"
+        + (f", {team.size} processes with {team.share(settings.train.batch_size)} images of each batch" if team.size > 1 else "")
     )
 
     if not _drawing():
         reporter.message("note: matplotlib is not installed, so no figures are drawn: pip install matplotlib")
-    if run is None:
+    if run is None and team.first:
         run = create_run(settings.run.folder, _with_absolute_source(settings))
         if data.statistics is not None:
             run.write_json("statistics.json", data.statistics.to_dict())
+    run = team.of_first(run)
+    assert run is not None
     folder = run
     log = tensorboard(str(folder.path / "tensorboard")) if tensorboard else None
 
@@ -178,29 +226,31 @@ def train(
         for name, value in values.items():
             log.add_scalar(name, value, step)
 
-    # Three steps are to show that everything works, and so are two batches of what is held out.
-    few = FAST_DEV_BATCHES * settings.train.batch_size if fast_dev_run else 0
-    validation = None if data.validation is None else data.validation.limited(few or settings.train.validation_samples)
+    held = None if data.validation is None else data.validation.limited(_few(settings, fast) or settings.train.validation_samples)
+    if not team.first:
+        # As many numbers as another process draws, for dropout, would be the same ones.
+        torch.manual_seed(team.seed(settings.train.seed))
     trainer = Trainer(
         model,
-        data.train,
-        validation,
+        data.train.dealt(team.rank, team.size),
+        None if held is None else held.dealt(team.rank, team.size),
         run,
-        make_plan(settings, len(data.train), graphs=graphs, fast=fast_dev_run),
+        make_plan(settings, len(data.train), graphs=graphs, fast=fast),
         device=device,
         reporter=reporter,
-        draw_figure=draw_figure if _drawing() else None,
-        probe=_probe(model, data, settings, device) if settings.train.probe_every else None,
+        draw_figure=draw_figure if _drawing() and team.first else None,
+        probe=_probe(model, data, settings, device) if settings.train.probe_every and team.first else None,
         log_scalars=None if log is None else log_scalars,
         clock=clock,
+        team=team,
     )
-    if resume is not None:
+    if resuming:
         trainer.resume()
         reporter.message(f"resuming {run.path} at step {trainer.step} of {trainer.plan.steps}")
     outcome = trainer.fit()
     if log is not None:
         log.close()
-    return _conclude(model, data, run, outcome, device, reporter, settings.eval, few or settings.eval.max_images)
+    return _Trained(data, run, outcome)
 
 
 def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None) -> Data:
@@ -282,20 +332,12 @@ def _draw(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name:
     )
 
 
-def _conclude(
-    model: AuxMAE,
-    data: Data,
-    run: RunFolder,
-    outcome: Outcome,
-    device: torch.device,
-    reporter: Reporter,
-    settings: EvalSettings,
-    limit: int,
-) -> TrainingResult:
+def _conclude(trained: _Trained, device: torch.device, reporter: Reporter, settings: EvalSettings, limit: int) -> TrainingResult:
     """Held-out error against the floors, figures, report: of the best checkpoint, which is the one a user will load."""
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
     from auxmae.visuals.report import write_report
 
+    data, run, outcome = trained.data, trained.run, trained.outcome
     if outcome.reason == "interrupted":
         return TrainingResult(run.path, outcome, math.nan, {})
     best = run.load_model("best").to(device)

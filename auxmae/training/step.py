@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from auxmae.model.mae import AuxMAE
+from auxmae.training.checkpoint import seed_from
+from auxmae.training.distributed import Team
 from auxmae.training.feed import Inputs
 from auxmae.training.optimization import autocast, autocast_dtype, make_optimizers
 
@@ -24,6 +26,7 @@ class TrainingStep:
         precision: see `autocast_dtype`.
         seed: of the masks.
         device: where to compute.
+        team: the processes that train together, each with its own part of the batches.
     """
 
     def __init__(
@@ -38,18 +41,20 @@ class TrainingStep:
         precision: str,
         seed: int,
         device: torch.device,
+        team: Team = Team(),  # noqa: B008  (frozen)
     ) -> None:
         self.model, self.device, self.clip_norm = model, device, clip_norm
+        self.team, self.parallel = team, team.parallel(model)
         self.dtype = autocast_dtype(precision, device)
         self.optimizers = make_optimizers(
             model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas, device=device
         )
         # A no-op unless fp16 needs it.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        self.masks = torch.Generator(device).manual_seed(seed)
+        self.masks = torch.Generator(device).manual_seed(team.seed(seed))
 
     def __call__(self, batches: Sequence[Inputs], learning_rate: float) -> tuple[Tensor, Tensor]:
-        """One step on the mean of the batches' losses → (loss, gradient norm), scalars on the device."""
+        """One step on the mean of the batches' losses → (this process' loss, gradient norm), scalars on the device."""
         self.set_learning_rate(learning_rate)
         return self.compute(batches)
 
@@ -66,10 +71,11 @@ class TrainingStep:
         """`__call__` with the learning rate that was set; all that it needs of the host can be captured in a graph."""
         self.model.train()
         total = torch.zeros((), device=self.device)
-        for image, valid, channels in batches:
-            with autocast(self.dtype, self.device):
-                loss = self.model(image, valid=valid, channels=channels, generator=self.masks).loss
-            self.scaler.scale(loss / len(batches)).backward()
+        for number, (image, valid, channels) in enumerate(batches):
+            with self._together(last=number + 1 == len(batches)):
+                with autocast(self.dtype, self.device):
+                    loss = self.parallel(image, valid=valid, channels=channels, generator=self.masks).loss
+                self.scaler.scale(loss / len(batches)).backward()
             total += loss.detach() / len(batches)
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
@@ -79,6 +85,11 @@ class TrainingStep:
         self.scaler.update()
         self.zero_grad()
         return total, norm
+
+    def _together(self, *, last: bool) -> AbstractContextManager[object]:
+        """Of several batches' gradients the processes take the mean once, in the backward pass of the last one."""
+        alone = self.team.size == 1 or last
+        return nullcontext() if alone else self.parallel.no_sync()  # type: ignore[operator]
 
     def zero_grad(self) -> None:
         """Drops the gradients."""
@@ -114,7 +125,7 @@ class TrainingStep:
             self.masks.set_state(state["masks"])
             return True
         # From the state's own bytes, so that two such resumptions draw the same.
-        self.masks.manual_seed(int.from_bytes(hashlib.sha256(state["masks"].numpy().tobytes()).digest()[:7], "big"))
+        self.masks.manual_seed(seed_from(state["masks"].numpy().tobytes()))
         return False
 
     def tensors(self) -> list[Tensor]:

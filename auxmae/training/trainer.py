@@ -17,7 +17,8 @@ from torch import Tensor
 
 from auxmae.data.loading import Loader
 from auxmae.model.mae import AuxMAE
-from auxmae.training.checkpoint import load_state, random_state, save_checkpoint, set_random_state
+from auxmae.training.checkpoint import load_state, random_state, save_checkpoint, seed_from, set_random_state
+from auxmae.training.distributed import Team
 from auxmae.training.feed import Feed, Inputs
 from auxmae.training.graph import GraphedStep
 from auxmae.training.optimization import autocast, learning_rate_at
@@ -27,6 +28,8 @@ from auxmae.training.step import TrainingStep
 from auxmae.training.watch import CollapseWatch, EarlyStopping, check_finite
 
 LOG_EVERY = 10  # steps between metrics; reading the loss makes a GPU wait, so not every step
+# A second signal within these seconds is the same wish: whoever started several processes passes on what they got already.
+PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,13 @@ def _graceful_stop() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM finish the step; a second one stops at once.  Yields a function that says whether one came."""
     asked = threading.Event()
     previous: dict[signal.Signals, Any] = {}
+    since = 0.0
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        nonlocal since
+        if not asked.is_set():
+            since = time.monotonic()
+        elif time.monotonic() - since > PATIENCE_SECONDS:
             raise KeyboardInterrupt
         asked.set()
 
@@ -117,6 +124,7 @@ class Trainer:
         probe: called when a probe is due; gives values by name, "effective_rank" among them.
         log_scalars: called with (step, values) for every logged step, for further loggers.
         clock: tells seconds; training time is measured by it.
+        team: the processes that train together, each with its own part of `train` and `validation`; the first one writes.
     """
 
     def __init__(
@@ -133,8 +141,9 @@ class Trainer:
         probe: Callable[[], dict[str, float]] | None = None,
         log_scalars: Callable[[int, dict[str, float]], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        team: Team = Team(),  # noqa: B008  (frozen)
     ) -> None:
-        self.clock = clock
+        self.clock, self.team = clock, team
         self.model, self.train, self.validation, self.run, self.plan = model, train, validation, run, plan
         self.device, self.reporter, self.draw_figure, self.log_scalars = device, reporter, draw_figure, log_scalars
         self.probe = probe
@@ -148,6 +157,7 @@ class Trainer:
             precision=plan.precision,
             seed=plan.seed,
             device=device,
+            team=team,
         )
         self.compute: TrainingStep | GraphedStep = self.computed
         if plan.cuda_graphs:
@@ -163,7 +173,8 @@ class Trainer:
     # ---- state -----------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, besides the weights."""
+        """Everything that the next step depends on, besides the weights; of several processes, all of them have to ask."""
+        others = self.team.gather({"masks": self.computed.masks.get_state(), "random": random_state()})[1:]
         return {
             "step": self.step,
             "images": self.images,
@@ -173,15 +184,28 @@ class Trainer:
             "random": random_state(),
             "stopping": self.stopping.state_dict(),
             "collapse": self.collapse.state_dict(),
+            **({"others": others} if others else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on exactly where `state_dict` was taken, on the same kind of device."""
         self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
-        if not self.computed.load_state_dict(state):
+        # What each process draws from.
+        drawn = [state, *state.get("others", ())]
+        own = drawn[min(self.team.rank, len(drawn) - 1)]
+        if not self.computed.load_state_dict({**state, "masks": own["masks"]}):
             self.reporter.message("note: this checkpoint is of another kind of device: other masks are drawn from here on")
         self.feed.load_state_dict(state["loader"])
-        set_random_state(state["random"])
+        set_random_state(own["random"])
+        if len(drawn) != self.team.size:
+            self.reporter.message(
+                f"note: this checkpoint is of a training in {len(drawn)} process{'es' * (len(drawn) > 1)}, and now there are "
+                f"{self.team.size}: other masks are drawn from here on"
+            )
+            if self.team.rank >= len(drawn):
+                seed = self.team.seed(seed_from(state["masks"].numpy().tobytes()))
+                self.computed.masks.manual_seed(seed)
+                torch.manual_seed(seed)
         self.stopping.load_state_dict(state["stopping"])
         if "collapse" in state:  # not in checkpoints of before
             self.collapse.load_state_dict(state["collapse"])
@@ -189,11 +213,14 @@ class Trainer:
     def resume(self) -> None:
         """Takes up the run's last checkpoint (the weights are the model's already)."""
         self.load_state_dict(load_state(self.run.checkpoint("last")))
-        self.run.truncate_metrics(self.step)
+        if self.team.first:
+            self.run.truncate_metrics(self.step)
 
     def save(self) -> None:
         """Writes the last checkpoint."""
-        save_checkpoint(self.model, self.run.path / "checkpoints" / "last", self.state_dict())
+        state = self.state_dict()
+        if self.team.first:
+            save_checkpoint(self.model, self.run.path / "checkpoints" / "last", state)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
@@ -202,8 +229,7 @@ class Trainer:
         reason = "finished"
         self.reporter.start(self.plan.steps, self.step)
         earlier, began = self.seconds, self.clock()
-        saved = logged = began
-        logged_images = self.images
+        saved, logged, logged_images = earlier, began, self.images
         try:
             with _graceful_stop() as stop_asked:
                 while not self._done():
@@ -212,7 +238,7 @@ class Trainer:
                     if not self._done():
                         self.feed.prefetch()
                     now = self.clock()
-                    self.seconds = earlier + now - began
+                    self.seconds, stop = self._agree(earlier + now - began, stop_asked())
                     if self.step % LOG_EVERY == 0 or self._done() or self.step == 1:
                         rate = (self.images - logged_images) / max(now - logged, 1e-9)
                         logged, logged_images = now, self.images
@@ -221,12 +247,12 @@ class Trainer:
                     if (epoch_ended or self._done()) and self._end_epoch(epoch, last=self._done()):
                         reason = "stopped early"
                         break
-                    overdue = 0 < self.plan.checkpoint_seconds <= self.clock() - saved
+                    overdue = 0 < self.plan.checkpoint_seconds <= self.seconds - saved
                     if epoch_ended or overdue:
-                        check_finite(float(loss), self.step, self._what_is_left())
+                        check_finite(self.team.mean(loss), self.step, self._what_is_left())
                         self.save()
-                        saved = self.clock()
-                    if stop_asked():
+                        saved = self.seconds
+                    if stop:
                         reason = "interrupted"
                         break
                 self.seconds = earlier + self.clock() - began
@@ -237,6 +263,11 @@ class Trainer:
                 # What comes after training wants the memory.
                 self.compute.release()
         return Outcome(self.step, self.seconds, self.images, reason)
+
+    def _agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
+        """The first process' time, which all go by, and whether any was asked to stop."""
+        agreed, stops = self.team.total(seconds if self.team.first else 0.0, float(stop))
+        return agreed, stops > 0
 
     def _progress(self) -> float:
         steps = self.step / self.plan.steps
@@ -256,23 +287,28 @@ class Trainer:
         )
         given = [next(batches) for _ in range(plan.accumulation)]
         loss, norm = self.compute(given, self.learning_rate)
-        self.images += sum(inputs.image.shape[0] for inputs in given)
+        self.images += sum(inputs.image.shape[0] for inputs in given) * self.team.size
         self.step += 1
         return loss, norm
 
     def _log(self, loss: Tensor, norm: Tensor, epoch: int, images_per_second: float) -> None:
-        check_finite(float(loss), self.step, self._what_is_left())
+        mean = self.team.mean(loss)
+        check_finite(mean, self.step, self._what_is_left())
         left = self.seconds * (1 / max(self._progress(), 1e-9) - 1)
         values = {
-            "loss": float(loss),
+            "loss": mean,
             "learning_rate": self.learning_rate,
             "images_per_second": images_per_second,
             "grad_norm": float(norm),
         }
-        self.run.log({"kind": "train", "step": self.step, "epoch": epoch, **values})
+        self._record({"kind": "train", "step": self.step, "epoch": epoch, **values})
         self.reporter.step(self.step, {**values, "epoch": epoch, "seconds_left": left})
         if self.log_scalars:
             self.log_scalars(self.step, {f"train/{key}": value for key, value in values.items()})
+
+    def _record(self, values: dict[str, Any]) -> None:
+        if self.team.first:
+            self.run.log(values)
 
     def _what_is_left(self) -> str:
         folder = self.run.checkpoint("last")
@@ -286,10 +322,10 @@ class Trainer:
             loss = self.validate()
             check_finite(loss, self.step, self._what_is_left())
             is_best, stop = self.stopping.update(loss)
-            self.run.log({"kind": "validation", "step": self.step, "epoch": epoch, "loss": loss})
+            self._record({"kind": "validation", "step": self.step, "epoch": epoch, "loss": loss})
             if self.log_scalars:
                 self.log_scalars(self.step, {"validation/loss": loss})
-            if is_best:
+            if is_best and self.team.first:
                 save_checkpoint(self.model, self.run.path / "checkpoints" / "best")
             mark = "  (best so far)" if is_best else ""
             self.reporter.message(f"epoch {number}: validation loss {loss:.4f}{mark}")
@@ -302,7 +338,7 @@ class Trainer:
     def _probe(self, values: dict[str, float], epoch: int) -> None:
         # JSON knows no NaN.
         known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.run.log({"kind": "probe", "step": self.step, "epoch": epoch, **known})
+        self._record({"kind": "probe", "step": self.step, "epoch": epoch, **known})
         if self.log_scalars:
             self.log_scalars(self.step, {f"probe/{name}": value for name, value in values.items()})
         accuracy = f", k-NN accuracy {values['knn_accuracy']:.3f}" if "knn_accuracy" in values else ""
@@ -316,7 +352,7 @@ class Trainer:
         """Loss on the validation batches under fixed masks, so that it can be compared between epochs."""
         assert self.validation is not None
         self.model.eval()
-        masks = torch.Generator().manual_seed(self.plan.seed)
+        masks = torch.Generator().manual_seed(self.team.seed(self.plan.seed))
         total = weight = 0.0
         for batch in self.validation:
             with autocast(self.computed.dtype, self.device):
@@ -324,4 +360,5 @@ class Trainer:
             total += float(loss) * len(batch.image)
             weight += len(batch.image)
         self.model.train()
+        total, weight = self.team.total(total, weight)
         return total / weight

@@ -24,8 +24,8 @@ STEPS = WARMUP_STEPS + 6
 def _only_the_loop(monkeypatch):
     """No held-out error and no figures at the end."""
 
-    def conclude(model, data, run, outcome, *_):
-        return session.TrainingResult(run.path, outcome, math.nan, {})
+    def conclude(trained, *_):
+        return session.TrainingResult(trained.run.path, trained.outcome, math.nan, {})
 
     monkeypatch.setattr(session, "_conclude", conclude)
 
@@ -60,7 +60,7 @@ def graphed(monkeypatch):
         made.append(self)
 
     monkeypatch.setattr(GraphedStep, "__init__", init)
-    monkeypatch.setattr(graph, "obstacle", lambda settings, device: None)
+    monkeypatch.setattr(graph, "obstacle", lambda settings, device, processes: None)
     monkeypatch.setattr(graph, "capture_cuda_graph", stand_in)
     return made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from auxmae_kernels import attention_reference
+from auxmae_kernels import attention_reference, products
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from auxmae.settings.schema import SettingsTree
@@ -52,6 +52,8 @@ def settings_for(folder, device="cpu", patch_size=16, **data):
 @pytest.fixture
 def counted(monkeypatch):
     """Synchronisations of every step."""
+    # Asked once a process, on a CPU: whether oneDNN multiplies right.
+    products.onednn()
     steps = []
     original = trainer.Trainer._train_step
 

@@ -1,0 +1,152 @@
+"""Starts the processes that train one model together on this machine, and makes one command of them again.
+
+Each runs the same command line and finds in its environment which one it is, as under `torchrun`.  The first one has the
+terminal; what another one says is shown only where it was the one that failed.  No PyTorch here: it only waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from auxmae.errors import AuxMAEError, PeerLostError
+
+# Tells a process that somebody waits for it who shows the fault of whichever one failed.
+STARTED = "_AUXMAE_STARTED"
+# One that was asked to stop is no fault; the first one then has a checkpoint to write.
+ORDERLY = (0, 130)
+# For the others to notice by themselves that one has failed; then for their end, once they are told.
+GRACE_SECONDS = 5.0
+
+
+def is_one_of_several() -> bool:
+    """Whether this process was started to train with others."""
+    return int(os.environ.get("WORLD_SIZE", "1") or 1) > 1 and "RANK" in os.environ
+
+
+def is_silent() -> bool:
+    """Whether another process speaks for this one."""
+    return is_one_of_several() and os.environ["RANK"] != "0"
+
+
+def say_fault(error: Exception, words: str) -> None:
+    """One line on stderr, with the process that it is about; of several, who lost another one leaves the word to that one."""
+    if isinstance(error, PeerLostError) and STARTED in os.environ:
+        return
+    who = f" (process {int(os.environ['RANK']) + 1} of {os.environ['WORLD_SIZE']})" if is_silent() else ""
+    print(f"error{who}: {words}", file=sys.stderr)
+
+
+def run_together(count: int, arguments: Sequence[str]) -> int:
+    """Runs `python -m auxmae ARGUMENTS` in `count` processes → the exit code.
+
+    Raises:
+        AuxMAEError: a process was killed.
+    """
+    with tempfile.TemporaryDirectory(prefix="auxmae-") as folder:
+        said = [Path(folder) / f"{rank}.txt" for rank in range(count)]
+        port = _free_port()
+        processes: list[subprocess.Popen[bytes]] = []
+        try:
+            with _passing_on(processes):
+                processes.extend(_start(rank, count, port, arguments, said[rank]) for rank in range(count))
+                ended_by_us = _wait(processes)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+        return _conclude([process.returncode for process in processes], ended_by_us, said)
+
+
+def _start(rank: int, count: int, port: int, arguments: Sequence[str], said: Path) -> subprocess.Popen[bytes]:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    environment = {
+        # Together they have as many threads as there are cores.
+        "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1)),
+        **os.environ,
+        **{name: str(value) for name, value in place.items()},
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        STARTED: str(count),
+    }
+    command = [sys.executable, "-m", "auxmae", *arguments]
+    if rank == 0:
+        return subprocess.Popen(command, env=environment)
+    with said.open("wb") as file:
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go to the processes, which finish their step and save."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    previous: dict[signal.Signals, Any] = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> set[int]:
+    """Until all have ended → the ranks that did not by themselves: where one fails, the others cannot go on."""
+    told: float | None = None
+    failed: float | None = None
+    ended_by_us: set[int] = set()
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        now = time.monotonic()
+        if failed is None and any(process.returncode not in (None, *ORDERLY) for process in processes):
+            failed = now
+        if failed is None or now - failed < GRACE_SECONDS:
+            continue
+        for rank, process in enumerate(processes):
+            if process.poll() is not None:
+                continue
+            if told is None:
+                process.terminate()
+                ended_by_us.add(rank)
+            elif now - told > GRACE_SECONDS:
+                process.kill()
+        told = told or now
+    return ended_by_us
+
+
+def _conclude(codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path]) -> int:
+    """The exit code of all: of the first process where it failed by itself, else of another one, whose words are shown."""
+    failed = [
+        rank for rank, code in enumerate(codes) if code not in (0, PeerLostError.exit_code) and rank not in ended_by_us
+    ] or [rank for rank, code in enumerate(codes) if code != 0]
+    if not failed:
+        return 0
+    rank = failed[0]
+    code = codes[rank]
+    if rank > 0 or code == PeerLostError.exit_code:
+        sys.stderr.write(said[rank].read_text(encoding="utf-8", errors="replace") if said[rank].exists() else "")
+    if code < 0:
+        raise AuxMAEError(
+            f"process {rank + 1} of {len(codes)} was killed by {signal.Signals(-code).name}",
+            hint="was memory short? go on with: auxmae train --resume last",
+        )
+    return code

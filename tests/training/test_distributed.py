@@ -1,0 +1,245 @@
+"""Several processes that train one model: the same gradients as one, one voice, one end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from auxmae.build import build_data, build_model
+from auxmae.cli.processes import _conclude
+from auxmae.errors import SettingsError
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.distributed import Team, find_team
+from auxmae.training.graph import obstacle
+from auxmae.training.optimization import learning_rate_at, parameter_groups
+from auxmae.training.run import open_run
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+SETTINGS = {
+    "data.source": "synthetic",
+    "data.synthetic_images": 60,
+    "model.patch_size": 16,
+    "model.width": 16,
+    "model.depth": 1,
+    "model.heads": 2,
+    "model.decoder_depth": 1,
+    "model.dropout": 0.0,
+    "train.batch_size": 8,
+    "train.max_steps": 6,
+    "train.figure_every": 0,
+    "run.device": "cpu",
+}
+
+
+def options(changes):
+    return [part for key, value in {**SETTINGS, **changes}.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def start(folder, *arguments, together=2, **popen):
+    command = [sys.executable, "-m", "auxmae", "train", *arguments, "--processes", str(together)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def weights(run):
+    return open_run(run).load_model("last").state_dict()
+
+
+def test_the_environment_says_who_one_is():
+    assert find_team({}) == Team() == find_team({**TORCHRUN, "WORLD_SIZE": "1"})
+    assert find_team({name: TORCHRUN[name] for name in ("RANK", "WORLD_SIZE")}) == Team()
+    assert find_team(TORCHRUN) == Team(3, 4, 1)
+    for wrong in ({"RANK": "4"}, {"RANK": "first"}):
+        with pytest.raises(SettingsError, match="RANK"):
+            find_team({**TORCHRUN, **wrong})
+
+
+def test_no_two_draw_the_same_and_the_first_draws_as_one_alone():
+    seeds = [Team(rank, 4).seed(7) for rank in range(4)]
+    assert seeds[0] == Team().seed(7) == 7
+    assert len({*seeds, *(Team(rank, 4).seed(8) for rank in range(4))}) == 8
+
+
+def test_a_step_of_several_is_no_graph():
+    assert "several processes" in obstacle(SettingsTree(), torch.device("cuda"), 2)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_together_the_parts_are_the_batches(size):
+    settings = SettingsTree.model_validate(
+        {
+            "data": {"source": "synthetic", "synthetic_images": 70, "channel_sampling": 0.5},
+            "model": {"patch_size": 16},
+            "train": {"batch_size": 6 * size},
+        }
+    )
+    data = build_data(settings)
+    whole, parts = list(data.train), [list(data.train.dealt(rank, size)) for rank in range(size)]
+    for batch, *own in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([part.image for part in own]), batch.image)
+        assert all(torch.equal(part.channels, batch.channels) for part in own)
+        assert {len(part.image) for part in own} == {6}
+    held = data.validation
+    assert held.samples % size
+    found = [part.image for rank in range(size) for part in held.dealt(rank, size)]
+    assert sum(len(image) for image in found) == held.samples
+    sums = sorted(image.sum().item() for images in found for image in images)
+    assert sums == pytest.approx(sorted(image.sum().item() for batch in held for image in batch.image))
+
+
+def test_two_processes_take_the_mean_of_their_gradients(tmp_path):
+    changes = {"train.accumulation": 2, "run.folder": "run", "train.max_steps": 4, "train.optimizer": "adamw"}
+    code, out, err = finish(start(tmp_path, *options(changes), "--json"))
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["steps"], document["reason"]) == (4, "finished")
+    steps = [record["step"] for record in open_run(tmp_path / "run").metrics() if record["kind"] == "train"]
+    assert steps == [1, 4]
+
+    # The same by hand, in one process and in fp64.
+    settings = open_run(tmp_path / "run").settings
+    data = build_data(settings)
+    torch.manual_seed(settings.train.seed)
+    model = build_model(settings, data).double()
+    train = settings.train
+    optimizer = torch.optim.AdamW(parameter_groups(model, train.weight_decay), betas=train.betas)
+    teams = [Team(rank, 2) for rank in range(2)]
+    feeds = [iter([*data.train.dealt(team.rank, 2)]) for team in teams]
+    masks = [torch.Generator().manual_seed(team.seed(train.seed)) for team in teams]
+    for step in range(4):
+        for _ in range(2):
+            for feed, generator in zip(feeds, masks, strict=True):
+                batch = next(feed)
+                (model(batch.image.double(), valid=batch.valid, generator=generator).loss / 4).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(
+                step / 4 or 1 / 4, peak=train.learning_rate, final=train.min_learning_rate, warmup=train.warmup_fraction
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+    found = weights(tmp_path / "run")
+    for name, expected in model.state_dict().items():
+        assert torch.allclose(found[name].double(), expected, atol=2e-5), name
+
+
+def test_stopped_and_resumed_is_the_same_as_never_stopped(tmp_path):
+    changes = {"train.max_steps": 40, "model.dropout": 0.1}
+    code, _, err = finish(start(tmp_path, *options({**changes, "run.folder": "whole"})))
+    assert code == 0, err
+
+    process = start(tmp_path, *options({**changes, "run.folder": "halves"}), start_new_session=True)
+    metrics = tmp_path / "halves" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 1) and process.poll() is None:
+        time.sleep(0.01)
+    # As Ctrl-C does: to all of them, and to who started them, who passes it on once more.
+    os.killpg(process.pid, signal.SIGINT)
+    code, out, err = finish(process)
+    assert (code, err) == (130, "")
+    assert out.count("go on with: auxmae train --resume") == 1
+    stopped = open_run(tmp_path / "halves").metrics()[-1]["step"]
+    assert 1 <= stopped < 40
+
+    code, out, err = finish(start(tmp_path, "--resume", "halves"))
+    assert code == 0, err
+    assert "other masks" not in out
+    one, other = weights(tmp_path / "whole"), weights(tmp_path / "halves")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    logged = [record["step"] for record in open_run(tmp_path / "halves").metrics() if record["kind"] == "train"]
+    assert logged == sorted(set(logged))
+
+
+@pytest.mark.slow
+def test_more_or_fewer_processes_go_on_and_say_so(tmp_path):
+    code, _, err = finish(start(tmp_path, *options({"run.folder": "run", "train.max_steps": 5})))
+    assert code == 0, err
+    settings = tmp_path / "run" / "settings.toml"
+    settings.write_text(settings.read_text().replace("max_steps = 5", "max_steps = 9"))
+    for together in (4, 1):
+        code, out, err = finish(start(tmp_path, "--resume", "run", together=together))
+        assert code == 0, err
+        assert f"{together}: other masks are drawn" in " ".join(out.split())
+        settings.write_text(settings.read_text().replace("max_steps = 9", "max_steps = 12"))
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_too(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "auxmae", "train"]
+    done = subprocess.run(
+        [*command, *options({"run.folder": "run"}), "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "line"),
+    [
+        ({"train.batch_size": 9}, 2, "train.batch_size = 9 cannot be dealt out evenly to 2 processes"),
+        ({"data.source": "nowhere"}, 1, "nowhere"),
+        ({"train.batch_sise": 8}, 2, "did you mean"),
+    ],
+    ids=["uneven", "no data", "misspelt"],
+)
+def test_what_is_wrong_for_all_is_said_once(tmp_path, changes, code, line):
+    found, _, err = finish(start(tmp_path, *options({**changes, "run.folder": "run"})))
+    assert found == code
+    assert len(err.strip().splitlines()) == 1, err
+    assert line in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes under /proc")
+def test_a_process_that_is_killed_ends_all_with_one_line(tmp_path):
+    process = start(tmp_path, *options({"train.max_steps": 100_000, "run.folder": "run"}))
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(_child(process.pid, 1), signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == 1
+    assert err.startswith("error: process 2 of 2 was killed by SIGKILL"), err
+    assert len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(
+    ("codes", "ended_by_us", "code", "shown"),
+    [
+        ((0, 0, 0), (), 0, ""),
+        ((130, 130, 130), (), 130, ""),
+        # The first one has spoken itself; a lost peer, or one that was ended, is no reason.
+        ((1, 75, -15), (2,), 1, ""),
+        ((75, 75, 2), (), 2, "words of 2"),
+        ((-9, 1, 75), (0,), 1, "words of 1"),
+    ],
+)
+def test_the_words_are_those_of_who_failed(tmp_path, capsys, codes, ended_by_us, code, shown):
+    said = [tmp_path / str(rank) for rank in range(len(codes))]
+    for rank, path in enumerate(said[1:], 1):
+        path.write_text(f"words of {rank}")
+    assert _conclude(codes, set(ended_by_us), said) == code
+    assert capsys.readouterr().err == shown
+
+
+def _child(parent, rank):
+    """The process id of the started process of that rank."""
+    for child in map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()):
+        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return child
+    raise AssertionError(f"no process of rank {rank}")
