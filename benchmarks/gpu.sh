@@ -70,10 +70,11 @@ share() {
     echo $((part > 55 ? part : 55))
 }
 
+# One visit, for which alone there is time: spreads are then those of rounds on the same tensors.
 benchmark() {
     local suite=$1 limit=$2
     shift 2
-    stage "$suite" "$limit" "$python" -m auxmae benchmark --suite "$suite" --device "$device" \
+    stage "$suite" "$limit" "$python" -m auxmae benchmark --suite "$suite" --device "$device" --visits 1 \
         --output "$out/$stamp-$label-$suite.json" "$@"
 }
 
@@ -120,8 +121,8 @@ stage train 160 "$python" -m auxmae train --device "$device" --output "$out/run"
     $([ "$device" = cuda ] && echo --preset reference) --set train.epochs=1000000
 if [ "$device" = cuda ]; then
     for suite in model kernels; do
-        stage "$suite-compiled" 150 "$python" -m auxmae benchmark --suite "$suite" --device "$device" --repeats 5 --compile \
-            --case reference --output "$out/$stamp-$label-$suite-compiled.json"
+        stage "$suite-compiled" 150 "$python" -m auxmae benchmark --suite "$suite" --device "$device" --visits 1 --repeats 5 \
+            --compile --case reference --output "$out/$stamp-$label-$suite-compiled.json"
     done
 fi
 benchmark data 30 --repeats 3

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from auxmae.benchmark.ratios import Key, Ratio, ratios
+from auxmae.benchmark.measure import Key
+from auxmae.benchmark.ratios import Ratio, ratios
 from auxmae.errors import DataError
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from auxmae.benchmark.environment import architecture
-from auxmae.build import build_data, build_model
+from auxmae.build import Data, build_model
 from auxmae.data.loading import Batch, Loader
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.optimization import autocast
@@ -28,6 +28,7 @@ def _endless(loader: Loader) -> Iterator[Batch]:
 
 def data_suite(
     settings: SettingsTree,
+    data: Data,
     *,
     device: torch.device,
     repeats: int,
@@ -38,14 +39,11 @@ def data_suite(
     """Rows of the data suite, the pass "batch": ms and images a second of loader, model, and both.
 
     Args:
-        settings: data, model and batch size.
+        settings: data, model and batch size; data: of `build_data`.
         device: where the model is; dtype: of its autocast region.
         repeats: samples, each the mean of `steps` batches.
         progress: is told what goes on.
     """
-    if progress:
-        progress("opening the data")
-    data = build_data(settings)
     model = build_model(settings, data).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type in ("cpu", "cuda"))
     batches = _endless(data.train)

@@ -19,7 +19,7 @@ from auxmae.benchmark.device import graph_ms, kernel_clock, occupation
 from auxmae.benchmark.environment import architecture
 from auxmae.benchmark.gate import Results, exact, judge, outputs, results
 from auxmae.benchmark.kernel_cases import KernelCase, Shape, kernel_cases
-from auxmae.benchmark.measure import attempt, interleaved
+from auxmae.benchmark.measure import FIRST_VISIT, Visit, attempt, interleaved
 from auxmae.benchmark.roofline import achieved, flops, size_in_bytes
 from auxmae.benchmark.sdpa import sdpa_providers
 
@@ -66,13 +66,14 @@ def kernel_suite(
     compile_too: bool = False,
     limits: dict[str, Any] | None = None,
     extra: Mapping[str, Mapping[str, Function]] | None = None,
+    visit: Visit = FIRST_VISIT,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """The rows of one case of the kernel suite after another.
 
     Args:
         shapes: sizes; device, dtype: of every tensor.
-        repeats: samples of each provider and pass.
+        repeats: samples of each provider and pass; visit: which of several this is, all but the first give only times.
         chosen: says whether a case of that name is measured.
         compile_too: measure `torch.compile` of the reference.
         limits: of `roofline.ceilings`, for the rows' parts of them.
@@ -92,7 +93,7 @@ def kernel_suite(
             progress(name)
         case = build()
         further = dict((extra or {}).get(case.function, {}))
-        yield _measure(case, device, dtype, repeats, compile_too, limits, further)
+        yield _measure(case, device, dtype, repeats, compile_too, limits, further, visit)
 
 
 def _providers(case: KernelCase, device: torch.device, compile_too: bool) -> dict[str, _Provider]:
@@ -149,19 +150,23 @@ def _upstream(case: KernelCase) -> Results:
     }
 
 
+def _run(case: KernelCase, provider: _Provider, upstream: Results) -> Results:
+    """What the provider computes, and whether it can: sets its status."""
+    found: Results = {}
+    device = next(iter(case.tensors.values())).device
+    provider.status, provider.reason = attempt(
+        lambda: found.update(results(provider.function, case, case.tensors, upstream)), device
+    )
+    return found
+
+
 def _check(case: KernelCase, providers: dict[str, _Provider], upstream: Results, dtype: torch.dtype) -> None:
     """The gate: sets the status of every provider."""
     plain = getattr(reference, case.function)
     expected = exact(case, plain, case.tensors, upstream)
     eager = results(plain, case, case.tensors, upstream)
-    device = next(iter(case.tensors.values())).device
     for provider in providers.values():
-        found: Results = {}
-
-        def work(provider: _Provider = provider, found: Results = found) -> None:
-            found.update(results(provider.function, case, case.tensors, upstream))
-
-        provider.status, provider.reason = attempt(work, device)
+        found = _run(case, provider, upstream)
         if provider.status == "ok":
             verdict = judge(found, eager, expected, torch.finfo(dtype).eps)
             provider.error = verdict.error
@@ -211,16 +216,23 @@ def _measure(
     compile_too: bool,
     limits: dict[str, Any] | None,
     extra: dict[str, Function],
+    visit: Visit,
 ) -> list[dict[str, Any]]:
     providers = _providers(case, device, compile_too) | {name: _Provider(function) for name, function in extra.items()}
+    # A provider that the gate let through has a figure for every pass.
+    providers = {name: provider for name, provider in providers.items() if visit.wants(("kernels", case.name, name, PASSES[0]))}
     upstream = _upstream(case)
     # The backward pass is timed again and again on one graph, which compiled code must not eat up.
     with torch._functorch.config.patch(donated_buffer=False):
-        _check(case, providers, upstream, dtype)
+        if visit.first:
+            _check(case, providers, upstream, dtype)
+        else:
+            for provider in providers.values():
+                _run(case, provider, upstream)
         works = {
             name: _works(case, provider.function, upstream) for name, provider in providers.items() if provider.status == "ok"
         }
-        arithmetic = _arithmetic(case, upstream)
+        arithmetic = _arithmetic(case, upstream) if visit.first else dict.fromkeys(PASSES)
         rows = []
         for pass_ in PASSES:
             timings = interleaved(
@@ -228,20 +240,22 @@ def _measure(
                 device=device,
                 repeats=repeats,
                 resident={name: _always(held) for name, (_, held) in works.items()},
+                visit=visit,
                 clock=kernel_clock(device),
             )
             for name, provider in providers.items():
                 row = _row(case, name, provider, pass_, dtype, device)
                 row |= {"flops": arithmetic[pass_], "bytes": _traffic(case, upstream, pass_)}
                 if name in timings:
-                    timing, work = timings[name], works[name][0][pass_]
-                    fresh = _works(case, provider.function, upstream)[0][pass_]
+                    timing = timings[name]
                     row |= {
                         "median_ms": timing.median_ms,
                         "samples_ms": timing.samples_ms,
                         "peak_bytes": timing.peak_bytes,
-                        "graph_ms": graph_ms(fresh, device),
-                    } | occupation(work, device)
+                    }
+                    if visit.first:
+                        fresh = _works(case, provider.function, upstream)[0][pass_]
+                        row |= {"graph_ms": graph_ms(fresh, device)} | occupation(works[name][0][pass_], device)
                 rows.append(row | achieved(row, limits))
     return rows
 

@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,12 +67,43 @@ def _quiet_profiler() -> Iterator[None]:
         del os.environ[name]
 
 
+# Suite, case, provider, pass.
+Key = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One of several times that everything is built anew and timed.
+
+    Where weights and activations happen to lie makes one provider a few per cent faster or slower for as long as they live.
+    Rounds on the same tensors repeat that; only building them again shows how much of a difference is chance.
+
+    Attributes:
+        number: from 0; the first also checks results and measures what does not change: memory, arithmetic, launches.
+        again: (suite, case, provider, pass) of what the later ones time; None on the first, which tries everything.
+    """
+
+    number: int = 0
+    again: Collection[Key] | None = None
+
+    @property
+    def first(self) -> bool:
+        return self.again is None
+
+    def wants(self, key: Key) -> bool:
+        """Whether this is timed in this visit."""
+        return self.again is None or key in self.again
+
+
+FIRST_VISIT = Visit()
+
+
 @dataclass
 class Timing:
-    """Samples in the order in which they were taken, ms; peak memory, bytes."""
+    """Samples in the order in which they were taken, ms; peak memory, bytes, where it was measured."""
 
     samples_ms: list[float]
-    peak_bytes: int
+    peak_bytes: int | None
 
     @property
     def median_ms(self) -> float:
@@ -99,6 +130,7 @@ def interleaved(
     repeats: int,
     resident: Mapping[str, Callable[[], Iterable[torch.Tensor]]],
     warmup: int = 2,
+    visit: Visit = FIRST_VISIT,
     clock: Callable[[Callable[[], object]], float] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Timing]:
@@ -107,14 +139,16 @@ def interleaved(
     Args:
         works: what each provider does.
         device: where it is done.
-        repeats: rounds; the order changes from one to the next, see `turns`.
+        repeats: rounds; the order changes from one to the next, and goes on from visit to visit, see `turns`.
         resident: what each provider holds during its work, for its peak memory.
         warmup: samples of each provider that are not kept.
+        visit: which of several this is.
         clock: runs work and returns ms; by default the time of one call, the device waited for after it.
         progress: is told what goes on.
 
     Returns:
-        Provider → `repeats` samples in the order in which they were taken, and peak memory, measured after all rounds.
+        Provider → `repeats` samples in the order in which they were taken, and in the first visit peak memory, measured after
+        all rounds.
     """
 
     def wall(work: Callable[[], object]) -> float:
@@ -136,9 +170,12 @@ def interleaved(
     for number in range(repeats):
         if progress:
             progress(f"round {number + 1} of {repeats}")
-        for turn in turns(len(names), number):
+        for turn in turns(len(names), visit.number * repeats + number):
             samples[names[turn]].append(once(works[names[turn]]))
-    return {name: Timing(samples[name], peak_bytes(work, device, resident[name]())) for name, work in works.items()}
+    return {
+        name: Timing(samples[name], peak_bytes(work, device, resident[name]()) if visit.first else None)
+        for name, work in works.items()
+    }
 
 
 def attempt(work: Callable[[], object], device: torch.device) -> tuple[str, str]:

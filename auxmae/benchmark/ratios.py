@@ -1,8 +1,9 @@
 """How a provider compares with the one that it is measured against: the ratio of their times, and how sure that is.
 
 The providers take turns in rounds, so each round gives a ratio of its own, from which what slowed both down has fallen out.
-Their median is the figure.  Its interval is that of order statistics (Conover, Practical Nonparametric Statistics, ch. 3), which
-assumes nothing about how times are distributed.
+Rounds of one visit are alike (`measure.Visit`), so its median counts as one value; the median of those is the figure.  Its
+interval is that of order statistics (Conover, Practical Nonparametric Statistics, ch. 3), which assumes nothing about how times
+are distributed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 
 from auxmae.benchmark.data_suite import MODEL
 from auxmae.benchmark.kernel_suite import EAGER
+from auxmae.benchmark.measure import Key
 from auxmae.benchmark.suites import JOINT, PLAIN
 
 Row = dict[str, Any]
-Key = tuple[str, str, str, str]
 
 CONFIDENCE = 0.95
 # What each suite's providers are compared with.
@@ -26,20 +27,20 @@ BASES = {"model": PLAIN, "kernels": EAGER, "scaling": JOINT, "data": MODEL}
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time over the other's time: `value`, and its spread `low` … `high`, from `rounds` rounds."""
+    """Time over the other's time: `value`, and its spread `low` … `high`, from `count` visits (of one visit: rounds)."""
 
     value: float
     low: float
     high: float
-    rounds: int
+    count: int
 
     @property
     def verdict(self) -> str:
         """In words: "faster", "slower", "the same", "within the spread", or that there are too few samples to say."""
         if round(self.value, 2) == 1:
             return "the same"
-        if self.rounds < 3:
-            return "a single sample" if self.rounds == 1 else "two samples"
+        if self.count < 3:
+            return "a single sample" if self.count == 1 else "two samples"
         return "faster" if self.high < 1 else "slower" if self.low > 1 else "within the spread"
 
     def agrees(self, other: Ratio) -> bool:
@@ -48,10 +49,14 @@ class Ratio:
 
 
 def ratio(row: Row, base: Row) -> Ratio:
-    """Of two providers of one case and pass, of the rounds that both were measured in."""
+    """Of two providers of one case and pass, of the visits and rounds that both were measured in."""
     rounds = [own / other for own, other in zip(row["samples_ms"], base["samples_ms"], strict=False)]
-    low, high = median_interval(rounds)
-    return Ratio(statistics.median(rounds), low, high, len(rounds))
+    # Documents of before visits have all their rounds in one.
+    length = row.get("samples_a_visit", len(rounds))
+    visits = [statistics.median(rounds[start : start + length]) for start in range(0, len(rounds), length)]
+    values = visits if len(visits) > 1 else rounds
+    low, high = median_interval(values)
+    return Ratio(statistics.median(values), low, high, len(values))
 
 
 def median_interval(values: list[float]) -> tuple[float, float]:

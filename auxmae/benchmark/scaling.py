@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from auxmae.benchmark.cases import ModelCase
+from auxmae.benchmark.measure import FIRST_VISIT, Visit
 from auxmae.benchmark.suites import JOINT, OURS, model_suite
 
 _BASE = {"width": 64, "hidden": 128, "heads": 4, "depth": 2, "decoder_depth": 1}
@@ -57,17 +59,19 @@ def scaling_suite(
     chosen: Callable[[str], bool] = lambda name: True,
     dtype: torch.dtype = torch.float32,
     limits: dict[str, Any] | None = None,
+    visit: Visit = FIRST_VISIT,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Of one case after another the rows, of the model suite's kind and the pass "step", with "axis"."""
     for axis, cases in scaling_cases(device, quick=quick).items():
         for case in cases:
-            if chosen(f"{axis}/{case.name}"):
+            named = replace(case, name=f"{axis}/{case.name}")
+            if chosen(named.name):
                 found = model_suite(
-                    case, device=device, repeats=repeats, peers=(JOINT,), dtype=dtype, limits=limits, passes=("step",),
-                    suite="scaling", progress=progress,
+                    named, device=device, repeats=repeats, peers=(JOINT,), dtype=dtype, limits=limits, passes=("step",),
+                    suite="scaling", visit=visit, progress=progress,
                 )  # fmt: skip
-                yield [row | {"axis": axis, "case": f"{axis}/{case.name}"} for row in found]
+                yield [row | {"axis": axis} for row in found]
 
 
 def curves(rows: list[dict[str, Any]], axis: str) -> dict[str, list[tuple[int, float]]]:

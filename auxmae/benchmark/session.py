@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from statistics import median
 from typing import Any
 
 import torch
 
 from auxmae.benchmark import data_suite, kernel_suite, scaling, suites
 from auxmae.benchmark.environment import environment
-from auxmae.benchmark.roofline import ceilings
+from auxmae.benchmark.measure import Key, Visit
+from auxmae.benchmark.roofline import achieved, ceilings
+from auxmae.build import Data, build_data
 from auxmae.errors import UsageError
 from auxmae.settings.schema import SettingsTree
+
+# What only a row with the status "ok" has.
+_FIGURES = (
+    "median_ms", "peak_bytes", "images_per_second", "graph_ms", "kernel_launches", "device_idle_share", "host_idle_share",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,7 +32,7 @@ class Request:
     Attributes:
         suites: some of "kernels", "model", "scaling", "data"; quick: small sizes.
         patterns: shell patterns or parts of case names; none: every case.
-        repeats: samples of everything.
+        visits: times that everything is built anew, see `measure.Visit`; repeats: samples of everything in each of them.
         batch_size, channels: of the model suite's cases, where they are to be others.
         compile_too, recompute_too: variants.
         dtype: of kernels' tensors and the models' autocast regions.
@@ -33,7 +42,8 @@ class Request:
     suites: Sequence[str]
     quick: bool = False
     patterns: Sequence[str] = ()
-    repeats: int = 5
+    visits: int = 7
+    repeats: int = 2
     batch_size: int | None = None
     channels: int | None = None
     compile_too: bool = False
@@ -60,7 +70,8 @@ def run(
         record: is given the document after every case, and every pass of a model, so that a run that is stopped loses little.
 
     Returns:
-        {"device", "versions", "commit", "dirty", "ceilings", "complete", "rows"}; see the suites for the rows.
+        {"device", "versions", "commit", "dirty", "ceilings", "complete", "rows"}; see the suites for the rows.  Each has the
+        samples of all visits, one visit's after the other's, and "samples_a_visit".
 
     Raises:
         UsageError: no case has a name that was asked for.
@@ -69,42 +80,75 @@ def run(
         progress("measuring the machine's ceilings")
     limits = ceilings(device, request.dtype, quick=request.quick)
     document: dict[str, Any] = {**environment(device), "ceilings": limits, "complete": False, "rows": []}
-    for rows in _cases(request, device, limits, progress):
-        document["rows"] += rows
-        if record:
-            record(document)
-    if not document["rows"]:
-        raise UsageError(
-            f"no case of {', '.join(request.suites)} is called {' or '.join(request.patterns)}",
-            hint="leave --case out to see the names",
-        )
+    known: dict[Key, dict[str, Any]] = {}
+    settings = request.settings or SettingsTree()
+    data = functools.cache(lambda: build_data(settings))
+    for number in range(request.visits):
+        if progress and request.visits > 1:
+            progress(f"visit {number + 1} of {request.visits}")
+        able = {key for key, row in known.items() if row["status"] == "ok"}
+        for rows in _cases(request, device, limits, Visit(number, able if number else None), settings, data, progress):
+            for row in rows:
+                key = (row["suite"], row["case"], row["provider"], row["pass"])
+                if number:
+                    _add(known[key], row, limits)
+                else:
+                    known[key] = row | {"samples_a_visit": len(row["samples_ms"])}
+                    document["rows"].append(known[key])
+            if record:
+                record(document)
+        if not known:
+            raise UsageError(
+                f"no case of {', '.join(request.suites)} is called {' or '.join(request.patterns)}",
+                hint="leave --case out to see the names",
+            )
     document["complete"] = True
     if record:
         record(document)
     return document
 
 
+def _add(row: dict[str, Any], later: dict[str, Any], limits: dict[str, Any]) -> None:
+    """Adds a later visit's samples to a row, and brings up to date what follows from them."""
+    if later["status"] != "ok":
+        # What fails now and then has no figure.
+        row |= {"status": later["status"], "reason": later["reason"], "samples_ms": []}
+        row |= {key: None for key in _FIGURES if key in row}
+    else:
+        before, row["samples_ms"] = row["median_ms"], row["samples_ms"] + later["samples_ms"]
+        row["median_ms"] = median(row["samples_ms"])
+        if row["images_per_second"] is not None:
+            row["images_per_second"] *= before / row["median_ms"]
+    if "flops" in row:
+        row |= achieved(row, limits)
+
+
 def _cases(
-    request: Request, device: torch.device, limits: dict[str, Any], progress: Callable[[str], None] | None
+    request: Request,
+    device: torch.device,
+    limits: dict[str, Any],
+    visit: Visit,
+    settings: SettingsTree,
+    data: Callable[[], Data],
+    progress: Callable[[str], None] | None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one case after another; of a model's, of one pass after another."""
+    """One visit: the rows of one case after another; of a model's, of one pass after another."""
     common: dict[str, Any] = {"device": device, "dtype": request.dtype, "repeats": request.repeats, "progress": progress}
+    timed: dict[str, Any] = common | {"limits": limits, "visit": visit}
     if "kernels" in request.suites:
         shapes = kernel_suite.shapes_for(device, quick=request.quick)
-        yield from kernel_suite.kernel_suite(
-            shapes, chosen=request.chosen, compile_too=request.compile_too, limits=limits, **common
-        )  # fmt: skip
+        yield from kernel_suite.kernel_suite(shapes, chosen=request.chosen, compile_too=request.compile_too, **timed)
     if "model" in request.suites:
         for case in suites.cases_for(device, quick=request.quick):
             if request.chosen(case.name):
                 case = replace(case, batch=request.batch_size or case.batch, channels=request.channels or case.channels)
                 yield from suites.model_passes(
                     case, compile_too=request.compile_too, recompute_too=request.recompute_too,
-                    graph_too=device.type == "cuda", limits=limits, **common,
+                    graph_too=device.type == "cuda", **timed,
                 )  # fmt: skip
     if "scaling" in request.suites:
-        yield from scaling.scaling_suite(quick=request.quick, chosen=request.chosen, limits=limits, **common)
-    if "data" in request.suites:
-        settings = request.settings or SettingsTree()
-        if request.chosen(settings.data.source):
-            yield data_suite.data_suite(settings, **common)
+        yield from scaling.scaling_suite(quick=request.quick, chosen=request.chosen, **timed)
+    if "data" in request.suites and request.chosen(settings.data.source):
+        if progress and visit.first:
+            progress("opening the data")
+        yield data_suite.data_suite(settings, data(), **common)

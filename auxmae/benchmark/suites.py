@@ -14,7 +14,7 @@ from auxmae.benchmark.cases import MASK_RATIO, ModelCase
 from auxmae.benchmark.device import occupation
 from auxmae.benchmark.environment import architecture
 from auxmae.benchmark.joint import JointMAE, vit_mae
-from auxmae.benchmark.measure import attempt, interleaved
+from auxmae.benchmark.measure import FIRST_VISIT, Visit, attempt, interleaved
 from auxmae.benchmark.peers import PlainAuxiliaryMAE
 from auxmae.benchmark.roofline import achieved, flops
 from auxmae.model.mae import AuxMAE
@@ -123,6 +123,7 @@ def model_passes(
     limits: dict[str, Any] | None = None,
     passes: Sequence[str] = ("forward", "step"),
     suite: str = "model",
+    visit: Visit = FIRST_VISIT,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Rows of the model suite for one case, every provider: "forward" (no gradients), then "step" (with AdamW).
@@ -133,6 +134,7 @@ def model_passes(
         dtype: of the autocast regions; fp32 means none.
         limits: of `roofline.ceilings`, for the rows' part of the best rate.
         passes: what is measured; suite: the rows' name for it.
+        visit: which of several this is; the rows of all but the first have only times.
         progress: is told what goes on.
 
     Yields:
@@ -168,7 +170,7 @@ def model_passes(
             name: _forward(model, image, dtype) if pass_ == "forward" else _step(model, image, dtype, optimizers[name])
             for name, model in models.items()
             # Without gradients there is nothing to compute again.
-            if not (pass_ == "forward" and name.endswith(RECOMPUTED))
+            if not (pass_ == "forward" and name.endswith(RECOMPUTED)) and visit.wants((suite, case.name, name, pass_))
         }
         works |= {name: _replayed(work, device) for name, work in works.items() if name.endswith(GRAPHED)}
         outcomes = {}
@@ -180,7 +182,7 @@ def model_passes(
             optimizers[name].zero_grad(set_to_none=True)
         able = {name: work for name, work in works.items() if outcomes[name][0] == "ok"}
         timings = interleaved(
-            able, device=device, repeats=repeats, resident={name: resident(name) for name in able}, progress=progress
+            able, device=device, repeats=repeats, resident={name: resident(name) for name in able}, visit=visit, progress=progress
         )
         rows = []
         for name in works:
@@ -199,13 +201,13 @@ def model_passes(
                 "peak_bytes": None if name.endswith(GRAPHED) else timing and timing.peak_bytes,
                 "images_per_second": timing and 1e3 * case.batch / timing.median_ms,
                 "parameters": sum(parameter.numel() for parameter in models[name].parameters()),
-                "flops": _flops(case, name, pass_, device),
+                "flops": _flops(case, name, pass_, device) if visit.first else None,
                 "bytes": None,
                 "sizes": asdict(case),
                 "dtype": str(dtype).removeprefix("torch."),
                 "arch": architecture(device),
             }
-            row |= occupation(works[name], device) if timing else {}
+            row |= occupation(works[name], device) if timing and visit.first else {}
             rows.append(row | achieved(row, limits))
         yield rows
 

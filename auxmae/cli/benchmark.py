@@ -32,7 +32,10 @@ def command(
     ] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images a step, in the model suite.")] = None,
     channels: Annotated[int | None, typer.Option("--channels", min=1, help="Channels of the model suite's images.")] = None,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds; the providers take turns in each.")] = 5,
+    visits: Annotated[
+        int | None, typer.Option("--visits", min=1, help="Times that everything is built anew. Default: 7, with --quick 3.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Rounds of a visit; the providers take turns in each.")] = 2,
     compile_: Annotated[bool, typer.Option("--compile", help="Measure compiled providers too.")] = False,
     recompute: Annotated[bool, typer.Option("--recompute", help="Measure recomputed activations too.")] = False,
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")] = "auto",
@@ -82,6 +85,7 @@ def command(
         suites=chosen,
         quick=quick,
         patterns=case or (),
+        visits=visits or (3 if quick else 7),
         repeats=repeats,
         batch_size=batch_size,
         channels=channels,

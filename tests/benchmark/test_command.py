@@ -22,7 +22,7 @@ def row(provider, name, samples, mib):
     median = sorted(samples)[len(samples) // 2]
     return {
         "suite": "model", "case": "quick", "provider": provider, "pass": name, "median_ms": median, "samples_ms": samples,
-        "peak_bytes": mib * 2**20, "images_per_second": 8e3 / median, "parameters": 1,
+        "peak_bytes": mib * 2**20, "images_per_second": 8e3 / median, "parameters": 1, "status": "ok", "reason": "",
     }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def run(monkeypatch):
     monkeypatch.setattr(suites, "model_passes", suite)
 
     def call(*arguments):
-        return CliRunner().invoke(app, ["benchmark", "--quick", "--device", "cpu", *arguments])
+        return CliRunner().invoke(app, ["benchmark", "--quick", "--device", "cpu", "--visits", "1", *arguments])
 
     call.rows = rows
     call.calls = calls
@@ -140,9 +140,10 @@ def test_an_unknown_suite_or_case(run):
 
 
 def test_options_reach_the_suite(run):
-    done = run("--batch-size", "3", "--channels", "5", "--repeats", "7", "--recompute")
+    done = run("--batch-size", "3", "--channels", "5", "--visits", "2", "--repeats", "7", "--recompute")
     assert done.exit_code == 0
-    ((case, arguments),) = run.calls
+    (case, arguments), (_, later) = run.calls
+    assert (arguments["visit"].first, later["visit"].first) == (True, False)
     assert (case.batch, case.channels) == (3, 5)
     assert (arguments["repeats"], arguments["recompute_too"], arguments["compile_too"]) == (7, True, False)
 
@@ -152,7 +153,7 @@ def test_output_is_the_json_document(run, tmp_path):
     document = json.loads(done.stdout)
     assert document == json.loads((tmp_path / "result.json").read_text())
     assert {"device", "versions", "commit", "rows"} <= set(document)
-    assert document["rows"] == ROWS
+    assert document["rows"] == [row | {"samples_a_visit": 3} for row in ROWS]
 
 
 @pytest.mark.parametrize("name", ["nowhere/result.json", ".", "file/result.json"])
@@ -223,9 +224,10 @@ def test_the_real_command_prints_json_alone(process, tmp_path):
     assert {item["provider"] for item in document["rows"]} - {FUSED} == {OURS, PLAIN, JOINT, f"{OURS} (recompute)"}
     for item in document["rows"]:
         assert set(item) >= KEYS
-        assert len(item["samples_ms"]) == 2
+        assert (len(item["samples_ms"]), item["samples_a_visit"]) == (6, 2)
     # Only our own progress: nothing of the profiler's.
-    assert all(line.startswith(("measuring", "quick: ", "warming up", "round")) for line in done.stderr.splitlines()), done.stderr
+    ours = ("measuring", "visit", "quick: ", "warming up", "round")
+    assert all(line.startswith(ours) for line in done.stderr.splitlines()), done.stderr
 
 
 def test_the_real_command_on_an_output_that_cannot_be_written(process):

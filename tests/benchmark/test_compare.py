@@ -97,7 +97,7 @@ def test_ratios_are_compared_whatever_the_machine(run):
     found = json.loads(run(before, before, "--json").stdout)["ratios"]
     assert found == [
         {"key": ["model", "quick", "auxmae", "step"], "agree": True}
-        | {key: {"value": 0.9, "low": 0.8, "high": 1.0, "rounds": 3} for key in ("before", "after")}
+        | {key: {"value": 0.9, "low": 0.8, "high": 1.0, "count": 3} for key in ("before", "after")}
     ]
 
 

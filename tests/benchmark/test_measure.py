@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from auxmae.benchmark.measure import Timing, interleaved, peak_bytes, turns
+from auxmae.benchmark.measure import Timing, Visit, interleaved, peak_bytes, turns
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -88,6 +88,21 @@ def test_interleaved_takes_turns():
     for name in names:
         assert len(timings[name].samples_ms) == 4
     assert len(told) == 3 + 4
+
+
+def test_a_later_visit_goes_on_with_the_order_and_measures_times_alone():
+    calls = []
+    names = ("a", "b", "c")
+    timings = interleaved(
+        {name: lambda name=name: calls.append(name) for name in names},
+        device=CPU,
+        repeats=2,
+        warmup=0,
+        resident=dict.fromkeys(names, list),
+        visit=Visit(2, {("suite", "case", "a", "pass")}),
+    )
+    assert calls == [names[turn] for number in (4, 5) for turn in turns(3, number)]
+    assert [(len(timing.samples_ms), timing.peak_bytes) for timing in timings.values()] == [(2, None)] * 3
 
 
 def test_samples_are_milliseconds_in_the_order_taken(monkeypatch):

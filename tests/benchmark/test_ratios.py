@@ -39,6 +39,22 @@ def test_what_slows_both_down_falls_out():
     assert found.verdict == "faster"
 
 
+def test_a_visit_counts_once():
+    visits = {"samples_a_visit": 3}
+    # Within a visit the rounds are alike; from one to the next they are not.
+    ours = row(OURS, [8.0, 8.0, 80.0, 9.0, 9.0, 9.0, 11.0, 11.0, 0.1]) | visits
+    plain = row(PLAIN, [10.0] * 9) | visits
+    found = ratio(ours, plain)
+    assert (found.value, found.low, found.high, found.count) == pytest.approx((0.9, 0.8, 1.1, 3))
+    assert found.verdict == "within the spread"
+    # A run that was stopped: of the last visit only the base is there.
+    stopped = ratio(ours | {"samples_ms": ours["samples_ms"][:6]}, plain)
+    assert (stopped.low, stopped.high, stopped.count) == pytest.approx((0.8, 0.9, 2))
+    # One visit is all there is: then it is the rounds that count.
+    alone = ratio(row(OURS, [8.0, 9.0, 11.0]) | visits, row(PLAIN, [10.0] * 3) | visits)
+    assert (alone.low, alone.high, alone.count) == pytest.approx((0.8, 1.1, 3))
+
+
 def test_verdicts():
     ten = row(PLAIN, [10.0] * 3)
     for samples, verdict in [

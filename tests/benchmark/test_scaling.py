@@ -12,6 +12,7 @@ from auxmae.benchmark.device import SAMPLE_MS, idle_share, kernel_clock
 from auxmae.benchmark.roofline import ceilings
 from auxmae.benchmark.scaling import AXES, break_even, curves, scaling_cases, size_of
 from auxmae.benchmark.suites import JOINT, OURS
+from auxmae.build import build_data
 from auxmae.settings.schema import SettingsTree
 
 CPU = torch.device("cpu")
@@ -71,7 +72,7 @@ def test_the_data_suite_names_the_slower_side():
     settings = SettingsTree.model_validate(
         {"data": {"synthetic_images": 24}, "train": {"batch_size": 4}, "model": {"depth": 1, "decoder_depth": 1}}
     )
-    found = data_suite.data_suite(settings, device=CPU, repeats=2, steps=1)
+    found = data_suite.data_suite(settings, build_data(settings), device=CPU, repeats=2, steps=1)
     assert [row["provider"] for row in found] == [data_suite.LOADER, data_suite.MODEL, data_suite.TOGETHER]
     for row in found:
         assert len(row["samples_ms"]) == 2
