@@ -213,13 +213,16 @@ def _scaling_words(rows: list[Row]) -> list[str]:
         lines = curves(rows, axis)
         if not lines.keys() >= {OURS, JOINT}:
             continue
+        grows = f"As {axis} {'grows' if axis == 'width' else 'grow'}"
         crossing = break_even(rows, axis)
         if crossing is not None:
-            said.append(f"As {axis} grow, factorised attention is faster than joint attention from {crossing:.0f} on.")
+            said.append(f"{grows}, factorised attention is faster than joint attention from {crossing:.0f} on.")
             continue
-        largest = max(dict(lines[OURS]).keys() & dict(lines[JOINT]).keys())
-        ratio = dict(lines[JOINT])[largest] / dict(lines[OURS])[largest]
-        said.append(f"As {axis} grow, no break-even was met; at {largest} joint attention takes {ratio:.2f} × our time.")
+        ours, joint = dict(lines[OURS]), dict(lines[JOINT])
+        ends = sorted(ours.keys() & joint.keys())
+        if ends:
+            takes = " and ".join(f"{joint[size] / ours[size]:.2f} × at {size}" for size in dict.fromkeys((ends[0], ends[-1])))
+            said.append(f"{grows}, factorised attention does not become faster: joint attention takes {takes} of our time.")
     return said
 
 
