@@ -219,10 +219,12 @@ def _scaling_words(rows: list[Row]) -> list[str]:
             said.append(f"{grows}, factorised attention is faster than joint attention from {crossing:.0f} on.")
             continue
         ours, joint = dict(lines[OURS]), dict(lines[JOINT])
-        ends = sorted(ours.keys() & joint.keys())
-        if ends:
-            takes = " and ".join(f"{joint[size] / ours[size]:.2f} × at {size}" for size in dict.fromkeys((ends[0], ends[-1])))
-            said.append(f"{grows}, factorised attention does not become faster: joint attention takes {takes} of our time.")
+        times = {size: joint[size] / ours[size] for size in sorted(ours.keys() & joint.keys())}
+        if times:
+            ahead = {"factorised" if time > 1 else "joint" for time in times.values()}
+            which = f"{ahead.pop()} attention stays ahead" if len(ahead) == 1 else "joint attention gets ahead"
+            ends = [f"at {size} {times[size]:.2f} ×" for size in dict.fromkeys((min(times), max(times)))]
+            said.append(f"{grows}, {which}: joint attention takes {', '.join(ends)} our time.")
     return said
 
 

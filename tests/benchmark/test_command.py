@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from auxmae.benchmark import environment, suites
 from auxmae.benchmark.suites import FUSED, JOINT, OURS, PLAIN
+from auxmae.cli import benchmark_tables
 from auxmae.cli.app import app
 from auxmae.errors import AuxMAEError, SettingsError, UsageError
 
@@ -120,6 +121,27 @@ def test_a_provider_without_a_figure_is_told_with_its_reason(run):
     done = run()
     assert table_line(done.stdout, JOINT).split()[-3:] == ["out", "of", "memory"]
     assert f"quick, {JOINT}: out of memory: too large" in words(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("joint", "said"),
+    [
+        ([5.0, 30.0], "As channels grow, factorised attention is faster than joint attention from 3 on."),
+        ([20.0, 15.0], "factorised attention stays ahead: joint attention takes at 2 2.00 ×, at 8 1.50 × our time."),
+        ([5.0, 9.0], "joint attention stays ahead: joint attention takes at 2 0.50 ×, at 8 0.90 × our time."),
+        ([20.0, 9.0], "joint attention gets ahead: joint attention takes at 2 2.00 ×, at 8 0.90 × our time."),
+        ([None, None], None),
+    ],
+)
+def test_the_scaling_suite_in_words(joint, said):
+    rows = [
+        {"suite": "scaling", "axis": "channels", "provider": provider, "median_ms": value, "sizes": {"channels": size}}
+        for provider, values in ((OURS, [10.0, 10.0]), (JOINT, joint))
+        for size, value in zip((2, 8), values, strict=True)
+    ]
+    found = benchmark_tables._scaling_words(rows)
+    assert len(found) == (said is not None)
+    assert said is None or found[0].endswith(said)
 
 
 @pytest.mark.parametrize(("load", "said"), [(3.0, True), (0.4, False), (None, False)])
