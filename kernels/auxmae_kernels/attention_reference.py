@@ -11,7 +11,8 @@ from torch import Tensor
 
 # The fused SDPA back ends put the batch on a grid axis that ends here (pytorch#142228).
 MAX_SEQUENCES = 65_535
-# Up to this length the fused CPU kernel, whose tiles are larger than such a sequence, loses to plain batched products.
+# Up to this length the backward pass of the fused CPU kernel, whose tiles are larger than such a sequence, loses to that of plain
+# batched products by more than its forward pass wins.
 SHORT = 32
 # Up to this many tokens an image, a masked attention over all of them is cheaper than gathering by place.
 JOINT_TOKENS = 384
@@ -32,10 +33,21 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | N
                 for part, chosen in zip(parts, masks, strict=True)
             ]
             return torch.cat(chunks, axis)
-    if mask is None and q.device.type == "cpu" and q.shape[2] <= SHORT and not torch.is_autocast_enabled("cpu"):
+    if (
+        mask is None
+        and q.shape[2] <= SHORT
+        and _learns(q, k, v)
+        and q.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+    ):
         scores = q @ k.transpose(2, 3) * (q.shape[3] ** -0.5 if scale is None else scale)
         return scores.softmax(3) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _learns(*tensors: Tensor) -> bool:
+    """Whether there will be a backward pass."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _real_tokens(lengths: Tensor, tokens: int) -> Tensor:
@@ -94,6 +106,9 @@ def attend(
         if real is not None:
             slots = _without_padding(slots, real)
         real = _named_tokens(slots, tokens)
+    # Read as an array: that is no operator, which a profile of a step would show as a wait for the device.
+    if real is not None and _reading_is_free(real) and real.numpy().all():
+        real = None
     if real is not None:
         # NaN in what takes no part would survive a multiplication by zero, so it is replaced before any arithmetic.
         q, k, v = (torch.where(real[..., None], part, 0.0) for part in (q, k, v))
@@ -174,7 +189,7 @@ def _fullest_first(seen: Tensor, tokens: int) -> list[int]:
 
 def _reading_is_free(tensor: Tensor) -> bool:
     """Whether a tensor's values can steer Python without waiting for a device or breaking a compiled graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _batches(fullest: list[int]) -> list[tuple[int, int, int]]:

@@ -96,9 +96,25 @@ def test_short_and_long_sequences_agree_with_loops(axis, length):
     factor[:10] = 0.3 * math.sqrt(5)
     expected = naive_attention(packed * factor, 2, axis)
     assert torch.allclose(out, expected, atol=1e-10)
+    with torch.no_grad():
+        assert torch.allclose(kernels.axial_attention(packed, 2, axis, scale=0.3), expected, atol=1e-10)
     upstream = torch.randn_like(out)
     (a,), (b,) = torch.autograd.grad(out, packed, upstream), torch.autograd.grad(expected, packed, upstream)
     assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("axis", ["patch", "channel"])
+def test_lengths_without_padding_change_nothing(axis):
+    qkv = torch.randn(2, 3, 5, 12, dtype=torch.float64, requires_grad=True)
+    whole = torch.full((2, 3), 5)
+    found, expected = (kernels.axial_attention(qkv, 2, axis, lengths=lengths) for lengths in (whole, None))
+    assert torch.equal(found, expected)
+    # One token less, and it takes no part and gets nothing.
+    whole[1, 2] = 4
+    fewer = kernels.axial_attention(qkv, 2, axis, lengths=whole)
+    assert (fewer[1, 2, 4] == 0).all()
+    rest = (1, 2, slice(4)) if axis == "patch" else (1, slice(2), 4)
+    assert not torch.allclose(fewer[rest], expected[rest])
 
 
 @pytest.mark.parametrize("axis", ["patch", "channel"])

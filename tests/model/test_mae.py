@@ -293,7 +293,8 @@ def test_reconstruction_lays_predictions_where_they_belong():
     place = out.masked_index[1, 2, 5].item()
     row, column = divmod(place, 4)
     patch = reconstruction.prediction[1, 2, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4]
-    assert torch.equal(patch.flatten(), out.prediction[1, 2, 5])
+    # Without gradients the attention is computed another way.
+    assert torch.allclose(patch.flatten(), out.prediction[1, 2, 5], atol=1e-5)
     assert reconstruction.hidden.float().mean() == 0.75
     assert (reconstruction.prediction[~reconstruction.hidden] == 0).all()
 
