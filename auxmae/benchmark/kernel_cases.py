@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auxmae.model.mae import _slots
-from auxmae.model.masking import draw_mask
+from auxmae.model.masking import draw_mask, slots_of
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class _Random:
     def slots(self, shape: Shape) -> Tensor:
         """(B, 1 + N, C) int32: the token at each place, the CLS token first."""
         keep = torch.nn.functional.pad(self.keep(shape) + 1, (1, 0))
-        return _slots(keep, 1 + shape.positions)
+        return slots_of(keep, 1 + shape.positions)
 
 
 def _norm(random: _Random, width: int) -> dict[str, Tensor]:

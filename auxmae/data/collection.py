@@ -1,4 +1,4 @@
-"""What a data source is: its files found, opened and checked against each other, its channels named, its labels found.
+"""What a data source is: its files opened and checked against each other, its channels named, its labels found.
 
 Shape letters: N images of an array, C channels, H rows, W columns.
 
@@ -9,8 +9,6 @@ side, or any image of more than 512 px, are *scenes*, and everything else is a f
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.channels import ChannelPlan, plan_channels
+from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
 from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, load_labels
 from auxmae.errors import DataError
@@ -218,7 +217,7 @@ def open_collection(
     options = options or ReadOptions()
     if channels:
         options = replace(options, channels=len(channels))
-    root, paths = _find(source, exclude)
+    root, paths = find_files(source, exclude)
     notices: list[str] = []
     label_path = _label_path(labels)
     if label_path is not None and len(paths) > 1:
@@ -227,7 +226,7 @@ def open_collection(
     files = _leave_out_labels(files, labels, notices)
     for notice, count in Counter(notice for file in files for notice in file.notices).items():
         notices.append(notice if count == 1 else f"{notice} ({count} files)")
-    relative = [_relative(file.path, root) for file in files]
+    relative = [relative_path(file.path, root) for file in files]
     plan = plan_channels(files, channels, wavelengths, notices)
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
@@ -294,57 +293,6 @@ def _synthetic(
     if labels == "auto":
         collection.labels, collection.class_names = np.asarray(classes, dtype=np.int64), tuple(CLASS_NAMES)
     return collection
-
-
-def _find(source: str, exclude: Sequence[str]) -> tuple[Path, list[Path]]:
-    """→ (the folder that relative paths start from, the files in natural order)."""
-    from auxmae.data.readers import is_readable, path_exists, supported_suffixes
-
-    listed = ", ".join(supported_suffixes())
-    path = Path(source).expanduser()
-    exists = path_exists(path)
-    if exists and path.is_dir() and not is_readable(path):
-        # A Zarr store is a folder that is one file to us: what lies inside it is no file of its own.
-        candidates: list[Path] = []
-        for entry in sorted(path.rglob("*")):
-            inside_store = any(parent.suffix.lower() == ".zarr" for parent in entry.relative_to(path).parents)
-            if not inside_store and (entry.is_file() or entry.suffix.lower() == ".zarr"):
-                candidates.append(entry)
-        root = path
-        if not candidates:
-            raise DataError(f"{source}: the folder is empty", hint=f"supported: {listed}")
-    elif exists:
-        return path.parent, [path]
-    elif any(character in source for character in "*?["):
-        candidates = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        fixed = path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]
-        root = Path(*fixed) if fixed else Path()
-        if not candidates:
-            raise DataError(f"{source}: no file matches this pattern", hint="check data.source")
-    else:
-        raise DataError(f"{source}: no such file or folder", hint="check data.source (--data)")
-    paths = [
-        entry
-        for entry in candidates
-        if is_readable(entry)
-        and not any(part.startswith(".") for part in _parts_below(entry, root))
-        and not any(fnmatch.fnmatch(entry.name, pattern) for pattern in exclude)
-    ]
-    # An ENVI header stands for its data file: the pair is one image.
-    headers = {entry.with_suffix("") for entry in paths if entry.suffix.lower() == ".hdr"}
-    paths = [p for p in paths if p.suffix.lower() == ".hdr" or (p.with_suffix("") not in headers and p not in headers)]
-    if not paths:
-        why = "every supported file is excluded by data.exclude" if exclude else "no supported file"
-        raise DataError(f"{source}: {why}", hint=f"supported: {listed}")
-    return root, paths
-
-
-def _parts_below(path: Path, root: Path) -> tuple[str, ...]:
-    return path.relative_to(root).parts if path.is_relative_to(root) else path.parts
-
-
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def _label_path(labels: str) -> Path | None:

@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from auxmae.errors import SettingsError
 from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
-from auxmae.model.embedding import ChannelEmbedding, GroupLinear, channel_groups, sincos_positions
+from auxmae.model.embedding import ChannelEmbedding, GroupLinear, sincos_positions
+from auxmae.model.embedding import channel_groups as split_into_groups
 from auxmae.model.inputs import Preparation, PreparedImage
-from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep
+from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep, slots_of
 from auxmae.model.patches import from_patches, unnormalise
 from auxmae.model.pooling import CHANNEL_BY_CHANNEL, WITH_EMBEDDING, pool_image, pool_places
 from auxmae.model.pretrained import Pretrained
@@ -175,7 +176,7 @@ class AuxMAE(Pretrained):
         self.patch_size = patch_size
         self.num_features = width
         self.scaling = scaling
-        self.groups = _groups(names, channel_groups)
+        self.groups = split_into_groups(names, channel_groups)
         self.group_size = max(len(group) for group in self.groups)
         self._tables: dict[tuple[int, int, int, torch.device], Tensor] = {}
         self._prepare = Preparation(self.channel_names, self.groups, patch_size)
@@ -331,7 +332,7 @@ class AuxMAE(Pretrained):
         if mask.ragged:
             lengths = (keep >= 0).sum(2).int()
         if not mask.aligned and self.config["channel_attention"] == "aligned":
-            slots = _slots(keep, inputs.grid[0] * inputs.grid[1] + (self.cls_token is not None))
+            slots = slots_of(keep, inputs.grid[0] * inputs.grid[1] + (self.cls_token is not None))
         out: Tensor = self.encoder_norm(self._run(self.encoder, x, slots, lengths))
         return out
 
@@ -488,17 +489,3 @@ class AuxMAE(Pretrained):
             order = self._prepare.index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=False)
             return tokens.index_select(1, order), weight.index_select(1, order)
         return tokens, weight
-
-
-def _groups(names: Sequence[str], groups: int | Sequence[Sequence[str]]) -> list[list[str]]:
-    # The constructor's argument `channel_groups` hides the function of that name.
-    return channel_groups(names, groups)
-
-
-def _slots(keep_BGT: Tensor, positions: int) -> Tensor:
-    """(B, positions, G) int32: which token of each channel lies at each place, −1 where none does."""
-    batch, groups, tokens = keep_BGT.shape
-    table = torch.full((batch, positions + 1, groups), -1, dtype=torch.int32, device=keep_BGT.device)
-    place = torch.where(keep_BGT < 0, positions, keep_BGT).transpose(1, 2)
-    token = torch.arange(tokens, dtype=torch.int32, device=keep_BGT.device)[None, :, None].expand(batch, tokens, groups)
-    return table.scatter(1, place, token)[:, :positions]

@@ -173,3 +173,12 @@ def everything_visible(batch: int, channels: int, positions: int, device: torch.
     """The mask that hides nothing, for features."""
     keep = torch.arange(positions, device=device).expand(batch, channels, positions)
     return Mask(keep, keep[..., :0], aligned=True)
+
+
+def slots_of(keep_BGT: Tensor, positions: int) -> Tensor:
+    """(B, positions, G) int32: which token of each channel lies at each place, −1 where none does."""
+    batch, groups, tokens = keep_BGT.shape
+    table = torch.full((batch, positions + 1, groups), -1, dtype=torch.int32, device=keep_BGT.device)
+    place = torch.where(keep_BGT < 0, positions, keep_BGT).transpose(1, 2)
+    token = torch.arange(tokens, dtype=torch.int32, device=keep_BGT.device)[None, :, None].expand(batch, tokens, groups)
+    return table.scatter(1, place, token)[:, :positions]

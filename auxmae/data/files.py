@@ -1,0 +1,70 @@
+"""Which files a source names: a file, a folder, or a glob pattern."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from auxmae.errors import DataError
+
+
+def find_files(source: str, exclude: Sequence[str]) -> tuple[Path, list[Path]]:
+    """→ (the folder that relative paths start from, the files in natural order).
+
+    Args:
+        source: a file, a folder, or a glob pattern.
+        exclude: file name patterns to leave out.
+
+    Raises:
+        DataError: there is nothing that could be read.
+    """
+    from auxmae.data.readers import is_readable, path_exists, supported_suffixes
+
+    listed = ", ".join(supported_suffixes())
+    path = Path(source).expanduser()
+    exists = path_exists(path)
+    if exists and path.is_dir() and not is_readable(path):
+        # A Zarr store is a folder that is one file to us: what lies inside it is no file of its own.
+        candidates: list[Path] = []
+        for entry in sorted(path.rglob("*")):
+            inside_store = any(parent.suffix.lower() == ".zarr" for parent in entry.relative_to(path).parents)
+            if not inside_store and (entry.is_file() or entry.suffix.lower() == ".zarr"):
+                candidates.append(entry)
+        root = path
+        if not candidates:
+            raise DataError(f"{source}: the folder is empty", hint=f"supported: {listed}")
+    elif exists:
+        return path.parent, [path]
+    elif any(character in source for character in "*?["):
+        candidates = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        fixed = path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]
+        root = Path(*fixed) if fixed else Path()
+        if not candidates:
+            raise DataError(f"{source}: no file matches this pattern", hint="check data.source")
+    else:
+        raise DataError(f"{source}: no such file or folder", hint="check data.source (--data)")
+    paths = [
+        entry
+        for entry in candidates
+        if is_readable(entry)
+        and not any(part.startswith(".") for part in _parts_below(entry, root))
+        and not any(fnmatch.fnmatch(entry.name, pattern) for pattern in exclude)
+    ]
+    # An ENVI header stands for its data file: the pair is one image.
+    headers = {entry.with_suffix("") for entry in paths if entry.suffix.lower() == ".hdr"}
+    paths = [p for p in paths if p.suffix.lower() == ".hdr" or (p.with_suffix("") not in headers and p not in headers)]
+    if not paths:
+        why = "every supported file is excluded by data.exclude" if exclude else "no supported file"
+        raise DataError(f"{source}: {why}", hint=f"supported: {listed}")
+    return root, paths
+
+
+def _parts_below(path: Path, root: Path) -> tuple[str, ...]:
+    return path.relative_to(root).parts if path.is_relative_to(root) else path.parts
+
+
+def relative_path(path: Path, root: Path) -> str:
+    """A file's path below the root, with slashes; as it is where it lies elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
