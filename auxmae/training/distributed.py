@@ -106,14 +106,24 @@ def find_team(environ: Mapping[str, str] = os.environ) -> Team:
     """What the environment says: a team of one where it says nothing.
 
     Raises:
-        SettingsError: it says something that cannot be.
+        SettingsError: it says something that cannot be, or only a part, as many processes of one each would be the result.
     """
-    if int(environ.get("WORLD_SIZE", "1") or 1) == 1 or any(name not in environ for name in VARIABLES):
-        return Team()
+    unknown = SettingsError(f"{', '.join(VARIABLES[:3])}: whole numbers are expected in the environment")
     try:
-        rank, size, local_rank = (int(environ[name]) for name in VARIABLES[:3])
+        size = int(environ.get("WORLD_SIZE") or 1)
     except ValueError as error:
-        raise SettingsError(f"{', '.join(VARIABLES[:3])}: whole numbers are expected in the environment") from error
+        raise unknown from error
+    if size == 1:
+        return Team()
+    if missing := [name for name in VARIABLES if not environ.get(name)]:
+        raise SettingsError(
+            f"the environment says WORLD_SIZE = {size}, but not {', '.join(missing)}",
+            hint="start with torchrun or auxmae train --processes; or unset WORLD_SIZE to train in this process alone",
+        )
+    try:
+        rank, local_rank = int(environ["RANK"]), int(environ["LOCAL_RANK"])
+    except ValueError as error:
+        raise unknown from error
     if not 0 <= rank < size:
         raise SettingsError(f"RANK = {rank} in the environment, and WORLD_SIZE = {size}")
     return Team(rank, size, local_rank)

@@ -59,11 +59,18 @@ def weights(run):
 
 def test_the_environment_says_who_one_is():
     assert find_team({}) == Team() == find_team({**TORCHRUN, "WORLD_SIZE": "1"})
-    assert find_team({name: TORCHRUN[name] for name in ("RANK", "WORLD_SIZE")}) == Team()
+    assert find_team({"RANK": "0", "WORLD_SIZE": ""}) == Team()
     assert find_team(TORCHRUN) == Team(3, 4, 1)
-    for wrong in ({"RANK": "4"}, {"RANK": "first"}):
+    for wrong in ({"RANK": "4"}, {"RANK": "first"}, {"WORLD_SIZE": "many"}):
         with pytest.raises(SettingsError, match="RANK"):
             find_team({**TORCHRUN, **wrong})
+
+
+@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_half_an_environment_is_not_many_processes_of_one_each(missing):
+    with pytest.raises(SettingsError, match=rf"WORLD_SIZE = 4, but not {missing}") as told:
+        find_team({name: value for name, value in TORCHRUN.items() if name != missing})
+    assert "torchrun" in told.value.hint
 
 
 def test_no_two_draw_the_same_and_the_first_draws_as_one_alone():
