@@ -24,6 +24,7 @@ from auxmae.model.embedding import ChannelSelection
 from auxmae.model.mae import AuxMAE
 from auxmae.settings import load_settings
 from auxmae.settings.schema import DataSettings, ModelSettings, SettingsTree
+from auxmae.training.distributed import Team
 from auxmae.training.run import SETTINGS_NAME, RunFolder
 
 Progress = Callable[[int, int], None]
@@ -140,6 +141,7 @@ def build_data(
     scaling: Scaling | None = None,
     augment: bool = True,
     progress: Progress | None = None,
+    team: Team | None = None,
 ) -> Data:
     """Opens, splits and scales the data set.
 
@@ -149,6 +151,7 @@ def build_data(
         scaling: a stored scaling to use instead of fitting one.
         augment: random crops, flips and order for the training part.
         progress: told (done, total) while statistics are computed.
+        team: the processes that build it together; the first one computes the statistics for all.
     """
     data, train = settings.data, settings.train
     collection = open_data(data, seed=train.seed)
@@ -167,14 +170,16 @@ def build_data(
     if scaling is None:
         table = settings.scaling
         plain = ImageDataset(collection, splits.train, image_size=size, scaling=None, augment=False)
-        statistics = compute_statistics(
-            plain,
-            transform=table.transform,
-            cofactor=table.cofactor,
-            low=table.low,
-            high=table.high,
-            samples=table.samples,
-            progress=progress,
+        statistics = (team or Team()).by_first(
+            lambda: compute_statistics(
+                plain,
+                transform=table.transform,
+                cofactor=table.cofactor,
+                low=table.low,
+                high=table.high,
+                samples=table.samples,
+                progress=progress,
+            )
         )
         scaling = Scaling.fit(
             statistics, method=table.method, transform=table.transform, cofactor=table.cofactor, clip=table.clip

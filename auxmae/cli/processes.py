@@ -31,7 +31,7 @@ GRACE_SECONDS = 5.0
 
 def is_one_of_several() -> bool:
     """Whether this process was started to train with others."""
-    return int(os.environ.get("WORLD_SIZE", "1") or 1) > 1 and "RANK" in os.environ
+    return os.environ.get("WORLD_SIZE", "") not in ("", "1") and os.environ.get("RANK", "").isdecimal()
 
 
 def is_silent() -> bool:

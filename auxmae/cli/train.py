@@ -68,7 +68,7 @@ def command(
         )
     out = console(json_output=json_output, quiet=is_silent())
     several = processes is not None and processes > 1 and not is_one_of_several()
-    if processes is not None and is_one_of_several() and processes != int(os.environ["WORLD_SIZE"]):
+    if processes is not None and is_one_of_several() and str(processes) != os.environ["WORLD_SIZE"]:
         raise UsageError(f"--processes {processes}, and {os.environ['WORLD_SIZE']} were started already", hint="leave it out")
     settings = None
     if resume is None:

@@ -217,15 +217,14 @@ def open_collection(
     options = options or ReadOptions()
     if channels:
         options = replace(options, channels=len(channels))
-    root, paths = find_files(source, exclude)
     notices: list[str] = []
+    root, paths = find_files(source, exclude, notices)
     label_path = _label_path(labels)
     if label_path is not None and len(paths) > 1:
         paths = [path for path in paths if path.resolve() != label_path.resolve()]
     files = _open_all(paths, options, allow_broken, notices, progress)
     files = _leave_out_labels(files, labels, notices)
-    for notice, count in Counter(notice for file in files for notice in file.notices).items():
-        notices.append(notice if count == 1 else f"{notice} ({count} files)")
+    notices.extend(_said_once(files))
     relative = [relative_path(file.path, root) for file in files]
     plan = plan_channels(files, channels, wavelengths, notices)
 
@@ -326,6 +325,17 @@ def _open_all(
     if not files:
         raise DataError(f"none of the {len(paths)} files can be read; the first: {notices[0]}")
     return files
+
+
+def _said_once(files: Sequence[ImageFile]) -> list[str]:
+    """The files' notices, each once where only the name that it starts with differs."""
+    first, count = dict[str, str](), Counter[str]()
+    for file in files:
+        for notice in file.notices:
+            what = notice.removeprefix(f"{file.path.name}: ")
+            first.setdefault(what, notice)
+            count[what] += 1
+    return [notice if count[what] == 1 else f"{notice} ({count[what]} files)" for what, notice in first.items()]
 
 
 def _leave_out_labels(files: list[ImageFile], labels: str, notices: list[str]) -> list[ImageFile]:

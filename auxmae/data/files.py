@@ -9,13 +9,17 @@ from pathlib import Path
 
 from auxmae.errors import DataError
 
+# What every run folder holds from its first moment on.
+RUN_MARKS = ("settings.toml", "checkpoints", "figures")
 
-def find_files(source: str, exclude: Sequence[str]) -> tuple[Path, list[Path]]:
+
+def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple[Path, list[Path]]:
     """→ (the folder that relative paths start from, the files in natural order).
 
     Args:
         source: a file, a folder, or a glob pattern.
         exclude: file name patterns to leave out.
+        notices: told of run folders that lie within the source, whose figures are no images of it.
 
     Raises:
         DataError: there is nothing that could be read.
@@ -45,9 +49,13 @@ def find_files(source: str, exclude: Sequence[str]) -> tuple[Path, list[Path]]:
             raise DataError(f"{source}: no file matches this pattern", hint="check data.source")
     else:
         raise DataError(f"{source}: no such file or folder", hint="check data.source (--data)")
+    runs: dict[Path, bool] = {}
+    own = [entry for entry in candidates if not _in_run(entry, root, runs)]
+    if any(runs.values()):
+        notices.append(f"{source}: {sum(runs.values())} run folders of AuxMAE in it are left out")
     paths = [
         entry
-        for entry in candidates
+        for entry in own
         if is_readable(entry)
         and not any(part.startswith(".") for part in _parts_below(entry, root))
         and not any(fnmatch.fnmatch(entry.name, pattern) for pattern in exclude)
@@ -57,8 +65,21 @@ def find_files(source: str, exclude: Sequence[str]) -> tuple[Path, list[Path]]:
     paths = [p for p in paths if p.suffix.lower() == ".hdr" or (p.with_suffix("") not in headers and p not in headers)]
     if not paths:
         why = "every supported file is excluded by data.exclude" if exclude else "no supported file"
+        why += " outside of run folders" if any(runs.values()) else ""
         raise DataError(f"{source}: {why}", hint=f"supported: {listed}")
     return root, paths
+
+
+def _in_run(path: Path, root: Path, runs: dict[Path, bool]) -> bool:
+    """Whether a file lies in a run folder below the root; `runs` keeps which folders are one."""
+    within = False
+    for folder in path.parents:
+        if folder == root:
+            break
+        if folder not in runs:
+            runs[folder] = all((folder / mark).exists() for mark in RUN_MARKS)
+        within |= runs[folder]
+    return within
 
 
 def _parts_below(path: Path, root: Path) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ gives back what it was given, so that the loop is the same for one and for many.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -72,13 +72,13 @@ class Team:
         dist.all_reduce(summed)
         return tuple(summed.tolist())
 
-    def of_first(self, value: T) -> T:
-        """What the first process holds."""
+    def by_first(self, compute: Callable[[], T]) -> T:
+        """What the first process computes, while the others wait for it."""
         if self.size == 1:
-            return value
-        held = [value]
+            return compute()
+        held = [compute()] if self.first else [None]
         dist.broadcast_object_list(held, src=0)
-        return held[0]
+        return held[0]  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:
         """What each process holds, in the order of ranks, for the first one; nothing for the others."""

@@ -178,13 +178,12 @@ def _fit(
     device: torch.device,
 ) -> _Trained:
     """Data, model, run folder, and all the steps; a given run goes on."""
-    resuming = run is not None
     graphs = graphs_wanted(settings, device, team.size)
     seed_everything(settings.train.seed, deterministic=settings.train.deterministic)
     tensorboard = _tensorboard_writer() if settings.run.tensorboard and team.first else None
 
     stored = run.load_model("last") if run is not None else None
-    data = _data_like(stored, settings, progress) if stored is not None else build_data(settings, progress=progress)
+    data = _data_like(stored, settings, progress) if stored is not None else build_data(settings, progress=progress, team=team)
     for notice in data.collection.notices:
         reporter.message(f"note: {notice}")
     reporter.message(f"data: {data.describe()}")
@@ -209,13 +208,14 @@ def _fit(
 
     if not _drawing():
         reporter.message("note: matplotlib is not installed, so no figures are drawn: pip install matplotlib")
-    if run is None and team.first:
-        run = create_run(settings.run.folder, _with_absolute_source(settings))
+
+    def begun() -> RunFolder:
+        new = create_run(settings.run.folder, _with_absolute_source(settings))
         if data.statistics is not None:
-            run.write_json("statistics.json", data.statistics.to_dict())
-    run = team.of_first(run)
-    assert run is not None
-    folder = run
+            new.write_json("statistics.json", data.statistics.to_dict())
+        return new
+
+    folder = team.by_first(lambda: run or begun())
     log = tensorboard(str(folder.path / "tensorboard")) if tensorboard else None
 
     def draw_figure(epoch: int) -> None:
@@ -234,7 +234,7 @@ def _fit(
         model,
         data.train.dealt(team.rank, team.size),
         None if held is None else held.dealt(team.rank, team.size),
-        run,
+        folder,
         make_plan(settings, len(data.train), graphs=graphs, fast=fast),
         device=device,
         reporter=reporter,
@@ -244,13 +244,13 @@ def _fit(
         clock=clock,
         team=team,
     )
-    if resuming:
+    if run is not None:
         trainer.resume()
-        reporter.message(f"resuming {run.path} at step {trainer.step} of {trainer.plan.steps}")
+        reporter.message(f"resuming {folder.path} at step {trainer.step} of {trainer.plan.steps}")
     outcome = trainer.fit()
     if log is not None:
         log.close()
-    return _Trained(data, run, outcome)
+    return _Trained(data, folder, outcome)
 
 
 def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None) -> Data:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import tifffile
+from PIL import Image
 
 from auxmae.data.collection import open_collection
 from auxmae.data.image import ReadOptions, Window
@@ -233,3 +235,37 @@ def test_a_truncated_file_is_named_whatever_other_threads_open(tmp_path):
     for _ in range(5):
         with pytest.raises(DataError, match=r"13\.tif: cannot be read"):
             open_collection(str(tmp_path))
+
+
+def test_the_folder_one_stands_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for index in range(3):
+        np.save(f"{index}.npy", np.zeros((5, 16, 16), np.float32))
+    Path("scene").mkdir()
+    np.save("scene/3.npy", np.zeros((5, 16, 16), np.float32))
+    Path("scene.hdr").write_text("ENVI")
+    collection = open_collection(".", exclude=("*.hdr",))
+    assert collection.relative_paths == ("0.npy", "1.npy", "2.npy", "scene/3.npy")
+    assert open_collection("scene").relative_paths == ("3.npy",)
+    assert [notice for notice in collection.notices if "is read as" in notice] == [
+        "0.npy: its array of 5 × 16 × 16 is read as CHW; set data.axes if that is wrong (4 files)"
+    ]
+
+
+@pytest.mark.parametrize("source", [".", "**/*.png"])
+def test_the_figures_of_runs_are_no_images(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "runs/first/figures", "runs/second/figures"):
+        Path(folder).mkdir(parents=True)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(f"{folder}/picture.png")
+    for run in ("first", "second"):
+        Path(f"runs/{run}/checkpoints").mkdir()
+        Path(f"runs/{run}/settings.toml").touch()
+    collection = open_collection(source)
+    assert collection.relative_paths == ("mine/picture.png",)
+    assert f"{source}: 2 run folders of AuxMAE in it are left out" in collection.notices
+    # Who names one means it.
+    assert len(open_collection("runs/first/figures").files) == len(open_collection("runs/first").files) == 1
+    shutil.rmtree("mine")
+    with pytest.raises(DataError, match="no supported file outside of run folders"):
+        open_collection(source)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from auxmae.build import build_data, build_model
-from auxmae.cli.processes import _conclude
+from auxmae.cli.processes import _conclude, _free_port
 from auxmae.errors import SettingsError
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.distributed import Team, find_team
@@ -104,6 +104,36 @@ def test_together_the_parts_are_the_batches(size):
     assert sum(len(image) for image in found) == held.samples
     sums = sorted(image.sum().item() for images in found for image in images)
     assert sums == pytest.approx(sorted(image.sum().item() for batch in held for image in batch.image))
+
+
+def test_the_first_computes_the_statistics_for_all():
+    class Second(Team):
+        def by_first(self, compute):
+            return given
+
+    given = build_data(SettingsTree()).statistics
+    settings = SettingsTree.model_validate({"train": {"seed": 1}})
+    data = build_data(settings, team=Second(1, 2))
+    assert data.scaling == build_data(SettingsTree()).scaling != build_data(settings).scaling
+
+
+def test_what_the_first_computes_is_what_all_have():
+    script = (
+        "import torch; from auxmae.training.distributed import find_team, joined; team = find_team()\n"
+        "with joined(team, torch.device('cpu')): print(team.by_first(lambda: f'computed by {team.rank}'))"
+    )
+    environment = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [finish(process)[:2] for process in processes] == [(0, "computed by 0\n")] * 2
 
 
 def test_two_processes_take_the_mean_of_their_gradients(tmp_path):

@@ -72,7 +72,7 @@ def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if path.name.lower().endswith(".zarr.zip"):
         return ".zarr"
-    return HEADER if suffix in DATA_SUFFIXES and has_header(path) else suffix
+    return HEADER if suffix in DATA_SUFFIXES and not path.is_dir() and has_header(path) else suffix
 
 
 def _reader(path: Path) -> Any:

@@ -25,6 +25,8 @@ from auxmae.data.readers.axes import (
 from auxmae.errors import DataError
 
 LABEL_NAMES = ("y", "label", "labels", "target", "targets")
+# The name of an array in a file that holds one and gives it none.
+ONLY = "array"
 _LISTED = 8
 
 
@@ -130,7 +132,8 @@ def array_file(
     if axes is None:
         axes = resolve_axes(path, shape, options, arrays)
         if options.axes is None:
-            notices.append(f"{path.name}: array {key} of {times(shape)} is read as {axes}; set data.axes if that is wrong")
+            which = "its array" if key == ONLY else f"array {key}"
+            notices.append(f"{path.name}: {which} of {times(shape)} is read as {axes}; set data.axes if that is wrong")
     label = label_key(arrays, axes.size("N"))
     return ImageFile(
         path,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import reading
-from auxmae.data.readers.arrays import array_file
+from auxmae.data.readers.arrays import ONLY, array_file
 from auxmae.data.readers.axes import Axes, Shapes, cut
 from auxmae.data.readers.cache import decoded, file_key
 from auxmae.data.readers.encoding import Encoding, to_image
@@ -21,10 +21,10 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def list_arrays(path: Path) -> Shapes:
-    """Name → (shape, type) of every numeric array, by its header; an npy file's array is called "array"."""
+    """Name → (shape, type) of every numeric array, by its header; an npy file's array is called `ONLY`."""
     if path.suffix.lower() == ".npy":
-        array = load(path, "array")
-        return {"array": (array.shape, array.dtype.str)}
+        array = load(path, ONLY)
+        return {ONLY: (array.shape, array.dtype.str)}
     found = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():

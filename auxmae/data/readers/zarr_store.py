@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import reading
-from auxmae.data.readers.arrays import array_file
+from auxmae.data.readers.arrays import ONLY, array_file
 from auxmae.data.readers.axes import Axes, Shapes, cut, from_letters, from_names
 from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image
 
@@ -28,7 +28,7 @@ def _members(root: Any) -> dict[str, Any]:
     import zarr
 
     if isinstance(root, zarr.Array):
-        return {"array": root}
+        return {ONLY: root}
     return {name: member for name, member in root.members(max_depth=None) if isinstance(member, zarr.Array)}
 
 
@@ -41,7 +41,7 @@ def _shapes(members: dict[str, Any]) -> Shapes:
 
 
 def list_arrays(path: Path) -> Shapes:
-    """Path inside the store → (shape, type) of every numeric array; a bare array is called "array"."""
+    """Path inside the store → (shape, type) of every numeric array; a bare array is called `ONLY`."""
     return _shapes(_members(_root(path)))
 
 
