@@ -52,7 +52,7 @@ def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple
     runs: dict[Path, bool] = {}
     own = [entry for entry in candidates if not _in_run(entry, root, runs)]
     if any(runs.values()):
-        notices.append(f"{source}: {sum(runs.values())} run folders of AuxMAE in it are left out")
+        notices.append(f"{source}: run folders of AuxMAE in it are left out: {sum(runs.values())}")
     paths = [
         entry
         for entry in own

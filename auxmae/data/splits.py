@@ -59,8 +59,9 @@ def resolve_image_size(collection: Collection, requested: int | None, patch_size
 
     Args:
         collection: the images.
-        requested: the setting; None to choose: images: their smallest side, scenes: a third of it (so that even a small
-            scene has three blocks a side), both at most `limit`, a multiple of `patch_size`, never below one patch.
+        requested: the setting, cut down, with a notice, to the patches that the largest image has; None to choose: images:
+            their smallest side, scenes: a third of it (so that even a small scene has three blocks a side), both at most
+            `limit`, a multiple of `patch_size`, never below one patch.
         patch_size: side of a patch, px.
         limit: the largest side chosen, px.
 
@@ -70,7 +71,11 @@ def resolve_image_size(collection: Collection, requested: int | None, patch_size
     if requested is not None:
         if requested < patch_size:
             raise SettingsError(f"model.image_size ({requested} px) is smaller than model.patch_size ({patch_size} px)")
-        return requested
+        longest = int(collection.sides().max())
+        useful = -(-longest // patch_size) * patch_size
+        if useful < requested:
+            collection.notices.append(f"crops of {useful} px in place of {requested}: no image is longer than {longest} px")
+        return min(requested, useful)
     side = collection.smallest_side()
     wanted = min(limit, side // 3 if collection.layout == "scenes" else side)
     return max(wanted // patch_size * patch_size, patch_size)

@@ -263,7 +263,7 @@ def test_the_figures_of_runs_are_no_images(tmp_path, monkeypatch, source):
         Path(f"runs/{run}/settings.toml").touch()
     collection = open_collection(source)
     assert collection.relative_paths == ("mine/picture.png",)
-    assert f"{source}: 2 run folders of AuxMAE in it are left out" in collection.notices
+    assert f"{source}: run folders of AuxMAE in it are left out: 2" in collection.notices
     # Who names one means it.
     assert len(open_collection("runs/first/figures").files) == len(open_collection("runs/first").files) == 1
     shutil.rmtree("mine")

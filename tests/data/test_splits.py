@@ -146,3 +146,10 @@ def test_wrong_requests() -> None:
 )
 def test_image_size(side: int, layout: str, patch: int, expected: int) -> None:
     assert resolve_image_size(make([(side, side + 5)], layout), None, patch) == expected
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(48, 40), (40, 40), (32, 32), (33, 33)])
+def test_no_crop_is_larger_than_the_largest_image(asked: int, expected: int) -> None:
+    collection = make([(20, 30), (35, 9)], "images")
+    assert resolve_image_size(collection, asked, 8) == expected
+    assert collection.notices == (["crops of 40 px in place of 48: no image is longer than 35 px"] if asked == 48 else [])
