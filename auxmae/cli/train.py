@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def command(
     data: Annotated[str | None, typer.Option("--data", "-d", help="File, folder or 'synthetic' (data.source).")] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="Label raster, PATH:KEY, 'none' (data.labels).")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="Label raster or table, PATH:KEY, 'none' (data.labels).")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder (run.folder).")] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="tiny, scene, reference, small, base, large (model.preset).")

@@ -195,8 +195,8 @@ def open_collection(
 
     Args:
         source: what to open.
-        labels: "auto" (class folders), "none", the path of a label raster, PATH:KEY, or :KEY (an array in the image
-            file itself).
+        labels: "auto" (class folders), "none", the path of a label raster, of a folder of them or of a table, PATH:KEY, or
+            :KEY (an array in the image file itself).
         ignored_labels: values of them that mean "no label"; None: see `load_labels`.
         layout: "auto", "images", "array" or "scenes".
         options: how to read files that do not say enough about themselves.
@@ -221,7 +221,10 @@ def open_collection(
     root, paths = find_files(source, exclude, notices)
     label_path = _label_path(labels)
     if label_path is not None and len(paths) > 1:
-        paths = [path for path in paths if path.resolve() != label_path.resolve()]
+        label_path = label_path.resolve()
+        apart = [path for path in paths if not path.resolve().is_relative_to(label_path)]
+        # Rasters may lie beside the images, in the same folder.
+        paths = apart or paths
     files = _open_all(paths, options, allow_broken, notices, progress)
     files = _leave_out_labels(files, labels, notices)
     notices.extend(_said_once(files))
@@ -229,8 +232,9 @@ def open_collection(
     plan = plan_channels(files, channels, wavelengths, notices)
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
-    found = load_labels(labels, files, notices, ignored_labels)
-    chosen = _choose_layout(layout, files, classes is not None, found.rasters is not None and found.per_image is None)
+    found = load_labels(labels, files, relative, notices, ignored_labels)
+    named = classes is not None or found.per_file is not None
+    chosen = _choose_layout(layout, files, named, found.rasters is not None)
     items = np.array([(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64)
     collection = Collection(
         source,
@@ -250,6 +254,12 @@ def open_collection(
         if len(found.per_image) != len(items):
             raise DataError(f"{labels}: {len(found.per_image)} labels for {len(items)} images", hint="set data.labels")
         collection.labels, collection.class_names = found.per_image, found.class_names
+    elif found.per_file is not None:
+        if chosen == "scenes":
+            raise DataError(
+                f"{labels}: a table labels whole images, and {source} is read as scenes", hint="set data.layout = 'images'"
+            )
+        collection.labels, collection.class_names = found.per_file[items[:, 0]], found.class_names
     elif found.rasters is not None:
         collection.label_rasters, collection.class_names = found.rasters, found.class_names
     elif classes is not None and chosen == "images":

@@ -14,7 +14,7 @@ RUN_MARKS = ("settings.toml", "checkpoints", "figures")
 
 
 def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple[Path, list[Path]]:
-    """→ (the folder that relative paths start from, the files in natural order).
+    """→ (the folder that relative paths start from, the files in the order of their names).
 
     Args:
         source: a file, a folder, or a glob pattern.

@@ -1,4 +1,4 @@
-"""Labels: from class folders, from label rasters, from arrays inside files.
+"""Labels: from class folders, label rasters, arrays inside files, and tables.
 
 Everywhere, classes are numbered 0, 1, … in the order of their original values, and −1 means "no label".
 """
@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
+from auxmae.data.pairing import ImageNames, shorter_names
+from auxmae.data.tables import TABLE_SUFFIXES, classes, rows_in_order, table_labels
 from auxmae.errors import DataError
 
 SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
@@ -50,10 +53,11 @@ class LabelRaster:
 
 @dataclass(frozen=True)
 class Labels:
-    """What `load_labels` found: a class for each image, or a raster for each file (None: it has none), or nothing."""
+    """What `load_labels` found: a class for each image or file, or a raster for each file (None: it has none), or nothing."""
 
     class_names: tuple[str, ...] = ()
     per_image: NDArray[np.int64] | None = None
+    per_file: NDArray[np.int64] | None = None
     rasters: tuple[LabelRaster | None, ...] | None = None
 
 
@@ -101,12 +105,20 @@ def is_label_raster(file: ImageFile) -> bool:
     return True
 
 
-def load_labels(labels: str, files: Sequence[ImageFile], notices: list[str], ignored: Sequence[int] | None = None) -> Labels:
+def load_labels(
+    labels: str,
+    files: Sequence[ImageFile],
+    relative_paths: Sequence[str],
+    notices: list[str],
+    ignored: Sequence[int] | None = None,
+) -> Labels:
     """Reads what `data.labels` names.
 
     Args:
-        labels: "auto" and "none" find nothing here; a path, PATH:KEY, or :KEY (an array of each image file itself).
+        labels: "auto" and "none" find nothing here; the path of a label raster, of a folder of them, or of a table, PATH:KEY
+            (an array, or a table's column), or :KEY (an array of each image file itself).
         files: the images.
+        relative_paths: of the files, below their source.
         notices: told what was inferred.
         ignored: values that mean "no label", beside negative ones and a raster's own nodata; None: 0, where the format's
             convention says so and two classes are left.
@@ -135,6 +147,10 @@ def load_labels(labels: str, files: Sequence[ImageFile], notices: list[str], ign
             path = Path(before).expanduser()
         if not path_exists(path):
             raise DataError(f"{path}: no such label file", hint="check data.labels (--labels)")
+        if path.suffix.lower() in TABLE_SUFFIXES:
+            return _from_table(path, key, files, relative_paths, notices, ignored)
+        if path.is_dir() and not _holds_arrays(path):
+            return _from_folder(path, files, relative_paths, notices, ignored)
         found = _from_array(path, key, notices) if key or _holds_arrays(path) else _from_raster(path, notices)
     if isinstance(found, np.ndarray):
         known = (found >= 0) & ~np.isin(found, ignored or ())
@@ -152,8 +168,60 @@ def _holds_arrays(path: Path) -> bool:
     return path.suffix.lower() in ARRAY_SUFFIXES
 
 
+def _from_table(
+    path: Path,
+    column: str,
+    files: Sequence[ImageFile],
+    relative_paths: Sequence[str],
+    notices: list[str],
+    ignored: Sequence[int] | None,
+) -> Labels:
+    """A label for each file; for each entry, where a single file holds an array of images."""
+    if len(files) == 1 and files[0].count > 1:
+        per_image, names = classes(rows_in_order(path, column, files[0].count), ignored, path)
+        return Labels(names, per_image)
+    per_file, names = classes(table_labels(path, column, relative_paths, notices), ignored, path)
+    return Labels(names, per_file=per_file)
+
+
+def _from_folder(
+    folder: Path, files: Sequence[ImageFile], relative_paths: Sequence[str], notices: list[str], ignored: Sequence[int] | None
+) -> Labels:
+    """The label raster of each file, called like it: a/b.tif is the one of a/b.npy, and so is a/b_mask.png."""
+    root, paths = find_files(str(folder), (), notices)
+    images = {file.path.resolve() for file in files}
+    names = ImageNames(relative_paths)
+    maps: list[_Map | None] = [None] * len(files)
+    used: dict[int, Path] = {}
+    strangers = []
+    for path in paths:
+        if path.resolve() in images:
+            continue
+        name = relative_path(path, root)
+        index = next((index for shorter in shorter_names(name) if (index := names.one(shorter)) is not None), None)
+        if index is None:
+            strangers.append(name)
+            continue
+        if index in used:
+            raise DataError(f"{relative_paths[index]}: both {used[index]} and {path} are called like it", hint="leave one there")
+        used[index] = path
+        found = _from_array(path, "", notices) if _holds_arrays(path) else _from_raster(path, notices)
+        if not isinstance(found, _Map):
+            raise DataError(f"{path}: one axis is no label raster", hint="check data.labels")
+        maps[index] = found
+    if not used:
+        raise DataError(
+            f"{folder}: no label raster is called like an image, such as {relative_paths[0]}",
+            hint="give it the image's file name, or one that goes on after it (name_labels.tif)",
+        )
+    if strangers or len(used) < len(files):
+        few = f"; {len(strangers)} are called like no image ({', '.join(strangers[:3])})" if strangers else ""
+        notices.append(f"labels: {len(used)} of {len(files)} files have a raster in {folder}{few}")
+    return _finish(maps, files, str(folder), ignored, notices)
+
+
 def _finish(
-    maps: list[_Map],
+    maps: Sequence[_Map | None],
     files: Sequence[ImageFile],
     labels: str,
     ignored: Sequence[int] | None,
@@ -162,14 +230,14 @@ def _finish(
     shared: bool = False,
 ) -> Labels:
     """Checks sizes, finds the classes window by window, and pairs rasters with files."""
-    rasters = [one.file for one in maps]
+    rasters = [None if one is None else one.file for one in maps]
     fits = [
-        (raster.height, raster.width) == (file.height, file.width) and raster.count in (1, file.count)
+        raster is not None and (raster.height, raster.width) == (file.height, file.width) and raster.count in (1, file.count)
         for raster, file in zip(rasters, files, strict=True)
     ]
-    if not any(fits) or (not shared and not all(fits)):
-        bad = fits.index(False)
-        raster, file = rasters[bad], files[bad]
+    unfit = [(raster, file) for raster, file, fit in zip(rasters, files, fits, strict=True) if raster is not None and not fit]
+    if not any(fits) or (not shared and unfit):
+        raster, file = unfit[0]
         others = sorted({f"{file.height}×{file.width}" for file in files})
         raise DataError(
             f"{labels}: the labels are {raster.height}×{raster.width} px, the images "
@@ -182,16 +250,18 @@ def _finish(
         notices.append(
             f"the labels apply to the {sum(fits)} images of their size; {len(missing)} of another size have none ({few})"
         )
-    unique = [rasters[fits.index(True)]] if shared else rasters
+    unique = [raster for raster, fit in zip(rasters, fits, strict=True) if raster is not None and fit][: 1 if shared else None]
     values: set[int] = set()
     for raster in unique:
         values |= _values(raster, labels)
-    values -= _unlabelled(values, ignored, all(one.zero_unlabelled for one in maps), notices)
+    values -= _unlabelled(values, ignored, all(one.zero_unlabelled for one in maps if one is not None), notices)
     if not values:
         raise DataError(f"{labels}: no pixel has a label", hint="check data.labels and data.ignored_labels")
     ordered = tuple(int(v) for v in _few(np.array(sorted(values)), labels))
     names = tuple(str(value) for value in ordered)
-    paired = tuple(LabelRaster(r, ordered) if fit else None for r, fit in zip(rasters, fits, strict=True))
+    paired = tuple(
+        LabelRaster(raster, ordered) if raster is not None and fit else None for raster, fit in zip(rasters, fits, strict=True)
+    )
     return Labels(names, rasters=paired)
 
 

@@ -1,0 +1,175 @@
+"""Labels from a table: a CSV file with a row for each image."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auxmae.data.pairing import ImageNames
+from auxmae.errors import DataError
+
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
+# Columns of these names hold labels, where a table has more than two columns.
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "classname", "category", "target", "y")
+DELIMITERS = ",;\t|"
+# What a missing value is written as; pandas writes nothing, R writes NA.
+MISSING = ("", "nan", "na")
+_NAMES, _COLUMNS = 3, 20
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Columns by name; `lines` tells where in the file each row stands."""
+
+    path: Path
+    columns: dict[str, list[str]]
+    lines: list[int]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
+def table_labels(path: Path, column: str, relative_paths: Sequence[str], notices: list[str]) -> list[str]:
+    """The label that a table gives each image, as text; "" where it gives none.
+
+    Args:
+        path: CSV with a header line, in UTF-8; fields are parted by comma, semicolon, tab or bar.
+        column: the one that holds the labels; "": the one called so, or the only one beside the names.
+        relative_paths: of the images, below their source; one of the columns names them, by path or by file name.
+        notices: told which images have none, and which rows name no image.
+
+    Raises:
+        DataError: it cannot be read, names no image, names one twice with two labels, or does not say which column is meant.
+    """
+    table = _read(path)
+    names = ImageNames(relative_paths)
+    best = _name_column(table, column, names)
+    if best is None:
+        raise DataError(
+            f"{path}: no row names an image of the source, such as {relative_paths[0]}",
+            hint=f"one of its columns ({_listed(list(table.columns), _COLUMNS)}) has to hold paths or file names",
+        )
+    try:
+        found = [names.one(value) for value in table.columns[best]]
+    except DataError as error:
+        raise DataError(f"{path}: column {best}: {error.message}", hint=error.hint) from error
+    column = _label_column(table, best, column)
+    labels, told = [""] * len(relative_paths), dict[int, int]()
+    for row, index in enumerate(found):
+        label = table.columns[column][row].strip()
+        if index is None or label.lower() in MISSING:
+            continue
+        if labels[index] not in ("", label):
+            lines = f"{labels[index]!r} in line {told[index]} and {label!r} in line {table.lines[row]}"
+            raise DataError(f"{path}: {relative_paths[index]} is {lines}", hint="an image has one label")
+        labels[index], told[index] = label, table.lines[row]
+    known = sum(label != "" for label in labels)
+    strangers = [value for value, index in zip(table.columns[best], found, strict=True) if index is None and value.strip()]
+    notices.append(
+        f"labels: column {column} of {path.name}, for {known} of {len(labels)} images, named in column {best}"
+        + (f"; {len(strangers)} of its rows name no image here ({_listed(strangers, _NAMES)})" if strangers else "")
+    )
+    return labels
+
+
+def rows_in_order(path: Path, column: str, count: int) -> list[str]:
+    """The labels of `count` images that have no names of their own, the entries of an array: a row for each, in their order.
+
+    Raises:
+        DataError: there are more or fewer rows, or which column is meant is not said.
+    """
+    table = _read(path)
+    if len(table) != count:
+        raise DataError(f"{path}: {len(table)} rows below its header line, and {count} images", hint="check data.labels")
+    values = table.columns[_label_column(table, "", column)]
+    return ["" if value.strip().lower() in MISSING else value.strip() for value in values]
+
+
+def classes(labels: Sequence[str], ignored: Sequence[int] | None, path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Class numbers, −1 for "no label", and the classes' names, in the order of numbers where all are numbers.
+
+    Raises:
+        DataError: the labels are measurements, or all of them mean "no label".
+    """
+    names = sorted({label for label in labels if label})
+    try:
+        values = {name: float(name) for name in names}
+    except ValueError:
+        values = {}
+    if values:
+        if any(value != round(value) for value in values.values()):
+            raise DataError(f"{path}: its labels are no whole numbers, so they are no classes", hint="check data.labels")
+        out = {value for value in values.values() if value < 0} | set(ignored or ())
+        kept = sorted({int(value) for value in values.values() if value not in out})
+        place = {name: kept.index(int(value)) for name, value in values.items() if value not in out}
+        names = [str(value) for value in kept]
+    else:
+        place = {name: index for index, name in enumerate(names)}
+    if not names:
+        raise DataError(f"{path}: no image has a label", hint="check data.labels and data.ignored_labels")
+    return np.array([place.get(label, -1) for label in labels], dtype=np.int64), tuple(names)
+
+
+def _read(path: Path) -> _Table:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            delimiter = max(DELIMITERS, key=header.count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            rows = [(reader.line_num, row) for row in reader if row]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text", hint="save the table as CSV in UTF-8") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: not a readable table: {error}", hint="save it as CSV, with a header line") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(rows) < 2:
+        raise DataError(f"{path}: no row below its header line", hint="a label table has a header line and a row for each image")
+    names = [name.strip() for name in rows[0][1]]
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: two columns have the same name", hint="rename one in its header line")
+    for line, row in rows:
+        if len(row) > len(names):
+            raise DataError(
+                f"{path}: line {line} has {len(row)} fields, the header line {len(names)}", hint="quote fields with commas"
+            )
+    columns = {name: [row[i] if i < len(row) else "" for _, row in rows[1:]] for i, name in enumerate(names)}
+    return _Table(path, columns, [line for line, _ in rows[1:]])
+
+
+def _name_column(table: _Table, column: str, names: ImageNames) -> str | None:
+    """The column, not the one named for the labels, that names most files by their full names, else most images at all."""
+    best, most = None, (0, 0)
+    for name, values in table.columns.items():
+        files = sum(names.is_file_name(value) for value in values)
+        images = len({index for value in values for index in names.find(value)})
+        if name != column and images and (files, images) > most:
+            best, most = name, (files, images)
+    return best
+
+
+def _label_column(table: _Table, named: str, column: str) -> str:
+    """Which column holds the labels, beside the one that names the images."""
+    others = [name for name in table.columns if name != named]
+    if column:
+        if column not in table.columns:
+            raise DataError(f"{table.path}: no column {column!r}", hint=f"it has {_listed(others, _COLUMNS)}")
+        return column
+    called = [name for name in others if name.lower() in LABEL_COLUMNS]
+    chosen = called if len(called) == 1 else others
+    if len(chosen) != 1:
+        raise DataError(
+            f"{table.path}: which column holds the labels? It has {_listed(others, _COLUMNS) or 'none beside the names'}",
+            hint=f"name it: --labels {table.path}:COLUMN",
+        )
+    return chosen[0]
+
+
+def _listed(values: Sequence[str], most: int) -> str:
+    return ", ".join(values[:most]) + (" …" if len(values) > most else "")

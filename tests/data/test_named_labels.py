@@ -1,0 +1,203 @@
+"""Labels that name their images: tables of rows, and folders of rasters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from auxmae.data.collection import open_collection
+from auxmae.data.image import Window
+from auxmae.data.pairing import ImageNames, shorter_names
+from auxmae.errors import DataError
+
+RNG = np.random.default_rng(5)
+
+
+def images(folder: Path, *names: str, size: int = 16) -> Path:
+    for name in names:
+        path = folder / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, RNG.uniform(size=(5, size, size)).astype(np.float32))
+    return folder
+
+
+def table(path: Path, text: str, encoding: str = "utf-8") -> str:
+    path.write_bytes(text.encode(encoding))
+    return str(path)
+
+
+def labels_of(source: Path, labels: str, **options: object) -> dict[str, str]:
+    collection = open_collection(str(source), labels=labels, **options)
+    assert collection.layout == "images"
+    names = [*collection.class_names, ""]
+    return {Path(path).stem: names[label] for path, label in zip(collection.relative_paths, collection.labels, strict=True)}
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_however_a_table_is_written(tmp_path, delimiter, encoding):
+    images(tmp_path / "data", "a", "b", "c", "d")
+    rows = [("plate", "file name", "treatment"), ("1", "b.npy", "Wärme"), ("1", "a.npy", '"ice, dry"'), ("2", "c.npy", "")]
+    text = "\r\n".join(delimiter.join(row) for row in rows) + "\r\n\r\n"
+    found = labels_of(tmp_path / "data", table(tmp_path / "labels.csv", text, encoding) + ":treatment")
+    assert found == {"a": "ice, dry", "b": "Wärme", "c": "", "d": ""}
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["{}.npy", "{}", "{}.tif", "/somewhere/else/{}.npy", "data\\{}.npy", " {}.npy "],
+    ids=["name", "stem", "another ending", "another folder", "backslash", "spaces"],
+)
+def test_however_a_table_names_its_images(tmp_path, named):
+    images(tmp_path / "data", "a.1", "b.2")
+    path = table(tmp_path / "labels.csv", f"label,image\nx,{named.format('b.2')}\ny,{named.format('a.1')}\n")
+    assert labels_of(tmp_path / "data", path) == {"a.1": "y", "b.2": "x"}
+
+
+def test_the_same_file_name_in_two_folders(tmp_path):
+    images(tmp_path / "data", "one/a", "two/a")
+    rows = "path,label\none/a.npy,x\ntwo/a.npy,y\n"
+    collection = open_collection(str(tmp_path / "data"), labels=table(tmp_path / "t.csv", rows))
+    assert collection.labels.tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"column path: a\.npy may be one/a\.npy or two/a\.npy"):
+        open_collection(str(tmp_path / "data"), labels=table(tmp_path / "t.csv", "path,label\na.npy,x\n"))
+
+
+def test_which_column_names_the_images(tmp_path):
+    """Neither the labels nor a running number do, though 1, 2, 3 are names here too."""
+    images(tmp_path / "data", *"123456")
+    rows = [f"{1 + i % 2},{(i + 3) % 6 + 1},{i + 1}" for i in range(6)]
+    ids = table(tmp_path / "t.csv", "label,number,row\n" + "\n".join(f"{row}" for row in rows))
+    assert labels_of(tmp_path / "data", ids)["4"] == "1"
+    files = [f"{1 + i % 2},{(i + 3) % 6 + 1},{i + 1}.npy" for i in range(6)]
+    assert labels_of(tmp_path / "data", table(tmp_path / "t.csv", "label,number,file\n" + "\n".join(files))) == {
+        str(i + 1): str(1 + i % 2) for i in range(6)
+    }
+    # A measurement is no name with an ending.
+    measured = [f"{i}.7,{i}.npy,{'ab'[i % 2]}" for i in range(1, 7)]
+    assert labels_of(tmp_path / "data", table(tmp_path / "t.csv", "area,file,label\n" + "\n".join(measured)))["1"] == "b"
+
+
+def test_numbers_are_classes_in_their_order(tmp_path):
+    images(tmp_path / "data", *"abcde")
+    path = table(tmp_path / "t.csv", "file,label\na,10\nb,9.0\nc,-1\nd,nan\ne,0\n")
+    collection = open_collection(str(tmp_path / "data"), labels=path)
+    assert (collection.class_names, collection.labels.tolist()) == (("0", "9", "10"), [2, 1, -1, -1, 0])
+    collection = open_collection(str(tmp_path / "data"), labels=path, ignored_labels=(0,))
+    assert (collection.class_names, collection.labels.tolist()) == (("9", "10"), [1, 0, -1, -1, -1])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no row below its header line"),
+        ("file,label\n", "no row below its header line"),
+        ("file,label\nelsewhere.npy,x\n", "no row names an image of the source, such as a.npy"),
+        ("file,label\na.npy,x\nb.npy,y\na.npy,z\n", "a.npy is 'x' in line 2 and 'z' in line 4"),
+        ("file,dose,time\na.npy,1,2\n", "which column holds the labels? It has dose, time"),
+        ("file\na.npy\n", "which column holds the labels? It has none beside the names"),
+        ("file,label\na.npy,x,y\n", "line 2 has 3 fields, the header line 2"),
+        ("file,label,label\na.npy,x,y\n", "two columns have the same name"),
+        ("file,label\na.npy,\nb.npy,nan\n", "no image has a label"),
+        ("file,label\na.npy,0.25\nb.npy,0.5\n", "no whole numbers"),
+        ("file,label\na.npy,x\n".encode("utf-16").decode("latin-1"), "not UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_table(tmp_path, text, words):
+    images(tmp_path / "data", "a", "b")
+    with pytest.raises(DataError) as told:
+        open_collection(str(tmp_path / "data"), labels=table(tmp_path / "t.csv", text, "latin-1"))
+    assert words in told.value.message
+    assert str(tmp_path / "t.csv") in told.value.message
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    images(tmp_path / "data", "a", "b")
+    path = table(tmp_path / "t.csv", "file,dose,time\na.npy,1,2\n")
+    with pytest.raises(DataError, match="no column 'day'") as told:
+        open_collection(str(tmp_path / "data"), labels=f"{path}:day")
+    assert told.value.hint == "it has dose, time"
+
+
+def test_rows_that_name_no_image_are_told(tmp_path):
+    images(tmp_path / "data", "a", "b", "c")
+    path = table(tmp_path / "t.csv", "file,label\na.npy,x\nb.npy,y\nz.npy,y\n")
+    notices = open_collection(str(tmp_path / "data"), labels=path).notices
+    told = "labels: column label of t.csv, for 2 of 3 images, named in column file; 1 of its rows name no image here (z.npy)"
+    assert told in notices
+
+
+def test_the_entries_of_an_array_have_rows_in_order(tmp_path):
+    np.save(tmp_path / "all.npy", np.zeros((4, 5, 16, 16), np.float32) + np.arange(5)[:, None, None])
+    path = table(tmp_path / "t.csv", 'label\nx\ny\n""\nx\n')
+    collection = open_collection(str(tmp_path / "all.npy"), labels=path)
+    assert (collection.class_names, collection.labels.tolist()) == (("x", "y"), [0, 1, -1, 0])
+    with pytest.raises(DataError, match="2 rows below its header line, and 4 images"):
+        open_collection(str(tmp_path / "all.npy"), labels=table(tmp_path / "t.csv", "label\nx\ny\n"))
+
+
+def test_scenes_are_not_labelled_as_a_whole(tmp_path):
+    images(tmp_path / "data", "a", "b", size=64)
+    path = table(tmp_path / "t.csv", "file,label\na.npy,x\nb.npy,y\n")
+    assert open_collection(str(tmp_path / "data"), labels=path).layout == "images"
+    with pytest.raises(DataError, match="a table labels whole images") as told:
+        open_collection(str(tmp_path / "data"), labels=path, layout="scenes")
+    assert told.value.hint == "set data.layout = 'images'"
+
+
+def test_a_name_means_one_image_or_several():
+    names = ImageNames(["x/a.tif", "y/a.tif", "y/b.tif"])
+    assert [names.find(name) for name in ("b", "y/a.tif", "q/y/a.png", "a.tif", "q/a.tif", "c")] == [
+        [2],
+        [1],
+        [1],
+        [0, 1],
+        [],
+        [],
+    ]
+    assert shorter_names("p/a_b-mask.png") == ["p/a_b-mask.png", "p/a_b", "p/a"]
+
+
+# ---- folders of rasters ----------------------------------------------------------------------------------------------
+
+
+def raster(path: Path, value: int, size: int = 64) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros((size, size), np.uint8)
+    array[: size // 2] = value
+    np.save(path, array) if path.suffix == ".npy" else Image.fromarray(array).save(path)
+
+
+@pytest.mark.parametrize(
+    ("masks", "name"),
+    [("masks", "{}.png"), ("masks", "{}_labels.png"), ("data/masks", "{}.npy"), ("data", "{}_mask.png")],
+    ids=["like it", "with a word", "below the images", "beside them"],
+)
+def test_a_folder_of_rasters(tmp_path, masks, name):
+    images(tmp_path / "data", "a", "a_b", "c", size=64)
+    for image, value in (("a", 3), ("a_b", 7)):
+        raster(tmp_path / masks / name.format(image), value)
+    collection = open_collection(str(tmp_path / "data"), labels=str(tmp_path / masks))
+    assert (collection.layout, collection.class_names) == ("scenes", ("0", "3", "7"))
+    assert collection.relative_paths == ("a.npy", "a_b.npy", "c.npy")
+    found = collection.label_rasters
+    assert [None if one is None else one.read(0, Window(31, 0, 2, 1)).tolist() for one in found] == [[[1], [0]], [[2], [0]], None]
+    assert any(notice.startswith("labels: 2 of 3 files have a raster") for notice in collection.notices)
+
+
+def test_what_is_wrong_with_a_folder_of_rasters(tmp_path):
+    images(tmp_path / "data", "a", "b", size=64)
+    raster(tmp_path / "masks" / "z.png", 1)
+    with pytest.raises(DataError, match=r"no label raster is called like an image, such as a\.npy"):
+        open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks"))
+    raster(tmp_path / "masks" / "a.png", 1)
+    raster(tmp_path / "masks" / "a_old.png", 2)
+    with pytest.raises(DataError, match=r"a\.npy: both .*a\.png and .*a_old\.png are called like it"):
+        open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks"))
+    (tmp_path / "masks" / "a_old.png").unlink()
+    raster(tmp_path / "masks" / "b.png", 2, size=32)
+    with pytest.raises(DataError, match="the labels are 32×32 px, the images 64×64 px"):
+        open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks"))
