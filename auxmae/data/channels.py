@@ -29,7 +29,7 @@ def plan_channels(
 
     Args:
         files: at least one.
-        channels: names to select and order by; the names themselves where no file carries any.
+        channels: names to select and order by; where no file carries any, of C1, C2, …, or the names themselves.
         wavelengths: of the channels used, or of all channels, nm.
         notices: told what was taken over.
 
@@ -49,16 +49,16 @@ def plan_channels(
                 )
     if named:
         everything = names_of[id(named[0])]
-    elif channels is not None:
-        if len(channels) != files[0].channels:
-            raise SettingsError(
-                f"data.channels has {len(channels)} names, and {files[0].path} has {files[0].channels} channels without names",
-                hint="give a name to every channel",
-            )
-        everything = channels
     else:
         digits = len(str(files[0].channels))
         everything = tuple(f"C{number:0{digits}}" for number in range(1, files[0].channels + 1))
+        if channels is not None and not set(channels) <= set(everything):
+            if len(channels) != files[0].channels:
+                raise SettingsError(
+                    f"data.channels has {len(channels)} names; {files[0].path} has {files[0].channels} channels without names",
+                    hint=f"give a name to every channel, or choose among {_short(everything)}",
+                )
+            everything = channels
     if named and len(named) < len(files):
         notices.append(
             f"{len(files) - len(named)} of {len(files)} files carry no channel names: "

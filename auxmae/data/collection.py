@@ -31,9 +31,10 @@ Progress = Callable[[int, int], None]
 
 SYNTHETIC = "synthetic"
 # Few and large files are scenes to cut; many or small ones are images as they are.
-SCENE_FILES = 16
-SCENE_SIDE = 48
 IMAGE_SIDE = 512
+# Fewer files than this, of at least this side, px: a few are too few to hold out some of them, and some more may be cut into
+# blocks only where they are large enough for three a side.
+SCENES = ((5, 48), (16, 144))
 # Pixels of up to this many images are looked at when a source is opened; of more, only with allow_broken.
 CHECKED_IMAGES = 2000
 _CHECK_SIDE = 512
@@ -381,7 +382,7 @@ def _choose_layout(layout: str, files: Sequence[ImageFile], has_classes: bool, h
         return "images"
     smallest = min(min(file.height, file.width) for file in files)
     largest = max(max(file.height, file.width) for file in files)
-    few = len(files) < SCENE_FILES and smallest >= SCENE_SIDE
+    few = any(len(files) < count and smallest >= side for count, side in SCENES)
     return "scenes" if few or largest > IMAGE_SIDE else "images"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,23 +20,19 @@ def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple
     Args:
         source: a file, a folder, or a glob pattern.
         exclude: file name patterns to leave out.
-        notices: told of run folders that lie within the source, whose figures are no images of it.
+        notices: told of run folders that lie within the source, whose figures are no images of it, and of links to nothing.
 
     Raises:
         DataError: there is nothing that could be read.
     """
     from auxmae.data.readers import is_readable, path_exists, supported_suffixes
+    from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER
 
     listed = ", ".join(supported_suffixes())
     path = Path(source).expanduser()
     exists = path_exists(path)
     if exists and path.is_dir() and not is_readable(path):
-        # A Zarr store is a folder that is one file to us: what lies inside it is no file of its own.
-        candidates: list[Path] = []
-        for entry in sorted(path.rglob("*")):
-            inside_store = any(parent.suffix.lower() == ".zarr" for parent in entry.relative_to(path).parents)
-            if not inside_store and (entry.is_file() or entry.suffix.lower() == ".zarr"):
-                candidates.append(entry)
+        candidates = _walk(path, notices)
         root = path
         if not candidates:
             raise DataError(f"{source}: the folder is empty", hint=f"supported: {listed}")
@@ -61,13 +58,44 @@ def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple
         and not any(fnmatch.fnmatch(entry.name, pattern) for pattern in exclude)
     ]
     # An ENVI header stands for its data file: the pair is one image.
-    headers = {entry.with_suffix("") for entry in paths if entry.suffix.lower() == ".hdr"}
-    paths = [p for p in paths if p.suffix.lower() == ".hdr" or (p.with_suffix("") not in headers and p not in headers)]
+    headers = {entry.with_suffix("") for entry in paths if entry.suffix.lower() == HEADER}
+
+    def described(entry: Path) -> bool:
+        return entry in headers or (entry.suffix.lower() in DATA_SUFFIXES and entry.with_suffix("") in headers)
+
+    paths = [entry for entry in paths if not described(entry)]
     if not paths:
         why = "every supported file is excluded by data.exclude" if exclude else "no supported file"
         why += " outside of run folders" if any(runs.values()) else ""
         raise DataError(f"{source}: {why}", hint=f"supported: {listed}")
     return root, paths
+
+
+def _walk(folder: Path, notices: list[str]) -> list[Path]:
+    """Every file below a folder, linked folders' too; a Zarr store, a folder that is one file to us, as a whole."""
+    found, seen = [], {folder.resolve()}
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+        inner = []
+        for name in sorted(folders):
+            path = Path(parent, name)
+            if path.suffix.lower() == ".zarr":
+                found.append(path)
+            elif path.resolve() not in seen:
+                # A link may lead to a folder above it, or to one that is there by its own name.
+                seen.add(path.resolve())
+                inner.append(name)
+        folders[:] = inner
+        for name in files:
+            path = Path(parent, name)
+            if path.is_file():
+                found.append(path)
+            elif path.is_symlink():
+                notices.append(f"left out: {path} is a link to nothing")
+    return sorted(found)
 
 
 def _in_run(path: Path, root: Path, runs: dict[Path, bool]) -> bool:

@@ -232,12 +232,21 @@ def _finish(
     """Checks sizes, finds the classes window by window, and pairs rasters with files."""
     rasters = [None if one is None else one.file for one in maps]
     fits = [
-        raster is not None and (raster.height, raster.width) == (file.height, file.width) and raster.count in (1, file.count)
+        raster is not None
+        and (raster.height, raster.width) == (file.height, file.width)
+        and raster.count in (1, file.count)
+        and same_place(raster, file)
         for raster, file in zip(rasters, files, strict=True)
     ]
     unfit = [(raster, file) for raster, file, fit in zip(rasters, files, fits, strict=True) if raster is not None and not fit]
     if not any(fits) or (not shared and unfit):
         raster, file = unfit[0]
+        if (raster.height, raster.width) == (file.height, file.width) and not same_place(raster, file):
+            corners = " and ".join("({:.10g}, {:.10g})".format(*transform_of(one)[2::3]) for one in (raster, file))
+            raise DataError(
+                f"{labels}: the labels lie elsewhere than {file.path.name}: their upper left corners are {corners}",
+                hint="warp them to the image's grid; where the pixels do match, save them without a georeference",
+            )
         others = sorted({f"{file.height}×{file.width}" for file in files})
         raise DataError(
             f"{labels}: the labels are {raster.height}×{raster.width} px, the images "
@@ -248,7 +257,7 @@ def _finish(
     if missing and shared:
         few = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         notices.append(
-            f"the labels apply to the {sum(fits)} images of their size; {len(missing)} of another size have none ({few})"
+            f"the labels apply to the {sum(fits)} images of their size and place; {len(missing)} others have none ({few})"
         )
     unique = [raster for raster, fit in zip(rasters, fits, strict=True) if raster is not None and fit][: 1 if shared else None]
     values: set[int] = set()
@@ -263,6 +272,26 @@ def _finish(
         LabelRaster(raster, ordered) if raster is not None and fit else None for raster, fit in zip(rasters, fits, strict=True)
     )
     return Labels(names, rasters=paired)
+
+
+def transform_of(file: ImageFile) -> list[float]:
+    """Six numbers: x = a·column + b·row + c, y = d·column + e·row + f, of a file that has a georeference."""
+    assert file.georeference is not None
+    return [float(value) for value in file.georeference["transform"]]  # type: ignore[attr-defined]
+
+
+def same_place(one: ImageFile, other: ImageFile) -> bool:
+    """Whether two files of the same size lie on the same grid, to half a pixel, as far as both say where they lie.
+
+    Numbers decide and not the reference system, which has many names; in another one a place has other numbers.
+    """
+    if one.georeference is None or other.georeference is None:
+        return True
+    a, b = np.array(transform_of(one)), np.array(transform_of(other))
+    corners = np.array([[0, 0, 1], [other.width, other.height, 1], [other.width, 0, 1], [0, other.height, 1]])
+    apart = corners @ (a - b).reshape(2, 3).T
+    pixel = np.abs(b.reshape(2, 3)[:, :2]).max()
+    return bool((np.abs(apart) <= pixel / 2).all())
 
 
 def _unlabelled(values: set[int], ignored: Sequence[int] | None, by_convention: bool, notices: list[str]) -> set[int]:
@@ -350,6 +379,8 @@ def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] |
         raise DataError(f"{where}: labels must be numbers, not {array.dtype}", hint="check data.labels")
     if array.ndim == 1:
         valid = np.isfinite(array)
+        if (array[valid] != np.round(array[valid])).any():
+            raise DataError(f"{where}: the labels are no whole numbers", hint="check data.labels")
         return np.where(valid, array, -1).astype(np.int64)
     abundances = False
     if array.ndim == 3 and not _whole(array):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from auxmae.data.collection import open_collection
 from auxmae.data.image import ReadOptions, Window
+from auxmae.data.splits import split_collection
 from auxmae.errors import DataError, SettingsError
 
 RNG = np.random.default_rng(11)
@@ -269,3 +271,111 @@ def test_the_figures_of_runs_are_no_images(tmp_path, monkeypatch, source):
     shutil.rmtree("mine")
     with pytest.raises(DataError, match="no supported file outside of run folders"):
         open_collection(source)
+
+
+def cubes(folder: Path, *names: str, size: int = 16) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        np.save(folder / f"{name}.npy", pixels(5, size, size))
+    return folder
+
+
+def test_linked_folders_and_links_to_nothing(tmp_path):
+    elsewhere = cubes(tmp_path / "elsewhere", "b1", "b2")
+    data = cubes(tmp_path / "data" / "A", "a1", "a2").parent
+    (data / "B").symlink_to(elsewhere)
+    (data / "A" / "up").symlink_to(data)
+    (data / "gone.npy").symlink_to(tmp_path / "nowhere.npy")
+    collection = open_collection(str(data))
+    assert collection.relative_paths == ("A/a1.npy", "A/a2.npy", "B/b1.npy", "B/b2.npy")
+    assert collection.class_names == ("A", "B")
+    assert f"left out: {data / 'gone.npy'} is a link to nothing" in collection.notices
+
+
+def test_what_lies_beside_an_envi_header_is_a_file_of_its_own(tmp_path):
+    array = pixels(5, 16, 16)
+    for name, data in (("a.hdr", "a.raw"), ("b.img.hdr", "b.img")):
+        (tmp_path / name).write_text(
+            "ENVI\nsamples = 16\nlines = 16\nbands = 5\ndata type = 12\ninterleave = bsq\nbyte order = 0\nheader offset = 0\n"
+        )
+        array.tofile(tmp_path / data)
+    write(tmp_path / "a.tif", array)
+    collection = open_collection(str(tmp_path))
+    assert collection.relative_paths == ("a.raw", "a.tif", "b.img")
+    for item in range(3):
+        assert np.array_equal(collection.read(item).pixels, array)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are text elsewhere")
+def test_file_names_that_are_no_text(tmp_path):
+    data = cubes(tmp_path / "data", "a", "b", "c")
+    os.rename(os.fsencode(data / "a.npy"), os.fsencode(data) + b"/im_\xe9.npy")
+    collection = open_collection(str(data))
+    assert len(collection) == 3
+    assert len(split_collection(collection, image_size=16).digest) == 16
+
+
+def test_channels_without_names_can_be_left_out(tmp_path):
+    array = pixels(5)
+    np.save(tmp_path / "a.npy", array)
+    collection = open_collection(str(tmp_path), channels=("C4", "C1"))
+    assert collection.channel_names == ("C4", "C1")
+    assert np.array_equal(collection.read(0).pixels, array[[3, 0]])
+    with pytest.raises(SettingsError, match=r"2 names; .* has 5 channels without names") as told:
+        open_collection(str(tmp_path), channels=("C4", "C6"))
+    assert "choose among C1" in told.value.hint
+
+
+def test_transparency_is_told(tmp_path):
+    for index in range(3):
+        array = RNG.integers(0, 256, (16, 16, 4), dtype=np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{index}.png")
+    collection = open_collection(str(tmp_path))
+    assert collection.channel_names == ("red", "green", "blue")
+    assert "0.png: its alpha channel is transparency: it says which pixels are valid (3 files)" in collection.notices
+    assert np.array_equal(collection.read(2).valid[0], array[..., 3] > 0)
+
+
+def test_measurements_are_no_classes(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 5, 16, 16), np.float32) + np.arange(5)[:, None, None])
+    np.save(tmp_path / "y.npy", np.array([0.5, 1, np.nan, 2]))
+    with pytest.raises(DataError, match="no whole numbers"):
+        open_collection(str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"))
+
+
+def placed(path: Path, array: np.ndarray, east: float, north: float = 5e6, epsg: int = 32633) -> Path:
+    count, height, width = array.shape
+    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": array.dtype.name}
+    transform = rasterio.transform.from_origin(east, north, 10, 10)
+    with rasterio.open(path, "w", crs=f"EPSG:{epsg}", transform=transform, **profile) as file:
+        file.write(array)
+    return path
+
+
+def test_a_label_raster_lies_where_its_scene_does(tmp_path):
+    scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
+    truth = RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8)
+    for name, east, epsg in (("same", 400_000, 32633), ("rounded", 400_000.4, 32633), ("other name", 400_000, 25833)):
+        labels = placed(tmp_path / f"{name}.tif", truth, east, epsg=epsg)
+        assert open_collection(str(scene), labels=str(labels)).has_label_maps
+    assert open_collection(str(scene), labels=str(write(tmp_path / "nowhere.tif", truth))).has_label_maps
+    for east in (399_990, 500_000):
+        with pytest.raises(DataError, match=rf"lie elsewhere than scene\.tif: .* \({east}, 5000000\) and \(400000, 5000000\)"):
+            open_collection(str(scene), labels=str(placed(tmp_path / "off.tif", truth, east)))
+
+
+def test_a_label_raster_is_not_another_places(tmp_path):
+    for name, east in (("here", 400_000), ("later", 400_000), ("there", 700_000)):
+        placed(tmp_path / f"{name}.tif", pixels(5, 90, 90), east)
+    labels = placed(tmp_path / "truth.tif", RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8), 400_000)
+    collection = open_collection(str(tmp_path), labels=str(labels))
+    assert [raster is not None for raster in collection.label_rasters] == [True, True, False]
+    assert "the labels apply to the 2 images of their size and place; 1 others have none (there.tif)" in collection.notices
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "layout"),
+    [(4, 48, "scenes"), (4, 47, "images"), (5, 48, "images"), (15, 60, "images"), (15, 144, "scenes"), (16, 144, "images")],
+)
+def test_few_images_that_cannot_be_cut_are_no_scenes(tmp_path, count, side, layout):
+    assert open_collection(str(cubes(tmp_path, *(f"{i}" for i in range(count)), size=side))).layout == layout

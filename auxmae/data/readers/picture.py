@@ -19,6 +19,7 @@ from auxmae.data.readers.encoding import Encoding, to_image
 NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 _GREY = ("1", "L", "LA")
 _PALETTE = ("P", "PA")
+_ALPHA = ("LA", "RGBA", "PA")
 _PNG = b"\x89PNG\r\n\x1a\n"
 # EXIF: the tag of the orientation, and its first value that lays rows as columns.
 _ORIENTATION, _TRANSPOSED = 0x0112, 5
@@ -46,7 +47,8 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     names = None if indexed else NAMES[channels]
     axes = Axes(("C", "H", "W"), (channels, height, width))
     read = partial(_read, path, options.indexed, axes, options.nodata, names)
-    return ImageFile(path, 1, channels, height, width, np.dtype(np.uint8), read, names)
+    notices = (f"{path.name}: its alpha channel is transparency: it says which pixels are valid",) if mode in _ALPHA else ()
+    return ImageFile(path, 1, channels, height, width, np.dtype(np.uint8), read, names, notices=notices)
 
 
 def _sixteen_bits(path: Path) -> bool:
@@ -57,7 +59,7 @@ def _sixteen_bits(path: Path) -> bool:
 
 def _by_gdal(path: Path, options: ReadOptions) -> ImageFile:
     file = geotiff.open_file(path, options)
-    return replace(file, channel_names=NAMES.get(file.channels), notices=())
+    return replace(file, channel_names=NAMES.get(file.channels))
 
 
 def _decode(path: Path, indexed: bool) -> dict[str, NDArray[Any]]:
@@ -67,7 +69,7 @@ def _decode(path: Path, indexed: bool) -> dict[str, NDArray[Any]]:
     with Image.open(path) as stored:
         picture = ImageOps.exif_transpose(stored)
         arrays: dict[str, NDArray[Any]] = {}
-        if picture.mode in ("LA", "RGBA", "PA") or "transparency" in picture.info:
+        if picture.mode in _ALPHA or "transparency" in picture.info:
             arrays["valid"] = np.asarray(picture.convert("RGBA"))[None, ..., 3] > 0
         if indexed and picture.mode in (*_PALETTE, "1"):
             pixels: NDArray[Any] = np.asarray(picture.getchannel(0)).astype(np.uint8)
