@@ -18,7 +18,7 @@ from auxmae.data.dataset import ImageDataset
 from auxmae.data.image import ReadOptions
 from auxmae.data.loading import Loader
 from auxmae.data.splits import Splits, resolve_image_size, split_collection
-from auxmae.data.statistics import ChannelStatistics, Scaling, compute_statistics
+from auxmae.data.statistics import ChannelStatistics, Scaling, compute_statistics, statistics_warnings
 from auxmae.errors import DataError, SettingsError
 from auxmae.model.embedding import ChannelSelection
 from auxmae.model.mae import AuxMAE
@@ -65,6 +65,10 @@ class Data:
 
     def describe(self) -> str:
         return self.collection.describe()
+
+    def warnings(self) -> list[str]:
+        """What looks wrong with the channels, one sentence each; nothing where a stored scaling was given."""
+        return [] if self.statistics is None else statistics_warnings(self.statistics, self.collection.dtype)
 
 
 def select_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -250,7 +254,17 @@ def model_arguments(model: ModelSettings, channels: int) -> dict[str, Any]:
 
 
 def build_model(settings: SettingsTree, data: Data) -> AuxMAE:
-    """The model that the settings describe, for the channels and the scaling that the data has."""
+    """The model that the settings describe, for the channels and the scaling that the data has.
+
+    Raises:
+        SettingsError: an image is one patch, of which nothing can be hidden.
+    """
+    patch = settings.model.patch_size
+    if data.image_size <= patch and settings.masking.strategy != "channel":
+        raise SettingsError(
+            f"crops of {data.image_size} px are one patch of model.patch_size = {patch} px, and none of it can be hidden",
+            hint="lower model.patch_size, or raise model.image_size",
+        )
     return AuxMAE(
         data.collection.channel_names,
         image_size=data.image_size,

@@ -11,8 +11,11 @@ from rich.console import Console
 
 
 def console(*, json_output: bool = False, quiet: bool = False) -> Console:
-    """A rich console on stdout, or on stderr where stdout belongs to a JSON document."""
-    return Console(stderr=json_output, quiet=quiet)
+    """A rich console on stdout, or on stderr where stdout belongs to a JSON document.
+
+    Brackets and colons are what they are: markers and files are called CD3[Sm154] or :gt.
+    """
+    return Console(stderr=json_output, quiet=quiet, markup=False, emoji=False)
 
 
 def print_json(document: Any) -> None:

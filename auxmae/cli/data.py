@@ -90,20 +90,18 @@ def stats(
             }
         )
         return
-    out.print(f"[bold]{collection.describe()}[/]", highlight=False, soft_wrap=True)
+    out.print(collection.describe(), style="bold", highlight=False, soft_wrap=True)
     counted = ", ".join(f"{count} {name}" for name, count in parts.items())
     out.print(f"crops of {size} px: {counted}; split: {splits.method}", highlight=False, soft_wrap=True)
     out.print(_table(statistics))
     if collection.class_names:
         classes = ", ".join(f"{name} ({count})" for name, count in zip(collection.class_names, counts.tolist(), strict=True))
         unit = "pixels" if collection.has_label_maps else "images"
-        out.print(
-            f"{unit} of each class: {classes}; without a label: {unlabelled}", highlight=False, markup=False, soft_wrap=True
-        )
+        out.print(f"{unit} of each class: {classes}; without a label: {unlabelled}", highlight=False, soft_wrap=True)
     for notice in collection.notices:
-        out.print(f"note: {notice}", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"note: {notice}", highlight=False, soft_wrap=True)
     for warning in warnings:
-        out.print(f"warning: {warning}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        out.print(f"warning: {warning}", style="yellow", highlight=False, soft_wrap=True)
     if not warnings:
         out.print("nothing looks wrong", style="green")
 
@@ -114,7 +112,7 @@ def _table(statistics: ChannelStatistics) -> Table:
     s = statistics
     unit = "pixel values" if s.transform == "none" else f"after {s.transform}"
     table = Table(title=f"Training part, valid pixels, {unit}", title_justify="left")
-    table.add_column("channel")
+    table.add_column("channel", overflow="fold")
     columns = {
         "mean": s.mean,
         "std": s.std,

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def reconstruction_table(result: ReconstructionResult) -> Table:
     """Errors by channel, beside the floors."""
     floors = result.floors
     table = Table(title=f"Masked L1, scaled units, {result.images} held-out images", title_justify="left")
-    table.add_column("channel")
+    table.add_column("channel", overflow="fold")
     table.add_column("model", justify="right")
     for name in floors:
         table.add_column(f"floor: {name}", justify="right")
@@ -33,7 +32,7 @@ def reconstruction_table(result: ReconstructionResult) -> Table:
     def row(label: str, error: float, beside: list[float], style: str = "") -> None:
         best = min(beside)
         ratio = f"{error / best:.2f}" if best > 0 else "–"
-        table.add_row(escape(label), f"{error:.4f}", *(f"{value:.4f}" for value in beside), ratio, style=style)
+        table.add_row(label, f"{error:.4f}", *(f"{value:.4f}" for value in beside), ratio, style=style)
 
     shown = list(result.per_channel)[:_SHOWN_CHANNELS]
     for name in shown:
@@ -128,7 +127,7 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
         accuracy = "–" if ENCODER not in result.accuracy else f"{result.accuracy[ENCODER]:.3f}"
         best = "–" if floor is None else f"{result.accuracy[floor]:.3f}"
         errors = ["–" if v is None else f"{v:.4f}" for v in (result.masked_l1, result.unchanged_l1, result.floor_l1)]
-        table.add_row(escape(result.label), accuracy, best, floor or "", *errors)
+        table.add_row(result.label, accuracy, best, floor or "", *errors)
         before = result.kind
     table.caption = "before: the error on the same channels when nothing is changed"
     table.caption_justify = "left"

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from auxmae.errors import AuxMAEError, PeerLostError
+from auxmae.training.stopping import stopping_signals
 
 # Tells a process that somebody waits for it who shows the fault of whichever one failed.
 STARTED = "_AUXMAE_STARTED"
@@ -94,14 +95,14 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def _passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM go to the processes, which finish their step and save."""
+    """What asks this one to stop goes to the processes, which finish their step and save."""
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    previous: dict[signal.Signals, Any] = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous: dict[signal.Signals, Any] = {number: signal.signal(number, pass_on) for number in stopping_signals()}
     try:
         yield
     finally:

@@ -146,6 +146,8 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     state = 16 * parameters / 2**20
     for notice in data.collection.notices:
         out.print(f"note: {notice}", highlight=False, soft_wrap=True)
+    for warning in data.warnings():
+        out.print(f"warning: {warning}", highlight=False, soft_wrap=True)
     document = {
         "data": data.describe(),
         "parts": {
@@ -186,7 +188,9 @@ def _print_result(result: TrainingResult, out: Console) -> None:
         for name, value in rows:
             table.add_row(name, f"{value:.4f}", f"{value / best:.2f}" if best > 0 else "–")
         out.print(table)
-        if result.masked_l1 >= best:
+        if best == 0:
+            out.print("A floor makes no error: hidden pixels are as the visible ones, so these images have nothing to learn.")
+        elif result.masked_l1 >= best:
             out.print(
                 "The model does not beat the better floor yet: train longer, or look at `auxmae data stats`.",
                 soft_wrap=True,

@@ -62,7 +62,7 @@ def resolve_image_size(collection: Collection, requested: int | None, patch_size
         collection: the images.
         requested: the setting, cut down, with a notice, to the patches that the largest image has; None to choose: images:
             their smallest side, scenes: a third of it (so that even a small scene has three blocks a side), both at most
-            `limit`, a multiple of `patch_size`, never below one patch.
+            `limit`, a multiple of `patch_size`, and two patches at least, where an image has them.
         patch_size: side of a patch, px.
         limit: the largest side chosen, px.
 
@@ -79,7 +79,9 @@ def resolve_image_size(collection: Collection, requested: int | None, patch_size
         return min(requested, useful)
     side = collection.smallest_side()
     wanted = min(limit, side // 3 if collection.layout == "scenes" else side)
-    return max(wanted // patch_size * patch_size, patch_size)
+    # Of one patch nothing could be hidden.
+    least = min(2, max(side // patch_size, 1)) * patch_size
+    return max(wanted // patch_size * patch_size, least)
 
 
 def split_collection(

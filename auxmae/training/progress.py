@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -101,6 +104,33 @@ class LineReporter:
     def stop(self) -> None: ...
 
 
+class EnduringReporter:
+    """Passes on to another one until its output is gone: a training outlives the terminal or the pipe that it speaks to."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter: Reporter = reporter
+
+    def _tell(self, call: Callable[[Reporter], None]) -> None:
+        try:
+            call(self.reporter)
+        except (OSError, SystemExit):  # rich makes the latter of a broken pipe
+            self.reporter = SilentReporter()
+            with contextlib.suppress(OSError):
+                print("note: the output is closed; the training goes on without it", file=sys.stderr, flush=True)
+
+    def start(self, total_steps: int, step: int) -> None:
+        self._tell(lambda reporter: reporter.start(total_steps, step))
+
+    def step(self, step: int, values: dict[str, Any]) -> None:
+        self._tell(lambda reporter: reporter.step(step, values))
+
+    def message(self, text: str) -> None:
+        self._tell(lambda reporter: reporter.message(text))
+
+    def stop(self) -> None:
+        self._tell(lambda reporter: reporter.stop())
+
+
 def make_reporter(console: Console) -> Reporter:
     """The live display on a terminal, plain lines elsewhere."""
-    return LiveReporter(console) if console.is_terminal else LineReporter(console)
+    return EnduringReporter(LiveReporter(console) if console.is_terminal else LineReporter(console))

@@ -1,4 +1,4 @@
-"""The run folder: settings.toml, metrics.jsonl, checkpoints/, figures/, result.json, report.html."""
+"""The run folder: settings.toml, data.json, metrics.jsonl, checkpoints/, figures/, result.json, report.html."""
 
 from __future__ import annotations
 
@@ -51,8 +51,24 @@ class RunFolder:
         if which == "best" and not folder.is_dir():
             folder = self.checkpoint("last")
         if not folder.is_dir():
-            raise CheckpointError(f"{self.path}: no checkpoint yet", hint="train longer, or name another run")
+            raise CheckpointError(
+                f"{self.path}: there is no checkpoint in it; the first is written at the end of an epoch, or when a training is "
+                "stopped",
+                hint="delete the folder and train anew, or name another run",
+            )
         return AuxMAE.from_pretrained(folder)
+
+    def note_data(self, data: str, split: str) -> None:
+        """Notes what the run trains on: the data in words, and the digest of the split."""
+        self.write_json("data.json", {"data": data, "split": split})
+
+    def changed_data(self, split: str) -> str | None:
+        """What the run was trained on, in words, where another digest of the split was noted then; else None."""
+        path = self.path / "data.json"
+        if not path.is_file():
+            return None
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        return None if noted["split"] == split else str(noted["data"])
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""

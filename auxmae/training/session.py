@@ -187,6 +187,19 @@ def _fit(
     for notice in data.collection.notices:
         reporter.message(f"note: {notice}")
     reporter.message(f"data: {data.describe()}")
+    if run is not None and (trained_on := run.changed_data(data.digest)) is not None:
+        raise DataError(
+            f"{settings.data.source}: the data have changed since {run.path} was started with {trained_on}: other images would "
+            "be held out now, and figures would flatter",
+            hint=f"put the data back as they were, or start a new run: --init-from {run.path}",
+        )
+    for warning in data.warnings():
+        reporter.message(f"warning: {warning}")
+    if data.train.samples < settings.train.batch_size:
+        reporter.message(
+            f"note: batches have {data.train.samples} images in place of train.batch_size = {settings.train.batch_size}: "
+            "there are no more to train on"
+        )
     if data.train.samples < team.size:
         raise DataError(f"{data.train.samples} images or windows to train on are fewer than the {team.size} processes")
     channels = len(data.collection.channel_names)
@@ -211,6 +224,7 @@ def _fit(
 
     def begun() -> RunFolder:
         new = create_run(settings.run.folder, _with_absolute_source(settings))
+        new.note_data(data.describe(), data.digest)
         if data.statistics is not None:
             new.write_json("statistics.json", data.statistics.to_dict())
         return new
@@ -345,7 +359,12 @@ def _conclude(trained: _Trained, device: torch.device, reporter: Reporter, setti
     masked_l1, floors, per_channel = math.nan, dict[str, float](), dict[str, float]()
     held_out = data.test or data.validation
     if held_out is None:
-        reporter.message("note: nothing is held out, so there is no error to report: set data.test_fraction")
+        how = (
+            "cut smaller blocks (data.block_size, model.image_size), or hold out whole files (data.layout = 'images')"
+            if data.collection.layout == "scenes"
+            else "set data.test_fraction"
+        )
+        reporter.message(f"note: nothing is held out, so there is no error to report: {how}")
     else:
         chosen = held_out.limited(limit)
         if chosen.samples < held_out.samples:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,11 +21,10 @@ from auxmae.training.optimization import autocast, learning_rate_at
 from auxmae.training.progress import Reporter
 from auxmae.training.run import RunFolder
 from auxmae.training.step import TrainingStep
+from auxmae.training.stopping import graceful_stop
 from auxmae.training.watch import CollapseWatch, EarlyStopping, check_finite
 
 LOG_EVERY = 10  # steps between metrics; reading the loss makes a GPU wait, so not every step
-# A second signal within these seconds is the same wish: whoever started several processes passes on what they got already.
-PATIENCE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,31 +77,6 @@ class Outcome:
     @property
     def images_per_second(self) -> float:
         return self.images / self.seconds if self.seconds > 0 else 0.0
-
-
-@contextmanager
-def _graceful_stop() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM finish the step; a second one stops at once.  Yields a function that says whether one came."""
-    asked = threading.Event()
-    previous: dict[signal.Signals, Any] = {}
-    since = 0.0
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal since
-        if not asked.is_set():
-            since = time.monotonic()
-        elif time.monotonic() - since > PATIENCE_SECONDS:
-            raise KeyboardInterrupt
-        asked.set()
-
-    if threading.current_thread() is threading.main_thread():
-        for asked_by in (signal.SIGINT, signal.SIGTERM):
-            previous[asked_by] = signal.signal(asked_by, ask)
-    try:
-        yield asked.is_set
-    finally:
-        for asked_by, handler in previous.items():
-            signal.signal(asked_by, handler)
 
 
 class Trainer:
@@ -231,7 +201,7 @@ class Trainer:
         earlier, began = self.seconds, self.clock()
         saved, logged, logged_images = earlier, began, self.images
         try:
-            with _graceful_stop() as stop_asked:
+            with graceful_stop() as stop_asked:
                 while not self._done():
                     epoch = self.feed.epoch
                     loss, norm = self._train_step(self.feed)

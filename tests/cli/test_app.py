@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 
@@ -135,3 +136,29 @@ def test_a_kernel_that_cannot_run_is_one_line_with_what_to_do(auxmae):
     assert line.startswith("error: the Triton kernel of ")
     assert "cannot run" in line
     assert line.endswith("set AUXMAE_KERNELS=auto or torch")
+
+
+def test_names_with_brackets_and_colons_are_shown_as_they_are(auxmae, tmp_path):
+    names = ["CD3[154]", "[red]", ":smile:"]
+    for index in range(12):
+        np.save(tmp_path / f"{index}.npy", np.random.default_rng(index).uniform(size=(3, 16, 16)))
+    chosen = ["--set", f"data.channels={json.dumps(names)}"]
+    shown = auxmae("data", "stats", ".", *chosen)
+    assert shown.returncode == 0, shown.stderr
+    assert all(shown.stdout.count(name) == 2 for name in names)
+    trained = auxmae("train", "--data", ".", *chosen, *SMALL, "--output", "run")
+    assert trained.returncode == 0, trained.stderr
+    assert ", ".join(names) in trained.stdout
+    measured = auxmae("eval", "run")
+    assert measured.returncode == 0, measured.stderr
+    assert all(name in measured.stdout for name in names)
+
+
+def test_a_training_outlives_the_pipe_that_it_speaks_to(tmp_path, repository):
+    path = os.pathsep.join([str(repository), str(repository / "kernels")])
+    command = f"{sys.executable} -m auxmae train --output run {' '.join(SMALL)} | head -n 1"
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == "note: the output is closed; the training goes on without it\n"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 3

@@ -138,7 +138,8 @@ def test_wrong_requests() -> None:
     [
         (90, "scenes", 8, 24),
         (264, "scenes", 8, 64),
-        (20, "scenes", 8, 8),
+        (20, "scenes", 8, 16),
+        (15, "scenes", 8, 8),
         (64, "images", 16, 64),
         (30, "images", 8, 24),
         (1, "images", 8, 8),

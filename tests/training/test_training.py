@@ -5,18 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import signal
 
+import numpy as np
 import pytest
 import torch
 
 from auxmae import api
-from auxmae.errors import CheckpointError, UsageError
+from auxmae.errors import CheckpointError, DataError, SettingsError, UsageError
 from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import checkpoint as checkpoints
 from auxmae.training.optimization import learning_rate_at, parameter_groups
+from auxmae.training.progress import EnduringReporter, SilentReporter
 from auxmae.training.run import create_run, open_run
 from auxmae.training.session import train
+from auxmae.training.stopping import stopping_signals
 from auxmae.training.watch import DivergedError, EarlyStopping, check_finite
 
 
@@ -75,6 +80,7 @@ def test_a_run_holds_everything(tmp_path):
         "metrics.jsonl",
         "result.json",
         "statistics.json",
+        "data.json",
         "report.html",
         "figures/reconstruction.png",
     ):
@@ -88,8 +94,8 @@ def test_a_run_holds_everything(tmp_path):
     assert len(model.channel_names) == 13
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer):
+@pytest.mark.parametrize(("optimizer", "asked_by"), [("adamw", signal.SIGTERM), ("muon", signal.SIGHUP)])
+def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by):
     tables = {"train": {"optimizer": optimizer}}
     whole = train(settings_for(tmp_path / "whole", **tables))
     from auxmae.training import trainer
@@ -101,10 +107,7 @@ def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer):
         out = original(self, batches)
         steps.append(self.step)
         if self.step == 4:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), asked_by)
         return out
 
     monkeypatch.setattr(trainer.Trainer, "_train_step", until)
@@ -119,6 +122,94 @@ def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer):
     assert resumed.masked_l1 == whole.masked_l1
     logged = [record["step"] for record in open_run(resumed.run).metrics() if record["kind"] == "train"]
     assert logged == sorted(set(logged))
+
+
+def test_nohup_outlives_a_closed_terminal(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stopping_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signal.SIGHUP in stopping_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def folder_of_images(folder, *names, constant=None):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        random = np.random.default_rng(sum(name.encode()))
+        array = random.uniform(size=(3, 32, 32)).astype(np.float32)
+        if constant is not None:
+            array[constant] = 7
+        np.save(folder / f"{name}.npy", array)
+    return folder
+
+
+class Heard(SilentReporter):
+    def __init__(self):
+        self.messages = []
+
+    def message(self, text):
+        self.messages.append(text)
+
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
+    data = folder_of_images(tmp_path / "data", *"abcdefghij")
+    run = train(settings_for(tmp_path / "run", data={"source": str(data)}, train={"max_steps": 2})).run
+    settings = run / "settings.toml"
+    settings.write_text(settings.read_text().replace("max_steps = 2", "max_steps = 3"))
+    folder_of_images(data, "k")
+    with pytest.raises(DataError, match=r"changed since .* was started with 10 images, .*32×32 px") as told:
+        train(SettingsTree(), resume=run)
+    assert f"--init-from {run}" in told.value.hint
+    (data / "k.npy").unlink()
+    assert train(SettingsTree(), resume=run).outcome.step == 3
+
+
+def test_what_looks_wrong_is_said_before_training(tmp_path):
+    data = folder_of_images(tmp_path / "data", *"abcdefghij", constant=1)
+    heard = Heard()
+    tables = {"data": {"source": str(data), "samples_per_epoch": 0}, "train": {"max_steps": 1, "batch_size": 8}}
+    train(settings_for(tmp_path / "run", **tables), reporter=heard)
+    assert any(text.startswith("warning: C2: constant") for text in heard.messages)
+    assert any(text.startswith("note: batches have 7 images in place of train.batch_size = 8") for text in heard.messages)
+
+
+def test_scenes_that_leave_nothing_to_hold_out_are_told_how(tmp_path):
+    data = folder_of_images(tmp_path / "data", *"abcdefghij")
+    heard = Heard()
+    train(settings_for(tmp_path / "run", data={"source": str(data), "layout": "scenes"}), reporter=heard)
+    (told,) = [text for text in heard.messages if "nothing is held out" in text]
+    assert "data.layout = 'images'" in told
+
+
+def test_one_patch_cannot_be_hidden(tmp_path):
+    data = folder_of_images(tmp_path / "data", *"abcdefghij")
+    with pytest.raises(SettingsError, match=r"crops of 32 px are one patch of model\.patch_size = 32 px"):
+        train(settings_for(tmp_path / "run", data={"source": str(data)}, model={"patch_size": 32}))
+
+
+def test_a_run_without_a_checkpoint_cannot_go_on(tmp_path):
+    run = create_run(str(tmp_path / "run"), settings_for(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="no checkpoint") as told:
+        train(SettingsTree(), resume=run.path)
+    assert "delete the folder" in told.value.hint
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "Input/output error"), SystemExit(1)])
+def test_a_training_outlives_its_output(capsys, error):
+    class Broken(Heard):
+        def step(self, step, values):
+            raise error
+
+    broken = Broken()
+    reporter = EnduringReporter(broken)
+    reporter.message("before")
+    reporter.step(1, {})
+    reporter.message("after")
+    reporter.stop()
+    assert broken.messages == ["before"]
+    assert capsys.readouterr().err == "note: the output is closed; the training goes on without it\n"
 
 
 def test_init_from_takes_weights_only(tmp_path):
