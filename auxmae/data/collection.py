@@ -412,10 +412,10 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
             continue
         if not keep[item]:
             where = file.path.name + (f", image {int(collection.items[item, 1])}" if file.count > 1 else "")
-            collection.notices.append(f"left out: {where} has no valid pixel (all nodata or NaN)")
+            collection.notices.append(f"left out: {where} has no valid pixel (all nodata, NaN, or beyond the range of float32)")
     if not keep.any():
         raise DataError(
-            f"{collection.source}: no image has a valid pixel (all nodata or NaN)",
+            f"{collection.source}: no image has a valid pixel (all nodata, NaN, or beyond the range of float32)",
             hint="check data.nodata and the files",
         )
     collection.items = collection.items[keep]

@@ -115,5 +115,6 @@ def _parts_below(path: Path, root: Path) -> tuple[str, ...]:
 
 
 def relative_path(path: Path, root: Path) -> str:
-    """A file's path below the root, with slashes; as it is where it lies elsewhere."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    """A file's path below the root, with slashes; as it is where it lies elsewhere; bytes that are no UTF-8 as \\xe9."""
+    relative = path.relative_to(root) if path.is_relative_to(root) else path
+    return os.fsencode(relative.as_posix()).decode("utf-8", errors="backslashreplace")

@@ -7,7 +7,6 @@ part only.  Scenes of equal size (and place, where they say so) share one assign
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ def _digest(collection: Collection, assigned: NDArray[np.int64], blocks: NDArray
     digest = hashlib.sha256()
     for number in np.unique(collection.items[:, 0]):
         path = collection.relative_paths[number] if collection.relative_paths else str(number)
-        digest.update(os.fsencode(path) + b"\0")
+        digest.update(path.encode() + b"\0")
     for array in (collection.items, assigned, blocks):
         digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
     return digest.hexdigest()[:16]
