@@ -131,6 +131,7 @@ def open_data(data: DataSettings, *, seed: int) -> Collection:
         options=ReadOptions(key=_auto(data.key), axes=_auto(data.axes), size=_auto(data.size), nodata=_auto(data.nodata)),
         channels=_auto(data.channels),
         wavelengths=_auto(data.wavelengths),
+        channel_pattern=data.channel_pattern,
         exclude=data.exclude,
         allow_broken=data.allow_broken,
         synthetic_images=data.synthetic_images,

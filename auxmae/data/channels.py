@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,6 +118,11 @@ def _wavelengths(
         if file.wavelengths is not None:
             return file.wavelengths if places is None else tuple(file.wavelengths[place] for place in places)
     return None
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """A key to sort names by, in which ch2 comes before ch10."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _short(names: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from auxmae.data.channels import ChannelPlan, plan_channels
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
+from auxmae.data.joining import join_channels
 from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, load_labels
 from auxmae.errors import DataError
 
@@ -186,6 +187,7 @@ def open_collection(
     options: ReadOptions | None = None,
     channels: tuple[str, ...] | None = None,
     wavelengths: tuple[float, ...] | None = None,
+    channel_pattern: str = "",
     exclude: Sequence[str] = (),
     allow_broken: bool = False,
     synthetic_images: int = 2000,
@@ -203,6 +205,8 @@ def open_collection(
         options: how to read files that do not say enough about themselves.
         channels: names to select and order by, or to give where the files have none.
         wavelengths: centre wavelengths, nm, of all channels used.
+        channel_pattern: regular expression on files' paths whose first group names a channel: each file is one channel of an
+            image (see `join_channels`); "": each is an image.
         exclude: file name patterns to leave out.
         allow_broken: leave out files that cannot be read, each with a notice, instead of stopping.
         synthetic_images: number of embedded scenes.
@@ -216,8 +220,8 @@ def open_collection(
     if source == SYNTHETIC:
         return _synthetic(synthetic_images, seed, labels, channels, wavelengths)
     options = options or ReadOptions()
-    if channels:
-        options = replace(options, channels=len(channels))
+    if channels or channel_pattern:
+        options = replace(options, channels=1 if channel_pattern else len(channels or ()))
     notices: list[str] = []
     root, paths = find_files(source, exclude, notices)
     label_path = _label_path(labels)
@@ -228,8 +232,14 @@ def open_collection(
         paths = apart or paths
     files = _open_all(paths, options, allow_broken, notices, progress)
     files = _leave_out_labels(files, labels, notices)
-    notices.extend(_said_once(files))
     relative = [relative_path(file.path, root) for file in files]
+    if channel_pattern:
+        files, relative = join_channels(files, relative, channel_pattern, allow_broken, notices)
+    elif len(files) > 1 and all(file.channels == 1 for file in files):
+        notices.append(
+            "every file has one channel; where these are channels of one image, say how they are named with data.channel_pattern"
+        )
+    notices.extend(_said_once(files))
     plan = plan_channels(files, channels, wavelengths, notices)
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None

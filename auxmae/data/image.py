@@ -84,6 +84,7 @@ class ImageFile:
         labels: (count,) integer class of each image where the file itself carries them, else None.
         georeference: {"crs": str, "transform": six floats} where the file has one, else None.
         notices: what was inferred and the user should be told, one sentence each.
+        parts: the files that it was joined from, one a channel; empty where `path` is the file.
     """
 
     path: Path
@@ -98,3 +99,9 @@ class ImageFile:
     labels: NDArray[np.int64] | None = None
     georeference: dict[str, object] | None = None
     notices: tuple[str, ...] = field(default=())
+    parts: tuple[Path, ...] = field(default=())
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that are read."""
+        return self.parts or (self.path,)

@@ -189,7 +189,7 @@ def _from_folder(
 ) -> Labels:
     """The label raster of each file, called like it: a/b.tif is the one of a/b.npy, and so is a/b_mask.png."""
     root, paths = find_files(str(folder), (), notices)
-    images = {file.path.resolve() for file in files}
+    images = {path.resolve() for file in files for path in file.paths}
     names = ImageNames(relative_paths)
     maps: list[_Map | None] = [None] * len(files)
     used: dict[int, Path] = {}

@@ -85,6 +85,11 @@ class DataSettings(Table):
     wavelengths: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] | Auto = Field(
         default="auto", description="centre wavelength of every channel, nm"
     )
+    channel_pattern: str = Field(
+        default="",
+        description="where images are stored one file a channel: a regular expression on the files' paths whose first group "
+        "names the channel, such as '_(B[0-9A]+)\\.tif$'; files whose paths differ in nothing else are one image",
+    )
     nodata: float | Auto = Field(default="auto", description="pixel value that means 'no data' ('auto': what the file says)")
     exclude: tuple[str, ...] = Field(default=(), description="file name patterns to leave out, such as '*_mask.tif'")
     allow_broken: bool = Field(default=False, description="leave out unreadable files (each is named) instead of stopping")
@@ -124,13 +129,13 @@ class DataSettings(Table):
             raise ValueError("validation_fraction and test_fraction leave nothing to train on: their sum must be below 1")
         if self.split == "group" and not self.group_pattern:
             raise ValueError("split = 'group' needs group_pattern")
-        if self.group_pattern:
+        for name, what in (("group_pattern", "the group"), ("channel_pattern", "the channel")):
             try:
-                groups = re.compile(self.group_pattern).groups
+                groups = re.compile(pattern := getattr(self, name)).groups
             except re.error as error:
-                raise ValueError(f"group_pattern is not a regular expression: {error}") from None
-            if not groups:
-                raise ValueError("group_pattern has no group: put parentheses around the part that names the group")
+                raise ValueError(f"{name} is not a regular expression: {error}") from None
+            if pattern and not groups:
+                raise ValueError(f"{name} has no group: put parentheses around the part that names {what}")
         if self.channels != "auto":
             if not self.channels:
                 raise ValueError("channels is empty")

@@ -1,0 +1,152 @@
+"""Images that are stored one file a channel: which files are one image, and how it is read from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from auxmae.data.channels import natural_order
+from auxmae.data.image import ImageFile, MultiChannelImage, Window
+from auxmae.errors import DataError
+
+Read = Callable[[int, Window | None], MultiChannelImage]
+_SHOWN = 3
+
+
+def join_channels(
+    files: Sequence[ImageFile], relative_paths: Sequence[str], pattern: str, allow_broken: bool, notices: list[str]
+) -> tuple[list[ImageFile], list[str]]:
+    """Joins files of one channel into images → (the images, their paths below the source).
+
+    Files are one image when their paths are the same but for the channel's name.  That is taken out of the path:
+    site1/site1_B02.tif becomes site1/site1.tif, and cell7/DAPI.tif becomes cell7.
+
+    Args:
+        files: of one channel each.
+        relative_paths: of the files, below their source.
+        pattern: regular expression on these paths; its first group names the channel.
+        allow_broken: leave out images that lack a channel, each with a notice, instead of stopping.
+        notices: told which files have another name, and which channels are coarser.
+
+    Raises:
+        DataError: nothing matches, a file holds more than one channel, an image lacks a channel or has it twice, or sizes are
+            no multiples of each other.
+    """
+    expression = re.compile(pattern)
+    images: dict[str, dict[str, ImageFile]] = {}
+    strangers = []
+    for file, path in zip(files, relative_paths, strict=True):
+        found = expression.search(path)
+        if found is None or not found.group(1):
+            strangers.append(path)
+            continue
+        if file.channels != 1 or file.count != 1:
+            raise DataError(
+                f"{path}: it holds {file.count} × {file.channels} channels, and data.channel_pattern joins files of one channel",
+                hint="leave it out with data.exclude, or correct the pattern",
+            )
+        channels = images.setdefault(_without(path, *found.span(1)), {})
+        if found.group(1) in channels:
+            raise DataError(
+                f"{path}: its image has a channel {found.group(1)!r} already, {channels[found.group(1)].path.name}",
+                hint="correct data.channel_pattern",
+            )
+        channels[found.group(1)] = file
+    if not images:
+        raise DataError(
+            f"data.channel_pattern {pattern!r} finds no channel in any path, such as {relative_paths[0]}",
+            hint="correct the pattern; its group is the channel's name",
+        )
+    if strangers:
+        notices.append(
+            f"left out, as data.channel_pattern finds no channel in their paths: {', '.join(strangers[:_SHOWN])}"
+            + (f" and {len(strangers) - _SHOWN} more" if len(strangers) > _SHOWN else "")
+        )
+    names = tuple(sorted({name for channels in images.values() for name in channels}, key=natural_order))
+    joined, paths, coarse = list[ImageFile](), list[str](), dict[str, int]()
+    for path, channels in images.items():
+        if missing := [name for name in names if name not in channels]:
+            lacks = f"{path}: there is no file for its channel{'s' * (len(missing) > 1)} {', '.join(missing[:_SHOWN])}"
+            if not allow_broken:
+                raise DataError(lacks, hint="add it, or leave such images out with data.allow_broken = true")
+            notices.append(f"left out: {lacks}")
+            continue
+        joined.append(_join(path, names, [channels[name] for name in names], coarse))
+        paths.append(path)
+    if not joined:
+        raise DataError(f"no image has all of the channels {', '.join(names)}", hint="correct data.channel_pattern")
+    notices.extend(f"channel {name} is {factor} times coarser: its pixels are repeated" for name, factor in coarse.items())
+    return joined, paths
+
+
+def _without(path: str, start: int, end: int) -> str:
+    """The path without the channel's name between two places, and without what parts it from the rest."""
+    folder, _, head = path[:start].rpartition("/")
+    tail, _, rest = path[end:].partition("/")
+    name = head.rstrip("_-. ") + (tail if head else tail.lstrip("_- "))
+    # Of a file that is called like its channel nothing is left but the ending.
+    kept = "" if name.startswith(".") else name
+    return "/".join(part for part in (folder, kept, rest) if part) or path
+
+
+def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse: dict[str, int]) -> ImageFile:
+    """One image; its grid is that of the largest file, and what is coarser by a whole number is repeated."""
+    finest = max(parts, key=lambda part: part.height * part.width)
+    readers: list[tuple[Read, int]] = []
+    for name, part in zip(names, parts, strict=True):
+        factor = finest.height // part.height
+        if (part.height * factor, part.width * factor) != (finest.height, finest.width):
+            raise DataError(
+                f"{part.path}: {part.height}×{part.width} px, and {finest.path.name} of the same image "
+                f"{finest.height}×{finest.width} px: no whole number times more",
+                hint="bring the files to one size, or leave some out with data.exclude",
+            )
+        if factor > 1:
+            coarse[name] = factor
+        readers.append((part.read, factor))
+    told = [f"{Path(path).name}: {notice.removeprefix(f'{part.path.name}: ')}" for part in parts for notice in part.notices]
+    waves = [part.wavelengths[0] for part in parts if part.wavelengths is not None]
+    return ImageFile(
+        Path(path),
+        1,
+        len(parts),
+        finest.height,
+        finest.width,
+        np.result_type(*(part.dtype for part in parts)),
+        partial(_read, tuple(readers), names),
+        names,
+        tuple(waves) if len(waves) == len(parts) else None,
+        georeference=finest.georeference,
+        notices=tuple(dict.fromkeys(told)),
+        parts=tuple(part.path for part in parts),
+    )
+
+
+def _read(readers: tuple[tuple[Read, int], ...], names: tuple[str, ...], index: int, window: Window | None) -> MultiChannelImage:
+    found = [_read_repeated(read, factor, index, window) for read, factor in readers]
+    pixels, valid = (np.concatenate([getattr(image, what) for image in found]) for what in ("pixels", "valid"))
+    return MultiChannelImage(pixels, valid, names)
+
+
+def _read_repeated(read: Read, factor: int, index: int, window: Window | None) -> MultiChannelImage:
+    """A window of a file as if each of its pixels were factor × factor."""
+    if factor == 1:
+        return read(index, window)
+    if window is None:
+        image = read(index, None)
+        rows = columns = slice(None)
+    else:
+        top, left = window.top // factor, window.left // factor
+        height = -(-(window.top + window.height) // factor) - top
+        width = -(-(window.left + window.width) // factor) - left
+        image = read(index, Window(top, left, height, width))
+        rows = slice(window.top - top * factor, window.top - top * factor + window.height)
+        columns = slice(window.left - left * factor, window.left - left * factor + window.width)
+    pixels, valid = (
+        getattr(image, what).repeat(factor, axis=1).repeat(factor, axis=2)[:, rows, columns] for what in ("pixels", "valid")
+    )
+    return MultiChannelImage(np.ascontiguousarray(pixels), np.ascontiguousarray(valid))

@@ -1,0 +1,127 @@
+"""Images that are stored one file a channel."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from auxmae.data.collection import open_collection
+from auxmae.data.image import Window
+from auxmae.data.joining import _without
+from auxmae.errors import DataError
+
+RNG = np.random.default_rng(3)
+
+
+def store(path: Path, side: int = 24, dtype: type = np.uint16) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = RNG.integers(1, 5000, (side, side)).astype(dtype)
+    tifffile.imwrite(path, array)
+    return array
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "image"),
+    [
+        ("{site}/{site}_B{channel}.tif", r"_(B\d+)\.tif$", "{site}/{site}.tif"),
+        ("{site}/B{channel}.tif", r"(B\d+)\.tif$", "{site}"),
+        ("x/B{channel}/{site}.tif", r"/(B\d+)/", "x/{site}.tif"),
+        ("B{channel}-{site}.ome.tif", r"^(B\d+)-", "{site}.ome.tif"),
+        ("{site}.B{channel}.t0.tif", r"(B\d+)", "{site}.t0.tif"),
+        ("{site} B{channel}/image.tif", r"(B\d+)", "{site}/image.tif"),
+    ],
+)
+def test_however_the_channels_are_named(tmp_path, name, pattern, image):
+    sites, channels = ("m", "n", "o"), ("1", "2", "10")
+    arrays = {
+        site: np.stack([store(tmp_path / "data" / name.format(site=site, channel=channel)) for channel in channels])
+        for site in sites
+    }
+    collection = open_collection(str(tmp_path / "data"), channel_pattern=pattern, layout="images")
+    assert collection.channel_names == ("B1", "B2", "B10")
+    assert sorted(collection.relative_paths) == [image.format(site=site) for site in sites]
+    for item, path in enumerate(collection.relative_paths):
+        (site,) = (site for site in sites if image.format(site=site) == path)
+        assert np.array_equal(collection.read(item).pixels, arrays[site])
+        assert np.array_equal(collection.read(item, Window(5, 3, 9, 11)).pixels, arrays[site][:, 5:14, 3:14])
+    pickle.loads(pickle.dumps(collection))
+
+
+def test_what_is_left_of_a_path():
+    assert _without("a_B1.tif", 2, 4) == "a.tif"
+    assert _without("B1.tif", 0, 2) == "B1.tif"
+
+
+def test_coarser_channels_are_repeated(tmp_path):
+    fine, coarse, flat = (store(tmp_path / f"s_{name}.tif", side) for name, side in (("a", 60), ("b", 20), ("c", 1)))
+    collection = open_collection(str(tmp_path), channel_pattern=r"_(\w)\.tif", layout="images")
+    assert {
+        "channel b is 3 times coarser: its pixels are repeated",
+        "channel c is 60 times coarser: its pixels are repeated",
+    } <= {*collection.notices}
+    whole = np.stack([fine, np.kron(coarse, np.ones((3, 3))), np.kron(flat, np.ones((60, 60)))])
+    assert np.array_equal(collection.read(0).pixels, whole)
+    for _ in range(20):
+        top, left = RNG.integers(0, 59, 2).tolist()
+        height, width = RNG.integers(1, 61 - top), RNG.integers(1, 61 - left)
+        found = collection.read(0, Window(top, left, int(height), int(width)))
+        assert np.array_equal(found.pixels, whole[:, top : top + height, left : left + width])
+        assert found.valid.all()
+
+
+def test_class_folders_labels_and_chosen_channels(tmp_path):
+    for index in range(6):
+        for channel in ("DAPI", "CD3", "CD8"):
+            store(tmp_path / "data" / ("tumour", "stroma")[index % 2] / f"cell{index}" / f"{channel}.tif")
+    options = {"channel_pattern": r"(\w+)\.tif$", "channels": ("DAPI", "CD8")}
+    collection = open_collection(str(tmp_path / "data"), **options)
+    assert (collection.class_names, collection.channel_names) == (("stroma", "tumour"), ("DAPI", "CD8"))
+    assert collection.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    (tmp_path / "t.csv").write_text("cell,kind\ncell0,x\ncell1,y\ncell5,y\n")
+    collection = open_collection(str(tmp_path / "data"), labels=f"{tmp_path / 't.csv'}:kind", **options)
+    assert dict(zip(collection.relative_paths, collection.labels.tolist(), strict=True))["tumour/cell0"] == 0
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        (r"_(z)\.tif", "finds no channel in any path, such as"),
+        (r"_(a|b)\.tif", r"n\.tif: there is no file for its channel b"),
+        (r"(\w)\.tif", "has a channel 'a' already"),
+        (r"_(a|c)\.tif", r"n_c\.tif: 7×7 px, and n_a\.tif of the same image 24×24 px"),
+    ],
+)
+def test_what_does_not_fit(tmp_path, pattern, words):
+    for name, side in (("m_a", 24), ("m_b", 24), ("m_c", 24), ("n_a", 24), ("n_c", 7)):
+        store(tmp_path / f"{name}.tif", side)
+    if "already" in words:
+        store(tmp_path / "m-a.tif")
+    with pytest.raises(DataError, match=words):
+        open_collection(str(tmp_path), channel_pattern=pattern)
+
+
+def test_incomplete_images_and_other_files_are_told(tmp_path):
+    for name in ("m_a", "m_b", "n_a", "overview"):
+        store(tmp_path / f"{name}.tif")
+    collection = open_collection(str(tmp_path), channel_pattern=r"_(\w)\.tif", allow_broken=True, layout="images")
+    assert collection.relative_paths == ("m.tif",)
+    assert "left out: n.tif: there is no file for its channel b" in collection.notices
+    assert "left out, as data.channel_pattern finds no channel in their paths: overview.tif" in collection.notices
+
+
+def test_files_of_one_channel_are_told_how_to_be_joined(tmp_path):
+    for name in ("m_a", "m_b", "n_a", "n_b"):
+        store(tmp_path / f"{name}.tif")
+    told = "every file has one channel; where these are channels of one image, say how they are named with data.channel_pattern"
+    assert told in open_collection(str(tmp_path)).notices
+    assert told not in open_collection(str(tmp_path), channel_pattern=r"_(\w)\.tif").notices
+
+
+def test_a_file_of_several_channels_is_none(tmp_path):
+    tifffile.imwrite(tmp_path / "m_a.tif", np.zeros((3, 24, 24), np.uint16), metadata={"axes": "CYX"}, photometric="minisblack")
+    with pytest.raises(DataError, match="it holds 1 × 3 channels"):
+        open_collection(str(tmp_path), channel_pattern=r"_(\w)\.tif")
