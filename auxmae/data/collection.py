@@ -24,7 +24,7 @@ from auxmae.data.channels import ChannelPlan, plan_channels
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
 from auxmae.data.joining import join_channels
-from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, load_labels
+from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, label_size, load_labels
 from auxmae.errors import DataError
 
 Layout = Literal["images", "array", "scenes"]
@@ -222,6 +222,7 @@ def open_collection(
     options = options or ReadOptions()
     if channels or channel_pattern:
         options = replace(options, channels=1 if channel_pattern else len(channels or ()))
+    options = replace(options, plane=label_size(labels))
     notices: list[str] = []
     root, paths = find_files(source, exclude, notices)
     label_path = _label_path(labels)

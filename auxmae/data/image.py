@@ -57,6 +57,7 @@ class ReadOptions:
         size: (H, W) in pixels, for files that store pixels as one axis.
         nodata: pixel value that means "no data", over what the file says.
         channels: number of channels that the image has to have, to tell them from rows and columns; None: not known.
+        plane: (H, W) of the label map that belongs to the image, to tell the channels from rows and columns; None: not known.
         indexed: read pictures with a palette as the palette's indices (label rasters) rather than as its colours.
     """
 
@@ -65,6 +66,7 @@ class ReadOptions:
     size: tuple[int, int] | None = None
     nodata: float | None = None
     channels: int | None = None
+    plane: tuple[int, int] | None = None
     indexed: bool = False
 
 

@@ -105,6 +105,33 @@ def is_label_raster(file: ImageFile) -> bool:
     return True
 
 
+def label_size(labels: str) -> tuple[int, int] | None:
+    """Rows and columns of the label map that `data.labels` names; None where it names none, or one that cannot be read."""
+    from auxmae.data.readers import path_exists
+
+    if labels in ("auto", "none") or labels.startswith(":"):
+        return None
+    path, key = _place(labels)
+    if not path_exists(path) or path.suffix.lower() in TABLE_SUFFIXES or (path.is_dir() and not _holds_arrays(path)):
+        return None
+    try:
+        found = _from_array(path, key, []) if key or _holds_arrays(path) else _from_raster(path, [])
+    except DataError:
+        return None  # `load_labels` says so
+    return (found.file.height, found.file.width) if isinstance(found, _Map) else None
+
+
+def _place(labels: str) -> tuple[Path, str]:
+    """PATH or PATH:KEY → the path, and the key or ""."""
+    from auxmae.data.readers import path_exists
+
+    path = Path(labels).expanduser()
+    if ":" in labels and not path_exists(path):
+        before, _, key = labels.rpartition(":")
+        return Path(before).expanduser(), key
+    return path, ""
+
+
 def load_labels(
     labels: str,
     files: Sequence[ImageFile],
@@ -141,10 +168,7 @@ def load_labels(
     else:
         from auxmae.data.readers import path_exists
 
-        path, key = Path(labels).expanduser(), ""
-        if ":" in labels and not path_exists(path):
-            before, _, key = labels.rpartition(":")
-            path = Path(before).expanduser()
+        path, key = _place(labels)
         if not path_exists(path):
             raise DataError(f"{path}: no such label file", hint="check data.labels (--labels)")
         if path.suffix.lower() in TABLE_SUFFIXES:

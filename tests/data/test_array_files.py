@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from auxmae.data.collection import open_collection
 from auxmae.data.image import ReadOptions, Window
 from auxmae.data.readers import list_arrays, open_image, read_array
 from auxmae.data.readers.axes import guess_axes
@@ -298,3 +299,38 @@ def test_compressed_arrays_are_decoded_once(tmp_path: Path, name: str, monkeypat
     assert len(calls) == 1
     write(CUBE[::-1])
     assert np.array_equal(file.read(0, None).pixels, CUBE[::-1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "plane", "axes"),
+    [
+        ((45, 45, 60), (45, 45), "HWC"),
+        ((60, 45, 45), (45, 45), "CHW"),
+        ((61, 34, 20), (61, 34), "HWC"),
+        ((34, 61, 50), (34, 50), "HCW"),
+    ],
+)
+@pytest.mark.parametrize("where", ["beside", "within"])
+def test_the_label_map_tells_the_channels(tmp_path, shape, plane, axes, where):
+    """As the public hyperspectral scenes have them: a cube of more bands than rows, and its ground truth."""
+    cube, truth = RNG.integers(1, 9000, shape).astype(np.uint16), RNG.integers(0, 5, plane).astype(np.uint8)
+    path = tmp_path / "scene.mat"
+    if where == "beside":
+        scipy.io.savemat(path, {"cube": cube})
+        scipy.io.savemat(tmp_path / "truth.mat", {"gt": truth})
+        with pytest.raises(DataError, match="which axis of"):
+            open_collection(str(path))
+        collection = open_collection(str(path), labels=str(tmp_path / "truth.mat"))
+    else:
+        scipy.io.savemat(path, {"cube": cube, "gt": truth})
+        collection = open_collection(str(path), labels=":gt")
+    assert np.array_equal(collection.read(0).pixels, np.moveaxis(cube, axes.index("C"), 0))
+    assert any(f"is read as {axes}" in notice for notice in collection.notices)
+    assert np.array_equal(collection.read_labels(0) + 1, truth)
+
+
+def test_a_label_map_that_fits_two_ways_tells_nothing(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones((30, 30, 30), np.float32))
+    np.save(tmp_path / "y.npy", RNG.integers(0, 5, (30, 30)))
+    with pytest.raises(DataError, match="which axis of 30 × 30 × 30"):
+        open_collection(str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"))

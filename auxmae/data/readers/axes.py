@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,18 @@ def resolve_axes(path: Path, shape: tuple[int, ...], options: ReadOptions, array
 
     Three axes: the channels are first or last, fewer than the rows and the columns, and either these are equal or the
     channels at most a quarter of both; or the channels are that axis which alone is as long as the list of configured
-    names.  Four axes: images come first, and the rest is as for three.  Anything else is asked for.
+    names; or only one reading has the rows and columns of the label map, or of another array of the file with two axes.
+    Four axes: images come first, and the rest is as for three.  Anything else is asked for.
 
     Raises:
         DataError: ambiguous, or axes that do not fit the shape.
     """
     if options.axes is not None:
         return _given(path, shape, options, arrays)
-    guess = guess_axes(shape, options.channels)
+    planes: Collection[tuple[int, ...]] = {other for other, _ in (arrays or {}).values() if len(other) == 2 and min(other) > 1}
+    if options.plane is not None:
+        planes = {options.plane}
+    guess = guess_axes(shape, options.channels) or _beside(shape, planes)
     if guess is not None:
         return Axes(tuple(guess), shape)
     if len(shape) == 2:
@@ -101,6 +105,16 @@ def guess_axes(shape: tuple[int, ...], channels: int | None = None) -> str | Non
     return prefix + "HWC" if _clear(last, first, middle) else None
 
 
+def _beside(shape: tuple[int, ...], planes: Collection[tuple[int, ...]]) -> str | None:
+    """The axis letters of three axes, in the one reading whose rows and columns are those of a map."""
+    if len(shape) != 3:
+        return None
+    first, middle, last = shape
+    readings = {"CHW": (middle, last), "HCW": (first, last), "HWC": (first, middle)}
+    found = [letters for letters, plane in readings.items() if plane in planes]
+    return found[0] if len(found) == 1 else None
+
+
 def _clear(channels: int, height: int, width: int) -> bool:
     least = min(height, width)
     return channels < least and (height == width or _CLEAR * channels <= least)
@@ -109,7 +123,11 @@ def _clear(channels: int, height: int, width: int) -> bool:
 def axes_settings(shape: tuple[int, ...]) -> str:
     """The two likeliest axis orders of an array of 3 or 4 axes, each with what it would mean."""
     prefix = "N" * (len(shape) - 3)
-    ranked = sorted((prefix + "CHW", prefix + "HWC"), key=lambda order: shape[order.index("C")])
+    # A square image is likelier than one that is not, and fewer channels than more.
+    ranked = sorted(
+        (prefix + "CHW", prefix + "HWC"),
+        key=lambda order: (shape[order.index("H")] != shape[order.index("W")], shape[order.index("C")]),
+    )
     if len(shape) == 3 and _clear(shape[1], shape[0], shape[2]):
         ranked = ["HCW", *ranked]
     if len(shape) == 4 and _clear(shape[2], shape[0], shape[1]):
