@@ -41,7 +41,7 @@ def environment(mark):
 
 
 def own_files(folder):
-    """Files of the names that the README uses: Sentinel-2 tiles, and MATLAB scenes stored as MUUFL's and Jasper's are."""
+    """Files of the names that the README uses: Sentinel-2 tiles, and MATLAB scenes stored as the real ones are."""
     rng = np.random.default_rng(0)
     (folder / "my" / "images").mkdir(parents=True)
     bands = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
@@ -51,6 +51,9 @@ def own_files(folder):
         tifffile.imwrite(
             folder / "my" / "images" / f"tile_{number}.ome.tif", pixels, metadata={"axes": "CYX", "Channel": {"Name": bands}}
         )
+    pines, truth = np.cumsum(rng.normal(size=(45, 45, 60)), axis=0), rng.integers(0, 17, (45, 45)).astype(np.uint8)
+    scipy.io.savemat(folder / "Indian_pines_corrected.mat", {"indian_pines_corrected": pines})
+    scipy.io.savemat(folder / "Indian_pines_gt.mat", {"indian_pines_gt": truth})
     scene = np.cumsum(rng.normal(size=(90, 90, 6)), axis=0)
     scipy.io.savemat(folder / "muufl.mat", {"Y": scene, "DSM": scene[..., 0], "label": rng.dirichlet(np.ones(5), (90, 90))})
     flat = np.cumsum(rng.normal(size=(6, 100, 100)), axis=1).transpose(0, 2, 1).reshape(6, 10000)
