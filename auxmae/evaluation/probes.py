@@ -88,9 +88,9 @@ class Comparison:
         budget = "all labels" if self.labels_per_class == 0 else f"{self.labels_per_class} a class"
         gain = 100 * self.difference.difference
         beyond = "beyond chance" if self.beyond_chance else "not beyond chance"
+        difference = f"{gain:+.1f} points, p = {self.difference.p_value:.2g}, {beyond}" if gain else "level"
         return (
-            f"{self.probe}, {budget}: {self.accuracy:.3f} against {self.floor_accuracy:.3f} of the {self.floor} "
-            f"({gain:+.1f} points, p = {self.difference.p_value:.2g}, {beyond})"
+            f"{self.probe}, {budget}: {self.accuracy:.3f} against {self.floor_accuracy:.3f} of the {self.floor} ({difference})"
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -127,20 +127,22 @@ class ProbeReport:
             return ""
         count = len(self.comparisons)
         won = [c for c in self.comparisons if c.difference.difference > 0]
-        lost = [c for c in self.comparisons if c.difference.difference <= 0]
+        level = [c for c in self.comparisons if c.difference.difference == 0]
+        lost = [c for c in self.comparisons if c.difference.difference < 0]
         sure = sum(c.beyond_chance for c in won)
-        if not lost:
+        if len(won) == count:
             text = f"The encoder beats the floors in all {count} comparisons, in {sure} of them beyond chance"
         else:
-            text = f"The encoder does not beat the floors in {len(lost)} of {count} comparisons"
+            text = f"The encoder does not beat the floors in {len(lost) + len(level)} of {count} comparisons"
+            text += f" ({len(level)} of them level)" if level else ""
             text += f", and beats them in {len(won)}, {sure} of them beyond chance" if won else ""
         text += " (paired bootstrap, 95%)."
         worst = min(self.comparisons, key=lambda c: c.difference.difference)
         best = max(self.comparisons, key=lambda c: c.difference.difference)
-        lines = [text, *(f"lost: {c.describe()}" for c in lost)]
+        lines = [text, *(f"lost: {c.describe()}" for c in lost), *(f"level: {c.describe()}" for c in level)]
         if won:
             lines.append(f"widest lead: {best.describe()}")
-        if not lost and best is not worst:
+        if len(won) == count and best is not worst:
             lines.append(f"closest: {worst.describe()}")
         return "\n".join(lines)
 

@@ -7,7 +7,8 @@ import pytest
 
 from auxmae.evaluation.classifiers import PROBES
 from auxmae.evaluation.features import Features
-from auxmae.evaluation.probes import ENCODER, draw_labels, run_probes
+from auxmae.evaluation.probes import ENCODER, Comparison, ProbeReport, draw_labels, run_probes
+from auxmae.evaluation.scores import Difference
 
 SETTINGS = {"neighbours": 5, "bootstrap": 100, "seed": 0}
 
@@ -157,6 +158,15 @@ def test_constant_features_do_no_harm() -> None:
     assert all(0.3 < result.accuracy < 0.7 for result in report.results)
 
 
+def test_level_comparisons_are_neither_won_nor_lost() -> None:
+    gains = {1: 0.2, 5: 0.0, 0: -0.1}
+    cases = [Comparison("k-NN", n, "floor", 0.5 + d, 0.5, Difference(d, (d, d), 0.01)) for n, d in gains.items()]
+    lines = ProbeReport([], comparisons=cases).verdict().splitlines()
+    assert "does not beat the floors in 2 of 3 comparisons (1 of them level), and beats them in 1, 1 of them" in lines[0]
+    assert [line.partition(":")[0] for line in lines[1:]] == ["lost", "level", "widest lead"]
+    assert lines[2].endswith("(level)")
+
+
 def test_the_encoder_is_compared_with_the_best_floor_and_the_verdict_says_how_sure() -> None:
     y, y_test = labels(200, 4, 0), labels(400, 4, 1)
 
@@ -180,5 +190,7 @@ def test_the_encoder_is_compared_with_the_best_floor_and_the_verdict_says_how_su
     # The very same features are no lead, and nothing is claimed of them.
     twins = run_probes(*kinds({ENCODER: 1.0, "twin": 1.0}), labels_per_class=(0,), **SETTINGS)
     assert all(case.difference.p_value == 1.0 and not case.beyond_chance for case in twins.comparisons)
-    assert "does not beat" in twins.verdict()
+    assert "does not beat the floors in 2 of 2 comparisons (2 of them level)" in twins.verdict()
+    assert twins.verdict().count("level: ") == 2
+    assert "lost" not in twins.verdict()
     assert run_probes(*kinds({ENCODER: 1.0}), labels_per_class=(0,), **SETTINGS).verdict() == ""
