@@ -30,7 +30,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         pool: "mean", "concat", "moments", "moments+embedding", "attention" or "cls"; see `AuxMAE.forward_features`.
         scale: apply the model's own scaling to raw pixels; False where the images are scaled already.
         batch_size: images per forward pass.
-        device: where to compute, "cpu" or "cuda".
+        device: where to compute: "auto", "cpu", "mps", "cuda" or "cuda:N".
 
     Attributes:
         model_: the loaded model.
@@ -65,6 +65,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             CheckpointError: no model, or a broken one.
             DataError: the images' channels are not the model's.
+            SettingsError: there is no such device.
             ValueError: X is no stack of images.
         """
         if self.model is None:
@@ -91,9 +92,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     @torch.inference_mode()
     def _features(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        from auxmae.build import select_device
         from auxmae.data.statistics import Scaling
 
-        model = self.model_.to(self.device)
+        device = select_device(str(self.device))
+        model = self.model_.to(device)
         x = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
         valid = torch.isfinite(x)
         x = x.masked_fill(~valid, 0.0)
@@ -103,9 +106,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         was_training = model.training
         model.eval()
         try:
-            features = model.forward_features(
-                x.to(self.device), valid=valid.to(self.device), channels=self.channels, pool=self.pool
-            )
+            features = model.forward_features(x.to(device), valid=valid.to(device), channels=self.channels, pool=self.pool)
         finally:
             model.train(was_training)
         result: NDArray[np.float32] = features.float().cpu().numpy()

@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import auxmae
 from auxmae.data.statistics import Scaling
-from auxmae.errors import AuxMAEError, CheckpointError, DataError
+from auxmae.errors import AuxMAEError, CheckpointError, DataError, SettingsError
 
 NAMES = ("a", "b", "c")
 
@@ -80,6 +80,21 @@ def test_wrong_inputs_are_named(folder):
             auxmae.FeatureExtractor(folder).fit(wrong)
     with pytest.raises(AuxMAEError, match="unknown pooling"):
         auxmae.FeatureExtractor(folder, pool="sum").fit(images())
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_said(folder, device):
+    with pytest.raises(SettingsError, match=device):
+        auxmae.FeatureExtractor(folder, device=device).fit(images())
+
+
+def test_images_of_any_type_give_the_models_features(folder):
+    model = auxmae.AuxMAE.from_pretrained(folder)
+    x = torch.from_numpy(images().round())
+    for given in (x, x.half(), x.to(torch.uint8)):
+        for features in (model.forward_features, model.dense_features):
+            torch.testing.assert_close(features(given), features(x.float()))
+    assert model.to(torch.float64).forward_features(x.float()).dtype == torch.float64
 
 
 class AsTable(auxmae.FeatureExtractor):

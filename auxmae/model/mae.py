@@ -430,7 +430,7 @@ class AuxMAE(Pretrained):
         """Features of whole images, nothing hidden.
 
         Args:
-            image, valid, channels: as in `forward`.
+            image, valid, channels: as in `forward`; the image may be of any type, and is cast to the model's.
             pool: "mean" (over channels and places that have a valid pixel), "cls" (mean of the CLS tokens), "concat" (each
                 channel's mean, one after the other), "attention" (channels weighted by their agreement with the mean of
                 all), "moments" ("concat", and each channel's standard deviation over its places), "moments+embedding" (those
@@ -474,7 +474,7 @@ class AuxMAE(Pretrained):
 
         Groups stand in the image's order, or in the model's where the pooling keeps channels apart.
         """
-        inputs = self._prepare(image, valid, channels)
+        inputs = self._prepare(image.to(self.decoder_embedding.weight.dtype), valid, channels)
         batch, _, height, width = inputs.image.shape
         p = self.patch_size
         mask = everything_visible(batch, inputs.count, inputs.grid[0] * inputs.grid[1], inputs.image.device)
