@@ -15,7 +15,8 @@ def command(
     images: Annotated[int, typer.Option("--images", min=1, max=32, help="How many images.")] = 4,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write; else in the run's figures.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that --output names.")] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the masks.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the masks.")] = 0,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Go on without channels that the data lack.")] = False,
     checkpoint: Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Which checkpoint.")] = "best",
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: table.key=value; repeatable.")] = None,
@@ -44,26 +45,34 @@ def command(
     model = folder.load_model(checkpoint).to(target)
     shown = [name.strip() for name in channels.split(",") if name.strip()] if channels else []
     check_channels(shown, model.channel_names)
-    opened = open_run_data(folder, model, source=data, labels="none", overrides=set_ or [], batch_size=images)
+    opened = open_run_data(
+        folder, model, source=data, labels="none", overrides=set_ or [], batch_size=images, allow_missing=allow_missing
+    )
+    names = opened.collection.channel_names
+    check_channels(shown, names)
+    wavelengths = model.wavelengths and [model.wavelengths[model.channel_names.index(name)] for name in names]
     # The run's own images: the ones held out.  Other images were never trained on, so any will do.
     part = opened.train if data is not None else opened.test or opened.validation or opened.train
     batch = next(iter(part), None)
     if batch is None:
         raise DataError(f"{opened.collection.source}: no image to show")
     reconstruction = model.reconstruct(
-        batch.image.to(target), valid=batch.valid.to(target), generator=torch.Generator().manual_seed(seed)
+        batch.image.to(target),
+        valid=batch.valid.to(target),
+        channels=batch.channels,
+        generator=torch.Generator().manual_seed(seed),
     )
     path = reconstruction_figure(
         batch.image,
         reconstruction,
         batch.valid,
-        channel_names=model.channel_names,
-        wavelengths=model.wavelengths,
+        channel_names=names,
+        wavelengths=wavelengths,
         path=output or folder.figures / "visualize.png",
         channels=shown,
         rows=images,
     )
-    composite = choose_composite(model.channel_names, model.wavelengths, batch.image.numpy(), batch.valid.numpy())
+    composite = choose_composite(names, wavelengths, batch.image.numpy(), batch.valid.numpy())
     if json_output:
         print_json(
             {
@@ -71,7 +80,10 @@ def command(
                 "figures": [str(path)],
                 "images": len(batch.image),
                 "composite": composite.description,
+                "missing": list(opened.missing),
             }
         )
     else:
-        console().print(f"picture: {path}\ncolours: {composite.description}", highlight=False, markup=False, soft_wrap=True)
+        text = f"picture: {path}\ncolours: {composite.description}"
+        text += f"\nleft out, since the data lack them: {', '.join(opened.missing)}" if opened.missing else ""
+        console().print(text, highlight=False, markup=False, soft_wrap=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from auxmae.errors import UsageError
+from auxmae.errors import DataError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,7 @@ def test_the_picture_lies_in_the_run(run_folder: Path) -> None:
         "figures": [str(path)],
         "images": 2,
         "composite": "B04, B03, B02 as red, green, blue",
+        "missing": [],
     }
     assert path.read_bytes().startswith(b"\x89PNG")
 
@@ -73,6 +76,30 @@ def test_a_given_file_is_not_overwritten_unasked(run_folder: Path, tmp_path: Pat
     assert output.read_text() == "precious"
     assert invoke(str(run_folder), "--output", str(output), "--overwrite").exit_code == 0
     assert output.read_bytes().startswith(b"\x89PNG")
+
+
+def test_missing_channels_are_refused_and_left_out_on_purpose(run_folder: Path, tmp_path: Path) -> None:
+    names = [f"B0{number}" for number in (5, 4, 3, 2)]
+    pixels = np.random.default_rng(0).integers(0, 4000, (4, 16, 16), dtype=np.uint16)
+    tifffile.imwrite(tmp_path / "image.ome.tif", pixels, metadata={"axes": "CYX", "Channel": {"Name": names}})
+    arguments = (str(run_folder), "--data", str(tmp_path / "image.ome.tif"), "--output", str(tmp_path / "a.png"), "--json")
+    refused = invoke(*arguments)
+    assert isinstance(refused.exception, DataError)
+    assert "--allow-missing" in str(refused.exception)
+    result = invoke(*arguments, "--allow-missing", "--channels", "B05")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["composite"] == "B04, B03, B02 as red, green, blue"
+    assert "B08" in document["missing"]
+    assert not set(names) & set(document["missing"])
+    absent = invoke(*arguments, "--allow-missing", "--overwrite", "--channels", "B08")
+    assert "there is no channel 'B08'" in str(absent.exception)
+
+
+def test_a_seed_beyond_64_bits_is_refused_and_the_largest_works(run_folder: Path, tmp_path: Path) -> None:
+    assert invoke(str(run_folder), "--seed", str(2**63)).exit_code == 2
+    result = invoke(str(run_folder), "--seed", str(2**63 - 1), "--output", str(tmp_path / "a.png"), "--images", "1")
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
