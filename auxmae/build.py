@@ -281,6 +281,17 @@ def build_model(settings: SettingsTree, data: Data) -> AuxMAE:
     )
 
 
+# How the files of one data set are read; another one's are other files.  The channels' names and wavelengths stay: they are
+# the model's.
+_READING = ("layout", "key", "axes", "size", "nodata", "exclude", "allow_broken")
+
+
+def absolute_place(name: str) -> str:
+    """What data.source or data.labels names, wherever it is said: paths absolute, other words as they are."""
+    words = name in ("synthetic", "auto", "none") or name.startswith(":")
+    return name if words else str(Path(name).expanduser().absolute())
+
+
 def settings_on_data(
     run: RunFolder,
     *,
@@ -290,6 +301,9 @@ def settings_on_data(
     batch_size: int | None = None,
 ) -> SettingsTree:
     """The settings of a run, on its own data set or on another one.
+
+    On other files, what the run says of labels and of how its own files are read falls back to the defaults; on other labels
+    alone, the values to ignore do.  What is set anew stays.
 
     Args:
         run: the run.
@@ -301,14 +315,24 @@ def settings_on_data(
         DataError: the run's own data set is gone.
     """
     settings = load_settings(run.path / SETTINGS_NAME, overrides=overrides, environ={}).settings
-    data, train = settings.data, settings.train
+    own, data, train = run.settings.data, settings.data, settings.train
+    given = {text.partition("=")[0].strip() for text in overrides}
+
+    def forget(*names: str) -> None:
+        nonlocal data
+        defaults = DataSettings()
+        data = data.model_copy(update={name: getattr(defaults, name) for name in names if f"data.{name}" not in given})
+
     if source is not None:
-        # Labels, keys and names of the run's own data set would not fit another one, unless they are set again.
-        data = data.model_copy(update={"source": source, "labels": "auto"})
+        data = data.model_copy(update={"source": source})
+    if absolute_place(data.source) != absolute_place(own.source):
+        forget("labels", *_READING)
     elif data.source != "synthetic" and not Path(data.source).exists() and not any(c in data.source for c in "*?["):
         raise DataError(f"{data.source}: the run's data set is no longer there", hint="name it with --data")
     if labels is not None:
         data = data.model_copy(update={"labels": labels})
+    if any(absolute_place(getattr(data, name)) != absolute_place(getattr(own, name)) for name in ("source", "labels")):
+        forget("ignored_labels")
     if batch_size is not None:
         train = train.model_copy(update={"batch_size": batch_size})
     return settings.model_copy(update={"data": data, "train": train})

@@ -89,9 +89,7 @@ class Comparison:
         gain = 100 * self.difference.difference
         beyond = "beyond chance" if self.beyond_chance else "not beyond chance"
         difference = f"{gain:+.1f} points, p = {self.difference.p_value:.2g}, {beyond}" if gain else "level"
-        return (
-            f"{self.probe}, {budget}: {self.accuracy:.3f} against {self.floor_accuracy:.3f} of the {self.floor} ({difference})"
-        )
+        return f"{self.probe}, {budget}: {self.accuracy:.3f} against {self.floor_accuracy:.3f} of the {self.floor} ({difference})"
 
     def to_dict(self) -> dict[str, object]:
         """The comparison as `auxmae eval --json` prints it."""
