@@ -292,6 +292,13 @@ def absolute_place(name: str) -> str:
     return name if words else str(Path(name).expanduser().absolute())
 
 
+def describe_reading(data: DataSettings) -> dict[str, Any]:
+    """Every setting that decides which pixels are read and which label they have, by its full name, JSON-able."""
+    names = ("source", "labels", "ignored_labels", *_READING, "channels", "wavelengths", "synthetic_images")
+    values = data.model_copy(update={name: absolute_place(getattr(data, name)) for name in ("source", "labels")})
+    return {f"data.{name}": value for name, value in values.model_dump(mode="json", include=set(names)).items()}
+
+
 def settings_on_data(
     run: RunFolder,
     *,

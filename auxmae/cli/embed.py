@@ -38,7 +38,7 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Write the features of images (or of every patch: --dense) to a file; an interrupted call goes on where it stopped."""
-    from auxmae.build import configure, find_channels, fitting, open_data, settings_on_data
+    from auxmae.build import configure, describe_reading, find_channels, fitting, open_data, settings_on_data
     from auxmae.cli.console import console, print_json
     from auxmae.export.embed import embed
     from auxmae.export.formats import check_format
@@ -82,7 +82,7 @@ def command(
                 pool=chosen_pool,
                 dense=dense,
                 part=_part(collection, settings, model.image_size, part),
-                about={"part": part, "labels": settings.data.labels},
+                about={"part": part, **describe_reading(settings.data)},
                 batch_size=settings.train.batch_size,
                 device=where,
                 overwrite=overwrite,

@@ -87,6 +87,7 @@ def embed(
         **said,
         "the model": _digest_model(model),
         "the files": _digest_files(collection),
+        "the labels": _digest_labels(collection),
         "the rows": _digest(f"{unit.item} {unit.box}" for unit in units),
     }
     model = model.to(device).eval()
@@ -130,6 +131,13 @@ def _digest_model(model: AuxMAE) -> str:
         for name in sorted(state)
         for piece in (name, state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     )
+
+
+def _digest_labels(collection: Collection) -> str:
+    """Names of the classes, the values that they stand for, and the class of every image."""
+    values = {raster.values for raster in collection.label_rasters if raster is not None}
+    per_image = b"" if collection.labels is None else collection.labels.tobytes()
+    return _digest([collection.class_names, sorted(values), per_image])
 
 
 def _digest_files(collection: Collection) -> str:

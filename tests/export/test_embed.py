@@ -215,6 +215,47 @@ def test_changed_inputs_are_refused_and_restart_begins_anew(tmp_path, monkeypatc
     assert embed(model, open_collection(source), output, pool="cls", overwrite=True).rows == 7
 
 
+@pytest.mark.parametrize(
+    "changed",
+    ["data.nodata=0", "data.ignored_labels=[2]", "data.exclude=['*_9.tif']", "data.layout=images", "data.allow_broken=true"],
+)
+def test_a_resuming_call_reads_the_data_as_the_interrupted_one_did(run, tmp_path, monkeypatch, changed):
+    write_tiles(tmp_path / "scenes", count=2, side=32, classes=False)
+    (tmp_path / "labels").mkdir()
+    for number in range(2):
+        tifffile.imwrite(tmp_path / "labels" / f"tile_{number}.ome.tif", np.arange(32 * 32, dtype=np.uint8).reshape(32, 32) % 3)
+    arguments = (run, "--data", tmp_path / "scenes", "--labels", tmp_path / "labels", "--dense", "--output", tmp_path / "out.npy")
+    with monkeypatch.context() as patch:
+        patch.setattr("auxmae.export.embed.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert invoke(*arguments).exit_code == 130
+    refused = invoke(*arguments, "--set", changed)
+    assert isinstance(refused.exception, UsageError), refused.output
+    assert changed.partition("=")[0] in refused.exception.message
+    assert "--restart" in refused.exception.hint
+    resumed = invoke(*arguments, "--json")
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads(resumed.stdout)["resumed"] == 128
+
+
+def test_changed_labels_of_the_images_are_refused(tmp_path, monkeypatch):
+    write_tiles(tmp_path / "tiles")
+    model, output = make_model(), tmp_path / "out.npy"
+
+    def opened(first):
+        names = sorted(f"tile_{number}.ome.tif" for number in range(7))
+        rows = "".join(f"{name},{first if number == 0 else 'b'}\n" for number, name in enumerate(names))
+        (tmp_path / "labels.csv").write_text(f"image,label\n{rows}")
+        return open_collection(str(tmp_path / "tiles"), labels=str(tmp_path / "labels.csv"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("auxmae.export.embed.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, opened("a"), output)
+    with pytest.raises(UsageError, match="there changed: the labels"):
+        embed(model, opened("c"), output)
+    assert embed(model, opened("a"), output).resumed == 7
+
+
 def test_a_full_disk_is_one_line_and_keeps_what_was_done(tmp_path, monkeypatch):
     write_tiles(tmp_path / "tiles")
     model, collection, output = make_model(), open_collection(str(tmp_path / "tiles")), tmp_path / "out.npy"
