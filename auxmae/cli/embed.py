@@ -41,7 +41,7 @@ def command(
     from auxmae.build import configure, describe_reading, find_channels, fitting, open_data, settings_on_data
     from auxmae.cli.console import console, print_json
     from auxmae.export.embed import embed
-    from auxmae.export.formats import check_format
+    from auxmae.export.formats import check_apart, check_format
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
 
@@ -60,6 +60,7 @@ def command(
     settings, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
     with fitting(settings.data.source, model):
         collection = open_data(settings.data, seed=settings.train.seed)
+    check_apart(output, collection, labels=settings.data.labels, exclude=settings.data.exclude)
     for notice in collection.notices:
         out.print(f"note: {notice}", **plain)
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {collection.describe()}", **plain)

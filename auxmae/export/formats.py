@@ -7,14 +7,18 @@ import importlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from auxmae.data.collection import Collection
+from auxmae.data.files import RUN_MARKS
+from auxmae.data.readers import is_readable
 from auxmae.errors import MissingDependencyError, UsageError
 from auxmae.export.extract import FACTS
 from auxmae.export.workspace import workspace_folder
@@ -84,6 +88,44 @@ def check_format(output: Path, *, overwrite: bool) -> None:
     for path in () if overwrite else (output, *beside):
         if path.exists():
             raise UsageError(f"{path} exists", hint="choose another --output, or add --overwrite")
+
+
+def check_apart(output: Path, collection: Collection, *, labels: str = "none", exclude: Sequence[str] = ()) -> None:
+    """Says before any work that an output would destroy an input, or become one.
+
+    Args:
+        output: as for `embed`.
+        collection: the opened images.
+        labels: what data.labels names.
+        exclude: file name patterns that the source leaves out.
+
+    Raises:
+        UsageError: it, or the CSV beside it, is an image or label file, or a later call would read it as an image.
+    """
+    inputs = [file.path for file in collection.files]
+    inputs += [raster.file.path for raster in collection.label_rasters if raster is not None]
+    if labels not in ("auto", "none"):
+        inputs += [Path(labels).expanduser(), Path(labels.rpartition(":")[0]).expanduser()]
+    # A store is a folder, and what lies within it is part of it; so is a file within an output that is a folder.
+    known = {path.resolve() for path in inputs if path.is_file() or path.suffix.lower() == ".zarr"}
+    for path in (output, *([sidecar(output)] if output.suffix.lower() == ".npy" else [])):
+        place = path.resolve()
+        if known.intersection((place, *place.parents)) or any(place in one.parents for one in known):
+            raise UsageError(f"{path} is what is embedded, or its labels", hint="choose another --output")
+    place, source = output.resolve(), Path(collection.source).expanduser()
+    read = is_readable(output) and not any(fnmatch(output.name, pattern) for pattern in exclude)
+    if source.is_dir():
+        root = source.resolve()
+        within = place.is_relative_to(root) and not any(
+            all((folder / mark).exists() for mark in RUN_MARKS) for folder in place.parents if folder.is_relative_to(root)
+        )
+    else:
+        within = fnmatch(place.name, source.name) and place.parent in {path.parent for path in known}
+    if read and within:
+        raise UsageError(
+            f"{output} lies among the images, and would be read as one of them the next time",
+            hint=f"choose another --output, or leave it out with --set 'data.exclude=[\"{output.name}\"]'",
+        )
 
 
 def sidecar(output: Path) -> Path:

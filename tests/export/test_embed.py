@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib.util
 import json
 import os
 import signal
@@ -350,6 +351,44 @@ def test_half_a_channel_group_is_refused(tmp_path):
     assert missing == ("red",)
     done = embed(model, open_data(chosen.data, seed=0), tmp_path / "out.npy", pool="concat")
     assert done.width == 16
+
+
+def test_an_output_never_replaces_an_input(run, tmp_path, monkeypatch):
+    pixels = write_tiles(tmp_path / "tiles")
+    np.save(tmp_path / "images.npy", pixels)
+    (tmp_path / "images.csv").write_text("image,label\n" + "".join(f"tile_{number}.ome.tif,a\n" for number in range(7)))
+    (tmp_path / "link.npy").symlink_to(tmp_path / "images.npy")
+    monkeypatch.chdir(tmp_path)
+    axes = ("--set", "data.axes=NCHW")
+    labelled = ("--labels", "images.csv:label")
+    for data, output, more in (
+        ("images.npy", "images.npy", axes),
+        ("images.npy", tmp_path / "images.npy", axes),
+        ("link.npy", "images.npy", axes),
+        ("images.npy", "link.npy", axes),
+        ("tiles", "images.npy", labelled),  # whose rows would be listed in images.csv
+    ):
+        before = {path: path.read_bytes() for path in tmp_path.glob("images.*")}
+        refused = invoke(run, "--data", data, "--output", output, "--overwrite", *more)
+        assert isinstance(refused.exception, UsageError), refused.output
+        assert "is what is embedded, or its labels" in refused.exception.message
+        assert {path: path.read_bytes() for path in tmp_path.glob("images.*")} == before
+    assert invoke(run, "--data", "images.npy", "--output", "feats.npy", *axes).exit_code == 0
+
+
+def test_an_output_among_the_images_is_refused_unless_it_is_never_read(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for data, output in (("tiles", "tiles/out.npy"), (".", "out.npy"), ("tiles/*/tile*", "tiles/class0/tile_feats.npy")):
+        refused = invoke(run, "--data", data, "--output", output)
+        assert isinstance(refused.exception, UsageError), refused.output
+        assert "would be read as one of them" in refused.exception.message
+        assert "data.exclude" in refused.exception.hint
+    assert invoke(run, "--data", "tiles", "--output", "tiles/out.npy", "--set", "data.exclude=['out.npy']").exit_code == 0
+    # Neither a run folder nor a format that is no image's is read.
+    (tmp_path / "tiles" / "out.npy").unlink()
+    assert invoke(run, "--data", ".", "--output", run / "out.npy").exit_code == 0
+    if importlib.util.find_spec("pyarrow") is not None:
+        assert invoke(run, "--data", "tiles", "--output", "tiles/out.parquet").exit_code == 0
 
 
 @pytest.mark.slow
