@@ -54,6 +54,8 @@ def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, fold
                 channels=data.train.channels,
                 progress=lambda what, name=name: status.update(f"{name}: {what}"),  # type: ignore[misc]
             )
+        for notice in result.notices:
+            out.print(f"{name}: {notice}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         for split, report in result.reports.items():
             out.print(f"{name}, {split}", style="bold", markup=False, highlight=False)
             out.print(probe_table(report) if report.results else report.reason)

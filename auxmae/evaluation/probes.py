@@ -271,7 +271,7 @@ def draw_labels(y: NDArray[np.int64], per_class: int, *, seed: int) -> list[NDAr
 
 def _reason(classes: NDArray[np.int64], test: Features, class_names: Sequence[str]) -> str:
     if not len(classes) and not len(test):
-        return "The data carry no labels."
+        return "No sample of either part is labelled."
     if not len(classes):
         return "No sample of the training part is labelled."
     if not len(test):

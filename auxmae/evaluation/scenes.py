@@ -45,6 +45,9 @@ LEAKAGE = (
 # The probe behind the map.
 MAP = "logistic regression"
 _MOST_POSITIONS = 20_000
+# Where labels cover less than this part of a scene, and its grid meets fewer of them than the probes could use, all are used.
+_SPARSE = 0.1
+_FEW_PER_CLASS = 20
 # So many windows go through the networks at a time, or fewer, since memory grows with the tokens they have together.
 _BATCH = 128
 _TOKENS = 100_000
@@ -65,6 +68,8 @@ class SceneResult:
         window, stride: px.
         gap: columns next to the border between the halves that nothing is trained on, so that no window of a training
             position shares a pixel with a window of a test position; at most half of a half.
+        labelled, used: valid pixels that have a label, and those of them that were drawn for the probes.
+        notices: what the reader of the figures should know, one sentence each.
     """
 
     reports: dict[str, ProbeReport]
@@ -74,6 +79,9 @@ class SceneResult:
     window: int
     stride: int
     gap: int
+    labelled: int
+    used: int
+    notices: list[str]
 
     def to_dict(self) -> dict[str, object]:
         """The result as `auxmae eval --dense --json` prints it."""
@@ -90,7 +98,16 @@ class SceneResult:
             }
             for name, report in self.reports.items()
         }
-        return {"window": self.window, "stride": self.stride, "gap": self.gap, "splits": splits, "warning": LEAKAGE}
+        return {
+            "window": self.window,
+            "stride": self.stride,
+            "gap": self.gap,
+            "labelled_pixels": self.labelled,
+            "used_pixels": self.used,
+            "notices": self.notices,
+            "splits": splits,
+            "warning": LEAKAGE,
+        }
 
 
 def evaluate_scene(
@@ -116,6 +133,9 @@ def evaluate_scene(
     A pixel's features are those of the patch at the centre of its window (with pool = "cls", the window's CLS tokens behind
     them).  Floors see the same window: its channel statistics and random convolutions, its centre's spectrum,
     patch (of 3 × 3 px at least), and principal components, and the untrained network.
+
+    The pixels lie on a grid.  Where less than a tenth of the scene is labelled, and the grid meets fewer labelled pixels than
+    the largest of `labels_per_class` (20 at least) for each class and half, all labelled pixels are drawn from instead.
 
     Args:
         model: the encoder, left in the mode in which it came.
@@ -148,23 +168,30 @@ def evaluate_scene(
     tokens = len(model.groups) * (window // model.patch_size) ** 2
     together = max(1, min(_BATCH, _TOKENS // tokens))
     encoder = _extract(windows, grid, together, {ENCODER: _centre_extractor(model, pool, device)})[ENCODER]
-    y = labels[grid[:, 0], grid[:, 1]]
-    # Whole windows are resampled, and kept on one side when the penalty is chosen.
-    tiles = grid // window
-    groups = tiles[:, 0] * (width // window + 1) + tiles[:, 1]
+    labelled = (labels >= 0) & valid.any(dim=0).numpy()
+    on_grid = np.flatnonzero(labelled[grid[:, 0], grid[:, 1]])
+    sparse = _is_sparse(len(on_grid), labels[labelled], int(valid.any(dim=0).sum()), labels_per_class)
+    places = np.argwhere(labelled) if sparse else grid[on_grid]
     random = np.random.default_rng(seed)
-    left = grid[:, 1] < width // 2
-    chosen = np.sort(
-        np.concatenate([random.permutation(np.flatnonzero((y >= 0) & side))[:max_samples] for side in (left, ~left)])
-    )
+    on_left = places[:, 1] < width // 2
+    chosen = np.sort(np.concatenate([random.permutation(np.flatnonzero(side))[:max_samples] for side in (on_left, ~on_left)]))
+    drawn = places[chosen]
+    y = labels[drawn[:, 0], drawn[:, 1]]
+    # Whole windows are resampled, and kept on one side when the penalty is chosen.
+    tiles = drawn // window
+    groups = tiles[:, 0] * (width // window + 1) + tiles[:, 1]
     say("the floors' features")
     kinds = _floors(windows, grid, model, seed) | {
         RANDOM: _centre_extractor(untrained(model, seed=seed).to(device), pool, device)
     }
-    found = {ENCODER: encoder[chosen], **_extract(windows, grid[chosen], together, kinds)}
-    samples = {name: Features(x, y[chosen], groups[chosen]) for name, x in found.items()}
+    if sparse:
+        kinds[ENCODER] = _centre_extractor(model, pool, device)
+    found = _extract(windows, drawn, together, kinds)
+    samples = {
+        name: Features(found[name] if name in found else encoder[on_grid[chosen]], y, groups) for name in (ENCODER, *kinds)
+    }
 
-    column, half = grid[chosen, 1], width // 2
+    column, half = drawn[:, 1], width // 2
     gap = min(window - 1, half // 2)
     mixed = np.random.default_rng([seed, 1]).permutation(len(chosen)) < len(chosen) // 2
     reports, digests = {}, {}
@@ -175,7 +202,7 @@ def evaluate_scene(
     }
     for name, (train, held) in splits.items():
         fit, test = np.flatnonzero(train), np.flatnonzero(held)
-        order = np.concatenate([grid[chosen[fit]], [[-1, -1]], grid[chosen[test]]])
+        order = np.concatenate([drawn[fit], [[-1, -1]], drawn[test]])
         digests[name] = hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16]
         reports[name] = run_probes(
             {kind: features.take(fit) for kind, features in samples.items()},
@@ -189,11 +216,27 @@ def evaluate_scene(
         )
     say("the map")
     predicted = np.full(len(grid), -1, dtype=np.int64)
+    left = grid[:, 1] < half
     for name, source in ((LEFT_RIGHT, left), (RIGHT_LEFT, ~left)):
         if not reports[name].reason and (~source).any():
             fit = np.flatnonzero(splits[name][0])
             predicted[~source] = predict(samples[ENCODER].take(fit), encoder[~source], neighbours=neighbours, probes=(MAP,))[MAP]
-    return SceneResult(reports, digests, _spread(predicted, grid, valid, stride), labels, window, stride, gap)
+    total = int(labelled.sum())
+    notices = []
+    if sparse:
+        notices.append(f"The grid (eval.stride = {stride}) meets {len(on_grid)} of {total} labelled pixels: all are drawn from.")
+    if len(drawn) < total:
+        reasons = [f"eval.stride = {stride}"] if len(places) < total else []
+        reasons += [f"eval.max_samples = {max_samples}"] if len(drawn) < len(places) else []
+        notices.append(f"The probes use {len(drawn)} of {total} labelled pixels ({', '.join(reasons)}).")
+    prediction = _spread(predicted, grid, valid, stride)
+    return SceneResult(reports, digests, prediction, labels, window, stride, gap, total, len(drawn), notices)
+
+
+def _is_sparse(met: int, known: NDArray[np.int64], valid: int, labels_per_class: Sequence[int]) -> bool:
+    """Whether a grid that meets so many of the `known` labels misses what the probes could use (see `evaluate_scene`)."""
+    wanted = 2 * len(np.unique(known)) * max(_FEW_PER_CLASS, *labels_per_class)
+    return len(known) < _SPARSE * valid and met < min(wanted, len(known))
 
 
 def _spread(predicted: NDArray[np.int64], grid: NDArray[np.int64], valid: Tensor, stride: int) -> NDArray[np.int64]:

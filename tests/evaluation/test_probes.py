@@ -135,7 +135,7 @@ def test_one_sample_per_class_is_enough_to_run() -> None:
 @pytest.mark.parametrize(
     ("y", "y_test", "words"),
     [
-        ([], [], "no labels"),
+        ([], [], "either part"),
         ([], [0, 1], "training part"),
         ([0, 1], [], "test part"),
         ([2, 2, 2], [0, 2], "one class, dirt"),

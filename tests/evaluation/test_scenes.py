@@ -127,6 +127,47 @@ def test_few_windows_at_a_time_give_the_same(model: AuxMAE, result: SceneResult,
         assert (fewer.prediction == result.prediction).mean() > 0.98
 
 
+def sparse_scene() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """60 × 80 px, 48 of them labelled, none of these on the default's grid of every fourth pixel."""
+    labels = np.full((60, 80), -1, dtype=np.int64)
+    image = torch.randn(2, 60, 80, generator=torch.Generator().manual_seed(1)) * 0.1
+    places = np.random.default_rng(0).permutation(np.argwhere(np.ones((15, 20))))[:48]
+    for number, (row, column) in enumerate(places):
+        labels[4 * row, 4 * column] = number % 2
+        image[0, 4 * row, 4 * column] += number % 2
+    return image, torch.ones_like(image, dtype=torch.bool), labels
+
+
+def test_few_labels_that_the_grid_misses_are_all_used(model: AuxMAE) -> None:
+    image, valid, labels = sparse_scene()
+    found = evaluate_scene(model, image, valid, labels, stride=4, **ARGUMENTS)
+    assert (found.labelled, found.used) == (48, 48)
+    assert found.reports[AT_RANDOM].train_samples + found.reports[AT_RANDOM].test_samples == 48
+    assert found.reports[LEFT_RIGHT].test_samples == (labels[:, 40:] >= 0).sum()
+    assert found.notices == ["The grid (eval.stride = 4) meets 0 of 48 labelled pixels: all are drawn from."]
+    for report in (found.reports[LEFT_RIGHT], found.reports[AT_RANDOM]):
+        assert max(r.accuracy for r in report.results if r.features == "raw spectrum") == 1.0
+        assert any(r.features == ENCODER for r in report.results)
+    # With every pixel on the grid the same pixels and features are used, and nothing is to be said.
+    whole = evaluate_scene(model, image, valid, labels, stride=1, **ARGUMENTS)
+    assert (whole.digests, whole.notices) == (found.digests, [])
+    rows = [{(r.features, r.probe): r.accuracy for r in each.reports[AT_RANDOM].results} for each in (whole, found)]
+    assert rows[0][ENCODER, "k-NN"] == pytest.approx(rows[1][ENCODER, "k-NN"])
+    assert rows[0]["raw patch", "k-NN"] == pytest.approx(rows[1]["raw patch", "k-NN"])
+    fewer = evaluate_scene(model, image, valid, labels, stride=4, **{**ARGUMENTS, "max_samples": 10})
+    assert fewer.used == 20
+    assert "The probes use 20 of 48 labelled pixels (eval.max_samples = 10)." in fewer.notices
+
+
+def test_a_densely_labelled_scene_stays_on_its_grid(model: AuxMAE) -> None:
+    image, valid, _ = sparse_scene()
+    labels = np.arange(80)[None].repeat(60, axis=0) // 8 % 2
+    found = evaluate_scene(model, image, valid, labels, stride=8, **ARGUMENTS)
+    assert found.used == 7 * 10
+    assert found.notices == ["The probes use 70 of 4800 labelled pixels (eval.stride = 8)."]
+    assert found.to_dict()["used_pixels"] == 70
+
+
 def test_untrained_weights_give_the_random_row(model: AuxMAE) -> None:
     from auxmae.evaluation.probes import untrained
 
