@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
+    from auxmae.data.collection import Collection
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import SettingsTree
     from auxmae.training.run import RunFolder
@@ -27,12 +30,11 @@ def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, fold
         raise DataError(f"{data.describe()}: --dense needs a label for each pixel", hint="name a label raster with --labels")
     scaling = data.scaling.select(collection.channel_names)
     found: dict[str, object] = {}
-    for item in range(len(collection)):
+    names = scene_names(collection)
+    for item, name in enumerate(names):
         labels = collection.read_labels(item)
         if labels is None:
             continue
-        file, index = collection.file_of(item), int(collection.items[item, 1])
-        name = file.path.stem + (f"-{index}" if file.count > 1 else "")
         pixels = collection.read(item)
         valid = torch.from_numpy(pixels.valid)
         image = scaling.apply(torch.from_numpy(pixels.pixels)[None])[0].masked_fill(~valid, 0.0)
@@ -65,8 +67,30 @@ def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, fold
                 out.print(report.verdict(), markup=False, highlight=False, soft_wrap=True)
             elif report.results:
                 out.print(LEAKAGE, style="yellow", markup=False, highlight=False, soft_wrap=True)
-        raster = write_map(result.prediction, data.class_names, file.georeference, folder.path / "maps" / f"{name}.tif")
+        place = collection.file_of(item).georeference
+        raster = write_map(result.prediction, data.class_names, place, folder.path / "maps" / f"{name}.tif")
         figure = map_figure(result.prediction, labels, data.class_names, folder.figures / f"map-{name}.png", title=name)
         out.print(f"Maps: {raster}, {figure}", markup=False, highlight=False, soft_wrap=True)
         found[name] = {**result.to_dict(), "map": str(raster), "figure": str(figure)}
+    return found
+
+
+def scene_names(collection: Collection) -> list[str]:
+    """A name for every image, no two the same: the file's without its ending, or one made of its path below the source."""
+    ways: list[list[str]] = [[], [], []]
+    for number, index in collection.items.tolist():
+        path = PurePosixPath(collection.relative_paths[number])
+        within = f"-{index}" if collection.files[number].count > 1 else ""
+        whole = path.as_posix().strip("/").replace("/", "-")
+        for names, name in zip(ways, (path.stem, whole.removesuffix(path.suffix), whole.replace(".", "-")), strict=True):
+            names.append(name + within)
+    found, taken = [""] * len(collection), set[str]()
+    for names in ways:
+        often = Counter(name for name, chosen in zip(names, found, strict=True) if not chosen)
+        for item, name in enumerate(names):
+            if not found[item] and often[name] == 1 and name not in taken:
+                found[item] = name
+                taken.add(name)
+    for item, name in enumerate(ways[-1]):
+        found[item] = found[item] or f"{name}-{item}"
     return found

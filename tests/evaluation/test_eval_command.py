@@ -122,6 +122,55 @@ def test_dense_writes_maps_and_needs_a_label_raster(run_folder: Path, tmp_path: 
     assert "40×48" in str(other_size.exception)
 
 
+def write_scenes(folder: Path, names: tuple[str, ...], side: int = 48) -> tuple[str, ...]:
+    """Scenes of 13 channels with rasters of two classes in stripes, and the arguments that name them."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4) % 2 + 1, side // 4)[:, None].repeat(side, axis=1).astype(np.uint8)
+    for name in names:
+        pixels = generator.integers(0, 200, (13, side, side)) + 1000 * labels.astype(np.int64)
+        for path in (folder / "scenes" / name, folder / "labels" / name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(folder / "scenes" / name, pixels.astype(np.uint16), metadata={"axes": "CYX"}, photometric="minisblack")
+        tifffile.imwrite(folder / "labels" / name, labels)
+    return ("--data", str(folder / "scenes"), "--labels", str(folder / "labels"))
+
+
+QUICK_DENSE = ("--set", "eval.labels_per_class=[0]", "--set", "eval.stride=8", "--dense", "--json")
+
+
+def test_scenes_of_one_name_in_two_folders_stay_apart(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    scenes = write_scenes(tmp_path, ("a/scene.tif", "b/scene.tif", "b/other.tif"))
+    result = invoke(str(run), *scenes, *QUICK_DENSE)
+    assert result.exit_code == 0, result.output
+    dense = json.loads(result.stdout)["dense"]
+    assert set(dense) == {"a-scene", "b-scene", "other"}
+    for name, found in dense.items():
+        assert (found["map"], found["figure"]) == (str(run / "maps" / f"{name}.tif"), str(run / "figures" / f"map-{name}.png"))
+        assert Path(found["map"]).is_file()
+        assert Path(found["figure"]).is_file()
+
+
+def test_no_two_scenes_have_one_name() -> None:
+    from types import SimpleNamespace
+
+    from auxmae.cli.eval_dense import scene_names
+
+    paths = ["a/s.tif", "b/s.tif", "a-s.tif", "c/t.tif", "c/t.npy", "stack.npy", "a/b.c.tif", "b/b.c.tif"]
+    counts = [1, 1, 1, 1, 1, 2, 1, 1]
+    items = np.array([(number, index) for number, count in enumerate(counts) for index in range(count)])
+    files = [SimpleNamespace(count=count) for count in counts]
+
+    class Fake(SimpleNamespace):
+        def __len__(self) -> int:
+            return len(self.items)
+
+    names = scene_names(Fake(items=items, files=files, relative_paths=paths))
+    expected = ["a-s-tif", "b-s", "a-s", "c-t-tif", "c-t-npy", "stack-0", "stack-1", "a-b.c", "b-b.c"]
+    assert names == expected
+
+
 def test_missing_channels_are_an_error_by_name_or_dropped_on_purpose(run_folder: Path, tmp_path: Path) -> None:
     import rasterio
 
