@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -88,12 +89,13 @@ def command(
         "probe_samples": {"train": report.train_samples, "test": report.test_samples},
         "majority": report.majority,
     }
+    unwritten: list[Path] = []
     if finetune:
         document["finetuning"] = eval_finetune.measure(model, held, settings, where, out)
     if robustness:
-        document["robustness"] = eval_robustness.measure(model, held, settings, extractors, train, where, folder, out)
+        document["robustness"] = eval_robustness.measure(model, held, settings, extractors, train, where, folder, out, unwritten)
     if dense:
-        document["dense"] = eval_dense.measure(model, held, settings, where, folder, out)
+        document["dense"] = eval_dense.measure(model, held, settings, where, folder, out, unwritten)
     elif held.collection.has_label_maps:
         out.print("Pixel by pixel, one half of each scene against the other, with maps: --dense", **plain)
     try:
@@ -109,3 +111,6 @@ def command(
         out.print(f"Not written to {folder.path / 'eval.json'}: {error.strerror}", style="yellow", **plain)
     if json_output:
         print_json(document)
+    if unwritten:
+        # What was asked for is not all there.
+        raise typer.Exit(1)

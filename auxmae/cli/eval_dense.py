@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import PurePosixPath
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,10 +17,16 @@ if TYPE_CHECKING:
     from auxmae.training.run import RunFolder
 
 
-def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folder: RunFolder, out: Console) -> dict[str, object]:
-    """Probes, prints the tables, writes the maps into the run folder; the content of "dense" in the document."""
+def measure(
+    model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folder: RunFolder, out: Console, unwritten: list[Path]
+) -> dict[str, object]:
+    """Probes, prints the tables, writes the maps into the run folder; the content of "dense" in the document.
+
+    `unwritten` gets the maps that could not be written.
+    """
     import torch
 
+    from auxmae.cli.eval_files import attempt
     from auxmae.cli.eval_tables import probe_table
     from auxmae.errors import DataError
     from auxmae.evaluation.scenes import AT_RANDOM, LEAKAGE, evaluate_scene
@@ -68,10 +75,17 @@ def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, fold
             elif report.results:
                 out.print(LEAKAGE, style="yellow", markup=False, highlight=False, soft_wrap=True)
         place = collection.file_of(item).georeference
-        raster = write_map(result.prediction, data.class_names, place, folder.path / "maps" / f"{name}.tif")
-        figure = map_figure(result.prediction, labels, data.class_names, folder.figures / f"map-{name}.png", title=name)
-        out.print(f"Maps: {raster}, {figure}", markup=False, highlight=False, soft_wrap=True)
-        found[name] = {**result.to_dict(), "map": str(raster), "figure": str(figure)}
+        raster, figure = folder.path / "maps" / f"{name}.tif", folder.figures / f"map-{name}.png"
+        written = {
+            "map": attempt(partial(write_map, result.prediction, data.class_names, place, raster), unwritten, raster, out),
+            "figure": attempt(
+                partial(map_figure, result.prediction, labels, data.class_names, figure, title=name), unwritten, figure, out
+            ),
+        }
+        there = [path for path in written.values() if path is not None]
+        if there:
+            out.print(f"Maps: {', '.join(there)}", markup=False, highlight=False, soft_wrap=True)
+        found[name] = {**result.to_dict(), **written}
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ def measure(
     device: Any,
     folder: RunFolder,
     out: Console,
+    unwritten: list[Path],
 ) -> dict[str, object]:
     """Measures, prints the table, draws the figure into the run folder; the content of "robustness" in the document.
 
-    `extractors` and `known` are as for `evaluate_robustness`.
+    `extractors` and `known` are as for `evaluate_robustness`; `unwritten` gets the figure if it cannot be written.
     """
+    from auxmae.cli.eval_files import attempt
     from auxmae.cli.eval_tables import robustness_table
     from auxmae.evaluation.robustness import SIZES, evaluate_robustness, plan_changes
     from auxmae.visuals.robustness import robustness_figure
@@ -60,9 +63,11 @@ def measure(
             progress=lambda what: status.update(f"Changing the images: {what}"),
         )
     out.print(robustness_table(results))
-    figure = robustness_figure(results, folder.figures / "robustness.png")
-    out.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
-    return {"results": [result.to_dict() for result in results], "figure": str(figure)}
+    path = folder.figures / "robustness.png"
+    figure = attempt(lambda: robustness_figure(results, path), unwritten, path, out)
+    if figure is not None:
+        out.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
+    return {"results": [result.to_dict() for result in results], "figure": figure}
 
 
 def _batches(data: Data, side: int | None, settings: SettingsTree) -> Any:

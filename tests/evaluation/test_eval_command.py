@@ -152,6 +152,26 @@ def test_scenes_of_one_name_in_two_folders_stay_apart(run_folder: Path, tmp_path
         assert Path(found["figure"]).is_file()
 
 
+def test_a_map_that_cannot_be_written_costs_no_figure(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    (run / "maps").write_text("in the way")
+    (run / "figures" / "map-two.png").mkdir(parents=True)
+    result = invoke(str(run), *write_scenes(tmp_path, ("one.tif", "two.tif")), *QUICK_DENSE)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    document = json.loads(result.stdout)
+    assert set(document["dense"]) == {"one", "two"}
+    assert all(found["map"] is None and found["splits"] for found in document["dense"].values())
+    assert (document["dense"]["two"]["figure"], document["dense"]["one"]["figure"]) == (
+        None,
+        str(run / "figures" / "map-one.png"),
+    )
+    assert json.loads((run / "eval.json").read_text())["dense"] == document["dense"]
+    said = [line for line in result.stderr.splitlines() if line.startswith("Not written")]
+    assert [str(run / "maps" / "one.tif") in said[0], "the map cannot be written" in said[0], len(said)] == [True, True, 3]
+
+
 def test_no_two_scenes_have_one_name() -> None:
     from types import SimpleNamespace
 
