@@ -38,10 +38,12 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
-    from auxmae.build import configure, open_run_data
+    from auxmae.build import configure, describe_reading, open_run_data, settings_on_data
     from auxmae.cli import eval_dense, eval_finetune, eval_probes, eval_reconstruction, eval_robustness
     from auxmae.cli.console import console, print_json
+    from auxmae.cli.eval_files import are_own_images, with_earlier_sections
     from auxmae.errors import AuxMAEError, DataError
+    from auxmae.export.embed import digest_model
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
     from auxmae.visuals.report import write_report
@@ -79,8 +81,17 @@ def command(
     }
     if held.missing:
         document["missing_channels"] = list(held.missing)
+    used = settings_on_data(folder, source=data, labels=labels, overrides=overrides)
+    reading = describe_reading(used.data)
     details = {
+        "run": str(folder.path.absolute()),
         "checkpoint": checkpoint,
+        "model": digest_model(model),
+        "source": reading["data.source"],
+        "labels": reading["data.labels"],
+        "own_images": are_own_images(folder.settings, used),
+        "settings": reading,
+        "channels": list(held.collection.channel_names),
         "data": held.describe(),
         "images": reconstruction.images,
         "floors_per_channel": reconstruction.floors_per_channel,
@@ -98,8 +109,9 @@ def command(
         document["dense"] = eval_dense.measure(model, held, settings, where, folder, out, unwritten)
     elif held.collection.has_label_maps:
         out.print("Pixel by pixel, one half of each scene against the other, with maps: --dense", **plain)
+    document = with_earlier_sections(folder, {**document, "details": details}, out)
     try:
-        path = folder.write_json("eval.json", {**document, "details": details})
+        path = folder.write_json("eval.json", document)
         out.print(f"Written to {path}", **plain)
         if (folder.path / "report.html").is_file():
             # It shows the figures of eval.json and the pictures that have been added.

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from auxmae.errors import AuxMAEError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from auxmae.settings.schema import SettingsTree
+    from auxmae.training.run import RunFolder
+
+# Each is measured on request alone, and takes minutes.
+_SECTIONS = ("finetuning", "robustness", "dense")
+# What decides, beside the data, which images are held out and how they are masked.
+_HELD_OUT = (
+    ("data", "split"),
+    ("data", "group_pattern"),
+    ("data", "validation_fraction"),
+    ("data", "test_fraction"),
+    ("data", "block_size"),
+    ("train", "seed"),
+    ("eval", "mask_seed"),
+    ("eval", "max_images"),
+)
 
 
 def attempt(write: Callable[[], Path], unwritten: list[Path], path: Path, out: Console) -> str | None:
@@ -31,3 +49,32 @@ def attempt(write: Callable[[], Path], unwritten: list[Path], path: Path, out: C
         out.print(f"Not written: {error.message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         return None
     return str(path)
+
+
+def are_own_images(own: SettingsTree, used: SettingsTree) -> bool:
+    """Whether an evaluation is of the images, parts and masks that result.json is of."""
+    from auxmae.build import describe_reading
+
+    return describe_reading(own.data) == describe_reading(used.data) and all(
+        getattr(getattr(own, table), key) == getattr(getattr(used, table), key) for table, key in _HELD_OUT
+    )
+
+
+def with_earlier_sections(folder: RunFolder, document: dict[str, Any], out: Console) -> dict[str, Any]:
+    """The document, and what the eval.json that is there holds beyond it of the same model, data, labels and split."""
+    try:
+        earlier = json.loads((folder.path / "eval.json").read_text(encoding="utf-8"))
+        same = _identity(earlier) == _identity(document)
+    except (OSError, ValueError, KeyError, TypeError):
+        # Missing, broken, or of another version.
+        return document
+    kept = {name: earlier[name] for name in _SECTIONS if name in earlier and name not in document} if same else {}
+    if kept:
+        text = f"Kept from an earlier call on the same model and data: {', '.join(kept)}"
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
+    return {**document, **kept}
+
+
+def _identity(document: dict[str, Any]) -> list[Any]:
+    details = document["details"]
+    return [document["split"], *(details[name] for name in ("model", "settings", "channels"))]

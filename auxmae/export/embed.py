@@ -85,7 +85,7 @@ def embed(
     }
     identity = {
         **said,
-        "the model": _digest_model(model),
+        "the model": digest_model(model),
         "the files": _digest_files(collection),
         "the labels": _digest_labels(collection),
         "the rows": _digest(f"{unit.item} {unit.box}" for unit in units),
@@ -124,7 +124,8 @@ def _digest(parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _digest_model(model: AuxMAE) -> str:
+def digest_model(model: AuxMAE) -> str:
+    """Hex digest of a model's weights."""
     state = model.state_dict()
     return _digest(
         piece

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 from auxmae.errors import DataError, UsageError
+from auxmae.training.run import open_run
 from tests.evaluation.small_run import invoke, make_run
 
 
@@ -23,7 +25,7 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     result = invoke(str(run_folder), "--json", "--batch-size", "16")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    assert set(document) == {"split", "reconstruction", "probes", "comparisons", "verdict"}
+    assert set(document) == {"split", "reconstruction", "probes", "comparisons", "verdict", "details"}
     agreed = {"masked_l1", "per_channel", "floors"}
     assert set(document["reconstruction"]) == agreed | {"psnr", "spectral_angle", "ssim", "floors_ssim", "ratios", "leakage"}
     assert list(document["reconstruction"]["ratios"]) == ["0.5", "0.75", "0.9"]
@@ -44,8 +46,13 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
         assert set(probe) == documented | {"macro_f1", "kappa", "spread", "draws"}
         assert 0 <= probe["interval"][0] <= probe["interval"][1] <= 1
     written = json.loads((run_folder / "eval.json").read_text())
-    assert {key: written[key] for key in document} == document
+    assert written == document
     assert written["verdict"]
+    details = document["details"]
+    assert (details["source"], details["labels"], details["checkpoint"]) == ("synthetic", "auto", "best")
+    assert (details["own_images"], details["probe_reason"], details["images"]) == (True, "", 48)
+    assert details["probe_samples"]["test"] == 48
+    assert 0 < details["majority"] < 1
     assert "channel statistics" in result.stderr
 
 
@@ -80,8 +87,47 @@ def write_images(folder: Path, channels: int, count: int = 8) -> Path:
 def test_unlabelled_data_give_no_probes_and_the_reason(run_folder: Path, tmp_path: Path) -> None:
     result = invoke(str(run_folder), "--json", "--data", str(write_images(tmp_path / "images", 13)))
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["probes"] == []
+    document = json.loads(result.stdout)
+    assert document["probes"] == []
+    assert document["details"]["probe_reason"] == "The data carry no labels."
+    assert (document["details"]["source"], document["details"]["own_images"]) == (str(tmp_path / "images"), False)
     assert "no labels" in result.stderr
+
+
+def test_sections_measured_earlier_stay_for_the_same_model_and_data(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from auxmae.cli import eval_finetune, eval_robustness
+
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    (run / "eval.json").unlink(missing_ok=True)
+    monkeypatch.setattr(eval_finetune, "measure", lambda *_: {"steps": 1})
+    monkeypatch.setattr(eval_robustness, "measure", lambda *_: {"results": []})
+    quick = ("--set", "eval.labels_per_class=[]", "--json")
+
+    def sections(*arguments: str) -> set[str]:
+        result = invoke(str(run), *quick, *arguments)
+        assert result.exit_code == 0, result.output
+        document = json.loads(result.stdout)
+        assert document == json.loads((run / "eval.json").read_text())
+        return set(document) & {"finetuning", "robustness", "dense"}
+
+    assert sections("--finetune") == {"finetuning"}
+    assert sections("--robustness") == {"finetuning", "robustness"}
+    assert sections() == {"finetuning", "robustness"}
+    # Another split, other labels, other images, other weights: nothing of before holds.
+    for change in (("--set", "data.test_fraction=0.3"), ("--labels", "none"), ("--data", str(write_images(tmp_path / "i", 13)))):
+        assert sections("--finetune") >= {"finetuning"}
+        assert sections(*change) == set()
+    assert sections("--finetune") == {"finetuning"}
+    model = open_run(run).load_model("last")
+    with torch.no_grad():
+        model.mask_token.add_(1)
+    model.save_pretrained(run / "checkpoints" / "last")
+    assert sections() == set()
+    (run / "eval.json").write_text("{")
+    assert sections("--robustness") == {"robustness"}
 
 
 def test_data_without_the_models_channels_are_refused(run_folder: Path, tmp_path: Path) -> None:
@@ -193,8 +239,6 @@ def test_no_two_scenes_have_one_name() -> None:
 
 def test_missing_channels_are_an_error_by_name_or_dropped_on_purpose(run_folder: Path, tmp_path: Path) -> None:
     import rasterio
-
-    from auxmae.training.run import open_run
 
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)
