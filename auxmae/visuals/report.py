@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from auxmae.errors import AuxMAEError
 
 # In this order, then whatever else there is.
 _FIRST = ("reconstruction", "curves", "visualize")
+# What `auxmae eval` draws into the folder, of whichever data.
+_OF_EVAL = re.compile(r"robustness\.png$|map-")
 _FLOORS = {"interpolation": "interpolating the visible patches", "mean": "mean of each channel's visible pixels"}
 
 
@@ -28,21 +31,23 @@ def write_report(run_folder: Path) -> Path:
     environment.filters["figure"] = _figure
     source = resources.files("auxmae.visuals").joinpath("report.html.jinja").read_text(encoding="utf-8")
     result, evaluation = _read(run_folder / "result.json"), _read(run_folder / "eval.json")
-    measured = _number(result.get("masked_l1"))
-    floors = {name: value for name, text in _FLOORS.items() if (value := _number(_table(result, "floors").get(name))) is not None}
-    best = min(floors.values(), default=None)
-    channel_floors = _table(_table(evaluation, "details"), "floors_per_channel")
+    details = _table(evaluation, "details")
+    channel_floors = _table(_table(details, "floors_per_channel"), "interpolation")
+    # Figures of other images, or of other parts of them, stand in tables of their own.
+    own = details.get("own_images") is True
+    sections = [{"title": "Held-out images", "channel_title": "By channel", **_errors(result, channel_floors if own else {})}]
+    other = "" if own else _words(details.get("source"))
+    if other:
+        title = f"auxmae eval on {other}, {_words(details.get('checkpoint'))} checkpoint"
+        errors = _errors(_table(evaluation, "reconstruction"), channel_floors)
+        sections.append({"title": title, "channel_title": f"By channel, {other}", **errors})
     settings = run_folder / "settings.toml"
     page = environment.from_string(source).render(
         name=run_folder.resolve().name,
         result=result,
-        measured=measured,
-        floors=[(_FLOORS[name], value) for name, value in floors.items()],
-        ratio=measured / best if measured is not None and best else None,
-        channels=_table(result, "per_channel"),
-        channel_floor=_table(channel_floors, "interpolation"),
+        sections=sections,
         settings=settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else "",
-        figures=_figures(run_folder / "figures"),
+        figures=_figures(run_folder / "figures", _drawn(evaluation), other),
     )
     path = run_folder / "report.html"
     try:
@@ -50,6 +55,28 @@ def write_report(run_folder: Path) -> Path:
     except OSError as error:
         raise AuxMAEError(f"{path}: the report cannot be written: {error.strerror or error}") from error
     return path
+
+
+def _errors(content: dict[str, Any], channel_floor: dict[str, Any]) -> dict[str, Any]:
+    """What a table of errors needs, from "masked_l1", "floors" and "per_channel"."""
+    measured = _number(content.get("masked_l1"))
+    floors = [
+        (text, value) for name, text in _FLOORS.items() if (value := _number(_table(content, "floors").get(name))) is not None
+    ]
+    best = min((value for _, value in floors), default=None)
+    return {
+        "measured": measured,
+        "floors": floors,
+        "ratio": measured / best if measured is not None and best else None,
+        "channels": _table(content, "per_channel"),
+        "channel_floor": channel_floor,
+    }
+
+
+def _drawn(evaluation: dict[str, Any]) -> set[str]:
+    """File names of the pictures that belong to eval.json."""
+    parts = [_table(evaluation, "robustness"), *(part for part in _table(evaluation, "dense").values() if isinstance(part, dict))]
+    return {Path(figure).name for part in parts if isinstance(figure := part.get("figure"), str)}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -71,14 +98,29 @@ def _number(value: object) -> float | None:
     return float(value) if finite else None  # type: ignore[arg-type]
 
 
+def _words(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
 def _figure(value: object, digits: int = 4) -> str:
     """A number for people; a dash where there is none."""
     number = _number(value)
     return "–" if number is None else f"{number:.{digits}f}"
 
 
-def _figures(folder: Path) -> list[dict[str, str]]:
-    """The run's figures, the final ones only: one for every few epochs would make the page very large."""
+def _figures(folder: Path, drawn: set[str], other: str) -> list[dict[str, str]]:
+    """The run's figures, the final ones only: one for every few epochs would make the page very large.
+
+    Of those that `auxmae eval` draws, only the `drawn` ones are of its last data; where these are not the run's own, `other`
+    names them.
+    """
     paths = [path for path in sorted(folder.glob("*.png")) if "-epoch-" not in path.stem]
+    paths = [path for path in paths if path.name in drawn or not _OF_EVAL.match(path.name)]
     paths.sort(key=lambda path: _FIRST.index(path.stem) if path.stem in _FIRST else len(_FIRST))
-    return [{"name": path.stem.replace("-", " "), "data": base64.b64encode(path.read_bytes()).decode()} for path in paths]
+    return [
+        {
+            "name": path.stem.replace("-", " ") + (f", {other}" if other and path.name in drawn else ""),
+            "data": base64.b64encode(path.read_bytes()).decode(),
+        }
+        for path in paths
+    ]

@@ -61,8 +61,43 @@ def test_names_are_text_and_no_markup(run: Path) -> None:
 
 
 def test_eval_adds_the_floor_per_channel(run: Path) -> None:
+    details = {"own_images": True, "source": "/own", "floors_per_channel": {"interpolation": {"B02": 0.1234}}}
+    content = {"details": details, "reconstruction": {"masked_l1": 0.5}}
+    (run / "eval.json").write_text(json.dumps(content))
+    page = write_report(run).read_text()
+    assert "0.1234" in page
+    # The run's own error is that of result.json.
+    assert "0.5000" not in page
+
+
+def test_eval_on_other_data_has_tables_of_its_own(run: Path) -> None:
+    evaluation = {
+        "reconstruction": {"masked_l1": 0.31, "floors": {"mean": 0.62, "interpolation": 0.71}, "per_channel": {"B02": 0.33}},
+        "robustness": {"figure": "runs/a/figures/robustness.png"},
+        "details": {
+            "own_images": False,
+            "source": "/other <data>",
+            "checkpoint": "last",
+            "floors_per_channel": {"interpolation": {"B02": 0.1234}},
+        },
+    }
+    (run / "eval.json").write_text(json.dumps(evaluation))
+    for name in ("robustness", "map-old"):
+        (run / "figures" / f"{name}.png").write_bytes(name.encode())
+    own, _, other = write_report(run).read_text().partition("<h2>auxmae eval on /other &lt;data&gt;, last checkpoint</h2>")
+    assert "0.50 of the better floor" in own
+    assert "0.0600" in own
+    assert not any(number in own for number in ("0.1234", "0.3100", "interpolation (auxmae eval)"))
+    assert "0.50 of the better floor" in other
+    assert all(number in other for number in ("0.3100", "0.6200", "0.7100", "0.3300", "0.1234"))
+    assert "<h2>robustness, /other &lt;data&gt;</h2>" in other
+    # A map that eval.json does not name is of data that nobody knows any more.
+    assert _embedded("map-old") not in other
+
+
+def test_an_evaluation_that_does_not_say_of_what_is_left_out(run: Path) -> None:
     (run / "eval.json").write_text(json.dumps({"details": {"floors_per_channel": {"interpolation": {"B02": 0.1234}}}}))
-    assert "0.1234" in write_report(run).read_text()
+    assert "0.1234" not in write_report(run).read_text()
 
 
 def test_a_model_that_does_not_beat_the_floor_is_told(run: Path) -> None:
