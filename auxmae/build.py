@@ -283,7 +283,7 @@ def build_model(settings: SettingsTree, data: Data) -> AuxMAE:
 
 # How the files of one data set are read; another one's are other files.  The channels' names and wavelengths stay: they are
 # the model's.
-_READING = ("layout", "key", "axes", "size", "nodata", "exclude", "allow_broken")
+_READING = ("layout", "key", "axes", "size", "channel_pattern", "nodata", "exclude", "allow_broken")
 
 
 def absolute_place(name: str) -> str:
@@ -380,7 +380,7 @@ def find_channels(
         return choose(model.channel_names), ()
     else:
         try:
-            plain = {"channels": "auto", "labels": "none", "wavelengths": "auto"}
+            plain = {"channels": "auto", "wavelengths": "auto"}
             found = open_data(settings.data.model_copy(update=plain), seed=settings.train.seed)
         except SettingsError as error:
             raise DataError(f"{settings.data.source} does not fit: {error.message}", hint=error.hint) from error

@@ -70,6 +70,18 @@ def command(
             f"{absent}The figures are those of the other {len(held.collection.channel_names)} channels.", style="yellow", **plain
         )
 
+    used = settings_on_data(folder, source=data, labels=labels, overrides=overrides)
+    reading = describe_reading(used.data)
+    own_source = reading["data.source"] == describe_reading(folder.settings.data)["data.source"]
+    trained_on = folder.changed_data(held.digest) if own_source else None
+    if trained_on is not None:
+        out.print(
+            f"Other images are held out than in training ({trained_on}), as files, labels or the split have changed: some that "
+            "are measured here were trained on.",
+            style="yellow",
+            **plain,
+        )
+
     reconstruction, reconstructed = eval_reconstruction.measure(model, held, settings, where, out)
     report, extractors, train = eval_probes.measure(model, held, settings, where, out)
     document: dict[str, Any] = {
@@ -81,8 +93,6 @@ def command(
     }
     if held.missing:
         document["missing_channels"] = list(held.missing)
-    used = settings_on_data(folder, source=data, labels=labels, overrides=overrides)
-    reading = describe_reading(used.data)
     details = {
         "run": str(folder.path.absolute()),
         "checkpoint": checkpoint,
@@ -90,6 +100,7 @@ def command(
         "source": reading["data.source"],
         "labels": reading["data.labels"],
         "own_images": are_own_images(folder.settings, used),
+        "held_out_as_in_training": trained_on is None if own_source else None,
         "settings": reading,
         "channels": list(held.collection.channel_names),
         "data": held.describe(),

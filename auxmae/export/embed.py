@@ -120,7 +120,7 @@ def embed(
 def _digest(parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else f"{part}\n".encode())
+        digest.update(part if isinstance(part, bytes) else f"{part}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -143,7 +143,7 @@ def _digest_labels(collection: Collection) -> str:
 
 def _digest_files(collection: Collection) -> str:
     """Names, sizes and times of the files; their pixels are not read twice."""
-    paths = {file.path for file in collection.files}
+    paths = {path for file in collection.files for path in file.paths}
     paths |= {raster.file.path for raster in collection.label_rasters if raster is not None}
 
     def facts() -> Iterator[str]:

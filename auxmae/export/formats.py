@@ -102,7 +102,7 @@ def check_apart(output: Path, collection: Collection, *, labels: str = "none", e
     Raises:
         UsageError: it, or the CSV beside it, is an image or label file, or a later call would read it as an image.
     """
-    inputs = [file.path for file in collection.files]
+    inputs = [path for file in collection.files for path in file.paths]
     inputs += [raster.file.path for raster in collection.label_rasters if raster is not None]
     if labels not in ("auto", "none"):
         inputs += [Path(labels).expanduser(), Path(labels.rpartition(":")[0]).expanduser()]

@@ -12,7 +12,9 @@ import tifffile
 import torch
 
 from auxmae.errors import DataError, UsageError
+from auxmae.settings.schema import SettingsTree
 from auxmae.training.run import open_run
+from auxmae.training.session import train
 from tests.evaluation.small_run import invoke, make_run
 
 
@@ -282,3 +284,37 @@ def test_finetuning_and_robustness_are_measured_on_request(tmp_path: Path) -> No
     assert "robustness" in (run_folder / "report.html").read_text()
     assert "from scratch" in result.stderr
     assert "without B8A" in result.stderr
+
+
+def test_other_images_than_in_training_are_told(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+
+    def add(*numbers: int) -> None:
+        for number in numbers:
+            np.save(data / f"{number}.npy", np.random.default_rng(number).uniform(size=(3, 32, 32)))
+
+    add(*range(60))
+    settings = {
+        "data": {"source": str(data)},
+        "model": {"patch_size": 8, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
+        "train": {"max_steps": 1, "batch_size": 4},
+        "run": {"folder": str(tmp_path / "run"), "device": "cpu"},
+        "eval": {"bootstrap": 10},
+    }
+    run = train(SettingsTree.model_validate(settings)).run
+    table = tmp_path / "t.csv"
+    table.write_text("file,label\n" + "\n".join(f"{number}.npy,{'abc'[number % 3]}" for number in range(60)))
+    words = "Other images are held out than in training (60 images, 3 channels"
+
+    def told(*arguments: str) -> tuple[bool, object]:
+        result = invoke(str(run), "--json", *arguments)
+        assert result.exit_code == 0, result.output
+        return words in result.stderr, json.loads(result.stdout)["details"]["held_out_as_in_training"]
+
+    assert told() == (False, True)
+    assert told("--data", str(data)) == (False, True)
+    assert told("--labels", str(table)) == (True, False)
+    assert told("--data", str(shutil.copytree(data, tmp_path / "other"))) == (False, None)
+    add(60)
+    assert told() == (True, False)
