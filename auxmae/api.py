@@ -24,8 +24,7 @@ def train(settings: SettingsTree | Mapping[str, Any] | str | Path | None = None,
         AuxMAEError: whatever the user can mend, with a hint.
     """
     if isinstance(settings, Mapping):
-        flat = {f"{table}.{key}": value for table, keys in settings.items() for key, value in keys.items()}
-        settings = load_settings(None, options=flat).settings
+        settings = load_settings(None, tables=settings).settings
     elif not isinstance(settings, SettingsTree):
         settings = load_settings(None if settings is None else Path(settings)).settings
     return session.train(settings, **options)

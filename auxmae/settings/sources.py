@@ -40,11 +40,12 @@ class InvalidSettingsError(SettingsError):
 
     Args:
         faults: every fault, one line each.
+        listed: where the user finds all of them.
     """
 
-    def __init__(self, faults: Sequence[str]) -> None:
+    def __init__(self, faults: Sequence[str], *, listed: str = "`auxmae config validate` lists all") -> None:
         others = len(faults) - 1
-        hint = f"and {others} more {'fault' if others == 1 else 'faults'}: `auxmae config validate` lists all"
+        hint = f"and {others} more {'fault' if others == 1 else 'faults'}: {listed}"
         super().__init__(faults[0], hint=hint if others else None)
         self.faults = tuple(faults)
 
@@ -53,8 +54,8 @@ class Origin(NamedTuple):
     """Where a value was set.
 
     Attributes:
-        label: as messages name it: `auxmae.toml:12`, a variable, an option.
-        rank: 0 preset, 1 file, 2 environment, 3 command line.
+        label: as messages name it: `auxmae.toml:12`, a variable, an option; "" for Python, where the setting's name says it.
+        rank: 0 preset, 1 file, 2 environment, 3 command line or Python.
     """
 
     label: str
@@ -68,7 +69,7 @@ class Fault(NamedTuple):
     text: str  # "table.key: what is wrong, what was expected"
 
     def __str__(self) -> str:
-        line = f"{self.origin.label}: {self.text}"
+        line = f"{self.origin.label}: {self.text}" if self.origin.label else self.text
         # Keys and values are the user's: a line break or an escape sequence in them must not reach the terminal.
         return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
@@ -115,6 +116,7 @@ def load_settings(
     *,
     overrides: Sequence[str] = (),
     options: Mapping[str, object] | None = None,
+    tables: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Loaded:
@@ -124,6 +126,7 @@ def load_settings(
         config: a TOML file; None: `auxmae.toml` of the working directory, where there is one.
         overrides: `table.key=value` texts of `--set`; a value is TOML, or text where it is not. Wins over `options`.
         options: values of typed options by `table.key`; None stands for an option that was not given.
+        tables: {"table": {"key": value}} from Python; stands over the environment, as the command line does.
         environ: the environment (default: the process's own); `AUXMAE_TABLE__KEY` variables are read.
         cwd: the working directory (default: the process's own); a relative `config` is found there.
 
@@ -133,7 +136,7 @@ def load_settings(
     path, name = _locate(config, cwd)
     document = read_document(path, name) if path is not None else None
     layers = [
-        _command_line(overrides, options or {}),
+        _command_line(overrides, options or {}, tables or {}),
         _environment(os.environ if environ is None else environ),
         _file(document) if document is not None else Layer(),
     ]
@@ -147,7 +150,10 @@ def load_settings(
     except ValidationError as error:
         faults.extend(_faults_of(error, layers, origins))
     if faults:
-        raise InvalidSettingsError([str(fault) for fault in sorted(faults, key=Fault.place)])
+        told = [str(fault) for fault in sorted(faults, key=Fault.place)]
+        if tables is not None:
+            raise InvalidSettingsError(told, listed="`faults` of this error lists all")
+        raise InvalidSettingsError(told)
     labels = {key: origins[key].label if key in origins else "default" for key in wording.keys()}  # noqa: SIM118
     return Loaded(settings, path, labels)
 
@@ -169,8 +175,9 @@ def _locate(config: Path | None, cwd: Path | None) -> tuple[Path | None, str]:
     return (path if os.path.lexists(path) else None), FILE_NAME
 
 
-def _command_line(overrides: Sequence[str], options: Mapping[str, object]) -> Layer:
+def _command_line(overrides: Sequence[str], options: Mapping[str, object], tables: Mapping[str, object]) -> Layer:
     layer = Layer()
+    _put_tables(layer, tables)
     for setting, value in options.items():
         if value is not None:
             path = tuple(setting.split("."))
@@ -186,6 +193,19 @@ def _command_line(overrides: Sequence[str], options: Mapping[str, object]) -> La
             continue
         layer.put(path, _from_text(path, text.strip()), origin)
     return layer
+
+
+def _put_tables(layer: Layer, tables: Mapping[str, object]) -> None:
+    """What a caller in Python gave; None stands for a value that was not given, as in options."""
+    origin = Origin("", 3)
+    for name, table in tables.items():
+        if isinstance(table, Mapping) and table:
+            for key, value in table.items():
+                path = (str(name), str(key))
+                if value is not None or _path_fault(path, None) is not None:
+                    layer.put(path, _from_option(path, value), origin)
+        elif not isinstance(table, Mapping) or name not in wording.tables():
+            layer.put((str(name),), dict(table) if isinstance(table, Mapping) else table, origin)
 
 
 def _environment(environ: Mapping[str, str]) -> Layer:

@@ -232,6 +232,36 @@ def test_typed_options_are_named(tmp_path):
     assert fault(tmp_path, options={"data.source": ""}).startswith("--data: data.source: '' is wrong")
 
 
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ({"trian": {}}, "trian: unknown table 'trian'; did you mean 'train'?"),
+        ({"trian": {"max_steps": 3}}, "trian.max_steps: unknown table 'trian'; did you mean 'train.max_steps'?"),
+        ({"trian": 5}, "trian: unknown setting outside a table, expected TABLE.KEY; did you mean 'train'?"),
+        ({"train": 5}, "train: 5 is not a table, expected settings such as train."),
+        ({"train": {"max_step": None}}, "train.max_step: unknown setting; did you mean 'train.max_steps'?"),
+        ({"train": {"max_steps": -1}}, "train.max_steps: -1 is wrong, expected an integer ≥ 0"),
+        ({"data": {"source": ""}}, "data.source: '' is wrong"),
+        ({"model": {"width": 97}}, "model.width: width (97) is not divisible by heads (4)"),
+        ({5: {"x": 1}}, "5.x: unknown table '5'"),
+        ({"train": {"epochs": 0, "seed": "x"}}, "train.epochs: 0 is wrong"),
+    ],
+)
+def test_a_fault_of_tables_from_python_names_the_setting(tmp_path, tables, said):
+    line = fault(tmp_path, tables=tables)
+    assert line.startswith(said)
+    assert "--" not in line
+    assert "config validate" not in line
+
+
+def test_tables_from_python_stand_over_the_environment(tmp_path):
+    given = {"train": {"epochs": 3, "max_steps": None}, "masking": {"mixture": {"shared": 1}}, "run": {}}
+    environ = {"AUXMAE_TRAIN__EPOCHS": "4", "AUXMAE_TRAIN__MAX_STEPS": "5"}
+    settings = load_settings(cwd=tmp_path, tables=given, environ=environ).settings
+    assert (settings.train.epochs, settings.train.max_steps) == (3, 5)
+    assert settings.masking.mixture == {"shared": 1}
+
+
 def test_a_contradiction_blames_the_highest_source(tmp_path):
     line = fault(tmp_path, "[model]\nimage_size = 16\n", environ={"AUXMAE_MODEL__PATCH_SIZE": "32"})
     assert line.startswith("AUXMAE_MODEL__PATCH_SIZE: model.patch_size: image_size (16 px) is smaller")
