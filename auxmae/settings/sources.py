@@ -88,8 +88,10 @@ class Layer:
     faults: list[Fault] = field(default_factory=list)
 
     def put(self, path: KeyPath, value: object, origin: Origin) -> None:
-        """Take a value, or record why its key is none; a third part of the path is a key of [masking.mixture]."""
+        """Take a value, or record why its key or it is none; a third part of the path is a key of [masking.mixture]."""
         fault = _path_fault(path, value)
+        if fault is None and not wording.is_utf8(value):
+            fault = f"{'.'.join(path)}: {wording.show(value)} is not valid UTF-8 text, expected a name that is"
         if fault is not None:
             self.faults.append(Fault(origin, fault))
             return

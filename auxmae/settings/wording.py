@@ -129,6 +129,15 @@ def _written(value: object) -> str:
     return str(value) if isinstance(value, int) else " ".join(str(value).split())
 
 
+def is_utf8(value: object) -> bool:
+    """Whether every text in a value can be written as UTF-8: what the system names in other bytes cannot."""
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, Mapping):
+        return all(is_utf8(key) and is_utf8(item) for key, item in value.items())
+    return all(map(is_utf8, value)) if isinstance(value, (list, tuple)) else True
+
+
 def meant_key(table: str, key: str) -> str | None:
     """The setting nearest to the unknown `table.key`, or None.
 

@@ -262,6 +262,19 @@ def test_tables_from_python_stand_over_the_environment(tmp_path):
     assert settings.masking.mixture == {"shared": 1}
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("data.source", "lat\udce9dir", r"'lat\udce9dir'"),
+        ("data.labels", "lat\udce9:x", r"'lat\udce9:x'"),
+        ("data.channels", "['a', 'lat\udce9']", r"['a', 'lat\udce9']"),
+    ],
+)
+def test_a_name_in_other_bytes_than_utf8_is_called_so(tmp_path, key, value, shown):
+    line = fault(tmp_path, overrides=[f"{key}={value}"])
+    assert line == f"--set: {key}: {shown} is not valid UTF-8 text, expected a name that is"
+
+
 def test_a_contradiction_blames_the_highest_source(tmp_path):
     line = fault(tmp_path, "[model]\nimage_size = 16\n", environ={"AUXMAE_MODEL__PATCH_SIZE": "32"})
     assert line.startswith("AUXMAE_MODEL__PATCH_SIZE: model.patch_size: image_size (16 px) is smaller")
