@@ -51,6 +51,11 @@ def size_of(row: dict[str, Any], axis: str) -> int:
     return (sizes["image_size"] // sizes["patch_size"]) ** 2 if axis == "positions" else int(sizes[axis])
 
 
+def name_of(axis: str, case: ModelCase) -> str:
+    """What a case is called beside those of the other axes."""
+    return f"{axis}/{case.name}"
+
+
 def scaling_suite(
     *,
     device: torch.device,
@@ -65,7 +70,7 @@ def scaling_suite(
     """Of one case after another the rows, of the model suite's kind and the pass "step", with "axis"."""
     for axis, cases in scaling_cases(device, quick=quick).items():
         for case in cases:
-            named = replace(case, name=f"{axis}/{case.name}")
+            named = replace(case, name=name_of(axis, case))
             if chosen(named.name):
                 found = model_suite(
                     named, device=device, repeats=repeats, peers=(JOINT,), dtype=dtype, limits=limits, passes=("step",),

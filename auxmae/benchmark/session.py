@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 from statistics import median
 from typing import Any
@@ -13,11 +14,15 @@ import torch
 
 from auxmae.benchmark import data_suite, kernel_suite, scaling, suites
 from auxmae.benchmark.environment import environment
+from auxmae.benchmark.kernel_cases import kernel_cases
 from auxmae.benchmark.measure import Key, Visit
 from auxmae.benchmark.roofline import achieved, ceilings
 from auxmae.build import Data, build_data
 from auxmae.errors import UsageError
 from auxmae.settings.schema import SettingsTree
+
+# Names of cases that a message proposes.
+_PROPOSED = 6
 
 # What only a row with the status "ok" has.
 _FIGURES = (
@@ -76,12 +81,13 @@ def run(
     Raises:
         UsageError: no case has a name that was asked for.
     """
+    settings = request.settings or SettingsTree()
+    _check_names(request, _names(request, device, settings))
     if progress:
         progress("measuring the machine's ceilings")
     limits = ceilings(device, request.dtype, quick=request.quick)
     document: dict[str, Any] = {**environment(device), "ceilings": limits, "complete": False, "rows": []}
     known: dict[Key, dict[str, Any]] = {}
-    settings = request.settings or SettingsTree()
     data = functools.cache(lambda: build_data(settings))
     for number in range(request.visits):
         if progress and request.visits > 1:
@@ -97,15 +103,40 @@ def run(
                     document["rows"].append(known[key])
             if record:
                 record(document)
-        if not known:
-            raise UsageError(
-                f"no case of {', '.join(request.suites)} is called {' or '.join(request.patterns)}",
-                hint="leave --case out to see the names",
-            )
     document["complete"] = True
     if record:
         record(document)
     return document
+
+
+def _names(request: Request, device: torch.device, settings: SettingsTree) -> list[str]:
+    """Of every case that the suites have, whichever are chosen."""
+    quick, names = request.quick, []
+    if "kernels" in request.suites:
+        names += list(kernel_cases(kernel_suite.shapes_for(device, quick=quick), device, request.dtype))
+    if "model" in request.suites:
+        names += [case.name for case in suites.cases_for(device, quick=quick)]
+    if "scaling" in request.suites:
+        names += [
+            scaling.name_of(axis, case) for axis, cases in scaling.scaling_cases(device, quick=quick).items() for case in cases
+        ]
+    return [*names, settings.data.source] if "data" in request.suites else names
+
+
+def _check_names(request: Request, names: Sequence[str]) -> None:
+    """Raises UsageError where no case has a name that was asked for, with the names that are most like it."""
+    if any(map(request.chosen, names)):
+        return
+
+    def likeness(name: str) -> float:
+        return max(SequenceMatcher(None, pattern, name).ratio() for pattern in request.patterns)
+
+    nearest = sorted(names, key=likeness, reverse=True)[:_PROPOSED]
+    more = f" and {len(names) - _PROPOSED} more" if len(names) > _PROPOSED else ""
+    raise UsageError(
+        f"no case of {', '.join(request.suites)} is called {' or '.join(request.patterns)}",
+        hint=f"there {'is' if len(names) == 1 else 'are'} {', '.join(nearest)}{more}",
+    )
 
 
 def _add(row: dict[str, Any], later: dict[str, Any], limits: dict[str, Any]) -> None:

@@ -158,6 +158,15 @@ def test_an_unknown_suite_or_case(run):
     done = run("--case", "nothing-like-it")
     assert isinstance(done.exception, UsageError)
     assert "nothing-like-it" in done.exception.message
+    assert done.exception.hint == "there is quick"
+    done = run("--suite", "all", "--case", "axil")
+    assert done.exception.hint.startswith("there are ")
+    assert "axial" in done.exception.hint
+    assert done.exception.hint.endswith(" more")
+    assert len(str(done.exception)) < 300
+    assert "\n" not in str(done.exception)
+    # Told at once, before anything is measured.
+    assert not done.stderr
     assert not run.calls
 
 
