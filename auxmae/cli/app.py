@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import errno
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from auxmae import __version__
-from auxmae.cli import benchmark, config, data, doctor, embed, eval, init, train, visualize
-from auxmae.cli.processes import is_silent, say_fault
+from auxmae.cli import benchmark, config, data, doctor, embed, eval, init, interrupts, train, visualize
+from auxmae.cli.processes import say_fault
 from auxmae.errors import AuxMAEError
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Ends an interrupted command with a line; Typer would end it without a word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            interrupts.end()
+
 
 app = typer.Typer(
     name="auxmae",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -59,10 +71,6 @@ def main() -> None:
             raise
         say_fault(error, str(error))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        if not is_silent():
-            print("interrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:
@@ -88,7 +96,3 @@ def _in_words(error: Exception) -> str:
         return f"this needs {package}, which is not installed (pip install auxmae brings it)"
     reason = str(error).splitlines()[0] if str(error) else ""
     return f"{type(error).__name__}: {reason} (a fault of AuxMAE: run again with --debug and report it)"
-
-
-if __name__ == "__main__":
-    main()

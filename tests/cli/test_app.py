@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -117,6 +119,31 @@ def test_a_fault_of_the_system_is_one_line(monkeypatch, capsys):
         app.main()
     assert stopped.value.code == 1
     assert capsys.readouterr().err == "error: runs/x/metrics.jsonl: No space left on device (free some space)\n"
+
+
+@pytest.mark.parametrize("what", ["imports", "command"])
+def test_ctrl_c_is_one_line_whatever_it_strikes(tmp_path, repository, what):
+    # A module that takes long to import stands for all that do, and a data set that takes long to open for all work.
+    (tmp_path / "typer").mkdir()
+    (tmp_path / "slow.py").write_text("import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(60)\n")
+    (tmp_path / "typer" / "__init__.py").write_text("try:\n    import slow\nexcept BaseException:\n    pass\n")
+    program = "import auxmae.__main__ as begin\n"
+    if what == "command":
+        (tmp_path / "typer" / "__init__.py").unlink()
+        (tmp_path / "typer").rmdir()
+        program += "import time, pathlib, auxmae.cli.doctor as doctor\n"
+        program += "doctor.console = lambda **_: (pathlib.Path('began').touch(), time.sleep(60))\n"
+    program += "import sys; sys.argv = ['auxmae', 'doctor']; begin.main()"
+    path = os.pathsep.join([str(tmp_path), str(repository), str(repository / "kernels")])
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "began").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, "interrupted\n")
 
 
 def test_a_used_run_folder_is_refused_before_any_work(auxmae, tmp_path):
