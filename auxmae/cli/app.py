@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from auxmae import __version__
 from auxmae.cli import benchmark, config, data, doctor, embed, eval, init, interrupts, train, visualize
+from auxmae.cli.console import replace_unencodable
 from auxmae.cli.processes import say_fault
 from auxmae.errors import AuxMAEError
 
@@ -64,6 +65,7 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     # Accepted anywhere on the line: it is wanted when a command has just failed.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    replace_unencodable()
     try:
         app(args=arguments)
     except AuxMAEError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -19,10 +20,21 @@ def console(*, json_output: bool = False, quiet: bool = False) -> Console:
 
 
 def print_json(document: Any) -> None:
-    """Prints one JSON document on stdout."""
-    json.dump(document, sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write("\n")
+    """Prints one JSON document on stdout, escaped where stdout cannot encode it: JSON loses nothing by that."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2, allow_nan=False)
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
+
+
+def replace_unencodable() -> None:
+    """Lets stdout write "?" for what it cannot encode, as "…" in Latin-1 or a file's name in other bytes than UTF-8."""
+    # stderr writes escapes for that by itself.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def settings_line(file: Path | None) -> str:

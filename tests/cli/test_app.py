@@ -17,13 +17,14 @@ import pytest
 def auxmae(tmp_path, repository):
     path = os.pathsep.join([str(repository), str(repository / "kernels")])
 
-    def run(*arguments, environment=None):
+    def run(*arguments, environment=None, encoding=None):
         return subprocess.run(
             [sys.executable, "-m", "auxmae", *arguments],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": path, **(environment or {})},
             capture_output=True,
             text=True,
+            encoding=encoding,
             check=False,
         )
 
@@ -119,6 +120,22 @@ def test_a_fault_of_the_system_is_one_line(monkeypatch, capsys):
         app.main()
     assert stopped.value.code == 1
     assert capsys.readouterr().err == "error: runs/x/metrics.jsonl: No space left on device (free some space)\n"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("latin-1", "×"), ("ascii", "?"), ("utf-8", "×")])
+def test_what_stdout_cannot_encode_is_replaced_and_in_json_escaped(auxmae, tmp_path, encoding, shown):
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).random((5, 64, 64), dtype=np.float32))
+    # Five channels are told with an ellipsis, which Latin-1 lacks; the file's name is not UTF-8.
+    config = os.fsdecode(b"caf\xe9.toml")
+    (tmp_path / config).write_text("")
+    arguments = ["train", "--config", config, "--data", ".", "--dry-run"]
+    done = auxmae(*arguments, environment={"PYTHONIOENCODING": encoding}, encoding=encoding)
+    assert done.returncode == 0, done.stderr
+    assert "caf?.toml\n" in done.stdout
+    assert f"64{shown}64 px" in done.stdout
+    done = auxmae(*arguments, "--json", environment={"PYTHONIOENCODING": encoding}, encoding=encoding)
+    assert "64×64 px" in json.loads(done.stdout)["data"]
 
 
 @pytest.mark.parametrize("what", ["imports", "command"])
