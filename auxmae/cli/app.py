@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from typer.core import TyperGroup
 
 from auxmae import __version__
 from auxmae.cli import benchmark, config, data, doctor, embed, eval, init, interrupts, train, visualize
-from auxmae.cli.console import replace_unencodable
+from auxmae.cli.console import print_json, replace_unencodable
 from auxmae.cli.processes import say_fault
 from auxmae.errors import AuxMAEError
 
@@ -82,10 +83,18 @@ def main() -> None:
         sys.exit(1)
 
 
+def _in_printing(error: Exception) -> bool:
+    """Whether it was raised where the command line prints."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return modules[-1].partition(".")[0] in ("rich", "typer", "click") or modules[-1] == print_json.__module__
+
+
 def _in_words(error: Exception) -> str:
     """One line about an exception that no command has turned into an AuxMAEError."""
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
+        # Only what was opened by its name is named in the exception.
+        name = error.filename or ("stdout" if _in_printing(error) else "")
+        where = f"{name}: " if name else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return f"{where}{error.strerror} ({'free some space' if full else 'check the path and who may use it'})"
     # Looked up, not imported: the kernels bring PyTorch, and where they are not loaded they raised nothing.

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ import pytest
 def auxmae(tmp_path, repository):
     path = os.pathsep.join([str(repository), str(repository / "kernels")])
 
-    def run(*arguments, environment=None, encoding=None):
+    def run(*arguments, environment=None, encoding=None, stdout=subprocess.PIPE):
         return subprocess.run(
             [sys.executable, "-m", "auxmae", *arguments],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": path, **(environment or {})},
-            capture_output=True,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
             text=True,
             encoding=encoding,
             check=False,
@@ -161,6 +163,14 @@ def test_ctrl_c_is_one_line_whatever_it_strikes(tmp_path, repository, what):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+@pytest.mark.parametrize("arguments", [["config", "show"], ["config", "show", "--json"], ["--version"]])
+def test_a_full_stdout_is_named(auxmae, arguments):
+    with Path("/dev/full").open("w") as full:
+        done = auxmae(*arguments, stdout=full)
+    assert (done.returncode, done.stderr) == (1, "error: stdout: No space left on device (free some space)\n")
 
 
 def test_a_used_run_folder_is_refused_before_any_work(auxmae, tmp_path):
