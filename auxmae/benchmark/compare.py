@@ -9,6 +9,7 @@ from typing import Any
 
 from auxmae.benchmark.measure import Key
 from auxmae.benchmark.ratios import Ratio, ratios
+from auxmae.benchmark.session import is_chosen
 from auxmae.errors import DataError
 
 
@@ -18,8 +19,9 @@ class Change:
 
     Attributes:
         key: suite, case, provider, pass.
-        verdict: "slower" and "faster" beyond the threshold and the spread of both, "the same", "lost" (a figure before, none
-            now), "new" (the other way round).
+        verdict: "slower" and "faster" beyond the threshold and the spread of both, "the same"; "lost" (a figure before, none
+            now, although it was to be measured); "not measured after", "not measured before", "not measured" (no figure in
+            either).
     """
 
     key: Key
@@ -57,23 +59,37 @@ def read_document(path: Path) -> dict[str, Any]:
 def compare(before: dict[str, Any], after: dict[str, Any], threshold: float) -> list[Change]:
     """Every measurement of either document; `threshold` is the part by which a median may grow."""
     old, new = _by_key(before), _by_key(after)
-    return [_change(key, old.get(key), new.get(key), threshold) for key in dict.fromkeys([*old, *new])]
+    return [
+        _change(key, old.get(key), new.get(key), threshold, missed=_is_missed(key, after)) for key in dict.fromkeys([*old, *new])
+    ]
 
 
 def _by_key(document: dict[str, Any]) -> dict[Key, dict[str, Any]]:
     return {(row["suite"], row["case"], row["provider"], row["pass"]): row for row in document["rows"]}
 
 
-def _change(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None, threshold: float) -> Change:
+def _is_missed(key: Key, document: dict[str, Any]) -> bool:
+    """Whether a document lacks a pass of a case that it was to measure, by whatever provider.
+
+    A single provider may well be missing: options say which there are.
+    """
+    suite, case, _, pass_ = key
+    rows = document["rows"]
+    # Documents of before they told what was asked for hold at least something of each suite.
+    asked = suite in document.get("suites", [row["suite"] for row in rows]) and is_chosen(case, document.get("cases", ()))
+    return asked and all((row["suite"], row["case"], row["pass"]) != (suite, case, pass_) for row in rows)
+
+
+def _change(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None, threshold: float, *, missed: bool) -> Change:
     before, after = (None if row is None else row["median_ms"] for row in (old, new))
     if after is None or new is None:
         if before is None:
-            return Change(key, None, None, "the same", "no figure in either")
-        why = "not measured" if new is None else f"{new.get('status')}: {new.get('reason')}"
-        # What was not measured this time says nothing about speed.
-        return Change(key, before, None, "the same" if new is None else "lost", why)
+            return Change(key, None, None, "not measured")
+        if new is None:
+            return Change(key, before, None, *(("lost", "not measured") if missed else ("not measured after", "")))
+        return Change(key, before, None, "lost", f"{new.get('status')}: {new.get('reason')}")
     if before is None or old is None:
-        return Change(key, None, after, "new")
+        return Change(key, None, after, "not measured before")
     apart = not _overlap(old["samples_ms"], new["samples_ms"])
     if after > before * (1 + threshold) and apart:
         return Change(key, before, after, "slower")

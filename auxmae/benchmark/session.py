@@ -58,7 +58,12 @@ class Request:
 
     def chosen(self, name: str) -> bool:
         """Whether a case of that name is measured."""
-        return not self.patterns or any(pattern in name or fnmatchcase(name, pattern) for pattern in self.patterns)
+        return is_chosen(name, self.patterns)
+
+
+def is_chosen(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a case of that name is one of those that the patterns mean; without any, all are."""
+    return not patterns or any(pattern in name or fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def run(
@@ -75,8 +80,8 @@ def run(
         record: is given the document after every case, and every pass of a model, so that a run that is stopped loses little.
 
     Returns:
-        {"device", "versions", "commit", "dirty", "ceilings", "complete", "rows"}; see the suites for the rows.  Each has the
-        samples of all visits, one visit's after the other's, and "samples_a_visit".
+        {"device", "versions", "commit", "dirty", "suites", "cases", "ceilings", "complete", "rows"}: "cases" are the patterns;
+        see the suites for the rows.  Each has the samples of all visits, one visit's after the other's, and "samples_a_visit".
 
     Raises:
         UsageError: no case has a name that was asked for.
@@ -86,7 +91,8 @@ def run(
     if progress:
         progress("measuring the machine's ceilings")
     limits = ceilings(device, request.dtype, quick=request.quick)
-    document: dict[str, Any] = {**environment(device), "ceilings": limits, "complete": False, "rows": []}
+    asked = {"suites": list(request.suites), "cases": list(request.patterns)}
+    document: dict[str, Any] = {**environment(device), **asked, "ceilings": limits, "complete": False, "rows": []}
     known: dict[Key, dict[str, Any]] = {}
     data = functools.cache(lambda: build_data(settings))
     for number in range(request.visits):

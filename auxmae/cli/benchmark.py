@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from auxmae.cli.console import console, print_json
-from auxmae.errors import AuxMAEError, MissingDependencyError, UsageError
+from auxmae.errors import AuxMAEError, DataError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -205,10 +205,12 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
         raise UsageError(f"{before} and {after} hold no measurement")
     bad, pairs = regressions(changes), agreement(old, new)
     apart = [pair for pair in pairs if not pair[1].agrees(pair[2])]
+    count = len([change for change in changes if change.ratio is not None])
     if json_output:
         print_json(
             {
                 "threshold": threshold,
+                "compared": count,
                 "regressions": len(bad),
                 "changes": [asdict(change) for change in changes],
                 "ratios": [
@@ -217,7 +219,7 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
             }
         )
     else:
-        from auxmae.cli.benchmark_tables import MAX_WIDTH, MIN_WIDTH, comparison, ratio_words
+        from auxmae.cli.benchmark_tables import MAX_WIDTH, MIN_WIDTH, comparison, ratio_words, unmeasured_words
 
         wide = console()
         wide.width = min(max(wide.width, MIN_WIDTH), MAX_WIDTH)
@@ -225,11 +227,19 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
         devices = [{key: (each.get("device") or {}).get(key) for key in ("type", "name", "threads")} for each in (old, new)]
         if devices[0] != devices[1]:
             wide.print("The two were measured on different devices, or with another number of threads.", highlight=False)
-        count = len([change for change in changes if change.ratio is not None])
+        for line in unmeasured_words(changes):
+            wide.print(line, highlight=False, markup=False, style="red" if line.startswith("Lost") else None)
+        lost = len([change for change in bad if change.verdict == "lost"])
         wide.print(
-            f"{count} compared, {len(bad)} regressions beyond {100 * threshold:g}% and beyond the spread.", highlight=False
+            f"{count} compared, {len(bad) - lost} regressions beyond {100 * threshold:g}% and beyond the spread, {lost} lost.",
+            highlight=False,
         )
         for line in ratio_words(len(pairs), apart):
             wide.print(line, highlight=False, markup=False)
+    if not count:
+        raise DataError(
+            f"{before} and {after}: nothing was compared, for no measurement has a figure in both",
+            hint="measure the same suites and cases for either",
+        )
     if bad:
         raise typer.Exit(1)

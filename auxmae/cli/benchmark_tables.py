@@ -258,6 +258,16 @@ def comparison(changes: list[Change]) -> Table:
     return table
 
 
+def unmeasured_words(changes: list[Change]) -> list[str]:
+    """What was lost, case for case with the reason; and how much was measured on one side only."""
+    lost = [(*change.key[:2], change.reason) for change in changes if change.verdict == "lost"]
+    said = [
+        f"Lost: {suite} · {case}: {lost.count((suite, case, why))} figures: {why}" for suite, case, why in dict.fromkeys(lost)
+    ]
+    counts = {name: [change.verdict for change in changes].count(f"not measured {name}") for name in ("before", "after")}
+    return said + [f"{count} not measured {name}, and not compared." for name, count in counts.items() if count]
+
+
 def ratio_words(count: int, apart: Sequence[tuple[tuple[str, ...], Ratio, Ratio]]) -> list[str]:
     """In how many of `count` comparisons two documents agree on the ratio of times, and where they do not."""
     if not count:

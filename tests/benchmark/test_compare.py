@@ -33,7 +33,8 @@ def document(samples, status="ok", reason="", provider="auxmae"):
         # One slow moment of the machine hides no regression.
         ([10.0, 10.1, 10.2, 10.3, 30.0], [12.0, 12.1, 12.2, 12.3, 12.4], "slower"),
         ([10.0], [], "lost"),
-        ([], [10.0], "new"),
+        ([], [10.0], "not measured before"),
+        ([], [], "not measured"),
     ],
 )
 def test_verdicts(before, after, verdict):
@@ -44,8 +45,40 @@ def test_verdicts(before, after, verdict):
 
 def test_what_was_not_measured_again_is_no_regression():
     changes = compare(document([1.0]), document([1.0], provider="other"), 0.1)
-    assert [change.verdict for change in changes] == ["the same", "new"]
+    assert [change.verdict for change in changes] == ["not measured after", "not measured before"]
     assert regressions(changes) == []
+
+
+def test_a_case_that_was_to_be_measured_and_was_not_is_lost(run):
+    before = document([1.0, 1.1, 1.2])
+    other = document([3.0, 3.1, 3.2])["rows"][0] | {"case": "other"}
+    before["rows"].append(other)
+    after = document([1.0, 1.1, 1.2])
+    done = run(before, after)
+    assert done.exit_code == 1
+    assert "Lost: model · other: 1 figures: not measured" in done.stdout
+    assert "1 compared, 0 regressions beyond 10% and beyond the spread, 1 lost." in " ".join(done.stdout.split())
+    # With --case, or in another suite, it was not to be measured.
+    other["suite"] = "scaling"
+    for given, asked in ((before, {}), (before, {"suites": ["model"]}), (before, {"suites": ["scaling"], "cases": ["qu*"]})):
+        done = run(given, after | asked)
+        assert done.exit_code == 0
+        assert "not measured after" in done.stdout
+        assert "1 not measured after, and not compared." in done.stdout
+    assert run(before, after | {"suites": ["model", "scaling"], "cases": ["qu*", "other"]}).exit_code == 1
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_where_nothing_is_compared_the_comparison_fails(run, arguments):
+    done = run(document([1.0]), document([1.0], provider="other"), *arguments)
+    assert isinstance(done.exception, DataError)
+    assert "nothing was compared" in done.exception.message
+    assert done.exception.exit_code == 1
+    if arguments:
+        assert json.loads(done.stdout)["compared"] == 0
+    else:
+        assert "the same" not in done.stdout
+        assert {"not measured after", "not measured before"} <= {" ".join(line.split()[-3:]) for line in done.stdout.splitlines()}
 
 
 @pytest.fixture
