@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from auxmae.benchmark.measure import Key
-from auxmae.benchmark.ratios import Ratio, ratios
+from auxmae.benchmark.ratios import FEWEST, Ratio, ratios
 from auxmae.benchmark.session import is_chosen
 from auxmae.errors import DataError
+
+NO_SPREAD = "no spread"
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Change:
         verdict: "slower" and "faster" beyond the threshold and the spread of both, "the same"; "lost" (a figure before, none
             now, although it was to be measured); "not measured after", "not measured before", "not measured" (no figure in
             either).
+        reason: why it was lost; or that a verdict rests on the threshold alone.
     """
 
     key: Key
@@ -90,11 +93,13 @@ def _change(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None, th
         return Change(key, before, None, "lost", f"{new.get('status')}: {new.get('reason')}")
     if before is None or old is None:
         return Change(key, None, after, "not measured before")
-    apart = not _overlap(old["samples_ms"], new["samples_ms"])
+    unsure = min(len(old["samples_ms"]), len(new["samples_ms"])) < FEWEST
+    apart = unsure or not _overlap(old["samples_ms"], new["samples_ms"])
+    reason = NO_SPREAD if unsure else ""
     if after > before * (1 + threshold) and apart:
-        return Change(key, before, after, "slower")
+        return Change(key, before, after, "slower", reason)
     if before > after * (1 + threshold) and apart:
-        return Change(key, before, after, "faster")
+        return Change(key, before, after, "faster", reason)
     return Change(key, before, after, "the same")
 
 

@@ -21,30 +21,43 @@ from auxmae.benchmark.suites import JOINT, PLAIN
 Row = dict[str, Any]
 
 CONFIDENCE = 0.95
+# Values below which nothing is said about how far they spread.
+FEWEST = 3
 # What each suite's providers are compared with.
 BASES = {"model": PLAIN, "kernels": EAGER, "scaling": JOINT, "data": MODEL}
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Time over the other's time: `value`, and its spread `low` … `high`, from `count` visits (of one visit: rounds)."""
+    """Time over the other's time: `value`, and its spread `low` … `high`, from `count` visits (of one visit: rounds).
+
+    The rounds of one visit run on the same tensors, and spread less than visits do.
+    """
 
     value: float
     low: float
     high: float
     count: int
+    visits: int
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """`low`, `high`; None where there are too few values for one."""
+        return None if self.count < FEWEST else (self.low, self.high)
 
     @property
     def verdict(self) -> str:
         """In words: "faster", "slower", "the same", "within the spread", or that there are too few samples to say."""
         if round(self.value, 2) == 1:
             return "the same"
-        if self.count < 3:
+        if self.interval is None:
             return "a single sample" if self.count == 1 else "two samples"
         return "faster" if self.high < 1 else "slower" if self.low > 1 else "within the spread"
 
-    def agrees(self, other: Ratio) -> bool:
-        """Whether the spreads of two measurements touch."""
+    def agrees(self, other: Ratio) -> bool | None:
+        """Whether the spreads of two measurements touch; None where one of them has none."""
+        if self.interval is None or other.interval is None:
+            return None
         return self.low <= other.high and other.low <= self.high
 
 
@@ -56,7 +69,7 @@ def ratio(row: Row, base: Row) -> Ratio:
     visits = [statistics.median(rounds[start : start + length]) for start in range(0, len(rounds), length)]
     values = visits if len(visits) > 1 else rounds
     low, high = median_interval(values)
-    return Ratio(statistics.median(values), low, high, len(values))
+    return Ratio(statistics.median(values), low, high, len(values), len(visits))
 
 
 def median_interval(values: list[float]) -> tuple[float, float]:

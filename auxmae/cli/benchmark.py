@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,7 @@ from auxmae.errors import AuxMAEError, DataError, MissingDependencyError, UsageE
 if TYPE_CHECKING:
     import torch
 
+    from auxmae.benchmark.ratios import Ratio
     from auxmae.settings.schema import SettingsTree
 
 _SUITES = ("kernels", "model", "scaling", "data")
@@ -195,16 +197,13 @@ def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> 
 
 
 def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> None:
-    from dataclasses import asdict
-
-    from auxmae.benchmark.compare import agreement, compare, read_document, regressions
+    from auxmae.benchmark.compare import NO_SPREAD, agreement, compare, read_document, regressions
 
     old, new = read_document(before), read_document(after)
     changes = compare(old, new, threshold)
     if not changes:
         raise UsageError(f"{before} and {after} hold no measurement")
     bad, pairs = regressions(changes), agreement(old, new)
-    apart = [pair for pair in pairs if not pair[1].agrees(pair[2])]
     count = len([change for change in changes if change.ratio is not None])
     if json_output:
         print_json(
@@ -214,7 +213,7 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
                 "regressions": len(bad),
                 "changes": [asdict(change) for change in changes],
                 "ratios": [
-                    {"key": key, "before": asdict(one), "after": asdict(two), "agree": one.agrees(two)} for key, one, two in pairs
+                    {"key": key, "before": _ratio(one), "after": _ratio(two), "agree": one.agrees(two)} for key, one, two in pairs
                 ],
             }
         )
@@ -234,7 +233,12 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
             f"{count} compared, {len(bad) - lost} regressions beyond {100 * threshold:g}% and beyond the spread, {lost} lost.",
             highlight=False,
         )
-        for line in ratio_words(len(pairs), apart):
+        unsure = len([change for change in changes if change.reason == NO_SPREAD])
+        if unsure:
+            wide.print(
+                f"{unsure} of the verdicts rest on the threshold alone: fewer than three samples have no spread.", highlight=False
+            )
+        for line in ratio_words(pairs):
             wide.print(line, highlight=False, markup=False)
     if not count:
         raise DataError(
@@ -243,3 +247,8 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
         )
     if bad:
         raise typer.Exit(1)
+
+
+def _ratio(ratio: Ratio) -> dict[str, Any]:
+    low, high = ratio.interval or (None, None)
+    return asdict(ratio) | {"low": low, "high": high}

@@ -65,11 +65,11 @@ def _add(table: Table, row: Row, base: Row | None, kernels: bool) -> None:
     table.add_row(
         f"  {row['provider']}",
         _figure(row["median_ms"]),
-        f"{50 * (max(samples) - min(samples)) / row['median_ms']:.0f}%",
+        f"{50 * (max(samples) - min(samples)) / row['median_ms']:.0f}%" if len(samples) > 1 else "–",
         _share(row) if kernels else _figure(row["images_per_second"]),
         "–" if peak is None else f"{peak / 2**20:.0f}",
         "–" if found is None else Text(f"{found.value:.2f}", _COLOURS.get(found.verdict, "")),
-        "–" if found is None or row is base else f"{found.low:.2f}–{found.high:.2f}",
+        "–" if found is None or found.interval is None or row is base else f"{found.low:.2f}–{found.high:.2f}",
         Text(f"{peak / base['peak_bytes']:.2f}", _COLOURS.get(_memory(row, base), "")) if compared and base else "–",
     )
 
@@ -248,13 +248,16 @@ def _without_figures(rows: list[Row]) -> list[str]:
 
 def comparison(changes: list[Change]) -> Table:
     """What two documents say about the same measurements; the changed ones first."""
+    from auxmae.benchmark.compare import NO_SPREAD
+
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False, show_edge=False)
     for name in ("measurement", "before ms", "after ms", "×", "verdict"):
         table.add_column(name, justify="left" if name in ("measurement", "verdict") else "right", no_wrap=name != "measurement")
     for change in sorted(changes, key=lambda change: change.verdict == "the same"):
         before, after = ("–" if value is None else _figure(value) for value in (change.before, change.after))
         ratio = "–" if change.ratio is None else f"{change.ratio:.2f}"
-        table.add_row(" · ".join(change.key), before, after, ratio, Text(change.verdict, _COLOURS.get(change.verdict, "")))
+        verdict = f"{change.verdict}, {NO_SPREAD}" if change.reason == NO_SPREAD else change.verdict
+        table.add_row(" · ".join(change.key), before, after, ratio, Text(verdict, _COLOURS.get(change.verdict, "")))
     return table
 
 
@@ -268,12 +271,24 @@ def unmeasured_words(changes: list[Change]) -> list[str]:
     return said + [f"{count} not measured {name}, and not compared." for name, count in counts.items() if count]
 
 
-def ratio_words(count: int, apart: Sequence[tuple[tuple[str, ...], Ratio, Ratio]]) -> list[str]:
-    """In how many of `count` comparisons two documents agree on the ratio of times, and where they do not."""
-    if not count:
-        return []
-    said = [f"Ratios to the provider that each is compared with: {count - len(apart)} of {count} agree within their spread."]
-    for key, *both in apart:
-        one, two = (f"{each.value:.2f} ({each.low:.2f}–{each.high:.2f})" for each in both)
-        said.append(f"  {' · '.join(key)}: {one}, then {two}")
+def ratio_words(pairs: Sequence[tuple[tuple[str, ...], Ratio, Ratio]]) -> list[str]:
+    """In how many comparisons two documents agree on the ratio of times, where they do not, and where nobody can tell."""
+    known = [pair for pair in pairs if pair[1].agrees(pair[2]) is not None]
+    apart = [pair for pair in known if not pair[1].agrees(pair[2])]
+    unknown = [pair for pair in pairs if pair not in known]
+    said = []
+    if known:
+        agreed = f"{len(known) - len(apart)} of {len(known)} agree within their spread."
+        said += [f"Ratios to the provider that each is compared with: {agreed}", *map(_ratio_line, apart)]
+        if any(ratio.visits == 1 for _, *both in known for ratio in both):
+            said.append("Spreads of a single visit are those of its rounds, on the same tensors: two runs differ by more.")
+    if unknown:
+        said.append("Ratios that neither agree nor disagree, for fewer than three visits or rounds have no spread:")
+        said += map(_ratio_line, unknown)
     return said
+
+
+def _ratio_line(pair: tuple[tuple[str, ...], Ratio, Ratio]) -> str:
+    key, *both = pair
+    one, two = (f"{each.value:.2f}" + (f" ({each.low:.2f}–{each.high:.2f})" if each.interval else "") for each in both)
+    return f"  {' · '.join(key)}: {one}, then {two}"

@@ -107,7 +107,10 @@ def test_a_difference_within_the_spread_is_called_so(run):
 
 def test_one_sample_is_no_verdict(run):
     run.rows[:] = [row(PLAIN, "step", [10.0], 10), row(OURS, "step", [9.0], 10)]
-    assert "0.90 × the time (a single sample)" in words(run().stdout)
+    said = run().stdout
+    assert "0.90 × the time (a single sample)" in words(said)
+    # No spread is not a spread of nothing.
+    assert table_line(said, OURS).split()[1:] == ["9.00", "–", "888.9", "10", "0.90", "–", "1.00"]
 
 
 def test_two_samples_are_no_verdict(run):

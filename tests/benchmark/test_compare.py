@@ -130,8 +130,36 @@ def test_ratios_are_compared_whatever_the_machine(run):
     found = json.loads(run(before, before, "--json").stdout)["ratios"]
     assert found == [
         {"key": ["model", "quick", "auxmae", "step"], "agree": True}
-        | {key: {"value": 0.9, "low": 0.8, "high": 1.0, "count": 3} for key in ("before", "after")}
+        | {key: {"value": 0.9, "low": 0.8, "high": 1.0, "count": 3, "visits": 1} for key in ("before", "after")}
     ]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_without_a_spread_there_is_no_agreement_and_the_threshold_decides_alone(run, count):
+    def both(ours):
+        return {"rows": document([ours] * count)["rows"] + document([10.0] * count, provider=PLAIN)["rows"]}
+
+    done = run(both(8.0), both(12.4))
+    said = " ".join(done.stdout.split())
+    assert done.exit_code == 1
+    assert "slower, no spread" in said
+    assert "1 of the verdicts rest on the threshold alone" in said
+    assert "agree within their spread" not in said
+    assert "model · quick · auxmae · step: 0.80, then 1.24" in said
+    (found,) = json.loads(run(both(8.0), both(12.4), "--json").stdout)["ratios"]
+    assert found["agree"] is None
+    assert found["after"] == {"value": 1.24, "low": None, "high": None, "count": count, "visits": 1}
+
+
+def test_rounds_of_a_single_visit_are_told(run):
+    def both(visits):
+        rows = document([8.0, 9.0, 10.0] * visits)["rows"] + document([10.0] * 3 * visits, provider=PLAIN)["rows"]
+        return {"rows": [row | {"samples_a_visit": 3} for row in rows]}
+
+    for visits, told in ((1, True), (3, False)):
+        said = " ".join(run(both(3), both(visits)).stdout.split())
+        assert "1 of 1 agree within their spread" in said
+        assert ("Spreads of a single visit" in said) == told
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"rows": [{"suite": "model"}]}', '{"rows": 3}'])
