@@ -23,7 +23,7 @@ class Change:
         key: suite, case, provider, pass.
         verdict: "slower" and "faster" beyond the threshold and the spread of both, "the same"; "lost" (a figure before, none
             now, although it was to be measured); "not measured after", "not measured before", "not measured" (no figure in
-            either).
+            either); "another machine", whose times say nothing.
         reason: why it was lost; or that a verdict rests on the threshold alone.
     """
 
@@ -60,10 +60,12 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], threshold: float) -> list[Change]:
-    """Every measurement of either document; `threshold` is the part by which a median may grow."""
+    """Every measurement of either document; `threshold` is the part by which a median may grow on the same machine."""
+    same_machine = machine(before) == machine(after)
     old, new = _by_key(before), _by_key(after)
     return [
-        _change(key, old.get(key), new.get(key), threshold, missed=_is_missed(key, after)) for key in dict.fromkeys([*old, *new])
+        _change(key, old.get(key), new.get(key), threshold if same_machine else None, missed=_is_missed(key, after))
+        for key in dict.fromkeys([*old, *new])
     ]
 
 
@@ -83,7 +85,7 @@ def _is_missed(key: Key, document: dict[str, Any]) -> bool:
     return asked and all((row["suite"], row["case"], row["pass"]) != (suite, case, pass_) for row in rows)
 
 
-def _change(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None, threshold: float, *, missed: bool) -> Change:
+def _change(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None, threshold: float | None, *, missed: bool) -> Change:
     before, after = (None if row is None else row["median_ms"] for row in (old, new))
     if after is None or new is None:
         if before is None:
@@ -93,6 +95,8 @@ def _change(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None, th
         return Change(key, before, None, "lost", f"{new.get('status')}: {new.get('reason')}")
     if before is None or old is None:
         return Change(key, None, after, "not measured before")
+    if threshold is None:
+        return Change(key, before, after, "another machine")
     unsure = min(len(old["samples_ms"]), len(new["samples_ms"])) < FEWEST
     apart = unsure or not _overlap(old["samples_ms"], new["samples_ms"])
     reason = NO_SPREAD if unsure else ""
@@ -121,6 +125,17 @@ def agreement(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[Key, 
     """
     old, new = ratios(before), ratios(after)
     return [(key, old[key], new[key]) for key in old if key in new]
+
+
+def machine(document: dict[str, Any]) -> tuple[Any, ...]:
+    """What two documents must share for their times to be compared."""
+    device = document.get("device") or {}
+    return tuple(device.get(key) for key in ("type", "name", "threads"))
+
+
+def grown(pairs: list[tuple[Key, Ratio, Ratio]], threshold: float) -> list[tuple[Key, Ratio, Ratio]]:
+    """The pairs of `agreement` whose ratio grew beyond the threshold and the spread of both: slower, whatever the machines."""
+    return [pair for pair in pairs if pair[1].agrees(pair[2]) is False and pair[2].value > pair[1].value * (1 + threshold)]
 
 
 def regressions(changes: list[Change]) -> list[Change]:

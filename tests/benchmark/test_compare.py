@@ -134,6 +134,23 @@ def test_ratios_are_compared_whatever_the_machine(run):
     ]
 
 
+def test_on_another_machine_ratios_decide_and_times_do_not(run):
+    def both(ours, plain, name):
+        return {"device": {"name": name}, "rows": document(ours)["rows"] + document(plain, provider=PLAIN)["rows"]}
+
+    before = both([8.0, 8.1, 8.2], [10.0] * 3, "a")
+    done = run(before, both([80.0, 81.0, 82.0], [100.0] * 3, "b"))
+    said = " ".join(done.stdout.split())
+    assert done.exit_code == 0
+    assert "another machine" in said
+    assert "1 compared, 0 regressions" in said
+    # Twice as fast, and yet slower than what it is compared with.
+    done = run(before, both([4.0, 4.1, 4.2], [3.0] * 3, "b"))
+    assert done.exit_code == 1
+    assert "1 compared, 1 regressions" in " ".join(done.stdout.split())
+    assert isinstance(run(before, document([1.0])).exception, DataError)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_without_a_spread_there_is_no_agreement_and_the_threshold_decides_alone(run, count):
     def both(ours):

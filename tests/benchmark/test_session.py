@@ -58,6 +58,7 @@ def test_rows_grow_by_every_visits_samples(visits):
     assert [visit.again for visit in asked] == [None, {("model", "quick", "a", "step")}]
     assert [text for text in said if text.startswith("visit")] == ["visit 1 of 2", "visit 2 of 2"]
     # After either visit the document so far, at the end the whole one.
+    assert (document["suites"], document["cases"]) == (["model"], [])
     assert [json.loads(each)["complete"] for each in recorded] == [False, False, True]
     assert [len(json.loads(each)["rows"][0]["samples_ms"]) for each in recorded] == [3, 6, 6]
 
