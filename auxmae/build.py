@@ -426,6 +426,7 @@ def open_run_data(
     changed, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
     with fitting(settings.data.source, model):
         found = build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
+    found.collection.notices.extend(left_behind(run, settings))
     names = changed.data.channels
     if tuple(names) != tuple(model.channel_names):
         found.missing = missing
@@ -433,6 +434,18 @@ def open_run_data(
             if loader is not None:
                 loader.channels = torch.tensor([model.channel_names.index(name) for name in names])
     return found
+
+
+def left_behind(run: RunFolder, used: SettingsTree) -> list[str]:
+    """What a run says of reading its own files and is not said of others, in a sentence for people; nothing where all is."""
+    own, default = run.settings.data, DataSettings()
+    names = [
+        name for name in (*_READING, "ignored_labels") if getattr(own, name) != getattr(used.data, name) == getattr(default, name)
+    ]
+    if not names:
+        return []
+    said = ", ".join(f"data.{name}" for name in names)
+    return [f"the run's {said} {'are' if len(names) > 1 else 'is'} not taken over: set again, with --set, what is needed here"]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from auxmae.build import model_arguments, settings_on_data
+from auxmae.build import left_behind, model_arguments, settings_on_data
 from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import DataSettings, ModelSettings, SettingsTree
 from auxmae.training.run import RunFolder, create_run
@@ -64,6 +64,11 @@ def test_how_the_runs_own_files_are_read_is_not_said_of_other_files(run: RunFold
     again = ["data.key=X", "data.ignored_labels=[5]", "data.labels=:other"]
     named = settings_on_data(run, source="other", overrides=again).data
     assert (named.key, named.ignored_labels, named.labels, named.axes) == ("X", (5,), ":other", "auto")
+    assert left_behind(run, settings_on_data(run)) == []
+    (told,) = left_behind(run, settings_on_data(run, source="other", overrides=again))
+    assert told.startswith("the run's data.layout, data.axes, data.size, data.nodata, data.exclude, data.allow_broken are not")
+    (told,) = left_behind(run, settings_on_data(run, labels=":other"))
+    assert told.startswith("the run's data.ignored_labels is not taken over")
 
 
 def test_values_to_ignore_go_with_their_labels(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

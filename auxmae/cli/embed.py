@@ -38,7 +38,7 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Write the features of images (or of every patch: --dense) to a file; an interrupted call goes on where it stopped."""
-    from auxmae.build import configure, describe_reading, find_channels, fitting, open_data, settings_on_data
+    from auxmae.build import configure, describe_reading, find_channels, fitting, left_behind, open_data, settings_on_data
     from auxmae.cli.console import console, print_json
     from auxmae.export.embed import embed
     from auxmae.export.formats import check_apart, check_format
@@ -61,7 +61,7 @@ def command(
     with fitting(settings.data.source, model):
         collection = open_data(settings.data, seed=settings.train.seed)
     check_apart(output, collection, labels=settings.data.labels, exclude=settings.data.exclude)
-    for notice in collection.notices:
+    for notice in [*collection.notices, *left_behind(folder, settings)]:
         out.print(f"note: {notice}", **plain)
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {collection.describe()}", **plain)
     if missing:

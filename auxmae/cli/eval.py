@@ -63,6 +63,8 @@ def command(
     )
     if held.test is None:
         raise DataError(f"{held.describe()}: the test part is empty", hint="raise data.test_fraction")
+    for notice in held.collection.notices:
+        out.print(f"note: {notice}", **plain)
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {held.describe()}", **plain)
     if held.missing:
         absent = f"Left out on purpose, as the data lack them: {', '.join(held.missing)}. "

@@ -45,8 +45,15 @@ def command(
     model = folder.load_model(checkpoint).to(target)
     shown = [name.strip() for name in channels.split(",") if name.strip()] if channels else []
     check_channels(shown, model.channel_names)
+    # The run's own labels had a part in which images are held out; those of other data do not matter.
     opened = open_run_data(
-        folder, model, source=data, labels="none", overrides=set_ or [], batch_size=images, allow_missing=allow_missing
+        folder,
+        model,
+        source=data,
+        labels=None if data is None else "none",
+        overrides=set_ or [],
+        batch_size=images,
+        allow_missing=allow_missing,
     )
     names = opened.collection.channel_names
     check_channels(shown, names)

@@ -7,18 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import tifffile
 import torch
 import typer
 from typer.testing import CliRunner, Result
 
 from auxmae.errors import DataError, UsageError
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.session import train
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from auxmae.build import build_data, build_model
-    from auxmae.settings.schema import SettingsTree
     from auxmae.training.run import create_run
 
     settings = SettingsTree.model_validate(
@@ -110,3 +112,16 @@ def test_what_cannot_work_is_told(run_folder: Path, arguments: tuple[str, ...], 
     error = invoke(str(run_folder), *arguments).exception
     assert isinstance(error, UsageError)
     assert words in str(error)
+
+
+def test_a_scene_that_its_labels_make_readable(tmp_path: Path) -> None:
+    """The label map tells which axis holds the channels, and had a part in what is held out."""
+    rng = np.random.default_rng(0)
+    scipy.io.savemat(tmp_path / "scene.mat", {"cube": rng.uniform(size=(24, 24, 30))})
+    scipy.io.savemat(tmp_path / "truth.mat", {"gt": rng.integers(0, 4, (24, 24)).astype(np.uint8)})
+    data = {"source": str(tmp_path / "scene.mat"), "labels": str(tmp_path / "truth.mat")}
+    model = {"patch_size": 4, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "channel_groups": "auto"}
+    tables = {"data": data, "model": model, "train": {"max_steps": 1}, "run": {"folder": str(tmp_path / "run"), "device": "cpu"}}
+    run = train(SettingsTree.model_validate(tables)).run
+    result = invoke(str(run))
+    assert result.exit_code == 0, result.output
