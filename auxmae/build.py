@@ -132,6 +132,7 @@ def open_data(data: DataSettings, *, seed: int) -> Collection:
         channels=_auto(data.channels),
         wavelengths=_auto(data.wavelengths),
         channel_pattern=data.channel_pattern,
+        group_pattern=data.group_pattern,
         exclude=data.exclude,
         allow_broken=data.allow_broken,
         synthetic_images=data.synthetic_images,

@@ -188,6 +188,7 @@ def open_collection(
     channels: tuple[str, ...] | None = None,
     wavelengths: tuple[float, ...] | None = None,
     channel_pattern: str = "",
+    group_pattern: str = "",
     exclude: Sequence[str] = (),
     allow_broken: bool = False,
     synthetic_images: int = 2000,
@@ -207,6 +208,8 @@ def open_collection(
         wavelengths: centre wavelengths, nm, of all channels used.
         channel_pattern: regular expression on files' paths whose first group names a channel: each file is one channel of an
             image (see `join_channels`); "": each is an image.
+        group_pattern: regular expression on images' paths whose first group names the group that an image is of, where a label
+            table's rows name groups.
         exclude: file name patterns to leave out.
         allow_broken: leave out files that cannot be read, each with a notice, instead of stopping.
         synthetic_images: number of embedded scenes.
@@ -244,7 +247,7 @@ def open_collection(
     plan = plan_channels(files, channels, wavelengths, notices)
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
-    found = load_labels(labels, files, relative, notices, ignored_labels)
+    found = load_labels(labels, files, relative, notices, ignored_labels, group_pattern)
     named = classes is not None or found.per_file is not None
     chosen = _choose_layout(layout, files, named, found.rasters is not None)
     items = np.array([(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64)

@@ -138,6 +138,7 @@ def load_labels(
     relative_paths: Sequence[str],
     notices: list[str],
     ignored: Sequence[int] | None = None,
+    group_pattern: str = "",
 ) -> Labels:
     """Reads what `data.labels` names.
 
@@ -149,6 +150,7 @@ def load_labels(
         notices: told what was inferred.
         ignored: values that mean "no label", beside negative ones and a raster's own nodata; None: 0, where the format's
             convention says so and two classes are left.
+        group_pattern: which group an image is of, where a table's rows name groups.
 
     Raises:
         DataError: the labels are not there, are no labels, or fit no image.
@@ -172,7 +174,7 @@ def load_labels(
         if not path_exists(path):
             raise DataError(f"{path}: no such label file", hint="check data.labels (--labels)")
         if path.suffix.lower() in TABLE_SUFFIXES:
-            return _from_table(path, key, files, relative_paths, notices, ignored)
+            return _from_table(path, key, files, relative_paths, notices, ignored, group_pattern)
         if path.is_dir() and not _holds_arrays(path):
             return _from_folder(path, files, relative_paths, notices, ignored)
         found = _from_array(path, key, notices) if key or _holds_arrays(path) else _from_raster(path, notices)
@@ -199,12 +201,13 @@ def _from_table(
     relative_paths: Sequence[str],
     notices: list[str],
     ignored: Sequence[int] | None,
+    group_pattern: str,
 ) -> Labels:
     """A label for each file; for each entry, where a single file holds an array of images."""
     if len(files) == 1 and files[0].count > 1:
         per_image, names = classes(rows_in_order(path, column, files[0].count), ignored, path)
         return Labels(names, per_image)
-    per_file, names = classes(table_labels(path, column, relative_paths, notices), ignored, path)
+    per_file, names = classes(table_labels(path, column, relative_paths, notices, group_pattern), ignored, path)
     return Labels(names, per_file=per_file)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -9,14 +10,19 @@ from auxmae.errors import DataError
 
 
 class ImageNames:
-    """Looks images up by path, file name, or file name without its ending.
+    """Looks images up by path, file name, or file name without its ending; groups of them by their name.
 
     Args:
         relative_paths: of the images, below their source, with slashes.
+        group_pattern: regular expression on these paths, whose first group names the group that an image is of; "": none is.
     """
 
-    def __init__(self, relative_paths: Sequence[str]) -> None:
+    def __init__(self, relative_paths: Sequence[str], group_pattern: str = "") -> None:
         self.paths = [PurePosixPath(path) for path in relative_paths]
+        self.groups: dict[str, list[int]] = {}
+        for index, text in enumerate(relative_paths if group_pattern else ()):
+            if (match := re.search(group_pattern, text)) is not None and match.group(1):
+                self.groups.setdefault(match.group(1), []).append(index)
         self.by_name: dict[str, list[int]] = {}
         self.by_stem: dict[str, list[int]] = {}
         for index, path in enumerate(self.paths):

@@ -34,42 +34,35 @@ class _Table:
         return len(self.lines)
 
 
-def table_labels(path: Path, column: str, relative_paths: Sequence[str], notices: list[str]) -> list[str]:
+def table_labels(
+    path: Path, column: str, relative_paths: Sequence[str], notices: list[str], group_pattern: str = ""
+) -> list[str]:
     """The label that a table gives each image, as text; "" where it gives none.
 
     Args:
         path: CSV with a header line, in UTF-8; fields are parted by comma, semicolon, tab or bar.
         column: the one that holds the labels; "": the one called so, or the only one beside the names.
-        relative_paths: of the images, below their source; one of the columns names them, by path or by file name.
+        relative_paths: of the images, below their source; one of the columns names them, by path or by file name; or it names
+            the groups that they are of, wells for one.
+        group_pattern: which group an image is of; see `ImageNames`.
         notices: told which images have none, and which rows name no image.
 
     Raises:
         DataError: it cannot be read, names no image, names one twice with two labels, or does not say which column is meant.
     """
     table = _read(path)
-    names = ImageNames(relative_paths)
-    best = _name_column(table, column, names)
-    if best is None:
-        raise DataError(
-            f"{path}: no row names an image of the source, such as {relative_paths[0]}",
-            hint=f"one of its columns ({_listed(list(table.columns), _COLUMNS)}) has to hold paths or file names",
-        )
-    try:
-        found = [names.one(value) for value in table.columns[best]]
-    except DataError as error:
-        raise DataError(f"{path}: column {best}: {error.message}", hint=error.hint) from error
+    best, found = _rows(table, column, ImageNames(relative_paths, group_pattern), relative_paths[0])
     column = _label_column(table, best, column)
     labels, told = [""] * len(relative_paths), dict[int, int]()
-    for row, index in enumerate(found):
+    for row, indices in enumerate(found):
         label = table.columns[column][row].strip()
-        if index is None or label.lower() in MISSING:
-            continue
-        if labels[index] not in ("", label):
-            lines = f"{labels[index]!r} in line {told[index]} and {label!r} in line {table.lines[row]}"
-            raise DataError(f"{path}: {relative_paths[index]} is {lines}", hint="an image has one label")
-        labels[index], told[index] = label, table.lines[row]
+        for index in indices if label.lower() not in MISSING else ():
+            if labels[index] not in ("", label):
+                lines = f"{labels[index]!r} in line {told[index]} and {label!r} in line {table.lines[row]}"
+                raise DataError(f"{path}: {relative_paths[index]} is {lines}", hint="an image has one label")
+            labels[index], told[index] = label, table.lines[row]
     known = sum(label != "" for label in labels)
-    strangers = [value for value, index in zip(table.columns[best], found, strict=True) if index is None and value.strip()]
+    strangers = [value for value, indices in zip(table.columns[best], found, strict=True) if not indices and value.strip()]
     notices.append(
         f"labels: column {column} of {path.name}, for {known} of {len(labels)} images, named in column {best}"
         + (f"; {len(strangers)} of its rows name no image here ({_listed(strangers, _NAMES)})" if strangers else "")
@@ -141,6 +134,30 @@ def _read(path: Path) -> _Table:
             )
     columns = {name: [row[i] if i < len(row) else "" for _, row in rows[1:]] for i, name in enumerate(names)}
     return _Table(path, columns, [line for line, _ in rows[1:]])
+
+
+def _rows(table: _Table, column: str, names: ImageNames, example: str) -> tuple[str, list[list[int]]]:
+    """The column that names images, or else groups of them, and the images that each row means."""
+    best = _name_column(table, column, names)
+    if best is not None:
+        try:
+            found = [names.one(value) for value in table.columns[best]]
+        except DataError as error:
+            raise DataError(f"{table.path}: column {best}: {error.message}", hint=error.hint) from error
+        return best, [[] if index is None else [index] for index in found]
+    counted = {
+        name: len(names.groups.keys() & {value.strip() for value in values})
+        for name, values in table.columns.items()
+        if name != column
+    }
+    best = max(counted, key=lambda name: counted[name], default=None)
+    if best is None or not counted[best]:
+        raise DataError(
+            f"{table.path}: no row names an image of the source, such as {example}",
+            hint=f"one of its columns ({_listed(list(table.columns), _COLUMNS)}) has to hold paths or file names; or names of "
+            "groups, as wells are, which data.group_pattern finds in the paths",
+        )
+    return best, [names.groups.get(value.strip(), []) for value in table.columns[best]]
 
 
 def _name_column(table: _Table, column: str, names: ImageNames) -> str | None:

@@ -130,6 +130,19 @@ def test_rows_that_name_no_image_are_told(tmp_path):
     assert told in notices
 
 
+def test_rows_that_name_groups_of_images(tmp_path):
+    images(tmp_path / "data", "A01_s1", "A01_s2", "B02_s1", "B03_s1", "x")
+    path = table(tmp_path / "plate.csv", "plate,well,drug\nP1,A01,dmso\nP1,B02,taxol\nP1,C01,dmso\n")
+    with pytest.raises(DataError, match="no row names an image") as told:
+        open_collection(str(tmp_path / "data"), labels=f"{path}:drug")
+    assert "data.group_pattern" in told.value.hint
+    found = labels_of(tmp_path / "data", f"{path}:drug", group_pattern=r"^([A-H]\d\d)_")
+    assert found == {"A01_s1": "dmso", "A01_s2": "dmso", "B02_s1": "taxol", "B03_s1": "", "x": ""}
+    table(tmp_path / "plate.csv", "well,drug\nA01,dmso\nA01,taxol\n")
+    with pytest.raises(DataError, match=r"A01_s1\.npy is 'dmso' in line 2 and 'taxol' in line 3"):
+        open_collection(str(tmp_path / "data"), labels=f"{path}:drug", group_pattern=r"^([A-H]\d\d)_")
+
+
 def test_the_entries_of_an_array_have_rows_in_order(tmp_path):
     np.save(tmp_path / "all.npy", np.zeros((4, 5, 16, 16), np.float32) + np.arange(5)[:, None, None])
     path = table(tmp_path / "t.csv", 'label\nx\ny\n""\nx\n')
