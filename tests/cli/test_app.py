@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,13 @@ def test_ctrl_c_is_one_line_whatever_it_strikes(tmp_path, repository, what):
     program += "import sys; sys.argv = ['auxmae', 'doctor']; begin.main()"
     path = os.pathsep.join([str(tmp_path), str(repository), str(repository / "kernels")])
     process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts what it runs in the background with Ctrl-C ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "began").exists() and time.monotonic() < deadline:
