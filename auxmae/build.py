@@ -284,7 +284,9 @@ def build_model(settings: SettingsTree, data: Data) -> AuxMAE:
 
 # How the files of one data set are read; another one's are other files.  The channels' names and wavelengths stay: they are
 # the model's.
-_READING = ("layout", "key", "axes", "size", "channel_pattern", "nodata", "exclude", "allow_broken")
+_READING = (
+    "layout", "key", "axes", "size", "channel_pattern", "split", "group_pattern", "nodata", "exclude", "allow_broken",
+)  # fmt: skip
 
 
 def absolute_place(name: str) -> str:

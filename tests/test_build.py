@@ -34,6 +34,8 @@ def test_given_groups_stay_as_they_are() -> None:
 
 READING = {
     "layout": "scenes",
+    "split": "group",
+    "group_pattern": "(.*)",
     "key": "Y",
     "axes": "HWC",
     "size": (4, 5),
@@ -47,7 +49,7 @@ READING = {
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     (tmp_path / "own.mat").touch()
-    data = {"source": str(tmp_path / "own.mat"), "labels": ":gt", "wavelengths": (1.0, 2.0), "split": "block", **READING}
+    data = {"source": str(tmp_path / "own.mat"), "labels": ":gt", "wavelengths": (1.0, 2.0), "test_fraction": 0.3, **READING}
     return create_run(str(tmp_path / "run"), SettingsTree.model_validate({"data": data}))
 
 
@@ -60,13 +62,13 @@ def test_how_the_runs_own_files_are_read_is_not_said_of_other_files(run: RunFold
         assert (other.source, other.labels) == ("other", "auto")
         assert all(getattr(other, name) == getattr(default, name) for name in READING)
         # The model's channels and the way of holding out are not about the files.
-        assert (other.wavelengths, other.split) == ((1.0, 2.0), "block")
+        assert (other.wavelengths, other.test_fraction) == ((1.0, 2.0), 0.3)
     again = ["data.key=X", "data.ignored_labels=[5]", "data.labels=:other"]
     named = settings_on_data(run, source="other", overrides=again).data
     assert (named.key, named.ignored_labels, named.labels, named.axes) == ("X", (5,), ":other", "auto")
     assert left_behind(run, settings_on_data(run)) == []
     (told,) = left_behind(run, settings_on_data(run, source="other", overrides=again))
-    assert told.startswith("the run's data.layout, data.axes, data.size, data.nodata, data.exclude, data.allow_broken are not")
+    assert told.startswith("the run's data.layout, data.axes, data.size, data.split, data.group_pattern, data.nodata, data.")
     (told,) = left_behind(run, settings_on_data(run, labels=":other"))
     assert told.startswith("the run's data.ignored_labels is not taken over")
 

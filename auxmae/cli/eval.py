@@ -61,6 +61,8 @@ def command(
     held = open_run_data(
         folder, model, source=data, labels=labels, overrides=overrides, batch_size=batch_size, allow_missing=allow_missing
     )
+    if dense and not held.collection.has_label_maps:
+        raise DataError(f"{held.describe()}: --dense needs a label for each pixel", hint="name a label raster with --labels")
     if held.test is None:
         raise DataError(f"{held.describe()}: the test part is empty", hint="raise data.test_fraction")
     for notice in held.collection.notices:

@@ -28,13 +28,10 @@ def measure(
 
     from auxmae.cli.eval_files import attempt
     from auxmae.cli.eval_tables import probe_table
-    from auxmae.errors import DataError
     from auxmae.evaluation.scenes import AT_RANDOM, LEAKAGE, evaluate_scene
     from auxmae.visuals.maps import map_figure, write_map
 
     collection, table = data.collection, settings.eval
-    if not collection.has_label_maps:
-        raise DataError(f"{data.describe()}: --dense needs a label for each pixel", hint="name a label raster with --labels")
     scaling = data.scaling.select(collection.channel_names)
     found: dict[str, object] = {}
     names = scene_names(collection)

@@ -60,6 +60,7 @@ def plan_channels(
                     hint=f"give a name to every channel, or choose among {_short(everything)}",
                 )
             everything = channels
+            notices.append(f"the files carry no channel names: {_short(channels)} are taken to be theirs, in this order")
     if named and len(named) < len(files):
         notices.append(
             f"{len(files) - len(named)} of {len(files)} files carry no channel names: "

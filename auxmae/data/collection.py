@@ -25,6 +25,7 @@ from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
 from auxmae.data.joining import join_channels
 from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, label_size, load_labels
+from auxmae.data.pairing import ImageNames
 from auxmae.errors import DataError
 
 Layout = Literal["images", "array", "scenes"]
@@ -225,7 +226,7 @@ def open_collection(
     options = options or ReadOptions()
     if channels or channel_pattern:
         options = replace(options, channels=1 if channel_pattern else len(channels or ()))
-    options = replace(options, plane=label_size(labels))
+    options = replace(options, plane=label_size(labels), plane_key=labels[1:] if labels.startswith(":") else None)
     notices: list[str] = []
     root, paths = find_files(source, exclude, notices)
     label_path = _label_path(labels)
@@ -247,7 +248,8 @@ def open_collection(
     plan = plan_channels(files, channels, wavelengths, notices)
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
-    found = load_labels(labels, files, relative, notices, ignored_labels, group_pattern)
+    names = ImageNames(relative, root, group_pattern, [[part.name for part in file.parts] for file in files])
+    found = load_labels(labels, files, names, notices, ignored_labels)
     named = classes is not None or found.per_file is not None
     chosen = _choose_layout(layout, files, named, found.rasters is not None)
     items = np.array([(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64)

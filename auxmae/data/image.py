@@ -58,6 +58,7 @@ class ReadOptions:
         nodata: pixel value that means "no data", over what the file says.
         channels: number of channels that the image has to have, to tell them from rows and columns; None: not known.
         plane: (H, W) of the label map that belongs to the image, to tell the channels from rows and columns; None: not known.
+        plane_key: name of that map's array, where it is in the file itself.
         indexed: read pictures with a palette as the palette's indices (label rasters) rather than as its colours.
     """
 
@@ -67,6 +68,7 @@ class ReadOptions:
     nodata: float | None = None
     channels: int | None = None
     plane: tuple[int, int] | None = None
+    plane_key: str | None = None
     indexed: bool = False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -72,7 +72,9 @@ def join_channels(
         if missing := [name for name in names if name not in channels]:
             lacks = f"{path}: there is no file for its channel{'s' * (len(missing) > 1)} {', '.join(missing[:_SHOWN])}"
             if not allow_broken:
-                raise DataError(lacks, hint="add it, or leave such images out with data.allow_broken = true")
+                raise DataError(
+                    lacks, hint="add it, or leave files out with data.exclude, or such images with data.allow_broken = true"
+                )
             notices.append(f"left out: {lacks}")
             continue
         joined.append(_join(path, names, [channels[name] for name in names], coarse))
@@ -84,13 +86,17 @@ def join_channels(
 
 
 def _without(path: str, start: int, end: int) -> str:
-    """The path without the channel's name between two places, and without what parts it from the rest."""
+    """The path without the channel's name between two places, and without what parts it from the rest.
+
+    Its ending is in small letters: an image's files may differ in .TIF and .tif.
+    """
     folder, _, head = path[:start].rpartition("/")
     tail, _, rest = path[end:].partition("/")
     name = head.rstrip("_-. ") + (tail if head else tail.lstrip("_- "))
     # Of a file that is called like its channel nothing is left but the ending.
     kept = "" if name.startswith(".") else name
-    return "/".join(part for part in (folder, kept, rest) if part) or path
+    whole = PurePosixPath("/".join(part for part in (folder, kept, rest) if part) or path)
+    return whole.with_suffix(whole.suffix.lower()).as_posix()
 
 
 def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse: dict[str, int]) -> ImageFile:

@@ -135,10 +135,9 @@ def _place(labels: str) -> tuple[Path, str]:
 def load_labels(
     labels: str,
     files: Sequence[ImageFile],
-    relative_paths: Sequence[str],
+    image_names: ImageNames,
     notices: list[str],
     ignored: Sequence[int] | None = None,
-    group_pattern: str = "",
 ) -> Labels:
     """Reads what `data.labels` names.
 
@@ -146,11 +145,10 @@ def load_labels(
         labels: "auto" and "none" find nothing here; the path of a label raster, of a folder of them, or of a table, PATH:KEY
             (an array, or a table's column), or :KEY (an array of each image file itself).
         files: the images.
-        relative_paths: of the files, below their source.
+        image_names: of the files.
         notices: told what was inferred.
         ignored: values that mean "no label", beside negative ones and a raster's own nodata; None: 0, where the format's
             convention says so and two classes are left.
-        group_pattern: which group an image is of, where a table's rows name groups.
 
     Raises:
         DataError: the labels are not there, are no labels, or fit no image.
@@ -174,9 +172,9 @@ def load_labels(
         if not path_exists(path):
             raise DataError(f"{path}: no such label file", hint="check data.labels (--labels)")
         if path.suffix.lower() in TABLE_SUFFIXES:
-            return _from_table(path, key, files, relative_paths, notices, ignored, group_pattern)
+            return _from_table(path, key, files, image_names, notices, ignored)
         if path.is_dir() and not _holds_arrays(path):
-            return _from_folder(path, files, relative_paths, notices, ignored)
+            return _from_folder(path, files, image_names, notices, ignored)
         found = _from_array(path, key, notices) if key or _holds_arrays(path) else _from_raster(path, notices)
     if isinstance(found, np.ndarray):
         known = (found >= 0) & ~np.isin(found, ignored or ())
@@ -198,26 +196,24 @@ def _from_table(
     path: Path,
     column: str,
     files: Sequence[ImageFile],
-    relative_paths: Sequence[str],
+    image_names: ImageNames,
     notices: list[str],
     ignored: Sequence[int] | None,
-    group_pattern: str,
 ) -> Labels:
     """A label for each file; for each entry, where a single file holds an array of images."""
     if len(files) == 1 and files[0].count > 1:
         per_image, names = classes(rows_in_order(path, column, files[0].count), ignored, path)
         return Labels(names, per_image)
-    per_file, names = classes(table_labels(path, column, relative_paths, notices, group_pattern), ignored, path)
+    per_file, names = classes(table_labels(path, column, image_names, notices), ignored, path)
     return Labels(names, per_file=per_file)
 
 
 def _from_folder(
-    folder: Path, files: Sequence[ImageFile], relative_paths: Sequence[str], notices: list[str], ignored: Sequence[int] | None
+    folder: Path, files: Sequence[ImageFile], image_names: ImageNames, notices: list[str], ignored: Sequence[int] | None
 ) -> Labels:
     """The label raster of each file, called like it: a/b.tif is the one of a/b.npy, and so is a/b_mask.png."""
     root, paths = find_files(str(folder), (), notices)
     images = {path.resolve() for file in files for path in file.paths}
-    names = ImageNames(relative_paths)
     maps: list[_Map | None] = [None] * len(files)
     used: dict[int, Path] = {}
     strangers = []
@@ -225,12 +221,14 @@ def _from_folder(
         if path.resolve() in images:
             continue
         name = relative_path(path, root)
-        index = next((index for shorter in shorter_names(name) if (index := names.one(shorter)) is not None), None)
+        index = next((index for shorter in shorter_names(name) if (index := image_names.one(shorter)) is not None), None)
         if index is None:
             strangers.append(name)
             continue
         if index in used:
-            raise DataError(f"{relative_paths[index]}: both {used[index]} and {path} are called like it", hint="leave one there")
+            raise DataError(
+                f"{image_names.relative_paths[index]}: both {used[index]} and {path} are called like it", hint="leave one there"
+            )
         used[index] = path
         found = _from_array(path, "", notices) if _holds_arrays(path) else _from_raster(path, notices)
         if not isinstance(found, _Map):
@@ -238,7 +236,7 @@ def _from_folder(
         maps[index] = found
     if not used:
         raise DataError(
-            f"{folder}: no label raster is called like an image, such as {relative_paths[0]}",
+            f"{folder}: no label raster is called like an image, such as {image_names.relative_paths[0]}",
             hint="give it the image's file name, or one that goes on after it (name_labels.tif)",
         )
     if strangers or len(used) < len(files):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from auxmae.errors import DataError
 
@@ -14,11 +14,25 @@ class ImageNames:
 
     Args:
         relative_paths: of the images, below their source, with slashes.
-        group_pattern: regular expression on these paths, whose first group names the group that an image is of; "": none is.
+        root: the folder that these start from: a name may hold some of its folders too.
+        group_pattern: regular expression on the relative paths, whose first group names the group that an image is of; "": none.
+        parts: of images that are joined from several files, the names of these, which mean the image as well.
+
+    Attributes:
+        relative_paths: as given.
+        groups: the indices of each group's images.
     """
 
-    def __init__(self, relative_paths: Sequence[str], group_pattern: str = "") -> None:
-        self.paths = [PurePosixPath(path) for path in relative_paths]
+    def __init__(
+        self,
+        relative_paths: Sequence[str],
+        root: Path = Path(),
+        group_pattern: str = "",
+        parts: Sequence[Sequence[str]] = (),
+    ) -> None:
+        self.relative_paths = tuple(relative_paths)
+        above = PurePosixPath(root.absolute().as_posix())
+        self.paths = [above / path for path in relative_paths]
         self.groups: dict[str, list[int]] = {}
         for index, text in enumerate(relative_paths if group_pattern else ()):
             if (match := re.search(group_pattern, text)) is not None and match.group(1):
@@ -26,8 +40,9 @@ class ImageNames:
         self.by_name: dict[str, list[int]] = {}
         self.by_stem: dict[str, list[int]] = {}
         for index, path in enumerate(self.paths):
-            self.by_name.setdefault(path.name, []).append(index)
-            self.by_stem.setdefault(path.stem, []).append(index)
+            for name in {path.name, *(parts[index] if parts else ())}:
+                self.by_name.setdefault(name, []).append(index)
+                self.by_stem.setdefault(PurePosixPath(name).stem, []).append(index)
 
     def is_file_name(self, name: str) -> bool:
         """Whether an image's file is called exactly so."""
@@ -36,15 +51,19 @@ class ImageNames:
     def find(self, name: str) -> list[int]:
         """The indices of the images that a name may mean: one, none, or several with the same file name.
 
-        The folders before the file name decide between those.
+        Folders in the name are the last ones of the image's own.  Of an absolute path, which may be of another machine, they
+        only decide between several.
         """
         path = _path(name)
         # A name without an ending may hold dots all the same, and what stands behind a number's is no ending.
         found = self.by_name.get(path.name) or self.by_stem.get(path.name) or []
         if not found and path.suffix[1:2].isalpha():
             found = self.by_stem.get(path.stem, [])
-        if len(found) > 1:
+        if not _is_absolute(path):
             found = [index for index in found if _same_end(self.paths[index].parent.parts, path.parent.parts)]
+        elif len(found) > 1:
+            below = [PurePosixPath(self.relative_paths[index]).parent.parts for index in found]
+            found = [index for index, parts in zip(found, below, strict=True) if _same_end(parts, path.parent.parts)]
         return found
 
     def one(self, name: str) -> int | None:
@@ -55,9 +74,13 @@ class ImageNames:
         """
         found = self.find(name)
         if len(found) > 1:
-            listed = " or ".join(str(self.paths[index]) for index in found[:3])
+            listed = " or ".join(self.relative_paths[index] for index in found[:3])
             raise DataError(f"{name} may be {listed}", hint="name images by their paths below the source")
         return found[0] if found else None
+
+
+def _is_absolute(path: PurePosixPath) -> bool:
+    return path.is_absolute() or (path.parts[:1] != () and path.parts[0].endswith(":"))
 
 
 def _path(name: str) -> PurePosixPath:

@@ -98,7 +98,8 @@ def split_collection(
 
     Args:
         collection: the images.
-        method: "random" (stratified by class), "group", "block", or "auto": block for scenes, random otherwise.
+        method: "random" (stratified by class), "group", "block", or "auto": group where there is a pattern for it, block for
+            scenes, random otherwise.
         validation_fraction, test_fraction: share of images or blocks.
         image_size: side of a crop, px: a block is at least as wide.
         block_size: side of a block, px; None: about an eighth of the scene.
@@ -111,7 +112,7 @@ def split_collection(
     """
     scenes = collection.layout == "scenes"
     if method == "auto":
-        method = "block" if scenes else "random"
+        method = "group" if group_pattern else "block" if scenes else "random"
     if method == "block" and not scenes:
         raise SettingsError(
             f"data.split = 'block' cuts scenes, and {collection.source} is read as {collection.layout}",
@@ -133,6 +134,12 @@ def split_collection(
         sizes = np.array([collection.size_of(item) for item in range(len(collection))], dtype=np.int64)
         numbers = np.arange(len(collection), dtype=np.int64)[:, None]
         blocks = np.concatenate([numbers, np.zeros((len(numbers), 2), dtype=np.int64), sizes], axis=1)
+    files = np.unique(collection.items[:, 0])
+    if method == "random" and not scenes and 1 < len(files) < len(collection):
+        notices.append(
+            "images of one file fall into different parts; where they show the same thing, as points in time or slices do, hold "
+            "out whole files with data.group_pattern = '(.*)'"
+        )
     noun = "block" if method == "block" else "group" if method == "group" else "image"
     for number, fraction in ((VALIDATION, validation_fraction), (TEST, test_fraction)):
         if fraction > 0 and not (assigned == number).any():

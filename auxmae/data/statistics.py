@@ -214,7 +214,7 @@ def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = 
             listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             warnings.append(f"{listed}: {what}")
 
-    groups: dict[str, list[str]] = {key: [] for key in ("empty", "dead", "constant", "saturated", "tails", "invalid")}
+    groups: dict[str, list[str]] = {key: [] for key in ("empty", "dead", "constant", "saturated", "tails", "negative", "invalid")}
     for c, name in enumerate(s.channel_names):
         constant = s.raw_minimum[c] == s.raw_maximum[c]
         if s.count[c] == 0:
@@ -227,6 +227,8 @@ def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = 
                 groups["saturated"].append(name)
             if s.transform == "none" and s.raw_minimum[c] >= 0 and _heavy(s, c):
                 groups["tails"].append(name)
+            if s.transform == "log1p" and s.raw_minimum[c] < 0:
+                groups["negative"].append(name)
         if s.count[c] > 0 and s.fraction_valid[c] < 0.5:
             groups["invalid"].append(name)
     warn(groups["empty"], "no valid pixel")
@@ -234,6 +236,7 @@ def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = 
     warn(groups["constant"], "constant, every pixel has the same value: leave it out with data.channels")
     warn(groups["saturated"], "saturated, many pixels are exactly at the maximum")
     warn(groups["tails"], "heavy tails, a few pixels far above the rest: try scaling.transform = 'arcsinh'")
+    warn(groups["negative"], "pixels below 0, which scaling.transform = 'log1p' takes for 0: 'arcsinh' keeps them apart")
     warn(groups["invalid"], "more than half of the pixels are not valid (nodata or NaN)")
     warnings.extend(_scale_warnings(s))
     return warnings

@@ -34,32 +34,29 @@ class _Table:
         return len(self.lines)
 
 
-def table_labels(
-    path: Path, column: str, relative_paths: Sequence[str], notices: list[str], group_pattern: str = ""
-) -> list[str]:
+def table_labels(path: Path, column: str, names: ImageNames, notices: list[str]) -> list[str]:
     """The label that a table gives each image, as text; "" where it gives none.
 
     Args:
         path: CSV with a header line, in UTF-8; fields are parted by comma, semicolon, tab or bar.
         column: the one that holds the labels; "": the one called so, or the only one beside the names.
-        relative_paths: of the images, below their source; one of the columns names them, by path or by file name; or it names
-            the groups that they are of, wells for one.
-        group_pattern: which group an image is of; see `ImageNames`.
+        names: of the images; one of the columns names them, by path or by file name, or the groups that they are of, wells
+            for one.
         notices: told which images have none, and which rows name no image.
 
     Raises:
         DataError: it cannot be read, names no image, names one twice with two labels, or does not say which column is meant.
     """
     table = _read(path)
-    best, found = _rows(table, column, ImageNames(relative_paths, group_pattern), relative_paths[0])
+    best, found = _rows(table, column, names)
     column = _label_column(table, best, column)
-    labels, told = [""] * len(relative_paths), dict[int, int]()
+    labels, told = [""] * len(names.paths), dict[int, int]()
     for row, indices in enumerate(found):
         label = table.columns[column][row].strip()
         for index in indices if label.lower() not in MISSING else ():
             if labels[index] not in ("", label):
                 lines = f"{labels[index]!r} in line {told[index]} and {label!r} in line {table.lines[row]}"
-                raise DataError(f"{path}: {relative_paths[index]} is {lines}", hint="an image has one label")
+                raise DataError(f"{path}: {names.relative_paths[index]} is {lines}", hint="an image has one label")
             labels[index], told[index] = label, table.lines[row]
     known = sum(label != "" for label in labels)
     strangers = [value for value, indices in zip(table.columns[best], found, strict=True) if not indices and value.strip()]
@@ -95,7 +92,7 @@ def classes(labels: Sequence[str], ignored: Sequence[int] | None, path: Path) ->
     except ValueError:
         values = {}
     if values:
-        if any(value != round(value) for value in values.values()):
+        if any(not value.is_integer() for value in values.values()):
             raise DataError(f"{path}: its labels are no whole numbers, so they are no classes", hint="check data.labels")
         out = {value for value in values.values() if value < 0} | set(ignored or ())
         kept = sorted({int(value) for value in values.values() if value not in out})
@@ -136,7 +133,7 @@ def _read(path: Path) -> _Table:
     return _Table(path, columns, [line for line, _ in rows[1:]])
 
 
-def _rows(table: _Table, column: str, names: ImageNames, example: str) -> tuple[str, list[list[int]]]:
+def _rows(table: _Table, column: str, names: ImageNames) -> tuple[str, list[list[int]]]:
     """The column that names images, or else groups of them, and the images that each row means."""
     best = _name_column(table, column, names)
     if best is not None:
@@ -153,7 +150,7 @@ def _rows(table: _Table, column: str, names: ImageNames, example: str) -> tuple[
     best = max(counted, key=lambda name: counted[name], default=None)
     if best is None or not counted[best]:
         raise DataError(
-            f"{table.path}: no row names an image of the source, such as {example}",
+            f"{table.path}: no row names an image of the source, such as {names.relative_paths[0]}",
             hint=f"one of its columns ({_listed(list(table.columns), _COLUMNS)}) has to hold paths or file names; or names of "
             "groups, as wells are, which data.group_pattern finds in the paths",
         )

@@ -27,6 +27,8 @@ PCA = "PCA of patches"
 CONVOLUTIONS = "random convolutions"
 
 _RAW = 16384
+# Side of the smallest patch that is more than a spectrum, px.
+_LEAST = 3
 _FILTERS = 256
 _KERNEL = 3
 # Responses of whitened patches to filters of unit length have variance 1: this keeps the stronger ones.
@@ -39,11 +41,16 @@ _DIRECTIONS = 256
 def raw_extractor(patch_size: int | None = None) -> Extractor:
     """All pixels of each image, or of each patch of `patch_size` px, one after the other; 0 where not valid.
 
+    Around a patch of less than 3 px, the 3 × 3 px with its centre in the middle: its spectrum is a floor of its own.
     Images of more than 16 384 values are averaged over squares of the smallest side that brings them below it.
     """
 
     def extract(batch: Batch) -> Tensor:
         image = batch.image.masked_fill(~batch.valid, 0.0)
+        if patch_size is not None and patch_size < _LEAST:
+            whole = F.pad(image, (1, 1 - image.shape[3] % -patch_size, 1, 1 - image.shape[2] % -patch_size))
+            start = patch_size // 2
+            return F.unfold(whole[:, :, start:, start:], _LEAST, stride=patch_size).transpose(1, 2)
         if patch_size is not None:
             return split_patches(image, patch_size, 0.0).flatten(2)
         side = 1

@@ -95,11 +95,13 @@ class DataSettings(Table):
     allow_broken: bool = Field(default=False, description="leave out unreadable files (each is named) instead of stopping")
     split: Literal["auto", "random", "group", "block"] = Field(
         default="auto",
-        description="how images are held out: at random, by group, or by spatial block (auto: block for scenes)",
+        description="how images are held out: at random, by group, or by spatial block (auto: by group where there is a "
+        "group_pattern, by block for scenes)",
     )
     group_pattern: str = Field(
         default="",
-        description="regular expression on the relative path whose first group names the group of an image (split = 'group')",
+        description="regular expression on the relative path whose first group names the group of an image: a donor, a plate, "
+        "a well; '(.*)' holds out whole files",
     )
     validation_fraction: Fraction = Field(
         default=0.1, description="part of the images or blocks used to choose the best checkpoint"

@@ -206,7 +206,7 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(auxmae, tmp_path):
     chosen = ["--set", f"data.channels={json.dumps(names)}"]
     shown = auxmae("data", "stats", ".", *chosen)
     assert shown.returncode == 0, shown.stderr
-    assert all(shown.stdout.count(name) == 2 for name in names)
+    assert all(shown.stdout.count(name) >= 2 for name in names)
     trained = auxmae("train", "--data", ".", *chosen, *SMALL, "--output", "run")
     assert trained.returncode == 0, trained.stderr
     assert ", ".join(names) in trained.stdout

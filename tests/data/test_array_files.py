@@ -308,6 +308,8 @@ def test_compressed_arrays_are_decoded_once(tmp_path: Path, name: str, monkeypat
         ((60, 45, 45), (45, 45), "CHW"),
         ((61, 34, 20), (61, 34), "HWC"),
         ((34, 61, 50), (34, 50), "HCW"),
+        ((15, 100, 64), (15, 100), "HWC"),
+        ((60, 70, 70), (60, 70), "HWC"),
     ],
 )
 @pytest.mark.parametrize("where", ["beside", "within"])
@@ -318,8 +320,9 @@ def test_the_label_map_tells_the_channels(tmp_path, shape, plane, axes, where):
     if where == "beside":
         scipy.io.savemat(path, {"cube": cube})
         scipy.io.savemat(tmp_path / "truth.mat", {"gt": truth})
-        with pytest.raises(DataError, match="which axis of"):
-            open_collection(str(path))
+        if guess_axes(shape) is None:
+            with pytest.raises(DataError, match="which axis of"):
+                open_collection(str(path))
         collection = open_collection(str(path), labels=str(tmp_path / "truth.mat"))
     else:
         scipy.io.savemat(path, {"cube": cube, "gt": truth})

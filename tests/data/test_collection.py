@@ -326,6 +326,12 @@ def test_channels_without_names_can_be_left_out(tmp_path):
     assert "choose among C1" in told.value.hint
 
 
+def test_names_that_are_given_are_told(tmp_path):
+    np.save(tmp_path / "a.npy", pixels(3))
+    collection = open_collection(str(tmp_path), channels=("DAPI", "CD3", "CD8"))
+    assert "the files carry no channel names: DAPI, CD3, CD8 are taken to be theirs, in this order" in collection.notices
+
+
 def test_transparency_is_told(tmp_path):
     for index in range(3):
         array = RNG.integers(0, 256, (16, 16, 4), dtype=np.uint8)

@@ -54,6 +54,7 @@ def test_however_the_channels_are_named(tmp_path, name, pattern, image):
 def test_what_is_left_of_a_path():
     assert _without("a_B1.tif", 2, 4) == "a.tif"
     assert _without("B1.tif", 0, 2) == "B1.tif"
+    assert _without("x.y/a_B1.TIF", 6, 8) == "x.y/a.tif"
 
 
 def test_coarser_channels_are_repeated(tmp_path):
@@ -84,6 +85,15 @@ def test_class_folders_labels_and_chosen_channels(tmp_path):
     (tmp_path / "t.csv").write_text("cell,kind\ncell0,x\ncell1,y\ncell5,y\n")
     collection = open_collection(str(tmp_path / "data"), labels=f"{tmp_path / 't.csv'}:kind", **options)
     assert dict(zip(collection.relative_paths, collection.labels.tolist(), strict=True))["tumour/cell0"] == 0
+
+
+def test_a_table_may_name_one_of_the_files(tmp_path):
+    for name in ("m_w1", "m_w2", "n_w1", "n_w2"):
+        store(tmp_path / "data" / f"{name}.TIF")
+    (tmp_path / "t.csv").write_text("FileName_DAPI,label\nm_w1.TIF,x\nn_w1.TIF,y\n")
+    options = {"channel_pattern": r"_(w\d)\.TIF$", "layout": "images"}
+    collection = open_collection(str(tmp_path / "data"), labels=str(tmp_path / "t.csv"), **options)
+    assert (collection.class_names, collection.labels.tolist()) == (("x", "y"), [0, 1])
 
 
 @pytest.mark.parametrize(

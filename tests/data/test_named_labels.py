@@ -103,6 +103,7 @@ def test_numbers_are_classes_in_their_order(tmp_path):
         ("file,label,label\na.npy,x,y\n", "two columns have the same name"),
         ("file,label\na.npy,\nb.npy,nan\n", "no image has a label"),
         ("file,label\na.npy,0.25\nb.npy,0.5\n", "no whole numbers"),
+        ("file,label\na.npy,1\nb.npy,inf\n", "no whole numbers"),
         ("file,label\na.npy,x\n".encode("utf-16").decode("latin-1"), "not UTF-8"),
     ],
 )
@@ -128,6 +129,20 @@ def test_rows_that_name_no_image_are_told(tmp_path):
     notices = open_collection(str(tmp_path / "data"), labels=path).notices
     told = "labels: column label of t.csv, for 2 of 3 images, named in column file; 1 of its rows name no image here (z.npy)"
     assert told in notices
+
+
+def test_a_row_of_another_folder_is_another_image(tmp_path):
+    images(tmp_path / "data" / "train", "a", "b")
+    images(tmp_path / "data" / "test", "a", "b")
+    rows = "file,label\ntrain/a.npy,x\ntrain/b.npy,x\ntest/a.npy,y\ntest/b.npy,z\n"
+    whole = table(tmp_path / "whole.csv", rows)
+    assert labels_of(tmp_path / "data" / "test", whole) == {"a": "y", "b": "z"}
+    assert open_collection(str(tmp_path / "data"), labels=whole).labels.tolist() == [1, 2, 0, 0]
+    with pytest.raises(DataError, match="no row names an image"):
+        open_collection(str(tmp_path / "data" / "test"), labels=table(tmp_path / "t.csv", "file,label\ntrain/a.npy,x\n"))
+    raster(tmp_path / "masks" / "train" / "a.png", 1, size=16)
+    with pytest.raises(DataError, match="no label raster is called like an image"):
+        open_collection(str(tmp_path / "data" / "test"), labels=str(tmp_path / "masks"))
 
 
 def test_rows_that_name_groups_of_images(tmp_path):
@@ -163,14 +178,8 @@ def test_scenes_are_not_labelled_as_a_whole(tmp_path):
 
 def test_a_name_means_one_image_or_several():
     names = ImageNames(["x/a.tif", "y/a.tif", "y/b.tif"])
-    assert [names.find(name) for name in ("b", "y/a.tif", "q/y/a.png", "a.tif", "q/a.tif", "c")] == [
-        [2],
-        [1],
-        [1],
-        [0, 1],
-        [],
-        [],
-    ]
+    found = {"b": [2], "y/a.tif": [1], "/q/y/a.png": [1], "q/y/a.png": [], "a.tif": [0, 1], "q/a.tif": [], "c": []}
+    assert {name: names.find(name) for name in found} == found
     assert shorter_names("p/a_b-mask.png") == ["p/a_b-mask.png", "p/a_b", "p/a"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,3 +155,21 @@ def test_no_crop_is_larger_than_the_largest_image(asked: int, expected: int) -> 
     collection = make([(20, 30), (35, 9)], "images")
     assert resolve_image_size(collection, asked, 8) == expected
     assert collection.notices == (["crops of 40 px in place of 48: no image is longer than 35 px"] if asked == 48 else [])
+
+
+def test_a_pattern_asks_for_groups_and_entries_of_one_file_are_told() -> None:
+    names = tuple(f"well{number // 4}/{number}.npy" for number in range(24))
+    collection = replace(make([(16, 16)] * 24, "images"), relative_paths=names)
+    splits = split_collection(collection, image_size=8, group_pattern=r"^(well\d+)/")
+    assert splits.method == "group"
+    wells = [{item // 4 for item in part.items.tolist()} for part in (splits.train, splits.validation, splits.test)]
+    assert sum(map(len, wells)) == len(set.union(*wells)) == 6
+
+    items = np.stack([np.arange(24) // 4, np.arange(24) % 4], axis=1)
+    stacks = replace(make([(16, 16)] * 6, "array"), items=items, relative_paths=tuple(f"{file}.tif" for file in range(6)))
+    splits = split_collection(stacks, image_size=8)
+    assert any("images of one file fall into different parts" in notice for notice in splits.notices)
+    splits = split_collection(stacks, image_size=8, group_pattern="(.*)")
+    assert not any("one file" in notice for notice in splits.notices)
+    files = [{item // 4 for item in part.items.tolist()} for part in (splits.train, splits.validation, splits.test)]
+    assert sum(map(len, files)) == 6

@@ -140,6 +140,13 @@ def test_stored_scaling_follows_the_names() -> None:
     assert torch.allclose(scaled, torch.from_numpy(np.stack([(array[0, 0] - 7) / 2, array[0, 1] - 5])))
 
 
+def test_log1p_of_pixels_below_zero_is_told() -> None:
+    array = np.random.default_rng(2).normal(5, 10, (4, 2, 8, 8)).astype(np.float32)
+    for transform, told in (("log1p", True), ("arcsinh", False)):
+        warnings = statistics_warnings(fitted(array, transform=transform))
+        assert any("takes for 0" in warning for warning in warnings) == told
+
+
 def test_warnings_name_what_is_wrong() -> None:
     random = np.random.default_rng(0)
     good = random.normal(1000, 100, (20, 16, 16))

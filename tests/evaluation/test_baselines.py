@@ -42,6 +42,15 @@ def test_raw_pixels_spectra_and_patches_are_what_they_are_called() -> None:
     patches = raw_extractor(4)(batch).numpy()
     assert patches.shape == (6, 6, 48)
     np.testing.assert_array_equal(patches[2, 3], filled[2, :, 4:8, 4:8].reshape(-1))
+    # Single pixels have their neighbourhood beside their spectrum, and so have patches of two.
+    padded = np.pad(filled, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    around = raw_extractor(1)(batch).numpy()
+    assert around.shape == (6, 96, 27)
+    np.testing.assert_array_equal(around[2, 5 * 8 + 7], padded[2, :, 5:8, 7:10].reshape(-1))
+    odd = raw_extractor(2)(make(height=11, width=7)).numpy()
+    padded = np.pad(make(height=11, width=7).image.nan_to_num(0).numpy(), ((0, 0), (0, 0), (1, 2), (1, 2)))
+    assert odd.shape == (6, 24, 27)
+    np.testing.assert_array_equal(odd[1, 5 * 4 + 3], padded[1, :, 11:14, 7:10].reshape(-1))
     np.testing.assert_array_equal(
         spectrum_extractor(3)(make(width=9))[1, 4].numpy(), make(width=9).image.nan_to_num(0)[1, :, 4, 4]
     )

@@ -70,10 +70,11 @@ def resolve_axes(path: Path, shape: tuple[int, ...], options: ReadOptions, array
     """
     if options.axes is not None:
         return _given(path, shape, options, arrays)
+    # Beside its label map a scene can only be read so that both have the same rows and columns.
+    plane = options.plane or (arrays or {}).get(options.plane_key or "", ((), ""))[0][:2]
+    known = _beside(shape, {plane}) if plane else None
     planes: Collection[tuple[int, ...]] = {other for other, _ in (arrays or {}).values() if len(other) == 2 and min(other) > 1}
-    if options.plane is not None:
-        planes = {options.plane}
-    guess = guess_axes(shape, options.channels) or _beside(shape, planes)
+    guess = known or guess_axes(shape, options.channels) or _beside(shape, planes)
     if guess is not None:
         return Axes(tuple(guess), shape)
     if len(shape) == 2:
@@ -112,6 +113,8 @@ def _beside(shape: tuple[int, ...], planes: Collection[tuple[int, ...]]) -> str 
     first, middle, last = shape
     readings = {"CHW": (middle, last), "HCW": (first, last), "HWC": (first, middle)}
     found = [letters for letters, plane in readings.items() if plane in planes]
+    if len(found) == 2 and "HCW" in found:
+        found.remove("HCW")  # rows of bands: rare
     return found[0] if len(found) == 1 else None
 
 

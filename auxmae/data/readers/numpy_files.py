@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,9 @@ from auxmae.data.readers.axes import Axes, Shapes, cut
 from auxmae.data.readers.cache import decoded, file_key
 from auxmae.data.readers.encoding import Encoding, to_image
 
+# NumPy reads headers with Python's own parser, which in 3.11 fails now and then where several threads use it at once ("AST
+# constructor recursion depth mismatch"; see CPython's issue 106905).
+_PARSING = threading.Lock()
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -35,7 +39,7 @@ def list_arrays(path: Path) -> Shapes:
 
 
 def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
-    with archive.open(member) as file:
+    with archive.open(member) as file, _PARSING:
         try:
             shape, _, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
         except (ValueError, KeyError):
@@ -46,13 +50,14 @@ def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.
 def load(path: Path, key: str) -> NDArray[Any]:
     """One array; of an npy file a memory map."""
     if path.suffix.lower() == ".npy":
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        with _PARSING:
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         return array
     return decoded.get((*file_key(path), key), partial(_member, path, key))[key]
 
 
 def _member(path: Path, key: str) -> dict[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as archive:
+    with np.load(path, allow_pickle=False) as archive, _PARSING:
         return {key: np.asarray(archive[key])}
 
 
