@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,16 @@ class Data:
     def digest(self) -> str:
         """Hex digest of which image or block went into which part."""
         return self.splits.digest
+
+    @property
+    def files_digest(self) -> str:
+        """Hex digest of the files' names and sizes."""
+        digest = hashlib.sha256()
+        for file in self.collection.files:
+            for path in file.paths:
+                size = path.stat().st_size if path.is_file() else 0
+                digest.update(os.fsencode(path.name) + f" {size}\n".encode())
+        return digest.hexdigest()[:16]
 
     def describe(self) -> str:
         return self.collection.describe()

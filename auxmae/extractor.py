@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
 
 from auxmae.errors import CheckpointError
 from auxmae.model.mae import AuxMAE
@@ -22,18 +23,20 @@ from auxmae.model.mae import AuxMAE
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Images (n, C, h, w) → features (n, D) of a frozen encoder, for a scikit-learn Pipeline.
 
-    Nothing is learned in `fit`: it loads the model and checks the images.
+    Nothing is learned in `fit`: it loads the model and checks the images.  Features are those of `auxmae embed`: images larger
+    than the crops of training are cut into windows of their size, whose features are averaged.
 
     Args:
         model: a run or model folder, a hub repository, or an `AuxMAE`.
         channels: which of the model's channels the images have, in their order; None: all.
         pool: "mean", "concat", "moments", "moments+embedding", "attention" or "cls"; see `AuxMAE.forward_features`.
+            None: the run's eval.pool, of a model alone "moments".
         scale: apply the model's own scaling to raw pixels; False where the images are scaled already.
         batch_size: images per forward pass.
         device: where to compute: "auto", "cpu", "mps", "cuda" or "cuda:N".
 
     Attributes:
-        model_: the loaded model.
+        model_: the loaded model; pool_: how its features are pooled.
         n_features_in_: C.
         n_features_out_: D.
     """
@@ -43,7 +46,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         model: AuxMAE | str | Path | None = None,
         *,
         channels: Sequence[str] | None = None,
-        pool: str = "moments",
+        pool: str | None = None,
         scale: bool = True,
         batch_size: int = 32,
         device: str = "cpu",
@@ -72,9 +75,18 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise CheckpointError("FeatureExtractor has no model", hint="give it a run folder or an AuxMAE")
         images = _images(X)
         self.model_ = self.model if isinstance(self.model, AuxMAE) else AuxMAE.from_pretrained(self.model)
+        self.pool_ = self.pool or self._pool_of_run()
         self.n_features_in_ = images.shape[1]
         self.n_features_out_ = self._features(images[:1]).shape[1]
         return self
+
+    def _pool_of_run(self) -> str:
+        from auxmae.settings import settings_from_toml
+        from auxmae.training.run import SETTINGS_NAME
+
+        if not isinstance(self.model, AuxMAE) and (path := Path(str(self.model)) / SETTINGS_NAME).is_file():
+            return settings_from_toml(path).eval.pool
+        return "moments"
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Features (n, D) of images (n, C, h, w); h and w may differ from call to call."""
@@ -106,11 +118,28 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         was_training = model.training
         model.eval()
         try:
-            features = model.forward_features(x.to(device), valid=valid.to(device), channels=self.channels, pool=self.pool)
+            features = self._encode(x.to(device), valid.to(device))
         finally:
             model.train(was_training)
-        result: NDArray[np.float32] = features.float().cpu().numpy()
+        result: NDArray[np.float32] = features.cpu().numpy()
         return result
+
+    def _encode(self, x: Tensor, valid: Tensor) -> Tensor:
+        """The mean of the windows' features, each counted by its valid pixels; all alike where there are none."""
+        from auxmae.data.image import Window
+        from auxmae.export.units import cut, make_layout
+
+        model, side = self.model_, make_layout(self.model_.image_size, self.model_.patch_size, dense=False).window
+        vectors, counts = [], []
+        for window in cut(Window(0, 0, *x.shape[2:]), side, side):
+            rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
+            shown = valid[:, :, rows, columns]
+            vector = model.forward_features(x[:, :, rows, columns], valid=shown, channels=self.channels, pool=self.pool_)
+            vectors.append(vector.float())
+            counts.append(shown.flatten(1).sum(1).float())
+        weights = torch.stack(counts)
+        weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
+        return (weights[..., None] * torch.stack(vectors)).sum(0) / weights.sum(0)[:, None]
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -15,8 +15,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
 import auxmae
+from auxmae.data.collection import open_collection
 from auxmae.data.statistics import Scaling
 from auxmae.errors import AuxMAEError, CheckpointError, DataError, SettingsError
+from auxmae.export.embed import embed
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.run import create_run
 
 NAMES = ("a", "b", "c")
 
@@ -115,3 +119,20 @@ def test_the_applicable_checks_of_scikit_learn_pass(folder):
     for name, error in failed.items():
         reasons = [error, error.__cause__, error.__context__]
         assert any("X must be images" in str(reason) for reason in reasons), f"{name}: {error!r}"
+
+
+def test_features_of_a_run_are_those_of_embed(folder, tmp_path):
+    """Of images that are larger than the crops of training, with the run's own pooling."""
+    x = images(5, side=20).astype(np.float32)
+    x[1, :, :8, :8] = np.nan
+    (tmp_path / "data").mkdir()
+    for number, image in enumerate(x):
+        np.save(tmp_path / "data" / f"{number}.npy", image)
+    run = create_run(str(tmp_path / "run"), SettingsTree.model_validate({"eval": {"pool": "moments+embedding"}}))
+    model = auxmae.AuxMAE.from_pretrained(folder)
+    model.save_pretrained(run.path / "checkpoints" / "last")
+    collection = open_collection(str(tmp_path / "data"), channels=NAMES, layout="images")
+    embed(model.eval(), collection, tmp_path / "out.npy", pool="moments+embedding", batch_size=3)
+    found = auxmae.FeatureExtractor(run.path, batch_size=2).fit_transform(x)
+    np.testing.assert_allclose(found, np.load(tmp_path / "out.npy"), rtol=1e-4, atol=1e-5)
+    assert found.shape[1] == auxmae.FeatureExtractor(folder).fit_transform(x).shape[1] * 2

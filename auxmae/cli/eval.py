@@ -77,11 +77,11 @@ def command(
     used = settings_on_data(folder, source=data, labels=labels, overrides=overrides)
     reading = describe_reading(used.data)
     own_source = reading["data.source"] == describe_reading(folder.settings.data)["data.source"]
-    trained_on = folder.changed_data(held.digest) if own_source else None
+    trained_on = folder.changed_data(held.digest, held.files_digest) if own_source else None
     if trained_on is not None:
         out.print(
-            f"Other images are held out than in training ({trained_on}), as files, labels or the split have changed: some that "
-            "are measured here were trained on.",
+            f"Files, labels or the split are others than in training ({trained_on}): some of what is measured here may have been "
+            "trained on.",
             style="yellow",
             **plain,
         )

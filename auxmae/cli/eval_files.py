@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,13 +63,23 @@ def are_own_images(own: SettingsTree, used: SettingsTree) -> bool:
 
 
 def with_earlier_sections(folder: RunFolder, document: dict[str, Any], out: Console) -> dict[str, Any]:
-    """The document, and what the eval.json that is there holds beyond it of the same model, data, labels and split."""
+    """The document, and what the eval.json that is there holds beyond it of the same model, data, labels and split.
+
+    One of another model or other data is kept under another name.
+    """
+    path = folder.path / "eval.json"
     try:
-        earlier = json.loads((folder.path / "eval.json").read_text(encoding="utf-8"))
+        earlier = json.loads(path.read_text(encoding="utf-8"))
         same = _identity(earlier) == _identity(document)
     except (OSError, ValueError, KeyError, TypeError):
         # Missing, broken, or of another version.
-        return document
+        earlier, same = {}, False
+    if not same and path.is_file():
+        aside = path.with_name(time.strftime("eval-%Y-%m-%d-%H%M%S.json", time.localtime(path.stat().st_mtime)))
+        with contextlib.suppress(OSError):
+            path.rename(aside)
+            text = f"The eval.json of another model, other data or another split is kept as {aside}"
+            out.print(text, markup=False, highlight=False, soft_wrap=True)
     kept = {name: earlier[name] for name in _SECTIONS if name in earlier and name not in document} if same else {}
     if kept:
         text = f"Kept from an earlier call on the same model and data: {', '.join(kept)}"

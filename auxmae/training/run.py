@@ -58,17 +58,17 @@ class RunFolder:
             )
         return AuxMAE.from_pretrained(folder)
 
-    def note_data(self, data: str, split: str) -> None:
-        """Notes what the run trains on: the data in words, and the digest of the split."""
-        self.write_json("data.json", {"data": data, "split": split})
+    def note_data(self, data: str, split: str, files: str) -> None:
+        """Notes what the run trains on: the data in words, the digest of the split, and that of the files' names and sizes."""
+        self.write_json("data.json", {"data": data, "split": split, "files": files})
 
-    def changed_data(self, split: str) -> str | None:
-        """What the run was trained on, in words, where another digest of the split was noted then; else None."""
+    def changed_data(self, split: str, files: str) -> str | None:
+        """What the run was trained on, in words, where other digests were noted then; else None."""
         path = self.path / "data.json"
         if not path.is_file():
             return None
         noted = json.loads(path.read_text(encoding="utf-8"))
-        return None if noted["split"] == split else str(noted["data"])
+        return None if (noted["split"], noted["files"]) == (split, files) else str(noted["data"])
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""

@@ -187,10 +187,10 @@ def _fit(
     for notice in data.collection.notices:
         reporter.message(f"note: {notice}")
     reporter.message(f"data: {data.describe()}")
-    if run is not None and (trained_on := run.changed_data(data.digest)) is not None:
+    if run is not None and (trained_on := run.changed_data(data.digest, data.files_digest)) is not None:
         raise DataError(
-            f"{settings.data.source}: the data have changed since {run.path} was started with {trained_on}: other images would "
-            "be held out now, and figures would flatter",
+            f"{settings.data.source}: the data have changed since {run.path} was started with {trained_on}; what is held out now "
+            "may have been trained on",
             hint=f"put the data back as they were, or start a new run: --init-from {run.path}",
         )
     for warning in data.warnings():
@@ -224,7 +224,7 @@ def _fit(
 
     def begun() -> RunFolder:
         new = create_run(settings.run.folder, _with_absolute_source(settings))
-        new.note_data(data.describe(), data.digest)
+        new.note_data(data.describe(), data.digest, data.files_digest)
         if data.statistics is not None:
             new.write_json("statistics.json", data.statistics.to_dict())
         return new

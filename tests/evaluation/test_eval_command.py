@@ -305,7 +305,7 @@ def test_other_images_than_in_training_are_told(tmp_path: Path) -> None:
     run = train(SettingsTree.model_validate(settings)).run
     table = tmp_path / "t.csv"
     table.write_text("file,label\n" + "\n".join(f"{number}.npy,{'abc'[number % 3]}" for number in range(60)))
-    words = "Other images are held out than in training (60 images, 3 channels"
+    words = "Files, labels or the split are others than in training (60 images, 3 channels"
 
     def told(*arguments: str) -> tuple[bool, object]:
         result = invoke(str(run), "--json", *arguments)
@@ -318,3 +318,5 @@ def test_other_images_than_in_training_are_told(tmp_path: Path) -> None:
     assert told("--data", str(shutil.copytree(data, tmp_path / "other"))) == (False, None)
     add(60)
     assert told() == (True, False)
+    # What was measured on other data is there still.
+    assert json.loads(next(run.glob("eval-*.json")).read_text())["split"]

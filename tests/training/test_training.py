@@ -163,6 +163,10 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
         train(SettingsTree(), resume=run)
     assert f"--init-from {run}" in told.value.hint
     (data / "k.npy").unlink()
+    np.save(data / "j.npy", np.ones((3, 40, 40)))
+    with pytest.raises(DataError, match="changed since"):
+        train(SettingsTree(), resume=run)
+    folder_of_images(data, "j")
     assert train(SettingsTree(), resume=run).outcome.step == 3
 
 
