@@ -292,7 +292,9 @@ def _finish(
     if not values:
         raise DataError(f"{labels}: no pixel has a label", hint="check data.labels and data.ignored_labels")
     ordered = tuple(int(v) for v in _few(np.array(sorted(values)), labels))
-    names = tuple(str(value) for value in ordered)
+    told = {one.names for one in maps if one is not None}
+    called = told.pop() if len(told) == 1 else ()
+    names = tuple(called[value] if ordered[-1] < len(called) else str(value) for value in ordered)
     paired = tuple(
         LabelRaster(raster, ordered) if raster is not None and fit else None for raster, fit in zip(rasters, fits, strict=True)
     )
@@ -354,16 +356,17 @@ def _few(values: NDArray[Any], labels: str) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class _Map:
-    """One channel of original values, and whether 0 means "no label" by the convention of the file's format."""
+    """One channel of original values, whether 0 means "no label" by the convention of the file's format, and names by value."""
 
     file: ImageFile
     zero_unlabelled: bool = False
+    names: tuple[str, ...] = ()
 
 
 def _from_raster(path: Path, notices: list[str]) -> _Map:
     """One channel of original values: class numbers as they are, a palette's indices, or the largest of abundances."""
     from auxmae.data.readers import PICTURE_SUFFIXES, open_image
-    from auxmae.data.readers.envi import is_classification
+    from auxmae.data.readers.envi import classification
 
     file = open_image(path, ReadOptions(indexed=True))
     if path.suffix.lower() in PICTURE_SUFFIXES:
@@ -373,7 +376,8 @@ def _from_raster(path: Path, notices: list[str]) -> _Map:
         if path.suffix.lower() != ".png":
             raise DataError(f"{path}: JPEG changes pixel values, and with them the classes", hint=hint)
     if file.channels == 1:
-        return _Map(file, is_classification(path))
+        names = classification(path)
+        return _Map(file, names is not None, names or ())
     notices.append(
         f"{path.name} has {file.channels} channels: each pixel's label is its largest (abundances; none where all are 0)"
     )

@@ -106,3 +106,21 @@ def test_to_leave_out_every_label_is_an_error(tmp_path: Path, values: np.ndarray
     options = ReadOptions(axes="CHW" if values is MAP else "NCHW")
     with pytest.raises(DataError, match=r"no (pixel|image) has a label.*ignored_labels"):
         open_collection(str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"), ignored_labels=tuple(range(5)), options=options)
+
+
+@pytest.mark.parametrize(
+    ("named", "found"),
+    [
+        ("{Unclassified, Healthy grass, Road, Water, Tree}", ("Healthy grass", "Road", "Water", "Tree")),
+        ("{Unclassified, Grass, Road}", ("1", "2", "3", "4")),
+        ("{Unclassified, Road, Road, Water, Tree}", ("1", "2", "3", "4")),
+    ],
+    ids=["all", "too few", "one twice"],
+)
+def test_classes_are_called_as_an_envi_header_calls_them(tmp_path: Path, named: str, found: tuple[str, ...]) -> None:
+    source, labels = scene(tmp_path, "envi", MAP)
+    header = tmp_path / "truth.hdr"
+    header.write_text(f"{header.read_text()}\nclass names = {named}\n")
+    collection = open_collection(source, labels=labels, options=AXES)
+    assert collection.class_names == found
+    assert (collection.read_labels(0) == MAP.astype(int) - 1).all()

@@ -35,11 +35,18 @@ def has_header(path: Path) -> bool:
     )
 
 
-def is_classification(path: Path) -> bool:
-    """Whether ENVI's header beside the data says that it is a map of classes, of which ENVI's class 0 is "unclassified"."""
+def classification(path: Path) -> tuple[str, ...] | None:
+    """The names of the classes, by number, of a map of classes with an ENVI header; None where it is no such map.
+
+    They are empty where the header has none.  ENVI's class 0 is "unclassified".
+    """
     if path.suffix.lower() != HEADER and not has_header(path):
-        return False
+        return None
     import rasterio
 
     with rasterio.open(data_file(path)) as source:
-        return bool(source.driver == "ENVI" and "classification" in source.tags(ns="ENVI").get("file_type", "").lower())
+        header = source.tags(ns="ENVI")
+        if source.driver != "ENVI" or "classification" not in header.get("file_type", "").lower():
+            return None
+    names = tuple(name.strip() for name in header.get("class_names", "").strip(" {}").split(","))
+    return names if all(names) and len(set(names)) == len(names) else ()
