@@ -103,7 +103,7 @@ def command(
         "model": digest_model(model),
         "source": reading["data.source"],
         "labels": reading["data.labels"],
-        "own_images": are_own_images(folder.settings, used),
+        "own_images": are_own_images(folder.settings, used) and trained_on is None,
         "held_out_as_in_training": trained_on is None if own_source else None,
         "settings": reading,
         "channels": list(held.collection.channel_names),

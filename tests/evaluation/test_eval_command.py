@@ -310,7 +310,9 @@ def test_other_images_than_in_training_are_told(tmp_path: Path) -> None:
     def told(*arguments: str) -> tuple[bool, object]:
         result = invoke(str(run), "--json", *arguments)
         assert result.exit_code == 0, result.output
-        return words in result.stderr, json.loads(result.stdout)["details"]["held_out_as_in_training"]
+        details = json.loads(result.stdout)["details"]
+        assert details["own_images"] == (details["held_out_as_in_training"] is True)
+        return words in result.stderr, details["held_out_as_in_training"]
 
     assert told() == (False, True)
     assert told("--data", str(data)) == (False, True)
