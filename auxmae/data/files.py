@@ -75,10 +75,12 @@ def _walk(folder: Path, notices: list[str]) -> list[Path]:
     """Every file below a folder, linked folders' too; a Zarr store, a folder that is one file to us, as a whole."""
     found, seen = [], {folder.resolve()}
 
-    def refuse(error: OSError) -> None:
-        raise error
+    def pass_over(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        notices.append(f"left out: {error.filename} cannot be looked into: {error.strerror}")
 
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=pass_over):
         inner = []
         for name in sorted(folders):
             path = Path(parent, name)

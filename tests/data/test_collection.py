@@ -385,3 +385,24 @@ def test_a_label_raster_is_not_another_places(tmp_path):
 )
 def test_few_images_that_cannot_be_cut_are_no_scenes(tmp_path, count, side, layout):
     assert open_collection(str(cubes(tmp_path, *(f"{i}" for i in range(count)), size=side))).layout == layout
+
+
+def test_a_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    """As lost+found; the tests may run as root, whom no permission stops."""
+    data = cubes(tmp_path / "data", "a", "b")
+    (data / "lost+found").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path) == refused:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    refused = data / "lost+found"
+    collection = open_collection(str(data))
+    assert len(collection) == 2
+    assert f"left out: {refused} cannot be looked into: Permission denied" in collection.notices
+    refused = data
+    with pytest.raises(PermissionError):
+        open_collection(str(data))
