@@ -12,6 +12,7 @@ from auxmae_kernels import reference
 from auxmae.benchmark import gate, kernel_suite, session, suites
 from auxmae.benchmark.ratios import ratios
 from auxmae.benchmark.session import Request, run
+from auxmae.settings.schema import SettingsTree
 
 CPU = torch.device("cpu")
 
@@ -110,6 +111,11 @@ def test_data_is_opened_once(monkeypatch):
     opened = []
     build = session.build_data
     monkeypatch.setattr(session, "build_data", lambda settings: opened.append(settings) or build(settings))
-    document = run(Request(["data"], quick=True, visits=2, repeats=1), CPU)
+    small = {
+        "data": {"synthetic_images": 40},
+        "model": {"patch_size": 16, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
+        "train": {"batch_size": 4},
+    }
+    document = run(Request(["data"], quick=True, visits=2, repeats=1, settings=SettingsTree.model_validate(small)), CPU)
     assert len(opened) == 1
     assert [len(found["samples_ms"]) for found in document["rows"]] == [2, 2, 2]
