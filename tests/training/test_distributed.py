@@ -111,10 +111,12 @@ def test_the_first_computes_the_statistics_for_all():
         def by_first(self, compute):
             return given
 
-    given = build_data(SettingsTree()).statistics
-    settings = SettingsTree.model_validate({"train": {"seed": 1}})
-    data = build_data(settings, team=Second(1, 2))
-    assert data.scaling == build_data(SettingsTree()).scaling != build_data(settings).scaling
+    first, settings = (
+        SettingsTree.model_validate({"data": {"synthetic_images": 40}, "train": {"seed": seed}}) for seed in range(2)
+    )
+    alone = build_data(first)
+    given = alone.statistics
+    assert build_data(settings, team=Second(1, 2)).scaling == alone.scaling != build_data(settings).scaling
 
 
 def test_what_the_first_computes_is_what_all_have():
