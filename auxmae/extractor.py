@@ -104,8 +104,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     @torch.inference_mode()
     def _features(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        from auxmae.build import select_device
         from auxmae.data.statistics import Scaling
+        from auxmae.device import select_device
 
         device = select_device(str(self.device))
         model = self.model_.to(device)

@@ -76,7 +76,7 @@ def command(
     from auxmae_kernels import KernelUnavailableError, dispatch
 
     from auxmae.benchmark.session import Request, run
-    from auxmae.build import select_device
+    from auxmae.device import select_device
 
     target = select_device(device)
     try:
@@ -101,7 +101,7 @@ def command(
         document = run(
             request,
             target,
-            lambda text: progress.print(text, highlight=False, markup=False),
+            lambda text: progress.print(text, highlight=False),
             record=None if output is None else partial(_write, output),
         )
     except KernelUnavailableError as error:
@@ -181,7 +181,7 @@ def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> 
         from auxmae.visuals.benchmark import draw
 
         for path in draw(document, figures):
-            console(json_output=True).print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
+            console(json_output=True).print(f"wrote {path}", highlight=False, soft_wrap=True)
     if json_output:
         print_json(document)
         return
@@ -193,7 +193,7 @@ def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> 
         wide.print()
     out = console()
     for sentence in sentences(document):
-        out.print(sentence, highlight=False, markup=False)
+        out.print(sentence, highlight=False)
 
 
 def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> None:
@@ -235,7 +235,7 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
                 highlight=False,
             )
         for line in unmeasured_words(changes):
-            wide.print(line, highlight=False, markup=False, style="red" if line.startswith("Lost") else None)
+            wide.print(line, highlight=False, style="red" if line.startswith("Lost") else None)
         wide.print(
             f"{count} compared, {slower} regressions beyond {100 * threshold:g}% and beyond the spread, {lost} lost.",
             highlight=False,
@@ -246,7 +246,7 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
                 f"{unsure} of the verdicts rest on the threshold alone: fewer than three samples have no spread.", highlight=False
             )
         for line in ratio_words(pairs):
-            wide.print(line, highlight=False, markup=False)
+            wide.print(line, highlight=False)
     if not count:
         raise DataError(
             f"{before} and {after}: nothing was compared, for no measurement has a figure in both",

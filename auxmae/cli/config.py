@@ -43,8 +43,7 @@ def show(
             section = name
             table.add_section()
         value = written(values[name][key], longest=10_000)
-        # Text, not str: brackets in a value are no markup.
-        table.add_row(Text(setting), Text(value), Text(origin, style="dim" if origin == "default" else "bold"))
+        table.add_row(setting, value, Text(origin, style="dim" if origin == "default" else "bold"))
     output = console()
     # A pipe or a file has no width to fit.
     output.print(table, width=None if output.is_terminal else 200, crop=False)

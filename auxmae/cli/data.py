@@ -33,10 +33,10 @@ def stats(
     """Per-channel statistics of the training part, and what looks wrong with the data."""
     from rich.progress import Progress
 
-    from auxmae.build import open_data
+    from auxmae.build import open_data, split_data
     from auxmae.cli.console import console, print_json
     from auxmae.data.dataset import ImageDataset
-    from auxmae.data.splits import resolve_image_size, split_collection
+    from auxmae.data.splits import resolve_image_size
     from auxmae.data.statistics import compute_statistics, statistics_warnings
     from auxmae.settings import load_settings
 
@@ -49,16 +49,7 @@ def stats(
     collection = open_data(data, seed=seed)
     wanted = settings.model.image_size
     size = resolve_image_size(collection, None if wanted == "auto" else wanted, settings.model.patch_size)
-    splits = split_collection(
-        collection,
-        method=data.split,
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        image_size=size,
-        block_size=None if data.block_size == "auto" else data.block_size,
-        group_pattern=data.group_pattern,
-        seed=seed,
-    )
+    splits = split_data(collection, data, image_size=size, seed=seed)
     sets = {part.name: ImageDataset(collection, part, image_size=size) for part in (splits.train, splits.validation, splits.test)}
     with Progress(console=out, transient=True) as bar:
         task = bar.add_task("Reading pixels")

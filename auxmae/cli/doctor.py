@@ -313,7 +313,7 @@ def _show(document: dict[str, Any]) -> None:
 
     def line(text: str) -> None:
         # Left to the terminal to wrap, so that a command can be copied from a log.
-        out.print(text, highlight=False, markup=False, soft_wrap=True)
+        out.print(text, highlight=False, soft_wrap=True)
 
     line(f"auxmae {document['versions']['auxmae']}, Python {document['versions']['python']}")
     line(f"device: {document['device']}")

@@ -38,15 +38,17 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Write the features of images (or of every patch: --dense) to a file; an interrupted call goes on where it stopped."""
-    from auxmae.build import configure, describe_reading, find_channels, fitting, left_behind, open_data, settings_on_data
+    from auxmae.build import open_data
     from auxmae.cli.console import console, print_json
+    from auxmae.device import configure
     from auxmae.export.embed import embed
     from auxmae.export.formats import check_apart, check_format
+    from auxmae.run_data import describe_reading, find_channels, fitting, left_behind, settings_on_data
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
 
     out = console(json_output=json_output)
-    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     output = output.expanduser()
     check_format(output, overwrite=overwrite)
     folder, overrides = open_run(run), set_ or []
@@ -122,20 +124,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _part(collection: Collection, settings: SettingsTree, image_size: int, name: str) -> Part | None:
     """The part of the run's split, or None for all."""
-    from auxmae.data.splits import split_collection
+    from auxmae.build import split_data
 
     if name == "all":
         return None
-    data = settings.data
-    splits = split_collection(
-        collection,
-        method=data.split,
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        image_size=image_size,
-        block_size=None if data.block_size == "auto" else data.block_size,
-        group_pattern=data.group_pattern,
-        seed=settings.train.seed,
-    )
+    splits = split_data(collection, settings.data, image_size=image_size, seed=settings.train.seed)
     chosen: Part = {"train": splits.train, "validation": splits.validation, "test": splits.test}[name]
     return chosen

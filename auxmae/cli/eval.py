@@ -38,19 +38,19 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
-    from auxmae.build import configure, describe_reading, open_run_data, settings_on_data
     from auxmae.cli import eval_dense, eval_finetune, eval_probes, eval_reconstruction, eval_robustness
     from auxmae.cli.console import console, print_json
     from auxmae.cli.eval_files import are_own_images, with_earlier_sections
+    from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError
     from auxmae.export.embed import digest_model
+    from auxmae.run_data import describe_reading, open_run_data, settings_on_data
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
     from auxmae.visuals.report import write_report
 
     out = console(json_output=json_output)
-    # Paths and names may hold brackets, which are no markup.
-    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     folder = open_run(run)
     overrides = set_ or []
     settings = load_settings(

@@ -61,16 +61,16 @@ def measure(
                 progress=lambda what, name=name: status.update(f"{name}: {what}"),  # type: ignore[misc]
             )
         for notice in result.notices:
-            out.print(f"{name}: {notice}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"{name}: {notice}", style="yellow", highlight=False, soft_wrap=True)
         for split, report in result.reports.items():
-            out.print(f"{name}, {split}", style="bold", markup=False, highlight=False)
+            out.print(f"{name}, {split}", style="bold", highlight=False)
             out.print(probe_table(report) if report.results else report.reason)
             for notice in report.notices:
-                out.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
+                out.print(notice, style="yellow", highlight=False, soft_wrap=True)
             if report.results and split != AT_RANDOM:
-                out.print(report.verdict(), markup=False, highlight=False, soft_wrap=True)
+                out.print(report.verdict(), highlight=False, soft_wrap=True)
             elif report.results:
-                out.print(LEAKAGE, style="yellow", markup=False, highlight=False, soft_wrap=True)
+                out.print(LEAKAGE, style="yellow", highlight=False, soft_wrap=True)
         place = collection.file_of(item).georeference
         raster, figure = folder.path / "maps" / f"{name}.tif", folder.figures / f"map-{name}.png"
         written = {
@@ -81,7 +81,7 @@ def measure(
         }
         there = [path for path in written.values() if path is not None]
         if there:
-            out.print(f"Maps: {', '.join(there)}", markup=False, highlight=False, soft_wrap=True)
+            out.print(f"Maps: {', '.join(there)}", highlight=False, soft_wrap=True)
         found[name] = {**result.to_dict(), **written}
     return found
 

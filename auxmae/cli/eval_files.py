@@ -48,14 +48,14 @@ def attempt(write: Callable[[], Path], unwritten: list[Path], path: Path, out: C
         write()
     except AuxMAEError as error:
         unwritten.append(path)
-        out.print(f"Not written: {error.message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"Not written: {error.message}", style="yellow", highlight=False, soft_wrap=True)
         return None
     return str(path)
 
 
 def are_own_images(own: SettingsTree, used: SettingsTree) -> bool:
     """Whether an evaluation is of the images, parts and masks that result.json is of."""
-    from auxmae.build import describe_reading
+    from auxmae.run_data import describe_reading
 
     return describe_reading(own.data) == describe_reading(used.data) and all(
         getattr(getattr(own, table), key) == getattr(getattr(used, table), key) for table, key in _HELD_OUT
@@ -79,11 +79,11 @@ def with_earlier_sections(folder: RunFolder, document: dict[str, Any], out: Cons
         with contextlib.suppress(OSError):
             path.rename(aside)
             text = f"The eval.json of another model, other data or another split is kept as {aside}"
-            out.print(text, markup=False, highlight=False, soft_wrap=True)
+            out.print(text, highlight=False, soft_wrap=True)
     kept = {name: earlier[name] for name in _SECTIONS if name in earlier and name not in document} if same else {}
     if kept:
         text = f"Kept from an earlier call on the same model and data: {', '.join(kept)}"
-        out.print(text, markup=False, highlight=False, soft_wrap=True)
+        out.print(text, highlight=False, soft_wrap=True)
     return {**document, **kept}
 
 

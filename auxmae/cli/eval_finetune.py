@@ -40,5 +40,5 @@ def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out:
         return report.to_dict()
     out.print(finetune_table(report))
     for comparison in report.comparisons:
-        out.print(comparison.describe(), markup=False, highlight=False, soft_wrap=True)
+        out.print(comparison.describe(), highlight=False, soft_wrap=True)
     return report.to_dict()

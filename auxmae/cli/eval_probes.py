@@ -48,7 +48,7 @@ def measure(
                 class_names=data.class_names,
                 progress=lambda what: status.update(f"Probing: {what}"),
             )
-    plain: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+    plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     if report.reason:
         out.print(f"No probes. {report.reason}", **plain)
     else:

@@ -66,7 +66,7 @@ def measure(
     path = folder.figures / "robustness.png"
     figure = attempt(lambda: robustness_figure(results, path), unwritten, path, out)
     if figure is not None:
-        out.print(f"Curves: {figure}", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"Curves: {figure}", highlight=False, soft_wrap=True)
     return {"results": [result.to_dict() for result in results], "figure": figure}
 
 

@@ -133,7 +133,8 @@ def statistics_progress(out: Console):  # type: ignore[no-untyped-def]
 
 def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes: int) -> None:
     """Everything up to the first step: settings, data, one batch, the model, its memory."""
-    from auxmae.build import build_data, build_model, configure
+    from auxmae.build import build_data, build_model
+    from auxmae.device import configure
     from auxmae.training.distributed import Team
 
     Team(size=processes).share(settings.train.batch_size)

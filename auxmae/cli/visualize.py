@@ -25,9 +25,10 @@ def command(
     """Draw original | masked | reconstruction | reconstruction + visible."""
     import torch
 
-    from auxmae.build import configure, open_run_data
     from auxmae.cli.console import console, print_json
+    from auxmae.device import configure
     from auxmae.errors import DataError, UsageError
+    from auxmae.run_data import open_run_data
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
     from auxmae.visuals.composite import choose_composite
@@ -93,4 +94,4 @@ def command(
     else:
         text = f"picture: {path}\ncolours: {composite.description}"
         text += f"\nleft out, since the data lack them: {', '.join(opened.missing)}" if opened.missing else ""
-        console().print(text, highlight=False, markup=False, soft_wrap=True)
+        console().print(text, highlight=False, soft_wrap=True)

@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
-from auxmae.build import Data, Progress, build_data, build_model, configure
+from auxmae.build import Data, Progress, build_data, build_model
 from auxmae.data.loading import Batch, Loader
+from auxmae.device import configure
 from auxmae.errors import CheckpointError, DataError, MissingDependencyError, UsageError
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import load_weights
+from auxmae.run_data import absolute_place
 from auxmae.settings.schema import EvalSettings, SettingsTree
 from auxmae.training.checkpoint import seed_everything
 from auxmae.training.distributed import Team, find_team, joined
@@ -96,11 +98,7 @@ def make_plan(settings: SettingsTree, batches_per_epoch: int, *, graphs: bool, f
 def _with_absolute_source(settings: SettingsTree) -> SettingsTree:
     """The run's settings name the data wherever the run folder is opened from."""
     data = settings.data
-    if data.source == "synthetic":
-        return settings
-    changes = {"source": str(Path(data.source).expanduser().absolute())}
-    if data.labels not in ("auto", "none") and not data.labels.startswith(":"):
-        changes["labels"] = str(Path(data.labels).expanduser().absolute())
+    changes = {name: absolute_place(getattr(data, name)) for name in ("source", "labels")}
     return settings.model_copy(update={"data": data.model_copy(update=changes)})
 
 

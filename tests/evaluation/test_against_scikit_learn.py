@@ -28,7 +28,7 @@ def logistic(strength: float, tolerance: float = 1e-4):
 
 @pytest.mark.slow
 def test_floors_are_those_of_scikit_learn(tmp_path: Path) -> None:
-    from auxmae.build import open_run_data
+    from auxmae.run_data import open_run_data
     from auxmae.training.run import open_run
 
     folder = make_run(tmp_path / "run")

@@ -337,7 +337,7 @@ def test_missing_channels_are_refused_and_dropped_on_purpose(run, tmp_path):
 
 
 def test_half_a_channel_group_is_refused(tmp_path):
-    from auxmae.build import find_channels
+    from auxmae.run_data import find_channels
 
     model = make_model(channel_groups=[["blue", "green"], ["red"]])
     write_tiles(tmp_path / "tiles", names=("blue", "red"))

@@ -1,0 +1,58 @@
+"""Where to compute, and what is global to the process."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+from auxmae_kernels import dispatch
+
+from auxmae.errors import SettingsError
+from auxmae.settings.schema import SettingsTree
+
+
+def select_device(name: str, local_rank: int | None = None) -> torch.device:
+    """ "auto", "cpu", "mps", "cuda" or "cuda:N" → a device that is there.
+
+    Args:
+        name: what run.device says.
+        local_rank: where several processes train together, which one this is on its machine: each takes the GPU of its number.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise SettingsError(f"there is no device {name!r}", hint="one of auto, cpu, mps, cuda, cuda:N")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError(
+            f"run.device = {name!r}, and PyTorch sees no CUDA GPU", hint="set run.device = 'auto'; see `auxmae doctor`"
+        )
+    if local_rank is not None and name.startswith("cuda"):
+        if name != "cuda":
+            raise SettingsError(
+                f"run.device = {name!r} is one GPU, and every process takes one of its own",
+                hint="set run.device = 'auto' or 'cuda'",
+            )
+        if local_rank >= torch.cuda.device_count():
+            raise SettingsError(
+                f"this machine has {torch.cuda.device_count()} GPUs, too few for a process {local_rank + 1}",
+                hint="start as many processes as there are GPUs, or set run.device = 'cpu'",
+            )
+        name = f"cuda:{local_rank}"
+    if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
+        raise SettingsError(f"run.device = {name!r}, and there are {torch.cuda.device_count()} GPUs")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise SettingsError("run.device = 'mps', and PyTorch sees no such device", hint="set run.device = 'auto'")
+    return torch.device(name)
+
+
+def configure(settings: SettingsTree, local_rank: int | None = None) -> torch.device:
+    """Applies what is global to the process: threads, kernels' backend.  Returns the device (see `select_device`)."""
+    if settings.run.threads:
+        torch.set_num_threads(settings.run.threads)
+    if "AUXMAE_KERNELS" not in os.environ:
+        dispatch.set_backend(settings.kernels.backend)
+    return select_device(settings.run.device, local_rank)
