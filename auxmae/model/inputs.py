@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from auxmae_kernels import boundary
 from torch import Tensor, nn
 
 from auxmae.errors import DataError
@@ -21,7 +23,8 @@ class PreparedImage:
     """An image as the network takes it: padded to whole patches, channels in group order, gaps filled (`fill_patches`).
 
     Attributes:
-        image, valid: (B, G·g, h, w), whole patches, of the groups that the image has.
+        image: (B, G·g, h, w), whole patches, of the groups that the image has.
+        valid: (B, G·g, h, w) bool; None where every pixel is known to be valid.
         grid: (rows, columns) of patches.
         groups: (G,) indices of these groups among the model's; None where they are the model's own, in its order.
         count: how many groups.
@@ -29,7 +32,7 @@ class PreparedImage:
     """
 
     image: Tensor
-    valid: Tensor
+    valid: Tensor | None
     grid: tuple[int, int]
     groups: Tensor | None
     count: int
@@ -59,23 +62,26 @@ class Preparation:
         if not image.is_floating_point():
             image = image.float()
         selection = self._select(channels, image.shape[1])
-        finite = torch.isfinite(image)
-        valid = finite if valid is None else finite & valid
-        image = torch.where(valid, image, 0.0)
-        if selection.order is not None:
-            order = self.index(selection.order, image.device, keep=channels is None)
-            image = image.index_select(1, order.clamp(min=0))
-            valid = valid.index_select(1, order.clamp(min=0))
-            if min(selection.order) < 0:
-                padding = (order < 0)[None, :, None, None]
-                image, valid = image.masked_fill(padding, 0.0), valid & ~padding
+        order = None if selection.order is None else self.index(selection.order, image.device, keep=channels is None)
         p = self._patch_size
         rows, columns = -(-image.shape[2] // p), -(-image.shape[3] // p)
         bottom, right = rows * p - image.shape[2], columns * p - image.shape[3]
-        if bottom or right:
-            image = nn.functional.pad(image, (0, right, 0, bottom))
-            valid = nn.functional.pad(valid, (0, right, 0, bottom), value=False)
-        image = fill_patches(image, valid, p)
+        lacking = selection.order is not None and min(selection.order) < 0
+        if not (lacking or bottom or right) and _known_valid(image, valid):
+            image, valid = image if order is None else image.index_select(1, order), None
+        else:
+            finite = torch.isfinite(image)
+            valid = finite if valid is None else finite & valid
+            image = torch.where(valid, image, 0.0)
+            if order is not None:
+                image = image.index_select(1, order.clamp(min=0))
+                valid = valid.index_select(1, order.clamp(min=0))
+                padding = (order < 0)[None, :, None, None]
+                image, valid = image.masked_fill(padding, 0.0), valid & ~padding
+            if bottom or right:
+                image = nn.functional.pad(image, (0, right, 0, bottom))
+                valid = nn.functional.pad(valid, (0, right, 0, bottom), value=False)
+            image = fill_patches(image, valid, p)
         groups = None
         if selection.groups != list(range(len(self._groups))):
             groups = self.index(selection.groups, image.device, keep=channels is None)
@@ -112,3 +118,13 @@ class Preparation:
         if keep:
             self._indices[key] = index
         return index
+
+
+def _known_valid(image: Tensor, valid: Tensor | None) -> bool:
+    """Whether every pixel is valid and finite; False as well where to look would mean to wait for a device."""
+    if not boundary.reading_is_free(image):
+        return False
+    if valid is not None and not (boundary.reading_is_free(valid) and valid.numpy().all()):
+        return False
+    # One value that is not finite makes the sum so. Read as an array: that is no operator, which would look like a wait.
+    return bool(np.isfinite(image.detach().sum(dtype=torch.float32).numpy()))

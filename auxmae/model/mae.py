@@ -482,8 +482,11 @@ class AuxMAE(Pretrained):
         tokens = self._encode(embedded, mask, inputs)
         if pool in WITH_EMBEDDING:
             tokens = torch.cat([embedded.to(tokens.dtype), tokens], 3)
-        patches = inputs.valid.view(batch, inputs.count, self.group_size, height // p, p, width // p, p)
-        weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
+        if inputs.valid is None:
+            weight = tokens.new_ones(batch, inputs.count, inputs.grid[0] * inputs.grid[1], 1)
+        else:
+            patches = inputs.valid.view(batch, inputs.count, self.group_size, height // p, p, width // p, p)
+            weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
         present = inputs.selection.groups
         if pool in CHANNEL_BY_CHANNEL and present != sorted(present):
             order = self._prepare.index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=False)

@@ -57,11 +57,11 @@ def _to_patches(image: Tensor, groups: int, patch_size: int) -> Tensor:
     """(B, G·g, h, w) → (B, G, N, P)."""
     batch, channels, height, width = image.shape
     p = patch_size
-    x = image.view(batch, groups, channels // groups, height // p, p, width // p, p)
+    x = image.reshape(batch, groups, channels // groups, height // p, p, width // p, p)
     return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, groups, (height // p) * (width // p), -1)
 
 
-def unnormalise(prediction: Tensor, image: Tensor, valid: Tensor, mask: Mask, patch_size: int) -> Tensor:
+def unnormalise(prediction: Tensor, image: Tensor, valid: Tensor | None, mask: Mask, patch_size: int) -> Tensor:
     """Brings per-patch normalised predictions (B, G, M, P) back to pixel units without reading a hidden pixel.
 
     The mean and the standard deviation of a hidden patch are interpolated from the visible patches of its channel by
@@ -69,8 +69,9 @@ def unnormalise(prediction: Tensor, image: Tensor, valid: Tensor, mask: Mask, pa
     """
     groups = prediction.shape[1]
     columns = image.shape[3] // patch_size
-    weight = _to_patches(valid, groups, patch_size).to(image.dtype)
-    pixels = _to_patches(image, groups, patch_size) * weight
+    pixels = _to_patches(image, groups, patch_size)
+    weight = torch.ones_like(pixels) if valid is None else _to_patches(valid, groups, patch_size).to(image.dtype)
+    pixels = pixels * weight
     count = weight.sum(-1)
     mean = pixels.sum(-1) / count.clamp(min=1)
     deviation = ((pixels - mean[..., None]).square() * weight).sum(-1).div(count.clamp(min=1)).sqrt()

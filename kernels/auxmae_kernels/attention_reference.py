@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from auxmae_kernels import boundary
+
 # The fused SDPA back ends put the batch on a grid axis that ends here (pytorch#142228).
 MAX_SEQUENCES = 65_535
 # Up to this length the backward pass of the fused CPU kernel, whose tiles are larger than such a sequence, loses to that of plain
@@ -107,7 +109,7 @@ def attend(
             slots = _without_padding(slots, real)
         real = _named_tokens(slots, tokens)
     # Read as an array: that is no operator, which a profile of a step would show as a wait for the device.
-    if real is not None and _reading_is_free(real) and real.numpy().all():
+    if real is not None and boundary.reading_is_free(real) and real.numpy().all():
         real = None
     if real is not None:
         # NaN in what takes no part would survive a multiplication by zero, so it is replaced before any arithmetic.
@@ -181,15 +183,10 @@ def _fullest_first(seen: Tensor, tokens: int) -> list[int]:
     bound follows from the shapes: r places that are at least as full share the C · T tokens of an image.
     """
     _, positions, channels = seen.shape
-    if seen.numel() and _reading_is_free(seen):
+    if seen.numel() and boundary.reading_is_free(seen):
         counts: list[int] = seen.sum(2).sort(dim=1, descending=True).values.amax(0).tolist()
         return counts
     return [min(channels, channels * tokens // rank) for rank in range(1, positions + 1)]
-
-
-def _reading_is_free(tensor: Tensor) -> bool:
-    """Whether a tensor's values can steer Python without waiting for a device or breaking a compiled graph."""
-    return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _batches(fullest: list[int]) -> list[tuple[int, int, int]]:

@@ -55,6 +55,11 @@ def register_autograd(operator: Any, setup_context: Callable[..., None], backwar
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
 
 
+def reading_is_free(tensor: Tensor) -> bool:
+    """Whether a tensor's values can steer Python without waiting for a device or breaking a compiled graph."""
+    return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Uninitialised memory for a kernel's output; tests fill it with NaN."""
     return like.new_empty(tuple(shape), dtype=dtype or like.dtype)

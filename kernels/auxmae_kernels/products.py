@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from torch import Tensor
 
 from auxmae_kernels import boundary
 
-# Multiply-adds of a product; one of fewer takes less time than the way to an operator of our own and back.
-SMALLEST = 2**21
+# Multiply-adds of a product; one of fewer takes less time than the way to an operator of our own and back. On Zen 4, whose
+# units are half as wide, oneDNN gains that less fast.
+SMALLEST, SMALLEST_ZEN4 = 2**21, 2**24
+ZEN4_FAMILY = 25
 # Weights whose gradient is multiplied by oneDNN: it turns both operands first, which does not pay for fewer.
 SMALLEST_WEIGHT = 2**15
 
@@ -58,13 +61,23 @@ def _available() -> bool:
 @cache
 def _faster() -> bool:
     """AMD with AVX-512: MKL decides by the vendor what it uses."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return False
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in _processor()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@cache
+def smallest() -> int:
+    """Multiply-adds from which on a product goes through oneDNN, where that is the faster library."""
+    family = re.search(r"^cpu family\s*:\s*(\d+)", _processor(), re.M)
+    return SMALLEST_ZEN4 if family and int(family[1]) == ZEN4_FAMILY else SMALLEST
+
+
+def _processor() -> str:
+    """What the system says of the first processor."""
     try:
-        about = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")[:4096]
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")[:4096]
     except OSError:
-        about = platform.processor()
-    return "AuthenticAMD" in about
+        return platform.processor()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -100,7 +113,7 @@ def weight_gradient(gradient: Tensor, x: Tensor) -> Tensor:
 def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
-        and x.numel() * weight.shape[0] >= SMALLEST
+        and x.numel() * weight.shape[0] >= smallest()
         and not torch.is_autocast_enabled("cpu")
         and onednn()
     )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from auxmae_kernels import boundary
 from auxmae_kernels.attention_reference import attend, axial_attention
 from auxmae_kernels.products import linear, weight_gradient
 
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 PATCH_EPS = 1e-6
+_ERRORS = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
 
 
 def check_probability(dropout: float) -> None:
@@ -139,6 +141,11 @@ def check_embedding(image: Tensor, groups: int, patch_size: int, activation: str
         raise ValueError(f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}")
 
 
+def _known_full(index: Tensor) -> bool:
+    """Whether positions have no padding (−1); False as well where to look would mean to wait for a device."""
+    return boundary.reading_is_free(index) and bool((index.numpy() >= 0).all())
+
+
 def _patches_at(image: Tensor, index: Tensor, patch_size: int) -> Tensor:
     """Patches (B, G, L, g, p, p) of image (B, G·g, h, w) at positions (B, G, L); no other pixel is read."""
     batch, groups = index.shape[:2]
@@ -171,7 +178,7 @@ def embed_visible(
     if activation == "gelu":
         x = F.gelu(x)
     x = x + position[index] + channel[:, None]
-    return torch.where(keep[..., None] < 0, 0.0, x)
+    return x if _known_full(keep) else torch.where(keep[..., None] < 0, 0.0, x)
 
 
 def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor, channel: Tensor) -> Tensor:
@@ -209,23 +216,21 @@ def masked_loss(
     p = check_loss(prediction, image, masked_index, kind)
     index = masked_index.clamp(min=0)
     target = _patches_at(image, index, p).flatten(3)
-    counts = (masked_index >= 0)[..., None].expand_as(target)
-    if valid is not None:
-        counts = counts & _patches_at(valid.expand_as(image), index, p).flatten(3)
     prediction = prediction.float() if prediction.dtype in (torch.float16, torch.bfloat16) else prediction
-    # Whatever does not count becomes 0 on both sides before any arithmetic: NaN times zero would still be NaN.
-    target = torch.where(counts, target, 0.0).to(prediction.dtype)
-    prediction = torch.where(counts, prediction, 0.0)
-    weight = counts.to(prediction.dtype)
+    weight = None
+    if valid is not None or not _known_full(masked_index):
+        counts = (masked_index >= 0)[..., None].expand_as(target)
+        if valid is not None:
+            counts = counts & _patches_at(valid.expand_as(image), index, p).flatten(3)
+        # Whatever does not count becomes 0 on both sides before any arithmetic: NaN times zero would still be NaN.
+        target = torch.where(counts, target, 0.0)
+        prediction = torch.where(counts, prediction, 0.0)
+        weight = counts.to(prediction.dtype)
+    target = target.to(prediction.dtype)
     if normalize:
-        n = weight.sum(-1, keepdim=True).clamp(min=1)
-        mean = target.sum(-1, keepdim=True) / n
-        centred = (target - mean) * weight
+        n = target.shape[-1] if weight is None else weight.sum(-1, keepdim=True).clamp(min=1)
+        centred = target - target.sum(-1, keepdim=True) / n
+        centred = centred if weight is None else centred * weight
         target = centred / (centred.square().sum(-1, keepdim=True) / n + PATCH_EPS).sqrt()
-    if kind == "l1":
-        error = (prediction - target).abs()
-    elif kind == "mse":
-        error = (prediction - target).square()
-    else:
-        error = F.smooth_l1_loss(prediction, target, reduction="none")
-    return error.sum() / weight.sum().clamp(min=1)
+    error = _ERRORS[kind](prediction, target, reduction="sum")
+    return error / max(target.numel(), 1) if weight is None else error / weight.sum().clamp(min=1)

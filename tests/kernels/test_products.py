@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not products._available(), reason="this PyTorch 
 def taken(monkeypatch):
     """oneDNN for every product, however small; gives the list of those that it computed."""
     monkeypatch.setenv("AUXMAE_ONEDNN", "1")
-    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "smallest", lambda: 0)
     monkeypatch.setattr(products, "SMALLEST_WEIGHT", 0)
     calls, original = [], products._product
 
@@ -96,9 +96,9 @@ def test_other_types_autocast_and_small_products_are_left_to_pytorch(taken, monk
         assert products.linear(x.to(dtype), weight.to(dtype), bias.to(dtype)).dtype == dtype
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert products.linear(x, weight, bias).dtype == torch.bfloat16
-    monkeypatch.setattr(products, "SMALLEST", 8 * 16 * 4 + 1)
+    monkeypatch.setattr(products, "smallest", lambda: 8 * 16 * 4 + 1)
     products.linear(x, weight, bias)
-    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "smallest", lambda: 0)
     monkeypatch.setenv("AUXMAE_ONEDNN", "0")
     products.linear(x, weight, bias)
     assert not taken
@@ -116,6 +116,19 @@ def test_the_vendor_decides(monkeypatch):
         products._faster.cache_clear()
         assert products.onednn() is expected
     products._faster.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [("cpu family\t: 25\n", 2**24), ("cpu family\t: 26\n", 2**21), ("cpu family\t: 6\n", 2**21), ("", 2**21)],
+)
+def test_zen_4_takes_onednn_for_larger_products_alone(monkeypatch, about, expected):
+    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products.Path, "read_text", lambda *_, **__: f"vendor_id\t: AuthenticAMD\n{about}")
+        products.smallest.cache_clear()
+        assert products.smallest() == expected
+    products.smallest.cache_clear()
 
 
 @pytest.mark.slow

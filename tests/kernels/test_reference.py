@@ -7,7 +7,7 @@ import math
 import auxmae_kernels as kernels
 import pytest
 import torch
-from auxmae_kernels import KernelUnavailableError, attention_reference, dispatch
+from auxmae_kernels import KernelUnavailableError, attention_reference, boundary, dispatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ def test_axial_attention_against_loops(batch, channels, tokens, heads, dim, seed
 def test_ragged_channel_attention_every_way(monkeypatch, joint, counted, seed):
     monkeypatch.setattr(attention_reference, "JOINT_TOKENS", joint)
     # As on a GPU, where values are not read.
-    monkeypatch.setattr(attention_reference, "_reading_is_free", lambda tensor: counted)
+    monkeypatch.setattr(boundary, "reading_is_free", lambda tensor: counted)
     generator = torch.Generator().manual_seed(seed)
     qkv = torch.randn(2, 4, 3, 24, dtype=torch.float64, generator=generator, requires_grad=True)
     slots = random_slots(2, 4, 3, 9, generator)
@@ -61,7 +61,7 @@ def test_places_of_any_fullness_are_gathered(batch, channels, tokens, hidden, fi
     seen = slots >= 0
     counted = attention_reference._fullest_first(seen, tokens)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_reference, "_reading_is_free", lambda tensor: False)
+        patch.setattr(boundary, "reading_is_free", lambda tensor: False)
         bounds = attention_reference._fullest_first(seen, tokens)
     assert counted == seen.sum(2).sort(1, descending=True).values.amax(0).tolist()
     assert all(bound >= count for bound, count in zip(bounds, counted, strict=True))
@@ -199,11 +199,12 @@ def test_assemble_against_loops():
 
 @pytest.mark.parametrize("kind", ["l1", "mse", "smooth_l1"])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_masked_loss_against_loops(kind, normalize):
+@pytest.mark.parametrize("whole", [False, True])
+def test_masked_loss_against_loops(kind, normalize, whole):
     torch.manual_seed(1)
     image = torch.randn(2, 3, 4, 6, dtype=torch.float64) * 3
-    valid = torch.rand(2, 3, 4, 6) > 0.2
-    index = torch.tensor([[[0, 2, 5], [1, 3, -1], [4, -1, -1]]]).expand(2, 3, 3)
+    valid = torch.rand(2, 3, 4, 6) > (-1 if whole else 0.2)
+    index = torch.tensor([[[0, 2, 5], [1, 3, 2], [4, 5, 0]] if whole else [[0, 2, 5], [1, 3, -1], [4, -1, -1]]]).expand(2, 3, 3)
     prediction = torch.randn(2, 3, 3, 4, dtype=torch.float64, requires_grad=True)
     total, count = 0.0, 0
     for b in range(2):
@@ -220,7 +221,7 @@ def test_masked_loss_against_loops(kind, normalize):
                 e = {"l1": d.abs(), "mse": d**2, "smooth_l1": torch.where(d.abs() < 1, d**2 / 2, d.abs() - 0.5)}[kind]
                 total, count = total + e.sum(), count + int(ok.sum())
     poisoned = torch.where(valid, image, torch.nan)
-    loss = kernels.masked_loss(prediction, poisoned, index, valid, kind, normalize)
+    loss = kernels.masked_loss(prediction, poisoned, index, None if whole else valid, kind, normalize)
     assert torch.allclose(loss, total / count)
     (gradient,) = torch.autograd.grad(loss, prediction)
     (expected,) = torch.autograd.grad(total / count, prediction)

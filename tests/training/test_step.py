@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from auxmae_kernels import attention_reference, products
+from auxmae_kernels import attention_reference, boundary, products
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from auxmae.settings.schema import SettingsTree
@@ -78,7 +78,7 @@ def test_no_step_waits_where_tokens_are_gathered_by_place(counted, tmp_path, mon
     """More than 384 visible tokens an image, and values are not read, as on a GPU."""
     gathered = []
     original = attention_reference._gathered_channel_attention
-    monkeypatch.setattr(attention_reference, "_reading_is_free", lambda tensor: False)
+    monkeypatch.setattr(boundary, "reading_is_free", lambda tensor: False)
     monkeypatch.setattr(
         attention_reference,
         "_gathered_channel_attention",

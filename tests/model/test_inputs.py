@@ -1,0 +1,78 @@
+"""Images on their way into the network: what is known to be whole is not gone through, and gives the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from auxmae_kernels import boundary
+
+from auxmae.model.mae import AuxMAE
+
+
+def model_of(**options):
+    torch.manual_seed(0)
+    settings = {"patch_size": 4, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "image_size": 16, "decoder_heads": 2}
+    return AuxMAE(5, **{**settings, **options}).double()
+
+
+def results(model, image, valid, channels):
+    model.zero_grad()
+    names = list(model.channel_names)
+    kept = names if channels is None else [names[index] for index in channels]
+    generator = torch.Generator().manual_seed(0)
+    keep = model.draw_mask((len(image), 5, 16, 16), generator) if channels is None else None
+    out = model(image, keep, valid=valid, channels=kept, generator=generator)
+    out.loss.backward()
+    gradients = [None if each.grad is None else each.grad.clone() for each in model.parameters()]
+    picture = model.reconstruct(image, valid=valid, channels=kept, generator=torch.Generator().manual_seed(1)).prediction
+    with torch.no_grad():
+        return [
+            out.loss.detach(),
+            *(each for each in gradients if each is not None),
+            picture,
+            model.dense_features(image, valid=valid, channels=kept),
+        ]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"normalize": True}, {"channel_groups": 2, "loss_kind": "mse"}, {"mask_strategy": "channel"}]
+)
+@pytest.mark.parametrize("channels", [None, [3, 1, 0, 2, 4], [4, 0, 1]])
+def test_a_whole_image_gives_what_it_gives_where_nothing_may_be_looked_at(monkeypatch, options, channels):
+    """On a GPU, where looking means waiting, every image goes the long way."""
+    model = model_of(**options)
+    image = torch.rand(3, 5 if channels is None else len(channels), 16, 16, dtype=torch.float64)
+    turned = image.transpose(2, 3).contiguous().transpose(2, 3)
+    found = [results(model, image, valid, channels) for valid in (None, torch.ones(1, 1, 16, 16, dtype=torch.bool))]
+    found.append(results(model, turned, None, channels))
+    monkeypatch.setattr(boundary, "reading_is_free", lambda tensor: False)
+    expected = results(model, image, None, channels)
+    for each in found:
+        for a, b in zip(each, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_one_value_that_is_not_finite_is_found(bad):
+    model = model_of()
+    image = torch.rand(2, 5, 16, 16, dtype=torch.float64)
+    image[1, 2, 3, 4] = bad
+    valid = image.isfinite()
+    prepared = model._prepare(image, None, None)
+    assert torch.equal(prepared.valid, valid)
+    assert model._prepare(image.nan_to_num(0, 0, 0), valid, None).valid is not None
+    assert prepared.image.isfinite().all()
+
+
+def test_values_whose_sum_overflows_stay_as_they_are():
+    image = torch.full((1, 5, 16, 16), 3e38)
+    prepared = model_of()._prepare(image, None, None)
+    assert prepared.valid is None or prepared.valid.all()
+    assert torch.equal(prepared.image, image)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 16, 16), (1, 5, 16, 15)])
+def test_empty_batches_and_images_that_patches_do_not_divide(shape):
+    prepared = model_of()._prepare(torch.rand(shape), None, None)
+    assert prepared.image.shape == (shape[0], 5, 16, 16)
+    assert prepared.valid is None if shape[3] == 16 else not prepared.valid.all()
