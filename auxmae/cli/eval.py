@@ -24,6 +24,10 @@ def command(
         bool,
         typer.Option("--dense", help="Scenes with a label raster: probe pixels, one half against the other, and draw maps."),
     ] = False,
+    test_labels: Annotated[
+        str | None,
+        typer.Option("--test-labels", help="With --dense: labels of the pixels to test on; those of --labels are trained on."),
+    ] = None,
     robustness: Annotated[
         bool,
         typer.Option("--robustness", help="Also with channels left out, other sizes, noise and another gain; takes minutes."),
@@ -38,13 +42,14 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
+    from auxmae.build import open_data
     from auxmae.cli import eval_dense, eval_finetune, eval_probes, eval_reconstruction, eval_robustness
     from auxmae.cli.console import console, print_json
     from auxmae.cli.eval_files import are_own_images, with_earlier_sections
     from auxmae.device import configure
-    from auxmae.errors import AuxMAEError, DataError
+    from auxmae.errors import AuxMAEError, DataError, SettingsError
     from auxmae.export.embed import digest_model
-    from auxmae.run_data import describe_reading, open_run_data, settings_on_data
+    from auxmae.run_data import absolute_place, describe_reading, open_run_data, settings_on_data
     from auxmae.settings import load_settings
     from auxmae.training.run import SETTINGS_NAME, open_run
     from auxmae.visuals.report import write_report
@@ -56,6 +61,8 @@ def command(
     settings = load_settings(
         folder.path / SETTINGS_NAME, overrides=overrides, options={"run.device": device}, environ={}
     ).settings
+    if test_labels is not None and not dense:
+        raise SettingsError("--test-labels names pixels, which --dense measures", hint="add --dense")
     where = configure(settings)
     model = folder.load_model(checkpoint).to(where)
     held = open_run_data(
@@ -75,6 +82,10 @@ def command(
         )
 
     used = settings_on_data(folder, source=data, labels=labels, overrides=overrides)
+    testing = None
+    if test_labels is not None:
+        other = used.data.model_copy(update={"labels": test_labels, "channels": "auto", "wavelengths": "auto"})
+        testing = eval_dense.TestLabels(held.collection, open_data(other, seed=used.train.seed), test_labels)
     reading = describe_reading(used.data)
     own_source = reading["data.source"] == describe_reading(folder.settings.data)["data.source"]
     trained_on = folder.changed_data(held.digest, held.files_digest) if own_source else None
@@ -106,6 +117,7 @@ def command(
         "own_images": are_own_images(folder.settings, used) and trained_on is None,
         "held_out_as_in_training": trained_on is None if own_source else None,
         "settings": reading,
+        **({"test_labels": absolute_place(test_labels)} if test_labels is not None else {}),
         "channels": list(held.collection.channel_names),
         "data": held.describe(),
         "images": reconstruction.images,
@@ -121,7 +133,7 @@ def command(
     if robustness:
         document["robustness"] = eval_robustness.measure(model, held, settings, extractors, train, where, folder, out, unwritten)
     if dense:
-        document["dense"] = eval_dense.measure(model, held, settings, where, folder, out, unwritten)
+        document["dense"] = eval_dense.measure(model, held, settings, where, folder, out, unwritten, testing)
     elif held.collection.has_label_maps:
         out.print("Pixel by pixel, one half of each scene against the other, with maps: --dense", **plain)
     document = with_earlier_sections(folder, {**document, "details": details}, out)

@@ -7,6 +7,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,11 +21,18 @@ if TYPE_CHECKING:
 
 
 def measure(
-    model: AuxMAE, data: Data, settings: SettingsTree, device: Any, folder: RunFolder, out: Console, unwritten: list[Path]
+    model: AuxMAE,
+    data: Data,
+    settings: SettingsTree,
+    device: Any,
+    folder: RunFolder,
+    out: Console,
+    unwritten: list[Path],
+    testing: TestLabels | None = None,
 ) -> dict[str, object]:
     """Probes, prints the tables, writes the maps into the run folder; the content of "dense" in the document.
 
-    `unwritten` gets the maps that could not be written.
+    `unwritten` gets the maps that could not be written; `testing` has the pixels to test on, where they are given.
     """
     import torch
 
@@ -35,9 +45,14 @@ def measure(
     scaling = data.scaling.select(collection.channel_names)
     found: dict[str, object] = {}
     names = scene_names(collection)
+    class_names = data.class_names if testing is None else testing.class_names
     for item, name in enumerate(names):
         labels = collection.read_labels(item)
         if labels is None:
+            continue
+        test_labels = None if testing is None else testing.read(item)
+        if testing is not None and test_labels is None:
+            out.print(f"{name}: no labels to test on, left out", style="yellow", highlight=False, soft_wrap=True)
             continue
         pixels = collection.read(item)
         valid = torch.from_numpy(pixels.valid)
@@ -56,8 +71,9 @@ def measure(
                 bootstrap=table.bootstrap,
                 seed=settings.train.seed,
                 device=device,
-                class_names=data.class_names,
+                class_names=class_names,
                 channels=data.train.channels,
+                test_labels=test_labels,
                 progress=lambda what, name=name: status.update(f"{name}: {what}"),  # type: ignore[misc]
             )
         for notice in result.notices:
@@ -74,9 +90,9 @@ def measure(
         place = collection.file_of(item).georeference
         raster, figure = folder.path / "maps" / f"{name}.tif", folder.figures / f"map-{name}.png"
         written = {
-            "map": attempt(partial(write_map, result.prediction, data.class_names, place, raster), unwritten, raster, out),
+            "map": attempt(partial(write_map, result.prediction, class_names, place, raster), unwritten, raster, out),
             "figure": attempt(
-                partial(map_figure, result.prediction, labels, data.class_names, figure, title=name), unwritten, figure, out
+                partial(map_figure, result.prediction, result.labels, class_names, figure, title=name), unwritten, figure, out
             ),
         }
         there = [path for path in written.values() if path is not None]
@@ -84,6 +100,39 @@ def measure(
             out.print(f"Maps: {', '.join(there)}", highlight=False, soft_wrap=True)
         found[name] = {**result.to_dict(), **written}
     return found
+
+
+class TestLabels:
+    """The pixels that a benchmark gives to test on: label rasters of the same images, their classes found by name.
+
+    Args:
+        collection: the images with the labels to train on.
+        testing: the same images with the labels to test on.
+
+    Raises:
+        DataError: the latter are no label rasters.
+    """
+
+    def __init__(self, collection: Collection, testing: Collection, name: str) -> None:
+        from auxmae.errors import DataError
+
+        if not testing.has_label_maps:
+            raise DataError(f"{name}: no label for each pixel", hint="name a label raster with --test-labels")
+        self._collection, self._testing = collection, testing
+        # By path: a label file that lies among the images is no image in one of the two.
+        self._items = {
+            (testing.relative_paths[number], index): item for item, (number, index) in enumerate(testing.items.tolist())
+        }
+        trained = collection.class_names
+        self.class_names = (*trained, *(each for each in testing.class_names if each not in trained))
+        self._place = np.array([self.class_names.index(each) for each in testing.class_names] + [-1])
+
+    def read(self, item: int) -> NDArray[np.int64] | None:
+        """(H, W) class of every pixel of an image, −1 where there is none; None where the image has no raster."""
+        number, index = self._collection.items[item].tolist()
+        there = self._items.get((self._collection.relative_paths[number], index))
+        labels = None if there is None else self._testing.read_labels(there)
+        return None if labels is None else self._place[labels]
 
 
 def scene_names(collection: Collection) -> list[str]:

@@ -37,7 +37,7 @@ from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, u
 if TYPE_CHECKING:
     from auxmae.model.mae import AuxMAE
 
-LEFT_RIGHT, RIGHT_LEFT, AT_RANDOM = "left → right", "right → left", "random pixels"
+LEFT_RIGHT, RIGHT_LEFT, AT_RANDOM, GIVEN = "left → right", "right → left", "random pixels", "given pixels"
 LEAKAGE = (
     "The split of random pixels leaks: a test pixel's neighbours, which share most of its window and often its label, are "
     "trained on.  Its figures are shown beside the halves to tell by how much it flatters."
@@ -60,14 +60,15 @@ class SceneResult:
     """Probes on one scene.
 
     Attributes:
-        reports: split → probes.
+        reports: split → probes; both halves and random pixels, or the given pixels alone.
         digests: split → hex digest of which pixels were trained and tested on.
-        prediction: (H, W) int64 class of every pixel, each half predicted by logistic regression on the encoder's
-            features from all labels of the other half; −1 where the scene has no valid pixel or nothing could be fitted.
-        labels: (H, W) int64, −1: none.
+        prediction: (H, W) int64 class of every pixel by logistic regression on the encoder's features: each half from all
+            labels of the other half, or everything from the given training pixels; −1 where the scene has no valid pixel or
+            nothing could be fitted.
+        labels: (H, W) int64, −1: none; of given test pixels, theirs.
         window, stride: px.
         gap: columns next to the border between the halves that nothing is trained on, so that no window of a training
-            position shares a pixel with a window of a test position; at most half of a half.
+            position shares a pixel with a window of a test position; at most half of a half; 0 where the pixels are given.
         labelled, used: valid pixels that have a label, and those of them that were drawn for the probes.
         notices: what the reader of the figures should know, one sentence each.
     """
@@ -106,7 +107,7 @@ class SceneResult:
             "used_pixels": self.used,
             "notices": self.notices,
             "splits": splits,
-            "warning": LEAKAGE,
+            **({"warning": LEAKAGE} if AT_RANDOM in splits else {}),
         }
 
 
@@ -126,6 +127,7 @@ def evaluate_scene(
     device: torch.device | str,
     class_names: Sequence[str] = (),
     channels: Tensor | None = None,
+    test_labels: NDArray[np.int64] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> SceneResult:
     """Probes pixels by the features of the window around them.
@@ -134,8 +136,11 @@ def evaluate_scene(
     them).  Floors see the same window: its channel statistics and random convolutions, its centre's spectrum,
     patch (of 3 × 3 px at least), and principal components, and the untrained network.
 
+    Without `test_labels` one half is trained on and the other tested on, both ways, and a split of random pixels stands beside
+    them.  With them there is one split: every pixel that has one is tested on, and the others that have a label are trained on.
+
     The pixels lie on a grid.  Where less than a tenth of the scene is labelled, and the grid meets fewer labelled pixels than
-    the largest of `labels_per_class` (20 at least) for each class and half, all labelled pixels are drawn from instead.
+    the largest of `labels_per_class` (20 at least) for each class and part, all labelled pixels are drawn from instead.
 
     Args:
         model: the encoder, left in the mode in which it came.
@@ -143,15 +148,19 @@ def evaluate_scene(
         labels: (H, W), −1: none.
         pool: see `AuxMAE.dense_features`.
         stride: px between positions; 0: the smallest that leaves at most 20 000.
-        max_samples: labelled positions per half, at most, drawn at random.
+        max_samples: labelled positions per half (or to train on and to test on), at most, drawn at random.
         labels_per_class, neighbours, bootstrap, class_names: see `run_probes`.
         seed: of all draws.
         device: where the model is.
+        channels: of the model, those that the image has; None: all.
+        test_labels: (H, W), −1: none; a benchmark's own test pixels.
         progress: told what is being done.
 
     Raises:
         ValueError: the shapes differ.
     """
+    if test_labels is not None and test_labels.shape != labels.shape:
+        raise ValueError(f"labels are {labels.shape}, those to test on {test_labels.shape}")
     if image.shape[1:] != labels.shape or valid.shape != image.shape:
         raise ValueError(f"image {tuple(image.shape)}, valid {tuple(valid.shape)}, labels {labels.shape}: sizes differ")
     say = progress or (lambda text: None)
@@ -165,6 +174,10 @@ def evaluate_scene(
     windows = _Windows(image, valid, window, model.patch_size, channels)
 
     say("the encoder's features")
+    both = 0
+    if test_labels is not None:
+        both = int(((labels >= 0) & (test_labels >= 0)).sum())
+        labels = np.where(test_labels >= 0, test_labels, labels)
     tokens = len(model.groups) * (window // model.patch_size) ** 2
     together = max(1, min(_BATCH, _TOKENS // tokens))
     encoder = _extract(windows, grid, together, {ENCODER: _centre_extractor(model, pool, device)})[ENCODER]
@@ -173,8 +186,8 @@ def evaluate_scene(
     sparse = _is_sparse(len(on_grid), labels[labelled], int(valid.any(dim=0).sum()), labels_per_class)
     places = np.argwhere(labelled) if sparse else grid[on_grid]
     random = np.random.default_rng(seed)
-    on_left = places[:, 1] < width // 2
-    chosen = np.sort(np.concatenate([random.permutation(np.flatnonzero(side))[:max_samples] for side in (on_left, ~on_left)]))
+    first = places[:, 1] < width // 2 if test_labels is None else test_labels[places[:, 0], places[:, 1]] < 0
+    chosen = np.sort(np.concatenate([random.permutation(np.flatnonzero(part))[:max_samples] for part in (first, ~first)]))
     drawn = places[chosen]
     y = labels[drawn[:, 0], drawn[:, 1]]
     # Whole windows are resampled, and kept on one side when the penalty is chosen.
@@ -192,14 +205,17 @@ def evaluate_scene(
     }
 
     column, half = drawn[:, 1], width // 2
-    gap = min(window - 1, half // 2)
-    mixed = np.random.default_rng([seed, 1]).permutation(len(chosen)) < len(chosen) // 2
+    gap = min(window - 1, half // 2) if test_labels is None else 0
     reports, digests = {}, {}
-    splits = {
-        LEFT_RIGHT: (column < half - gap, column >= half),
-        RIGHT_LEFT: (column >= half + gap, column < half),
-        AT_RANDOM: (mixed, ~mixed),
-    }
+    if test_labels is None:
+        mixed = np.random.default_rng([seed, 1]).permutation(len(chosen)) < len(chosen) // 2
+        splits = {
+            LEFT_RIGHT: (column < half - gap, column >= half),
+            RIGHT_LEFT: (column >= half + gap, column < half),
+            AT_RANDOM: (mixed, ~mixed),
+        }
+    else:
+        splits = {GIVEN: (first[chosen], ~first[chosen])}
     for name, (train, held) in splits.items():
         fit, test = np.flatnonzero(train), np.flatnonzero(held)
         order = np.concatenate([drawn[fit], [[-1, -1]], drawn[test]])
@@ -217,12 +233,16 @@ def evaluate_scene(
     say("the map")
     predicted = np.full(len(grid), -1, dtype=np.int64)
     left = grid[:, 1] < half
-    for name, source in ((LEFT_RIGHT, left), (RIGHT_LEFT, ~left)):
-        if not reports[name].reason and (~source).any():
+    for name, shown in {LEFT_RIGHT: ~left, RIGHT_LEFT: left, GIVEN: np.ones_like(left)}.items():
+        if name in reports and not reports[name].reason and shown.any():
             fit = np.flatnonzero(splits[name][0])
-            predicted[~source] = predict(samples[ENCODER].take(fit), encoder[~source], neighbours=neighbours, probes=(MAP,))[MAP]
+            predicted[shown] = predict(samples[ENCODER].take(fit), encoder[shown], neighbours=neighbours, probes=(MAP,))[MAP]
     total = int(labelled.sum())
     notices = []
+    if test_labels is not None:
+        notices += _closeness(drawn[first[chosen]], drawn[~first[chosen]], window, (height, width))
+    if both:
+        notices.append(f"{both} pixels have a label to train on and one to test on: they are only tested on.")
     if sparse:
         notices.append(f"The grid (eval.stride = {stride}) meets {len(on_grid)} of {total} labelled pixels: all are drawn from.")
     if len(drawn) < total:
@@ -237,6 +257,20 @@ def _is_sparse(met: int, known: NDArray[np.int64], valid: int, labels_per_class:
     """Whether a grid that meets so many of the `known` labels misses what the probes could use (see `evaluate_scene`)."""
     wanted = 2 * len(np.unique(known)) * max(_FEW_PER_CLASS, *labels_per_class)
     return len(known) < _SPARSE * valid and met < min(wanted, len(known))
+
+
+def _closeness(train: NDArray[np.int64], test: NDArray[np.int64], window: int, size: tuple[int, int]) -> list[str]:
+    """Says how many test pixels (n, 2) have a window that shares pixels with a training pixel's."""
+    near = torch.zeros(1, 1, *size)
+    near[0, 0, train[:, 0], train[:, 1]] = 1
+    reach = F.max_pool2d(near, 2 * window - 1, stride=1, padding=window - 1)[0, 0].numpy() > 0
+    count = int(reach[test[:, 0], test[:, 1]].sum())
+    if not count:
+        return []
+    return [
+        f"The windows of {count} of {len(test)} test pixels share pixels with training windows ({window} px wide), and "
+        "neighbours often have one label: that flatters all features that see a window."
+    ]
 
 
 def _spread(predicted: NDArray[np.int64], grid: NDArray[np.int64], valid: Tensor, stride: int) -> NDArray[np.int64]:

@@ -200,6 +200,34 @@ def test_scenes_of_one_name_in_two_folders_stay_apart(run_folder: Path, tmp_path
         assert Path(found["figure"]).is_file()
 
 
+def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    scenes = write_scenes(tmp_path, ("one.tif", "two.tif"))
+    full = tifffile.imread(tmp_path / "labels" / "one.tif")
+    near = np.arange(48) < 16
+    tifffile.imwrite(tmp_path / "labels" / "one.tif", np.where(near, full, 0))
+    # Class 7 is not trained on.
+    tested = np.where(near, 0, full)
+    tested[:4, 30:] = 7
+    (tmp_path / "tested").mkdir()
+    tifffile.imwrite(tmp_path / "tested" / "one.tif", tested)
+    given = ("--test-labels", str(tmp_path / "tested"), "--set", "data.ignored_labels=[0]", "--set", "eval.stride=1")
+    result = invoke(str(run), *scenes, *QUICK_DENSE, *given)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["details"]["test_labels"] == str(tmp_path / "tested")
+    assert "two: no labels to test on" in result.stderr
+    assert list(document["dense"]) == ["one"]
+    (split,) = document["dense"]["one"]["splits"].items()
+    assert split[0] == "given pixels"
+    assert (split[1]["train"], split[1]["test"]) == (int(near.sum() * 48), int((~near).sum() * 48))
+    without_dense = [each for each in QUICK_DENSE if each != "--dense"]
+    assert "--dense" in str(invoke(str(run), *scenes, *without_dense, *given).exception)
+    none = invoke(str(run), *scenes, *QUICK_DENSE, "--test-labels", "none")
+    assert "no label for each pixel" in str(none.exception)
+
+
 def test_a_map_that_cannot_be_written_costs_no_figure(run_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)

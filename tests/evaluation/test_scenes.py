@@ -10,7 +10,7 @@ import rasterio
 import torch
 
 from auxmae.evaluation.probes import ENCODER, RANDOM
-from auxmae.evaluation.scenes import AT_RANDOM, LEFT_RIGHT, RIGHT_LEFT, SceneResult, _Windows, evaluate_scene
+from auxmae.evaluation.scenes import AT_RANDOM, GIVEN, LEFT_RIGHT, RIGHT_LEFT, SceneResult, _Windows, evaluate_scene
 from auxmae.model.mae import AuxMAE
 from auxmae.visuals.maps import map_figure, write_map
 
@@ -83,6 +83,44 @@ def test_the_map_is_of_every_valid_pixel(result: SceneResult) -> None:
     assert ((result.prediction >= 0) == valid[0].numpy()).all()
     known = valid[0].numpy() & (labels >= 0)
     assert (result.prediction == labels)[known].mean() > 0.8
+
+
+def test_given_test_pixels_are_tested_on_and_all_others_trained_on(model: AuxMAE) -> None:
+    """The two kinds of label lie crosswise, so that every half holds both; some pixels have either."""
+    image, valid, labels = scene()
+    test_labels = np.where(np.arange(24) % 3 == 0, labels, -1)
+    train_labels = np.where(np.arange(24) % 3 == 1, labels, -1)
+    train_labels[10] = labels[10]
+    found = evaluate_scene(model, image, valid, train_labels, test_labels=test_labels, **ARGUMENTS)
+    usable = valid[0].numpy() & (labels >= 0)
+    tested, trained = usable & (test_labels >= 0), usable & (train_labels >= 0) & (test_labels < 0)
+    assert list(found.reports) == [GIVEN]
+    assert (found.reports[GIVEN].test_samples, found.reports[GIVEN].train_samples) == (tested.sum(), trained.sum())
+    assert found.gap == 0
+    assert "warning" not in found.to_dict()
+    assert f"{int((test_labels[10] >= 0).sum())} pixels have a label to train on and one to test on" in " ".join(found.notices)
+    assert f"The windows of {tested.sum()} of {tested.sum()} test pixels share pixels" in " ".join(found.notices)
+    assert np.array_equal(found.prediction >= 0, valid[0].numpy())
+    other = evaluate_scene(model, image, valid, train_labels, test_labels=np.where(labels == 0, test_labels, -1), **ARGUMENTS)
+    assert other.digests != found.digests
+
+
+def test_far_test_pixels_flatter_nobody(model: AuxMAE) -> None:
+    image, valid, labels = torch.rand(2, 9, 60), torch.ones(2, 9, 60, dtype=torch.bool), np.zeros((9, 60), dtype=np.int64)
+    labels[::2] = 1
+    columns = np.arange(60)
+    for first, said in ((29, False), (28, True)):
+        found = evaluate_scene(
+            model,
+            image,
+            valid,
+            np.where(columns <= 20, labels, -1),
+            test_labels=np.where(columns >= first, labels, -1),
+            **ARGUMENTS,
+        )
+        assert any("share pixels" in notice for notice in found.notices) is said
+        if said:
+            assert "The windows of 9 of 288 test pixels" in " ".join(found.notices)
 
 
 def test_a_window_has_its_pixel_in_the_centre_patch() -> None:
