@@ -63,7 +63,7 @@ def stats(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     warnings = statistics_warnings(statistics, collection.dtype)
-    parts = {name: len(dataset) for name, dataset in sets.items()}
+    parts = {name: dataset.images for name, dataset in sets.items()}
     counts, unlabelled = collection.label_counts()
     if json_:
         print_json(

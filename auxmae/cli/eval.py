@@ -46,6 +46,7 @@ def command(
     from auxmae.cli import eval_dense, eval_finetune, eval_probes, eval_reconstruction, eval_robustness
     from auxmae.cli.console import console, print_json
     from auxmae.cli.eval_files import are_own_images, with_earlier_sections
+    from auxmae.data.splits import how_to_hold_out
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
     from auxmae.export.embed import digest_model
@@ -71,7 +72,7 @@ def command(
     if dense and not held.collection.has_label_maps:
         raise DataError(f"{held.describe()}: --dense needs a label for each pixel", hint="name a label raster with --labels")
     if held.test is None:
-        raise DataError(f"{held.describe()}: the test part is empty", hint="raise data.test_fraction")
+        raise DataError(f"{held.describe()}: the test part is empty", hint=how_to_hold_out(held.collection))
     for notice in held.collection.notices:
         out.print(f"note: {notice}", **plain)
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {held.describe()}", **plain)

@@ -152,7 +152,7 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     document = {
         "data": data.describe(),
         "parts": {
-            name: 0 if part is None else len(part.dataset)
+            name: 0 if part is None else part.dataset.images
             for name, part in (("train", data.train), ("validation", data.validation), ("test", data.test))
         },
         "batch": list(batch.image.shape),

@@ -61,7 +61,8 @@ def command(
     wavelengths = model.wavelengths and [model.wavelengths[model.channel_names.index(name)] for name in names]
     # The run's own images: the ones held out.  Other images were never trained on, so any will do.
     part = opened.train if data is not None else opened.test or opened.validation or opened.train
-    batch = next(iter(part), None)
+    # Of large images the first samples are windows of one.
+    batch = next(iter(part.limited(images) if part.dataset.in_parts else part), None)
     if batch is None:
         raise DataError(f"{opened.collection.source}: no image to show")
     reconstruction = model.reconstruct(

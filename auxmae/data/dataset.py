@@ -22,6 +22,8 @@ from auxmae.data.statistics import Scaling
 _CACHE_BYTES = 256 * 2**20
 # Draws of a crop that straddles training blocks before one inside a single block is taken.
 _ATTEMPTS = 16
+# An image larger than a sample is looked at in so many windows a side, at most: a large field in many would cost hours.
+_WINDOWS = 4
 
 
 class Sample(NamedTuple):
@@ -44,8 +46,8 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
     """One part of a collection, cut to squares.
 
     With `augment`, crops and flips are drawn from (seed, epoch, index) alone.  A crop of a scene lies in the part's own
-    blocks.  Without, images give their centre, blocks a grid of windows that do not overlap.  What is smaller is padded
-    (not valid).
+    blocks.  Without, a sample is one of the windows that lie side by side in a block, or spread over an image from edge to
+    edge, 16 of an image at most; none overlaps another.  What is smaller is padded (not valid).
 
     Args:
         collection: the images.
@@ -56,6 +58,9 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         flips: whether augmentation flips.
         samples: with `augment`, how many samples an epoch has at least: images and windows are drawn again, cut otherwise.
         seed: of the augmentation.
+
+    Attributes:
+        images: how many images, or windows of scenes, the part has, whatever is drawn of them.
     """
 
     def __init__(
@@ -76,9 +81,13 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         self.scaling = None if scaling is None else scaling.select(collection.channel_names)
         self.augment, self.flips, self.seed = augment, flips, seed
         self.epoch = 0
-        self._windows = _grid(part.blocks, image_size)
-        self._places = len(self._windows) if len(part.blocks) else len(part.items)
-        self._samples = max(self._places, samples) if augment and self._places else self._places
+        if len(part.blocks):
+            self._windows = _grid(part.blocks, image_size)
+            self.images = len(self._windows)
+        else:
+            self._windows = np.zeros((0, 5), dtype=np.int64) if augment else _spread(collection, part.items, image_size)
+            self.images = len(part.items)
+        self._samples = (max(self.images, samples) if self.images else 0) if augment else len(self._windows)
         # Blocks of each scene, to find those that a crop touches.
         self._blocks: dict[int, NDArray[np.int64]] = {}
         for scene in np.unique(part.blocks[:, 0]) if len(part.blocks) else ():
@@ -89,11 +98,22 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         # What is in memory already is not kept twice.
         keep = total <= _CACHE_BYTES and not collection.in_memory
         self._cache: dict[int, MultiChannelImage] | None = {} if keep else None
+        # The image read last, whole, of which the next window will most likely be.
+        self._last: tuple[int, MultiChannelImage] | None = None
 
     @property
     def channel_names(self) -> tuple[str, ...]:
         """Names of the C channels."""
         return self.collection.channel_names
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether several samples are windows of one image, which belong together."""
+        return not len(self.part.blocks) and len(self._windows) > self.images
+
+    def items(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        """(B,) which image of the collection each sample comes from."""
+        return np.array([self._place(index)[0] for index in indices], dtype=np.int64)
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses which crops and flips are drawn."""
@@ -146,19 +166,17 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
 
     def _place(self, index: int) -> tuple[int, Window, tuple[bool, bool]]:
         random = np.random.default_rng((self.seed, self.epoch, index)) if self.augment else None
-        if len(self.part.blocks):
-            item, top, left, height, width = (int(value) for value in self._windows[index % self._places])
-            if random is not None:
-                top, left, height, width = self._crop(item, random)
+        if random is None:
+            item, top, left, height, width = (int(value) for value in self._windows[index])
+        elif len(self.part.blocks):
+            item = int(self._windows[index % self.images, 0])
+            top, left, height, width = self._crop(item, random)
         else:
-            item = int(self.part.items[index % self._places])
+            item = int(self.part.items[index % self.images])
             full_height, full_width = self.collection.size_of(item)
             height, width = min(full_height, self.image_size), min(full_width, self.image_size)
-            if random is None:
-                top, left = (full_height - height) // 2, (full_width - width) // 2
-            else:
-                top = int(random.integers(full_height - height + 1))
-                left = int(random.integers(full_width - width + 1))
+            top = int(random.integers(full_height - height + 1))
+            left = int(random.integers(full_width - width + 1))
         flips = (False, False)
         if random is not None and self.flips:
             vertical, horizontal = random.random(2) < 0.5
@@ -185,18 +203,27 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         return top + int(random.integers(height - h + 1)), left + int(random.integers(width - w + 1)), h, w
 
     def _read(self, item: int, window: Window) -> MultiChannelImage:
-        if self._cache is None:
+        if self._cache is None and not (self.in_parts and self._is_small(item)):
             return self.collection.read(item, window)
-        image = self._cache.get(item)
-        if image is None:
-            image = self._cache[item] = self.collection.read(item)
+        if self._cache is not None:
+            image = self._cache.get(item)
+            if image is None:
+                image = self._cache[item] = self.collection.read(item)
+        else:
+            if self._last is None or self._last[0] != item:
+                self._last = item, self.collection.read(item)
+            image = self._last[1]
         rows = slice(window.top, window.top + window.height)
         columns = slice(window.left, window.left + window.width)
         return MultiChannelImage(image.pixels[:, rows, columns], image.valid[:, rows, columns])
 
+    def _is_small(self, item: int) -> bool:
+        height, width = self.collection.size_of(item)
+        return height * width * len(self.channel_names) * 5 <= _CACHE_BYTES
+
     def __getstate__(self) -> dict[str, object]:
         # A loader process fills its own cache: sending ours would cost more than reading the files.
-        return {**self.__dict__, "_cache": None if self._cache is None else {}}
+        return {**self.__dict__, "_cache": None if self._cache is None else {}, "_last": None}
 
 
 def _grid(blocks: NDArray[np.int64], size: int) -> NDArray[np.int64]:
@@ -207,6 +234,21 @@ def _grid(blocks: NDArray[np.int64], size: int) -> NDArray[np.int64]:
         rows, columns = height // h, width // w
         y, x = top + (height - rows * h) // 2, left + (width - columns * w) // 2
         windows.extend((scene, y + row * h, x + column * w, h, w) for row in range(rows) for column in range(columns))
+    return np.array(windows, dtype=np.int64).reshape(-1, 5)
+
+
+def _spread(collection: Collection, items: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """(n, 5) image, top, left, height, width of windows spread evenly over images, those of one image one after the other."""
+    windows: list[tuple[int, int, int, int, int]] = []
+    for item in items.tolist():
+        full = collection.size_of(item)
+        height, width = (min(size, side) for side in full)
+        counts = [min(side // size, _WINDOWS) for side in full]
+        rows, columns = (
+            np.linspace(0, side - size, count).round().astype(int).tolist() if count > 1 else [max(side - size, 0) // 2]
+            for side, count in zip(full, counts, strict=True)
+        )
+        windows.extend((item, top, left, height, width) for top in rows for left in columns)
     return np.array(windows, dtype=np.int64).reshape(-1, 5)
 
 

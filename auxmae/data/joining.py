@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from auxmae.data.channels import natural_order
+from auxmae.data.georeference import describe_difference, same_place
 from auxmae.data.image import ImageFile, MultiChannelImage, Window
 from auxmae.errors import DataError
 
@@ -33,8 +34,8 @@ def join_channels(
         notices: told which files have another name, and which channels are coarser.
 
     Raises:
-        DataError: nothing matches, a file holds more than one channel, an image lacks a channel or has it twice, or sizes are
-            no multiples of each other.
+        DataError: nothing matches, a file holds more than one channel, an image lacks a channel or has it twice, sizes are
+            no multiples of each other, or files lie elsewhere.
     """
     expression = re.compile(pattern)
     images: dict[str, dict[str, ImageFile]] = {}
@@ -110,6 +111,11 @@ def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse:
                 f"{part.path}: {part.height}×{part.width} px, and {finest.path.name} of the same image "
                 f"{finest.height}×{finest.width} px: no whole number times more",
                 hint="bring the files to one size, or leave some out with data.exclude",
+            )
+        if not same_place(part, finest):
+            raise DataError(
+                f"{part.path} lies elsewhere than {finest.path.name} of the same image: {describe_difference(part, finest)}",
+                hint="warp the files to one grid, correct data.channel_pattern, or leave some out with data.exclude",
             )
         if factor > 1:
             coarse[name] = factor

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.files import find_files, relative_path
+from auxmae.data.georeference import describe_difference, same_place
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.data.tables import TABLE_SUFFIXES, classes, rows_in_order, table_labels
@@ -267,9 +268,8 @@ def _finish(
     if not any(fits) or (not shared and unfit):
         raster, file = unfit[0]
         if (raster.height, raster.width) == (file.height, file.width) and not same_place(raster, file):
-            corners = " and ".join("({:.10g}, {:.10g})".format(*transform_of(one)[2::3]) for one in (raster, file))
             raise DataError(
-                f"{labels}: the labels lie elsewhere than {file.path.name}: their upper left corners are {corners}",
+                f"{labels}: the labels lie elsewhere than {file.path.name}: {describe_difference(raster, file)}",
                 hint="warp them to the image's grid; where the pixels do match, save them without a georeference",
             )
         others = sorted({f"{file.height}×{file.width}" for file in files})
@@ -299,26 +299,6 @@ def _finish(
         LabelRaster(raster, ordered) if raster is not None and fit else None for raster, fit in zip(rasters, fits, strict=True)
     )
     return Labels(names, rasters=paired)
-
-
-def transform_of(file: ImageFile) -> list[float]:
-    """Six numbers: x = a·column + b·row + c, y = d·column + e·row + f, of a file that has a georeference."""
-    assert file.georeference is not None
-    return [float(value) for value in file.georeference["transform"]]  # type: ignore[attr-defined]
-
-
-def same_place(one: ImageFile, other: ImageFile) -> bool:
-    """Whether two files of the same size lie on the same grid, to half a pixel, as far as both say where they lie.
-
-    Numbers decide and not the reference system, which has many names; in another one a place has other numbers.
-    """
-    if one.georeference is None or other.georeference is None:
-        return True
-    a, b = np.array(transform_of(one)), np.array(transform_of(other))
-    corners = np.array([[0, 0, 1], [other.width, other.height, 1], [other.width, 0, 1], [0, other.height, 1]])
-    apart = corners @ (a - b).reshape(2, 3).T
-    pixel = np.abs(b.reshape(2, 3)[:, :2]).max()
-    return bool((np.abs(apart) <= pixel / 2).all())
 
 
 def _unlabelled(values: set[int], ignored: Sequence[int] | None, by_convention: bool, notices: list[str]) -> set[int]:

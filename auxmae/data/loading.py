@@ -27,6 +27,7 @@ class Batch(NamedTuple):
         label: (B,) int64, −1: none.
         label_map: (B, h, w) int64 (−1: none), or None.
         channels: (C',) int64 indices of the channels kept by channel sampling; None: all.
+        image_number: (B,) int64 which image each is a window of, where several are of one; None: each stands for itself.
     """
 
     image: Tensor
@@ -34,6 +35,7 @@ class Batch(NamedTuple):
     label: Tensor
     label_map: Tensor | None
     channels: Tensor | None
+    image_number: Tensor | None = None
 
 
 class Loader:
@@ -228,7 +230,8 @@ class _Source(Dataset[Any]):
             kept = np.sort(random.permutation(total)[: max(total - dropped, 1)])
             channels = torch.from_numpy(kept.astype(np.int64))
             image, valid = image[:, channels], valid[:, channels]
-        return Batch(image, valid, label, label_map, channels)
+        number = torch.from_numpy(self.dataset.items(request.indices)) if self.dataset.in_parts else None
+        return Batch(image, valid, label, label_map, channels, number)
 
     def __getitem__(self, request: _Request) -> Batch | _Fault:
         try:

@@ -1,14 +1,15 @@
 """Training, validation and test parts: at random, by group, or by spatial block, none overlapping another.
 
 Neighbouring pixels of one scene are alike, so scenes are held out by blocks by default: a crop lies in the blocks of one
-part only.  Scenes of equal size (and place, where they say so) share one assignment: they may be dates of one place.
+part only.  Scenes that overlap on the ground are held out at the same ground; without a georeference, scenes of equal size at
+the same blocks: they may be dates of one place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,12 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
+from auxmae.data.georeference import Mosaic, Spot, find_mosaics
 from auxmae.errors import DataError, SettingsError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 _NAMES = ("train", "validation", "test")
 # Blocks a side of a large scene: enough to spread each part over it, few enough to leave room for crops.
 MAX_BLOCKS = 8
+# As many as there are parts.
+_FEWEST_BLOCKS = 3
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ def split_collection(
             "images of one file fall into different parts; where they show the same thing, as points in time or slices do, hold "
             "out whole files with data.group_pattern = '(.*)'"
         )
+    if scenes and method != "block":
+        notices.extend(_overlaps(collection, assigned))
     noun = "block" if method == "block" else "group" if method == "group" else "image"
     for number, fraction in ((VALIDATION, validation_fraction), (TEST, test_fraction)):
         if fraction > 0 and not (assigned == number).any():
@@ -157,6 +163,25 @@ def split_collection(
     collection.notices.extend(notice for notice in notices if notice not in collection.notices)
     digest = _digest(collection, assigned, blocks)
     return Splits(part(TRAIN), part(VALIDATION), part(TEST), method, digest, tuple(notices))
+
+
+def _overlaps(collection: Collection, assigned: NDArray[np.int64]) -> list[str]:
+    """Says that scenes of different parts show the same ground, where they do."""
+    spots, _ = find_mosaics([collection.file_of(item) for item in range(len(collection))])
+    parts: dict[int, set[int]] = {}
+    for spot, part in zip(spots, assigned.tolist(), strict=True):
+        if spot is not None:
+            parts.setdefault(spot.place, set()).add(part)
+    if all(len(found) == 1 for found in parts.values()):
+        return []
+    return ["scenes of different parts overlap on the ground; data.split = 'block' holds the same ground out of all"]
+
+
+def how_to_hold_out(collection: Collection) -> str:
+    """What to set where a part is empty, for people."""
+    if collection.layout == "scenes":
+        return "cut smaller blocks (data.block_size, model.image_size), or hold out whole files (data.layout = 'images')"
+    return "raise data.test_fraction"
 
 
 def _digest(collection: Collection, assigned: NDArray[np.int64], blocks: NDArray[np.int64]) -> str:
@@ -262,22 +287,67 @@ def _cut(
         )
     blocks: list[tuple[int, int, int, int, int]] = []
     keys: list[tuple[object, int]] = []
-    places: dict[object, int] = {}
+    most = None if block_size else MAX_BLOCKS
+    spots, mosaics = find_mosaics([collection.file_of(item) for item in range(len(collection))])
+    shared: dict[object, int] = {}
+    shifted = False
+    # Scenes that overlap on the ground are cut along the same lines of it.
+    lines = [
+        _common_edges(mosaic, number, collection, spots, block_size or image_size, most) for number, mosaic in enumerate(mosaics)
+    ]
     for item in range(len(collection)):
         height, width = collection.size_of(item)
-        reference = collection.file_of(item).georeference
-        key = (height, width, str(reference) if reference else "")
-        places[key] = places.get(key, 0) + 1
-        rows, columns = (_edges(side, block_size or image_size, None if block_size else MAX_BLOCKS) for side in (height, width))
-        number = 0
-        for top, bottom in pairwise(rows):
-            for left, right in pairwise(columns):
-                blocks.append((item, top, left, bottom - top, right - left))
-                keys.append((key, number))
-                number += 1
-    if any(count > 1 for count in places.values()):
+        spot = spots[item]
+        if spot is None:
+            rows, columns = (_edges(side, block_size or image_size, most) for side in (height, width))
+            key: tuple[object, ...] = (height, width)
+            if (len(rows) - 1) * (len(columns) - 1) < _FEWEST_BLOCKS:
+                # Nothing says that they show one place, and held out together they would leave a part empty.
+                key = (*key, item)
+            cells = _cells(rows, columns, 0, 0, height, width, 1)
+        else:
+            key = ("ground", spot.place)
+            shifted |= mosaics[spot.place].footprints > 1
+            cells = _cells(*lines[spot.place], spot.top, spot.left, height, width, image_size)
+        shared[key] = shared.get(key, 0) + 1
+        for number, box in cells:
+            blocks.append((item, *box))
+            keys.append((key, number))
+    if shifted:
+        notices.append(
+            "scenes that overlap are held out at the same ground; strips narrower than a crop at their edges are left out"
+        )
+    elif any(count > 1 for count in shared.values()):
         notices.append("scenes of the same size and place are held out at the same blocks, as they may show the same place")
-    return np.array(blocks, dtype=np.int64), keys
+    return np.array(blocks, dtype=np.int64).reshape(-1, 5), keys
+
+
+def _common_edges(
+    mosaic: Mosaic, number: int, collection: Collection, spots: Sequence[Spot | None], block: int, most: int | None
+) -> tuple[list[int], list[int]]:
+    """Rows and columns at which the scenes of one place are cut, px from its corner."""
+    if mosaic.footprints > 1 and most is not None:
+        # As wide as those of its smallest scene alone.
+        sizes = [collection.size_of(item) for item, spot in enumerate(spots) if spot is not None and spot.place == number]
+        block = max(block, min(min(size) for size in sizes) // most)
+        most = None
+    rows, columns = (_edges(side, block, most) for side in (mosaic.height, mosaic.width))
+    return rows, columns
+
+
+def _cells(
+    rows: list[int], columns: list[int], top: int, left: int, height: int, width: int, least: int
+) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
+    """(number of the cell, (top, left, height, width) within a scene) of what a scene at (top, left) has of each cell.
+
+    Of that nothing narrower than `least` px counts, unless the whole scene is.
+    """
+    for row, (upper, lower) in enumerate(pairwise(rows)):
+        for column, (near, far) in enumerate(pairwise(columns)):
+            y, x = max(upper, top), max(near, left)
+            h, w = min(lower, top + height) - y, min(far, left + width) - x
+            if h >= min(least, height) and w >= min(least, width):
+                yield row * len(columns) + column, (y - top, x - left, h, w)
 
 
 def _edges(side: int, block: int, most: int | None) -> list[int]:
@@ -296,7 +366,7 @@ def _assign_blocks(
     for unit in units:
         by_place.setdefault(unit[0], []).append(unit)
     # Each place has its own held-out blocks where it has enough of them, so that every scene is tested.
-    pools = list(by_place.values()) if all(len(pool) >= 3 for pool in by_place.values()) else [units]
+    pools = list(by_place.values()) if all(len(pool) >= _FEWEST_BLOCKS for pool in by_place.values()) else [units]
     of_unit: dict[tuple[object, int], int] = {}
     for pool in pools:
         of_unit.update(zip(pool, _draw(len(pool), fractions, random).tolist(), strict=True))

@@ -25,6 +25,10 @@ Values = tuple[float, ...]
 _BATCH = 32
 # Of large data sets, windows with this many times the wanted percentile samples are read, not all of them.
 _READ_FACTOR = 8
+# The largest value is isolated beyond so many times the 99.9th percentile.
+_ISOLATED = 1000
+# Share of the pixels at the minimum of every channel from which on they look like a filling.
+_FILLED = 0.01
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,9 @@ def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = 
             listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
             warnings.append(f"{listed}: {what}")
 
-    groups: dict[str, list[str]] = {key: [] for key in ("empty", "dead", "constant", "saturated", "tails", "negative", "invalid")}
+    groups: dict[str, list[str]] = {
+        key: [] for key in ("empty", "dead", "constant", "saturated", "isolated", "tails", "negative", "invalid")
+    }
     for c, name in enumerate(s.channel_names):
         constant = s.raw_minimum[c] == s.raw_maximum[c]
         if s.count[c] == 0:
@@ -225,7 +231,9 @@ def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = 
             at_limit = limit is not None and s.raw_maximum[c] == limit and s.fraction_high_end[c] >= 0.001
             if s.fraction_high_end[c] >= 0.01 or at_limit:
                 groups["saturated"].append(name)
-            if s.transform == "none" and s.raw_minimum[c] >= 0 and _heavy(s, c):
+            if max(s.raw_maximum[c], -s.raw_minimum[c]) > _ISOLATED * s.extreme[c] > 0:
+                groups["isolated"].append(name)
+            elif s.transform == "none" and s.raw_minimum[c] >= 0 and _heavy(s, c):
                 groups["tails"].append(name)
             if s.transform == "log1p" and s.raw_minimum[c] < 0:
                 groups["negative"].append(name)
@@ -235,11 +243,24 @@ def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = 
     warn(groups["dead"], "dead, every pixel is 0: leave it out with data.channels")
     warn(groups["constant"], "constant, every pixel has the same value: leave it out with data.channels")
     warn(groups["saturated"], "saturated, many pixels are exactly at the maximum")
+    warn(groups["isolated"], "isolated values a thousand times beyond the rest: set data.nodata, or scaling.clip = true")
     warn(groups["tails"], "heavy tails, a few pixels far above the rest: try scaling.transform = 'arcsinh'")
     warn(groups["negative"], "pixels below 0, which scaling.transform = 'log1p' takes for 0: 'arcsinh' keeps them apart")
     warn(groups["invalid"], "more than half of the pixels are not valid (nodata or NaN)")
+    warnings.extend(_fill_warnings(s))
     warnings.extend(_scale_warnings(s))
     return warnings
+
+
+def _fill_warnings(s: ChannelStatistics) -> list[str]:
+    """The same share of all channels is exactly at the same minimum: most likely pixels without data that nothing marks."""
+    known = [c for c in range(len(s.channel_names)) if s.count[c]]
+    shares = [s.fraction_low_end[c] for c in known]
+    values = {s.raw_minimum[c] for c in known}
+    if len(known) < 2 or len(values) > 1 or min(shares) < _FILLED or max(shares) > 1.1 * min(shares) or max(shares) == 1:
+        return []
+    value = values.pop()
+    return [f"{min(shares):.0%} of the pixels are exactly {value:g} in every channel: if that means no data, set data.nodata"]
 
 
 def _heavy(s: ChannelStatistics, channel: int) -> bool:

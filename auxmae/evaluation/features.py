@@ -148,8 +148,9 @@ def extract_all(
 
     Args:
         extractors: name → extractor; each gives one vector per image, or per patch where `patch_size` is set.
-        batches: in a fixed order.
-        patch_size: px; None for one sample per image, labelled by `Batch.label`.
+        batches: in a fixed order, windows of one image one after the other.
+        patch_size: px; None for one sample per image, labelled by `Batch.label`: the mean over the image's windows,
+            weighted by their valid pixels.
         limit: samples at most.  Every labelled sample draws a random number from `seed`; those with the smallest stay,
             so that memory is bounded and the choice does not depend on the order.
         seed: of the draw.
@@ -161,6 +162,14 @@ def extract_all(
     generator = np.random.default_rng(seed)
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("key", "label", "group", *(f"x {n}" for n in extractors))}
     images = 0
+    averages = _Averages()
+
+    def keep(label: NDArray[np.int64], group: NDArray[np.int64], vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        columns["key"].append(generator.random(len(label)))
+        columns["label"].append(label)
+        columns["group"].append(group)
+        for name, x in vectors.items():
+            columns[f"x {name}"].append(x)
 
     def prune(most: int | None) -> None:
         if most is None or sum(len(part) for part in columns["key"]) <= most:
@@ -186,19 +195,24 @@ def extract_all(
             rows = torch.from_numpy(np.searchsorted(wanted, index))
             positions = torch.from_numpy(place)
             part = _select(batch, torch.from_numpy(wanted))
-            columns["key"].append(generator.random(len(index)))
-            columns["label"].append(label_BN.cpu().numpy()[labelled])
-            columns["group"].append(index + images)
+            label = label_BN.cpu().numpy()[labelled]
+            group = index + images if batch.image_number is None else batch.image_number.numpy()[index]
+            found = {}
             for name, extractor in extractors.items():
                 features = extractor(part).to("cpu", torch.float32)
-                chosen = features[rows] if features.dim() == 2 else features[rows, positions]
-                columns[f"x {name}"].append(chosen.numpy())
+                found[name] = (features[rows] if features.dim() == 2 else features[rows, positions]).numpy()
+            if patch_size is None and batch.image_number is not None:
+                weight = part.valid.flatten(1).sum(1).cpu().numpy().astype(np.float64)
+                keep(*averages.add(label, group, weight, found))
+            else:
+                keep(label, group, found)
             prune(None if limit is None else 2 * limit)
         images += size
         if progress is not None:
             progress(images)
+    keep(*averages.rest())
     prune(limit)
-    if not columns["key"]:
+    if not sum(len(part) for part in columns["key"]):
         empty = np.zeros(0, dtype=np.int64)
         return {name: Features(np.zeros((0, 0), dtype=np.float32), empty, empty) for name in extractors}
     label = np.concatenate(columns["label"]).astype(np.int64)
@@ -206,11 +220,54 @@ def extract_all(
     return {name: Features(np.concatenate(columns[f"x {name}"]), label, group) for name in extractors}
 
 
+class _Averages:
+    """Vectors of windows, those of one image one after the other → the mean of each image, weighted."""
+
+    def __init__(self) -> None:
+        self._open: tuple[NDArray[Any], NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]] | None = None
+
+    def add(
+        self, label: NDArray[Any], number: NDArray[Any], weight: NDArray[Any], vectors: dict[str, NDArray[Any]]
+    ) -> tuple[NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
+        """Takes windows, and gives label, number and vectors of the images that are whole: all but the last one."""
+        if self._open is not None:
+            label, number, weight = (np.concatenate(pair) for pair in zip(self._open[:3], (label, number, weight), strict=True))
+            vectors = {name: np.concatenate([self._open[3][name], x]) for name, x in vectors.items()}
+        last = int(np.flatnonzero(number != number[-1])[-1]) + 1 if (number != number[-1]).any() else 0
+        self._open = label[last:], number[last:], weight[last:], {name: x[last:] for name, x in vectors.items()}
+        return _means(label[:last], number[:last], weight[:last], {name: x[:last] for name, x in vectors.items()})
+
+    def rest(self) -> tuple[NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
+        """The last image; nothing where there was none."""
+        none = np.zeros(0, dtype=np.int64)
+        return (none, none, {}) if self._open is None else _means(*self._open)
+
+
+def _means(
+    label: NDArray[Any], number: NDArray[Any], weight: NDArray[Any], vectors: dict[str, NDArray[Any]]
+) -> tuple[NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
+    first = np.flatnonzero(np.diff(number, prepend=-1))
+    if not len(first):
+        return label, number, vectors
+    counted = np.repeat(np.add.reduceat(weight, first), np.diff(first, append=len(number)))
+    # Windows without a valid pixel say nothing, unless all are such.
+    weight = np.where(counted > 0, weight, 1.0)
+    total = np.add.reduceat(weight, first)[:, None]
+    means = {
+        name: (np.add.reduceat(x.astype(np.float64) * weight[:, None], first) / total).astype(np.float32)
+        for name, x in vectors.items()
+    }
+    return label[first], number[first], means
+
+
 def _select(batch: Batch, rows: Tensor) -> Batch:
     if len(rows) == batch.image.shape[0]:
         return batch
     label_map = None if batch.label_map is None else batch.label_map[rows]
-    return batch._replace(image=batch.image[rows], valid=batch.valid[rows], label=batch.label[rows], label_map=label_map)
+    number = None if batch.image_number is None else batch.image_number[rows]
+    return batch._replace(
+        image=batch.image[rows], valid=batch.valid[rows], label=batch.label[rows], label_map=label_map, image_number=number
+    )
 
 
 def split_patches(pixels: Tensor, patch_size: int, fill: float) -> Tensor:

@@ -123,12 +123,14 @@ def run_finetuning(
         progress: told what is being done.
     """
     say = progress or (lambda text: None)
-    table, truth = _labels(train, model, dense), _labels(test, model, dense)
-    rows, places = np.nonzero(table >= 0)
+    table, owner = _labels(train, model, dense)
+    truth, test_owner = _labels(test, model, dense)
+    # Of an image's windows the first one stands for all.
+    rows, places = np.nonzero((table >= 0) & (dense | _is_first(owner)[:, None]))
     y = table[rows, places]
-    test_rows, test_places = np.nonzero(truth >= 0)
+    test_rows, test_places = np.nonzero((truth >= 0) & (dense | _is_first(test_owner)[:, None]))
     y_test = truth[test_rows, test_places]
-    classes = np.unique(y)
+    classes, groups = np.unique(y), test_owner[test_rows]
     if len(classes) < 2 or not len(y_test):
         reason = "labels of at least two classes in the training part, and some in the test part, are needed"
         return FinetuneReport([], [], f"No fine-tuning: {reason}.")
@@ -142,15 +144,18 @@ def run_finetuning(
                 chosen = draws[number % len(draws)]
                 given = np.full_like(table, -1)
                 given[rows[chosen], places[chosen]] = np.searchsorted(classes, y[chosen])
+                if not dense:
+                    given = given[np.unique(owner, return_index=True)[1]][np.unique(owner, return_inverse=True)[1]]
                 start = copy.deepcopy(model) if name == FINE_TUNED else untrained(model, seed=seed + number).to(device)
                 network = _Classifier(start, len(classes), pool, dense)
                 what = f"{name}, {budget or 'all'} labels, seed {number + 1}"
                 _train(network, train, given, steps, learning_rate, seed + number, device, partial(_tell, say, what))
                 say(f"{what}: testing")
-                predicted.append(classes[_predict(network, test, truth.shape, device)[test_rows, test_places]])
+                found = _predict(network, test, test_owner, device, dense)
+                predicted.append(classes[found[test_rows, test_places]])
             right[name] = np.stack(predicted) == y_test
-            results.append(_result(name, budget, y_test, predicted, right[name], test_rows, bootstrap, seed))
-        difference = paired_bootstrap(right[FINE_TUNED], right[FROM_SCRATCH], test_rows, resamples=bootstrap, seed=seed)
+            results.append(_result(name, budget, y_test, predicted, right[name], groups, bootstrap, seed))
+        difference = paired_bootstrap(right[FINE_TUNED], right[FROM_SCRATCH], groups, resamples=bootstrap, seed=seed)
         ours, theirs = (float(right[name].mean()) for name in (FINE_TUNED, FROM_SCRATCH))
         comparisons.append(Comparison(PROBE, budget, f"network {FROM_SCRATCH}", ours, theirs, difference))
     return FinetuneReport(results, comparisons, "", steps, min(seeds, _SEEDS))
@@ -186,15 +191,27 @@ def _result(
     )
 
 
-def _labels(loader: Loader, model: AuxMAE, dense: bool) -> NDArray[np.int64]:
-    """(n, N) class of each image, or of each patch of each window; −1: none."""
-    parts = []
+def _labels(loader: Loader, model: AuxMAE, dense: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(n, N) class of each sample's image, or of each of its patches, −1: none; and (n,) which image it is a window of."""
+    parts, owners = [], []
+    count = 0
     for batch in loader:
+        numbers = torch.arange(count, count + len(batch.image)) if batch.image_number is None else batch.image_number
+        owners.append(numbers.cpu().numpy())
+        count += len(batch.image)
         if not dense:
             parts.append(batch.label[:, None])
         elif batch.label_map is not None:
             parts.append(patch_labels(batch.label_map, model.patch_size))
-    return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, 1), dtype=np.int64)
+    owner = np.concatenate(owners) if owners else np.zeros(0, dtype=np.int64)
+    return torch.cat(parts).cpu().numpy() if parts else np.full((len(owner), 1), -1, dtype=np.int64), owner
+
+
+def _is_first(owner: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n,) whether a window is the first one of its image."""
+    first = np.zeros(len(owner), dtype=bool)
+    first[np.unique(owner, return_index=True)[1]] = True
+    return first
 
 
 def _train(
@@ -248,10 +265,16 @@ def _groups(network: nn.Module) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def _predict(network: _Classifier, loader: Loader, shape: tuple[int, ...], device: torch.device | str) -> NDArray[np.int64]:
-    """(n, N) indices of classes."""
+def _predict(
+    network: _Classifier, loader: Loader, owner: NDArray[np.int64], device: torch.device | str, dense: bool
+) -> NDArray[np.int64]:
+    """(n, N) indices of classes; the windows of one image have one, that of their mean probabilities."""
     network.eval()
-    parts = [network(batch.image.to(device), batch.valid.to(device), batch.channels).argmax(2).cpu() for batch in loader]
-    found = torch.cat(parts).numpy()
-    assert found.shape == shape
-    return found
+    parts = [network(batch.image.to(device), batch.valid.to(device), batch.channels).softmax(2).cpu() for batch in loader]
+    probability = torch.cat(parts).numpy()
+    if not dense:
+        _, number = np.unique(owner, return_inverse=True)
+        total = np.zeros((number.max() + 1, *probability.shape[1:]))
+        np.add.at(total, number, probability)
+        probability = total[number]
+    return np.asarray(probability.argmax(2), dtype=np.int64)

@@ -168,7 +168,7 @@ def evaluate_scene(
     stride = stride or max(1, math.ceil(math.sqrt(height * width / _MOST_POSITIONS)))
     patches = max(model.image_size // model.patch_size, 1)
     window = (patches - (patches + 1) % 2) * model.patch_size
-    rows, columns = (np.arange(stride // 2 if side > stride // 2 else 0, side, stride) for side in (height, width))
+    rows, columns = (_centres(side, stride) for side in (height, width))
     grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
     grid = grid[valid.any(dim=0).numpy()[grid[:, 0], grid[:, 1]]]
     windows = _Windows(image, valid, window, model.patch_size, channels)
@@ -257,6 +257,12 @@ def _is_sparse(met: int, known: NDArray[np.int64], valid: int, labels_per_class:
     """Whether a grid that meets so many of the `known` labels misses what the probes could use (see `evaluate_scene`)."""
     wanted = 2 * len(np.unique(known)) * max(_FEW_PER_CLASS, *labels_per_class)
     return len(known) < _SPARSE * valid and met < min(wanted, len(known))
+
+
+def _centres(side: int, stride: int) -> NDArray[np.int64]:
+    """One position in each `stride` px of a side, in the middle; in what is left over at its end, which may be less, too."""
+    starts = np.arange(0, side, stride)
+    return np.minimum(starts + stride // 2, side - 1)
 
 
 def _closeness(train: NDArray[np.int64], test: NDArray[np.int64], window: int, size: tuple[int, int]) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 
 from auxmae.build import Data, Progress, build_data, build_model
 from auxmae.data.loading import Batch, Loader
+from auxmae.data.splits import how_to_hold_out
 from auxmae.device import configure
 from auxmae.errors import CheckpointError, DataError, MissingDependencyError, UsageError
 from auxmae.model.mae import AuxMAE
@@ -326,7 +327,9 @@ def _draw(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name:
     """The reconstruction figure of the first held-out images, always under the same masks."""
     from auxmae.visuals.figures import reconstruction_figure
 
-    batch: Batch = next(iter(_held_out(data)))
+    held = _held_out(data)
+    # Of large images the first samples are windows of one.
+    batch: Batch = next(iter(held.limited(4) if held.dataset.in_parts else held))
     rows = min(4, len(batch.image))
     image, valid = batch.image[:rows], batch.valid[:rows]
     training = model.training
@@ -357,12 +360,7 @@ def _conclude(trained: _Trained, device: torch.device, reporter: Reporter, setti
     masked_l1, floors, per_channel = math.nan, dict[str, float](), dict[str, float]()
     held_out = data.test or data.validation
     if held_out is None:
-        how = (
-            "cut smaller blocks (data.block_size, model.image_size), or hold out whole files (data.layout = 'images')"
-            if data.collection.layout == "scenes"
-            else "set data.test_fraction"
-        )
-        reporter.message(f"note: nothing is held out, so there is no error to report: {how}")
+        reporter.message(f"note: nothing is held out, so there is no error to report: {how_to_hold_out(data.collection)}")
     else:
         chosen = held_out.limited(limit)
         if chosen.samples < held_out.samples:

@@ -370,6 +370,31 @@ def test_a_label_raster_lies_where_its_scene_does(tmp_path):
             open_collection(str(scene), labels=str(placed(tmp_path / "off.tif", truth, east)))
 
 
+def test_the_same_numbers_in_another_zone_are_another_place(tmp_path):
+    scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
+    labels = placed(tmp_path / "truth.tif", RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8), 400_000, epsg=32634)
+    with pytest.raises(DataError, match=r"lie elsewhere than scene\.tif: .* in EPSG:32633 \(the former is in EPSG:32634\)"):
+        open_collection(str(scene), labels=str(labels))
+    coarse = tmp_path / "coarse.tif"
+    profile = {"driver": "GTiff", "count": 1, "height": 90, "width": 90, "dtype": "uint8", "crs": "EPSG:32633"}
+    with rasterio.open(coarse, "w", transform=rasterio.transform.from_origin(400_000, 5e6, 20, 20), **profile) as file:
+        file.write(RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"lower right corners are \(401800, 4998200\) and \(400900, 4999100\)"):
+        open_collection(str(scene), labels=str(coarse))
+
+
+def test_channels_of_one_image_lie_at_one_place(tmp_path):
+    placed(tmp_path / "x_B1.tif", pixels(1, 90, 90), 400_000)
+    placed(tmp_path / "x_B2.tif", pixels(1, 45, 45), 400_000)
+    with pytest.raises(DataError, match=r"x_B2\.tif lies elsewhere than x_B1\.tif of the same image: their lower right corners"):
+        open_collection(str(tmp_path), channel_pattern=r"_(B\d)\.tif$")
+    placed(tmp_path / "x_B2.tif", pixels(1, 90, 90), 490_000)
+    with pytest.raises(DataError, match="their upper left corners"):
+        open_collection(str(tmp_path), channel_pattern=r"_(B\d)\.tif$")
+    placed(tmp_path / "x_B2.tif", pixels(1, 90, 90), 400_000)
+    assert open_collection(str(tmp_path), channel_pattern=r"_(B\d)\.tif$").channel_names == ("B1", "B2")
+
+
 def test_a_label_raster_is_not_another_places(tmp_path):
     for name, east in (("here", 400_000), ("later", 400_000), ("there", 700_000)):
         placed(tmp_path / f"{name}.tif", pixels(5, 90, 90), east)

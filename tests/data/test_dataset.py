@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from auxmae.data.collection import Collection, memory_file
 from auxmae.data.dataset import ImageDataset
 from auxmae.data.labels import LabelRaster
-from auxmae.data.splits import split_collection
+from auxmae.data.loading import Loader
+from auxmae.data.splits import Part, split_collection
 from auxmae.data.statistics import Scaling
 
 
@@ -90,6 +91,42 @@ def test_evaluation_is_the_pixels_themselves() -> None:
         assert (sample.image.numpy() == array[:, rows, columns]).all()
         assert sample.label == -1
         assert sample.label_map is None
+
+
+def test_large_images_are_looked_at_from_edge_to_edge() -> None:
+    arrays = [np.arange(h * w, dtype=np.float32).reshape(1, h, w) for h, w in ((40, 100), (16, 16), (9, 33), (1000, 20))]
+    collection = scenes(arrays, "images")
+    part = Part("test", np.arange(4), np.zeros((0, 5), dtype=np.int64))
+    dataset = ImageDataset(collection, part, image_size=16)
+    assert dataset.images == 4
+    assert dataset.in_parts
+    places = [dataset.place(index) for index in range(len(dataset))]
+    assert [item for item, _ in places] == [0] * 8 + [1] + [2] * 2 + [3] * 4
+    first = [window for item, window in places if item == 0]
+    assert {(window.top, window.left) for window in first} == {(top, left) for top in (0, 24) for left in (0, 28, 56, 84)}
+    assert {(window.left, window.height, window.width) for item, window in places if item == 2} == {(0, 9, 16), (17, 9, 16)}
+    assert [window.top for item, window in places if item == 3] == [0, 328, 656, 984]
+    for kept in (True, False):
+        if not kept:
+            dataset._cache = None
+        image, valid, *_ = dataset.fetch(range(len(dataset)))
+        for (item, window), pixels, ok in zip(places, image, valid, strict=True):
+            rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
+            assert (pixels[ok].numpy() == arrays[item][:, rows, columns].reshape(-1)).all()
+    assert dataset.items([0, 8, 9]).tolist() == [0, 1, 2]
+    assert len(ImageDataset(collection, part, image_size=16, augment=True)) == 4
+    assert not ImageDataset(
+        scenes([np.ones((1, 20, 20), np.float32)] * 2, "images"), Part("test", np.arange(2), part.blocks), image_size=16
+    ).in_parts
+
+
+def test_batches_say_which_image_a_window_is_of() -> None:
+    collection = scenes([np.ones((1, 40, 20), np.float32)] * 3, "images")
+    part = Part("test", np.array([0, 2]), np.zeros((0, 5), dtype=np.int64))
+    batches = list(Loader(ImageDataset(collection, part, image_size=16), 3, shuffle=False))
+    assert [batch.image_number.tolist() for batch in batches] == [[0, 0, 2], [2]]
+    whole = ImageDataset(scenes([np.ones((1, 16, 16), np.float32)] * 3, "images"), part, image_size=16)
+    assert next(iter(Loader(whole, 3, shuffle=False))).image_number is None
 
 
 def test_padding_and_nan_are_not_valid_and_zero() -> None:

@@ -80,6 +80,87 @@ def test_dates_of_one_place_hold_out_the_same_blocks() -> None:
     assert maps[0].any()
 
 
+def georeferenced(boxes: list[tuple[int, int, int, int]], systems: list[str] | None = None) -> Collection:
+    """Scenes of (top, left, height, width) on one grid of 10 m pixels."""
+    collection = make([box[2:] for box in boxes])
+    collection.files = tuple(
+        replace(file, georeference={"crs": system, "transform": [10.0, 0, 5e5 + 10 * left, 0, -10.0, 6e6 - 10 * top]})
+        for file, (top, left, _, _), system in zip(collection.files, boxes, systems or ["EPSG:32633"] * len(boxes), strict=True)
+    )
+    return collection
+
+
+def on_ground(part: Part, boxes: list[tuple[int, int, int, int]]) -> set[tuple[int, int]]:
+    found = set()
+    for scene, top, left, height, width in part.blocks.tolist():
+        y, x = boxes[scene][0] + top, boxes[scene][1] + left
+        found |= {(row, column) for row in range(y, y + height) for column in range(x, x + width)}
+    return found
+
+
+@given(
+    boxes=st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 40), st.integers(40, 120), st.integers(40, 120)), min_size=2, max_size=4
+    ),
+    image_size=st.integers(4, 24),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=40, deadline=None)
+def test_scenes_that_overlap_hold_out_the_same_ground(boxes: list[tuple[int, int, int, int]], image_size: int, seed: int) -> None:
+    splits = split_collection(georeferenced(boxes), image_size=image_size, seed=seed)
+    train, validation, test = (on_ground(part, boxes) for part in (splits.train, splits.validation, splits.test))
+    assert not train & test
+    assert not train & validation
+    assert not validation & test
+    for part in (splits.train, splits.validation, splits.test):
+        for scene, _, _, height, width in part.blocks.tolist():
+            assert height >= min(image_size, boxes[scene][2])
+            assert width >= min(image_size, boxes[scene][3])
+
+
+def test_shifted_dates_are_told_and_every_one_is_held_out_of() -> None:
+    boxes = [(0, 0, 300, 310), (20, 24, 305, 300), (0, 0, 300, 310)]
+    splits = split_collection(georeferenced(boxes), image_size=32)
+    assert any("overlap are held out at the same ground" in notice for notice in splits.notices)
+    assert set(splits.test.blocks[:, 0]) == {0, 1, 2}
+    kept = sum(len(on_ground(part, boxes)) for part in (splits.train, splits.validation, splits.test))
+    assert kept > 0.8 * len({(r, c) for top, left, h, w in boxes for r in range(top, top + h) for c in range(left, left + w)})
+
+
+def test_one_scene_and_dates_on_one_grid_are_cut_as_without_a_georeference() -> None:
+    for boxes in ([(7, 3, 100, 131)], [(7, 3, 100, 131)] * 3, [(0, 0, 100, 131), (0, 131, 100, 131)]):
+        placed = split_collection(georeferenced(boxes), image_size=24)
+        plain = split_collection(make([box[2:] for box in boxes]), image_size=24)
+        sizes = [box[2:] for box in boxes]
+        for part, other in ((placed.train, plain.train), (placed.test, plain.test)):
+            cut = np.concatenate([part.blocks, other.blocks])
+            assert (np.unique(cut[:, 3:], axis=0).min(axis=0) >= 24).all()
+        assert all(
+            (sum(maps) == 1).all()
+            for maps in zip(*(painted(p, sizes) for p in (placed.train, placed.validation, placed.test)), strict=True)
+        )
+
+
+def test_the_same_numbers_in_two_zones_are_two_places() -> None:
+    boxes = [(0, 0, 90, 90)] * 2
+    splits = split_collection(georeferenced(boxes, ["EPSG:32633", "EPSG:32634"]), image_size=24, seed=3)
+    assert not any("same" in notice for notice in splits.notices)
+    assert set(splits.test.blocks[:, 0]) == {0, 1}
+
+
+def test_groups_of_one_ground_in_different_parts_are_told() -> None:
+    collection = georeferenced([(0, 0, 60, 60)] * 10)
+    splits = split_collection(collection, method="group", group_pattern=r"(\d+)\.tif", image_size=16)
+    assert any("overlap on the ground" in notice for notice in splits.notices)
+    apart = georeferenced([(0, 100 * number, 60, 60) for number in range(10)])
+    assert not split_collection(apart, method="group", group_pattern=r"(\d+)\.tif", image_size=16).notices
+
+
+def test_many_small_scenes_without_a_place_have_all_parts() -> None:
+    splits = split_collection(make([(80, 80)] * 200), image_size=48)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (140, 20, 40)
+
+
 @given(
     counts=st.lists(st.integers(1, 60), min_size=1, max_size=5),
     fractions=st.tuples(st.floats(0, 0.45), st.floats(0, 0.45)),

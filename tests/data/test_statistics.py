@@ -166,6 +166,27 @@ def test_warnings_name_what_is_wrong() -> None:
     assert not any("good" in warning for warning in warnings)
 
 
+def test_pixels_that_nothing_marks_as_missing_are_told() -> None:
+    random = np.random.default_rng(0)
+    array = random.normal(1000, 100, (10, 3, 16, 16)).astype(np.float32)
+    assert not statistics_warnings(fitted(array, ("a", "b", "c")))
+    array[:, :, :5] = -9999
+    assert any(
+        "31% of the pixels are exactly -9999 in every channel" in text
+        for text in statistics_warnings(fitted(array, ("a", "b", "c")))
+    )
+    # Dark in some channels alone is no filling.
+    array[:, 0, :5] = 1000
+    assert not any("exactly" in text for text in statistics_warnings(fitted(array, ("a", "b", "c"))))
+
+
+def test_one_isolated_value_is_told() -> None:
+    array = np.random.default_rng(0).normal(1000, 100, (30, 2, 16, 16)).astype(np.float32)
+    array[3, 1, 4, 5] = 1e38
+    (warning,) = statistics_warnings(fitted(array, ("a", "b")))
+    assert warning.startswith("b: isolated values")
+
+
 def test_unexpected_sentinel_scale() -> None:
     array = np.random.default_rng(0).normal(0.2, 0.02, (8, 3, 16, 16))
     names = ("B02", "B03", "B04")

@@ -22,6 +22,7 @@ class Batch(NamedTuple):
     label: Tensor
     label_map: Tensor | None = None
     channels: Tensor | None = None
+    image_number: Tensor | None = None
 
 
 def make(count: int, size: int, *, seed: int = 0, height: int = 16, width: int = 16, maps: bool = False) -> list[Batch]:
@@ -145,3 +146,31 @@ def test_untrained_is_another_draw_of_the_same_network(model) -> None:
     torch.testing.assert_close(outputs[0], outputs[1])
     assert not torch.allclose(outputs[0], outputs[2])
     assert not torch.allclose(outputs[0], outputs[3])
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 40])
+def test_windows_of_an_image_are_averaged_by_their_valid_pixels(size: int) -> None:
+    """Whatever the batches; an unlabelled image is left out, one without a valid pixel is the plain mean."""
+    numbers = torch.tensor([3, 3, 4, 7, 7, 7, 8, 9, 9, 9, 9, 12])
+    batches = make(12, size, seed=3)
+    labels = torch.tensor([{3: 1, 4: 0, 7: -1, 8: 2, 9: 1, 12: 0}[number] for number in numbers.tolist()])
+    whole = make(12, 12, seed=3)[0]
+    valid = whole.valid.clone()
+    valid[7] = False
+    valid[9, :, :8] = False
+    valid[11] = False
+    given = [
+        batch._replace(valid=valid[i : i + size], label=labels[i : i + size], image_number=numbers[i : i + size])
+        for batch, i in zip(batches, range(0, 12, size), strict=True)
+    ]
+    found = extract_all({"statistics": statistics_extractor()}, given)["statistics"]
+    vectors = statistics_extractor()(whole._replace(valid=valid)).double()
+    weight = valid.flatten(1).sum(1).double()
+    expected = []
+    for number in (3, 4, 8, 9, 12):
+        mine = numbers == number
+        w = weight[mine] if weight[mine].sum() > 0 else torch.ones(int(mine.sum()), dtype=torch.float64)
+        expected.append((vectors[mine] * w[:, None]).sum(0) / w.sum())
+    assert found.groups.tolist() == [3, 4, 8, 9, 12]
+    assert found.y.tolist() == [1, 0, 2, 1, 0]
+    np.testing.assert_allclose(found.x, torch.stack(expected).numpy(), rtol=1e-5, atol=1e-6)

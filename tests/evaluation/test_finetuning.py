@@ -18,6 +18,7 @@ class Memory:
 
     def __init__(self, image: torch.Tensor, label: torch.Tensor, maps: torch.Tensor | None = None) -> None:
         self.image, self.label, self.maps = image, label, maps
+        self.number: torch.Tensor | None = None
         self.valid = torch.ones_like(image, dtype=torch.bool)
         self.batch_size, self.channels = 8, None
         self.dataset = SimpleNamespace(fetch=self.fetch)
@@ -31,7 +32,8 @@ class Memory:
         for i in range(0, len(self.image), 8):
             part = slice(i, i + 8)
             maps = None if self.maps is None else self.maps[part]
-            yield Batch(self.image[part], self.valid[part], self.label[part], maps, None)
+            number = None if self.number is None else self.number[part]
+            yield Batch(self.image[part], self.valid[part], self.label[part], maps, None, number)
 
 
 def stripes(count: int, seed: int, maps: bool = False) -> Memory:
@@ -92,6 +94,26 @@ def test_shuffled_labels_give_chance_and_one_class_gives_the_reason() -> None:
         assert abs(result.accuracy - 0.5) < 0.25
     train.label = torch.full_like(train.label, 2)
     assert "two classes" in run(model_of(), train, test).reason
+
+
+def in_windows(whole: Memory) -> Memory:
+    """Every image as three windows, of which the last one shows nothing of the class."""
+    image = whole.image.repeat_interleave(3, 0)
+    shown = torch.arange(len(image)) % 3 < 2
+    image[~shown] = 0.05 * torch.randn(image[~shown].shape, generator=torch.Generator().manual_seed(9))
+    parts = Memory(image, whole.label.repeat_interleave(3))
+    parts.number = torch.arange(len(whole.image)).repeat_interleave(3) + 5
+    return parts
+
+
+def test_the_windows_of_an_image_are_labelled_and_judged_together() -> None:
+    train, test = in_windows(stripes(40, 1)), in_windows(stripes(30, 2))
+    report = run(model_of(), train, test, steps=90)
+    assert {r.features: r.accuracy > 0.9 for r in report.results} == {FINE_TUNED: True, FROM_SCRATCH: True}
+    train.asked.clear()
+    run(model_of(), train, test, labels_per_class=(2,), seeds=1, steps=6)
+    assert len({row // 3 for row in train.asked}) == 4
+    assert len(train.asked) == 12
 
 
 def test_a_budget_shows_no_other_labels_and_untrained_weights_give_no_difference() -> None:

@@ -10,7 +10,7 @@ import rasterio
 import torch
 
 from auxmae.evaluation.probes import ENCODER, RANDOM
-from auxmae.evaluation.scenes import AT_RANDOM, GIVEN, LEFT_RIGHT, RIGHT_LEFT, SceneResult, _Windows, evaluate_scene
+from auxmae.evaluation.scenes import AT_RANDOM, GIVEN, LEFT_RIGHT, RIGHT_LEFT, SceneResult, _centres, _Windows, evaluate_scene
 from auxmae.model.mae import AuxMAE
 from auxmae.visuals.maps import map_figure, write_map
 
@@ -83,6 +83,14 @@ def test_the_map_is_of_every_valid_pixel(result: SceneResult) -> None:
     assert ((result.prediction >= 0) == valid[0].numpy()).all()
     known = valid[0].numpy() & (labels >= 0)
     assert (result.prediction == labels)[known].mean() > 0.8
+
+
+@pytest.mark.parametrize(("side", "stride"), [(300, 3), (256, 3), (301, 3), (220, 9), (4, 9), (1, 1), (7, 2), (8, 3)])
+def test_positions_reach_the_last_pixels(side: int, stride: int) -> None:
+    """Every square of the grid has one position, so that no row or column of the map is left without a class."""
+    places = _centres(side, stride)
+    assert (places // stride).tolist() == list(range(-(-side // stride)))
+    assert (places < side).all()
 
 
 def test_given_test_pixels_are_tested_on_and_all_others_trained_on(model: AuxMAE) -> None:
