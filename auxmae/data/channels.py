@@ -89,12 +89,16 @@ def _unique(names: tuple[str, ...], notices: list[str]) -> tuple[str, ...]:
     """Names as they are, numbered where a file gives one name twice."""
     if len(set(names)) == len(names):
         return names
-    seen: dict[str, int] = {}
-    result = []
+    taken, result = set(names), list[str]()
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if names.count(name) == 1 else f"{name}_{seen[name]}")
-    notice = "some channels share a name: they are numbered"
+        number = 1
+        while names.count(name) > 1 and (numbered := f"{name}_{number}") in taken:
+            number += 1
+        result.append(name if names.count(name) == 1 else numbered)
+        taken.add(result[-1])
+    notice = (
+        f"channels that share a name are numbered in the order of their file: {_short([n for n in result if n not in names])}"
+    )
     if notice not in notices:
         notices.append(notice)
     return tuple(result)

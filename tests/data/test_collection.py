@@ -160,6 +160,30 @@ def test_files_that_name_channels_in_another_order(tmp_path: Path) -> None:
     assert (collection.read(0).pixels == collection.read(1).pixels).all()
 
 
+@pytest.mark.parametrize("kind", ["geotiff", "ome.tif", "zarr"])
+def test_channels_that_share_a_name_are_numbered(tmp_path: Path, kind: str) -> None:
+    array, names = pixels(4), ("DNA", "Blank", "Blank", "Blank_1")
+    for file, order in (("a", [0, 1, 2, 3]), ("b", [1, 3, 2, 0])):
+        stored, named = array[order], tuple(names[place] for place in order)
+        if kind == "geotiff":
+            write(tmp_path / f"{file}.tif", stored, named)
+        elif kind == "ome.tif":
+            tifffile.imwrite(tmp_path / f"{file}.ome.tif", stored, metadata={"axes": "CYX", "Channel": {"Name": named}})
+        else:
+            zarr = pytest.importorskip("zarr")
+            group = zarr.open_group(str(tmp_path / f"{file}.zarr"), mode="w", zarr_format=2)
+            group.create_array("0", data=stored)
+            group.attrs["multiscales"] = [{"axes": [{"name": axis} for axis in "cyx"], "datasets": [{"path": "0"}]}]
+            group.attrs["omero"] = {"channels": [{"label": name} for name in named]}
+    collection = open_collection(str(tmp_path))
+    assert collection.channel_names == ("DNA", "Blank_2", "Blank_3", "Blank_1")
+    assert (collection.read(0).pixels == array).all()
+    assert (collection.read(1).pixels == array).all()
+    assert sum("share a name" in notice and "Blank_2, Blank_3" in notice for notice in collection.notices) == 1
+    chosen = open_collection(str(tmp_path), channels=("Blank_3", "DNA"))
+    assert (chosen.read(1).pixels == array[[2, 0]]).all()
+
+
 def test_channels_name_the_unnamed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", pixels())
     assert open_collection(str(path), channels=("x", "y", "z"), wavelengths=(1.0, 2.0, 3.0)).channel_names == ("x", "y", "z")

@@ -68,9 +68,10 @@ def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOpti
         notices.append(f"{path.name}: band {source.count} is transparency: it says which pixels are valid")
     elif _alpha(source):
         notices.append(f"{path.name}: band {source.count} is marked as transparency and holds values: it is read as a channel")
-    names = tuple(str(source.descriptions[band - 1] or "") for band in bands) * len(pages)
-    # ENVI repeats the wavelength in the band's name ("443.0 Nanometers"): as good a name as any.
-    described = names if all(names) and len(set(names)) == len(names) else None
+    names = tuple(str(source.descriptions[band - 1] or "") for band in bands)
+    # ENVI repeats the wavelength in the band's name ("443.0 Nanometers"): as good a name as any.  Of several pages only the
+    # first is looked at here.
+    described = names if all(names) and len(pages) == 1 else None
     waves = band_wavelengths(source) if len(pages) == 1 and len(bands) == source.count else None
     if waves is None and described is not None and set(described) <= set(SENTINEL2) and len(described) >= 10:
         waves = tuple(SENTINEL2[name] for name in described)

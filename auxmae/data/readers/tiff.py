@@ -52,7 +52,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
         axes = ("I" if axes == "YX" and not tiff.is_ome else "T") + axes
     found = _axes(path, axes, shape, options, notices)
     channels = found.size("C")
-    if names is not None and (len(names) != channels or len(set(names)) != len(names)):
+    if names is not None and len(names) != channels:
         names = None
     return ImageFile(
         path, found.size("N"), channels, found.size("H"), found.size("W"), np.dtype(dtype),

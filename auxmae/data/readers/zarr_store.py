@@ -87,7 +87,7 @@ def _full_resolution(root: Any) -> tuple[str, str, tuple[str, ...] | None] | Non
     except (KeyError, IndexError, TypeError):
         return None
     labels = tuple(channel.get("label") or "" for channel in attributes.get("omero", {}).get("channels", ()))
-    return key, letters, labels if all(labels) and len(set(labels)) == len(labels) else None
+    return key, letters, labels if all(labels) else None
 
 
 def _encoding(node: Any) -> Encoding:
