@@ -24,7 +24,7 @@ from auxmae.data.channels import ChannelPlan, plan_channels
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
 from auxmae.data.joining import join_channels
-from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, label_size, load_labels
+from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, label_size, load_labels, own_labels
 from auxmae.data.pairing import ImageNames
 from auxmae.errors import DataError
 
@@ -200,8 +200,8 @@ def open_collection(
 
     Args:
         source: what to open.
-        labels: "auto" (class folders), "none", the path of a label raster, of a folder of them or of a table, PATH:KEY, or
-            :KEY (an array in the image file itself).
+        labels: "auto" (class folders, or the array of an image file that is called like labels), "none", the path of a label
+            raster, of a folder of them or of a table, PATH:KEY, or :KEY (an array in the image file itself).
         ignored_labels: values of them that mean "no label"; None: see `load_labels`.
         layout: "auto", "images", "array" or "scenes".
         options: how to read files that do not say enough about themselves.
@@ -282,12 +282,8 @@ def open_collection(
     elif classes is not None and chosen == "images":
         per_file, collection.class_names = classes
         collection.labels = per_file[items[:, 0]]
-    elif labels == "auto" and all(file.labels is not None for file in files):
-        raw = np.concatenate([np.asarray(file.labels) for file in files])
-        known = (raw >= 0) & ~np.isin(raw, ignored_labels or ())
-        values = np.unique(raw[known])
-        collection.labels = np.where(known, np.searchsorted(values, raw), -1).astype(np.int64)
-        collection.class_names = tuple(str(value) for value in values)
+    elif labels == "auto" and (own := own_labels(files, ignored_labels, notices)) is not None:
+        collection.labels, collection.class_names = own
     _check_pixels(collection, allow_broken)
     if layout == "auto":
         notices.append(_explain(collection))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,8 @@ class ImageFile:
             no more of the file than the window needs, where the format allows.  A module-level function or a
             functools.partial of one, so that loader processes can receive it.
         channel_names, wavelengths: as in MultiChannelImage.
-        labels: (count,) integer class of each image where the file itself carries them, else None.
+        labels: where the file itself carries a label for each image, the name of that array and its (count,) numbers or
+            texts, as they are stored; else None.
         georeference: {"crs": str, "transform": six floats} where the file has one, else None.
         notices: what was inferred and the user should be told, one sentence each.
         parts: the files that it was joined from, one a channel; empty where `path` is the file.
@@ -100,7 +102,7 @@ class ImageFile:
     read: Callable[[int, Window | None], MultiChannelImage]
     channel_names: tuple[str, ...] | None = None
     wavelengths: tuple[float, ...] | None = None
-    labels: NDArray[np.int64] | None = None
+    labels: tuple[str, NDArray[Any]] | None = None
     georeference: dict[str, object] | None = None
     notices: tuple[str, ...] = field(default=())
     parts: tuple[Path, ...] = field(default=())

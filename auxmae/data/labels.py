@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,7 +20,7 @@ from auxmae.data.files import find_files, relative_path
 from auxmae.data.georeference import describe_difference, same_place
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
 from auxmae.data.pairing import ImageNames, shorter_names
-from auxmae.data.tables import TABLE_SUFFIXES, classes, rows_in_order, table_labels
+from auxmae.data.tables import MISSING, TABLE_SUFFIXES, classes, rows_in_order, table_labels
 from auxmae.errors import DataError
 
 SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
@@ -178,13 +178,45 @@ def load_labels(
             return _from_folder(path, files, image_names, notices, ignored)
         found = _from_array(path, key, notices) if key or _holds_arrays(path) else _from_raster(path, notices)
     if isinstance(found, np.ndarray):
-        known = (found >= 0) & ~np.isin(found, ignored or ())
-        if not known.any():
-            raise DataError(f"{labels}: no image has a label", hint="check data.labels and data.ignored_labels")
-        values = _few(np.unique(found[known]), labels)
-        classes = np.searchsorted(values, found)
-        return Labels(tuple(str(v) for v in values), np.where(known, classes, -1).astype(np.int64))
+        per_image, names = _image_classes(found, ignored, labels)
+        return Labels(names, per_image)
     return _finish([found] * len(files), files, labels, ignored, notices, shared=True)
+
+
+def own_labels(
+    files: Sequence[ImageFile], ignored: Sequence[int] | None, notices: list[str]
+) -> tuple[NDArray[np.int64], tuple[str, ...]] | None:
+    """The labels that array files carry themselves → (class of each image, class names); None where they carry none to use."""
+    found = [file.labels for file in files if file.labels is not None]
+    if len(found) < len(files):
+        return None
+    named = f"array {found[0][0]} of {files[0].path.name}" + (f" and of {len(files) - 1} more" if len(files) > 1 else "")
+    try:
+        classes, names = _image_classes(np.concatenate([entries for _, entries in found]), ignored, named)
+    except DataError as error:
+        notices.append(f"labels: {error.message}: not taken")
+        return None
+    notices.append(f"labels: {len(names)} classes by {named} (set data.labels = 'none' if its values are no classes)")
+    return classes, names
+
+
+def _image_classes(entries: NDArray[Any], ignored: Sequence[int] | None, where: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """(N,) numbers or texts → class numbers, −1 for "no label", and the classes' names."""
+    if entries.dtype.kind == "U":
+        texts = [text.strip() for text in entries.tolist()]
+        found, names = classes(["" if text.lower() in MISSING else text for text in texts], ignored, where)
+        _few(names, where)
+        return found, names
+    valid = np.isfinite(entries)
+    if (entries[valid] != np.round(entries[valid])).any():
+        raise DataError(f"{where}: the labels are no whole numbers", hint="check data.labels")
+    numbers = np.where(valid, entries, -1).astype(np.int64)
+    known = (numbers >= 0) & ~np.isin(numbers, ignored or ())
+    if not known.any():
+        raise DataError(f"{where}: no image has a label", hint="check data.labels and data.ignored_labels")
+    values = np.unique(numbers[known])
+    _few(values, where)
+    return np.where(known, np.searchsorted(values, numbers), -1).astype(np.int64), tuple(str(value) for value in values)
 
 
 def _holds_arrays(path: Path) -> bool:
@@ -291,7 +323,8 @@ def _finish(
     values -= _unlabelled(values, ignored, all(one.zero_unlabelled for one in maps if one is not None), notices)
     if not values:
         raise DataError(f"{labels}: no pixel has a label", hint="check data.labels and data.ignored_labels")
-    ordered = tuple(int(v) for v in _few(np.array(sorted(values)), labels))
+    _few(values, labels)
+    ordered = tuple(sorted(values))
     told = {one.names for one in maps if one is not None}
     called = told.pop() if len(told) == 1 else ()
     names = tuple(called[value] if ordered[-1] < len(called) else str(value) for value in ordered)
@@ -324,14 +357,13 @@ def _values(raster: ImageFile, labels: str) -> set[int]:
             if (found != np.round(found)).any():
                 raise DataError(f"{labels}: the labels are no whole numbers", hint="check data.labels")
             values.update(int(value) for value in found if value >= 0)
-            _few(np.array(sorted(values)), labels)
+            _few(values, labels)
     return values
 
 
-def _few(values: NDArray[Any], labels: str) -> NDArray[Any]:
+def _few(values: Sized, labels: str) -> None:
     if len(values) > MAX_CLASSES:
         raise DataError(f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels")
-    return values
 
 
 @dataclass(frozen=True)
@@ -370,27 +402,19 @@ def _read_argmax(file: ImageFile, index: int, window: Window | None) -> MultiCha
     return MultiChannelImage(image.pixels.argmax(axis=0)[None].astype(np.float32), known)
 
 
-def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[np.int64] | _Map:
-    """(N,) classes of images, or a file in memory of (H, W), (H, W, K) or (N, H, W) labels."""
-    if path.suffix.lower() == ".npy" and not key:
-        try:
-            array = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise DataError(f"{path}: not a readable .npy file: {str(error).splitlines()[0]}") from error
-    else:
-        from auxmae.data.readers import read_array
+def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[Any] | _Map:
+    """(N,) numbers or texts of images, or a file in memory of (H, W), (H, W, K) or (N, H, W) labels."""
+    from auxmae.data.readers import read_array
 
-        array = np.asarray(read_array(path, key or None))
+    array = np.asarray(read_array(path, key or None))
     where = f"{path}:{key}" if key else str(path)
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_):
-        raise DataError(f"{where}: labels must be numbers, not {array.dtype}", hint="check data.labels")
+    if array.dtype.kind not in ("biufU" if array.ndim == 1 else "biuf"):
+        kind = {"U": f"text of {array.ndim} axes", "V": "cells or structs of several kinds"}.get(array.dtype.kind, array.dtype)
+        raise DataError(f"{where}: labels must be numbers, or one text an image, not {kind}", hint="check data.labels")
     if array.ndim == 1:
-        valid = np.isfinite(array)
-        if (array[valid] != np.round(array[valid])).any():
-            raise DataError(f"{where}: the labels are no whole numbers", hint="check data.labels")
-        return np.where(valid, array, -1).astype(np.int64)
+        return array
     abundances = False
     if array.ndim == 3 and not _whole(array):
         notices.append(f"{where} is {' × '.join(map(str, array.shape))}: each pixel's label is its largest (abundances)")

@@ -80,7 +80,7 @@ def rows_in_order(path: Path, column: str, count: int) -> list[str]:
     return ["" if value.strip().lower() in MISSING else value.strip() for value in values]
 
 
-def classes(labels: Sequence[str], ignored: Sequence[int] | None, path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def classes(labels: Sequence[str], ignored: Sequence[int] | None, where: Path | str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Class numbers, −1 for "no label", and the classes' names, in the order of numbers where all are numbers.
 
     Raises:
@@ -93,7 +93,7 @@ def classes(labels: Sequence[str], ignored: Sequence[int] | None, path: Path) ->
         values = {}
     if values:
         if any(not value.is_integer() for value in values.values()):
-            raise DataError(f"{path}: its labels are no whole numbers, so they are no classes", hint="check data.labels")
+            raise DataError(f"{where}: its labels are no whole numbers, so they are no classes", hint="check data.labels")
         out = {value for value in values.values() if value < 0} | set(ignored or ())
         kept = sorted({int(value) for value in values.values() if value not in out})
         place = {name: kept.index(int(value)) for name, value in values.items() if value not in out}
@@ -101,7 +101,7 @@ def classes(labels: Sequence[str], ignored: Sequence[int] | None, path: Path) ->
     else:
         place = {name: index for index, name in enumerate(names)}
     if not names:
-        raise DataError(f"{path}: no image has a label", hint="check data.labels and data.ignored_labels")
+        raise DataError(f"{where}: no image has a label", hint="check data.labels and data.ignored_labels")
     return np.array([place.get(label, -1) for label in labels], dtype=np.int64), tuple(names)
 
 

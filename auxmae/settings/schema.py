@@ -54,9 +54,9 @@ class DataSettings(Table):
     )
     labels: str = Field(
         default="auto",
-        description="'auto' (class folders become labels), 'none', the path of a label raster, of a folder of them called "
-        "like the images, or of a CSV table with the images' names, PATH:KEY for an array in an HDF5, MATLAB or npz file or "
-        "a table's column, or :KEY for an array in the image file itself",
+        description="'auto' (class folders, or an array of the image file called labels, label, targets, target or y), 'none', "
+        "the path of a label raster, of a folder of them called like the images, or of a CSV table with the images' names, "
+        "PATH:KEY for an array in an HDF5, MATLAB or npz file or a table's column, or :KEY for an array in the image file itself",
     )
     ignored_labels: tuple[Annotated[int, Field(ge=0)], ...] | Auto = Field(
         default="auto",

@@ -25,12 +25,31 @@ def write_raster(path: Path, cube: np.ndarray, driver: str = "GTiff", **profile:
     return path
 
 
-def write_v73(path: Path, **arrays: np.ndarray) -> Path:
-    """As MATLAB does: its header in 512 bytes before the HDF5 signature, axes in reverse, the class as an attribute."""
+def write_v73(path: Path, **arrays: np.ndarray | list[str]) -> Path:
+    """As MATLAB does: its header in 512 bytes before the HDF5 signature, axes in reverse, the class as an attribute.
+
+    A list is a cell of texts, an array of text is one of characters.
+    """
+
+    def characters(texts: list[str]) -> np.ndarray:
+        return np.array([[ord(character) for character in text] for text in texts], dtype=np.uint16)
+
+    def write(file: h5py.File, name: str, array: np.ndarray, kind: str) -> h5py.Dataset:
+        file[name] = array.T
+        file[name].attrs["MATLAB_class"] = np.bytes_(kind)
+        return file[name]
+
     with h5py.File(path, "w", userblock_size=512) as file:
         for name, array in arrays.items():
-            file[name] = array.T
-            file[name].attrs["MATLAB_class"] = np.bytes_({"u": "uint16", "f": "double"}[array.dtype.kind])
+            if isinstance(array, list):
+                parts = [write(file, f"#refs#/{name}{i}", characters([text]), "char").ref for i, text in enumerate(array)]
+                file.create_dataset(name, (1, len(parts)), dtype=h5py.ref_dtype)[0] = parts
+                file[name].attrs["MATLAB_class"] = np.bytes_("cell")
+            elif array.dtype.kind == "U":
+                width = array.dtype.itemsize // 4
+                write(file, name, characters([text.ljust(width) for text in array.tolist()]), "char")
+            else:
+                write(file, name, array, {"u": "uint16", "f": "double"}[array.dtype.kind])
     with path.open("r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\x00\x02IM")
     return path

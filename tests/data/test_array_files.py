@@ -42,6 +42,17 @@ def test_matlab_text_and_empty_variables_are_no_images(tmp_path: Path) -> None:
     assert_reads(path, CUBE)
 
 
+def test_arrays_in_matlab_structs(tmp_path: Path) -> None:
+    path, many = tmp_path / "a.mat", np.zeros((1, 3), dtype=[("x", object)])
+    scipy.io.savemat(path, {"data": {"images": np.moveaxis(CUBE, 0, 2), "more": {"map": np.ones((5, 6))}}, "many": many})
+    assert_reads(path, CUBE)
+    assert_reads(path, CUBE, ReadOptions(key="data/images"))
+    assert np.array_equal(read_array(path, "data/more/map"), np.ones((5, 6)))
+    scipy.io.savemat(path, {"many": many})
+    with pytest.raises(DataError, match=r"no array that can be an image; it holds many 1 × 3"):
+        open_image(path)
+
+
 @pytest.mark.parametrize("kind", ["h5", "zarr2", "zarr3"])
 def test_cf_attributes(tmp_path: Path, kind: str) -> None:
     stored = RNG.integers(0, 1000, (4, 17, 23)).astype(np.int16)

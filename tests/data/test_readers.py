@@ -120,7 +120,8 @@ def test_an_array_of_images_with_labels(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.stack([CUBE] * 5), y=np.arange(5))
     file = open_image(tmp_path / "a.npz", ReadOptions(key="x"))
     assert file.count == 5
-    assert file.labels.tolist() == [0, 1, 2, 3, 4]
+    name, entries = file.labels
+    assert (name, entries.tolist()) == ("y", [0, 1, 2, 3, 4])
     assert np.array_equal(file.read(3, None).pixels, CUBE)
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, ReadOptions
+from auxmae.data.readers.arrays import as_text
 from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER, has_header
 from auxmae.errors import AuxMAEError, DataError, MissingDependencyError
 
@@ -158,7 +160,7 @@ def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  
 
 
 def list_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name → (shape, type) of every array in an npy, npz, HDF5, MATLAB or Zarr file.
+    """Name → (shape, type) of every array of numbers or text in an npy, npz, HDF5, MATLAB or Zarr file.
 
     Raises:
         DataError: unreadable.
@@ -170,22 +172,24 @@ def list_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def read_array(path: Path, key: str | None = None, options: ReadOptions | None = None) -> NDArray[Any]:
-    """One whole array of an npy, npz, HDF5, MATLAB or Zarr file, as it is stored.
+    """One whole array of an npy, npz, HDF5, MATLAB or Zarr file, numbers as they are stored; without a key the only one, of
+    numbers where there are any.
 
     Raises:
-        DataError: unreadable, no such array, or several and no key.
+        DataError: unreadable, no such array, several and no key, or not all of one that holds text is text.
     """
     if _suffix(path) not in ARRAY_SUFFIXES:
         raise DataError(f"{path}: holds no named arrays", hint=f"expected one of {', '.join(sorted(ARRAY_SUFFIXES))}")
     module = _reader(path)
     key = key or (options.key if options else None)
     arrays = list_arrays(path)
-    if key is None and len(arrays) == 1:
-        key = next(iter(arrays))
+    if key is None:
+        numbers = [name for name, (_, kind) in arrays.items() if np.dtype(kind).kind in "uifbc"]
+        key = next(iter(numbers or arrays)) if len(numbers or arrays) == 1 else None
     if key not in arrays:
         listed = ", ".join(f"{name} {shape}" for name, (shape, _) in arrays.items()) or "none"
         problem = "say which array" if key is None else f"no array {key!r}"
         raise DataError(f"{path}: {problem}; it holds {listed}", hint=f"write it as {path}:NAME")
     with reading(path):
         array: NDArray[Any] = module.load(path, key)
-    return array
+    return as_text(array, f"{path}:{key}") if array.dtype.kind in "USTO" else array

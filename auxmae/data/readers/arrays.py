@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,16 +93,74 @@ def _settings(path: Path, name: str, arrays: Shapes, options: ReadOptions) -> st
     return key if guess_axes(shape, options.channels) else f"{key} and {axes_settings(shape)}"
 
 
-def label_key(arrays: Shapes, count: int) -> str | None:
-    """The one-dimensional integer array of N entries that is called like labels, if there is just one."""
-    found = [
-        name
+def as_text(array: NDArray[Any], where: str) -> NDArray[np.str_]:
+    """An array of text of any kind as Python's, without the spaces that fill it up; None and NaN, for a missing text, as "".
+
+    Raises:
+        DataError: it holds something else.
+    """
+    texts = []
+    for value in np.asarray(array).reshape(-1).tolist():
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            value = ""
+        if not isinstance(value, (str, bytes)):
+            raise DataError(f"{where}: not all of it is text", hint="store text alone, or numbers alone")
+        texts.append((value if isinstance(value, str) else value.decode("utf-8", errors="backslashreplace")).rstrip())
+    return np.array(texts, dtype=np.str_).reshape(np.shape(array))
+
+
+def entries_of(
+    arrays: Shapes, called: Sequence[str], beside: str, kinds: str, count: int, noun: str, notices: list[str]
+) -> str | None:
+    """The one array of one axis that is called so and has as many entries as there are `noun`.
+
+    Args:
+        arrays: what the file holds.
+        called: names, in small letters.
+        beside: the image's array: of several, the one in its group is meant.
+        kinds: numpy's letters of the types that it may have.
+        count: of entries.
+        noun: what they are of.
+        notices: told why an array that is called so is not the one.
+    """
+    found = {
+        name: math.prod(shape)
         for name, (shape, kind) in arrays.items()
-        if name.rsplit("/", 1)[-1].lower() in LABEL_NAMES
-        and np.dtype(kind).kind in "iu"
-        and shape in ((count,), (count, 1), (1, count))
-    ]
-    return found[0] if len(found) == 1 and count > 1 else None
+        if name.rsplit("/", 1)[-1].lower() in called
+        and np.dtype(kind).kind in kinds
+        and shape
+        and max(shape) == math.prod(shape)
+        and name != beside
+    }
+    fitting = [name for name, size in found.items() if size == count]
+    siblings = [name for name in fitting if name.rpartition("/")[0] == beside.rpartition("/")[0]]
+    chosen = siblings or fitting
+    if len(chosen) == 1:
+        return chosen[0]
+    if chosen:
+        notices.append(f"{' and '.join(chosen)} may both be those of the {noun}: neither is taken")
+    elif found:
+        sizes = ", ".join(f"{name} has {size} entries" for name, size in found.items())
+        notices.append(f"{sizes}, for {count} {noun}: not taken")
+    return None
+
+
+def _own_labels(
+    path: Path, arrays: Shapes, key: str, count: int, load: Callable[[str], NDArray[Any]], notices: list[str]
+) -> tuple[str, NDArray[Any]] | None:
+    """The name and the entries of the array that holds a label for each of N > 1 images, numbers or text."""
+    told = list[str]()
+    name = entries_of(arrays, LABEL_NAMES, key, "biufUSO", count, "images", told) if count > 1 else None
+    notices.extend(f"{path.name}: labels: {text}" for text in told)
+    if name is None:
+        return None
+    try:
+        array = load(name)
+        entries = array if array.dtype.kind in "biuf" else as_text(array, f"{path}:{name}")
+    except DataError as error:
+        notices.append(f"{error.message}: not taken")
+        return None
+    return name, entries.reshape(-1)
 
 
 def array_file(
@@ -118,7 +177,7 @@ def array_file(
         path: the file.
         arrays: what it holds.
         options: the settings.
-        load: load(name) → one whole array, for labels.
+        load: load(name) → one whole array, for labels.  Text is of any kind that `as_text` takes.
         read: read(key, axes, index, window) → pixels; picklable.
         known: known(name) → the axes of an array that says what its own mean, else None.
 
@@ -127,14 +186,14 @@ def array_file(
     """
     key = choose_key(path, arrays, options)
     shape, kind = arrays[key]
-    notices = []
+    notices = list[str]()
     axes = known(key) if options.axes is None else None
     if axes is None:
         axes = resolve_axes(path, shape, options, arrays)
         if options.axes is None:
             which = "its array" if key == ONLY else f"array {key}"
             notices.append(f"{path.name}: {which} of {times(shape)} is read as {axes}; set data.axes if that is wrong")
-    label = label_key(arrays, axes.size("N"))
+    labels = _own_labels(path, arrays, key, axes.size("N"), load, notices)
     return ImageFile(
         path,
         axes.size("N"),
@@ -143,6 +202,6 @@ def array_file(
         axes.size("W"),
         np.dtype(kind),
         partial(read, key, axes),
-        labels=load(label).reshape(-1).astype(np.int64) if label else None,
+        labels=labels,
         notices=tuple(notices),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,8 @@ from auxmae.data.readers.arrays import array_file
 from auxmae.data.readers.axes import Axes, Shapes, cut, from_names
 from auxmae.data.readers.encoding import cf_encoding, to_image
 
+_CHAR, _CELL = b"char", b"cell"
+
 
 class _ColumnMajor:
     """A data set in MATLAB's order of axes: MATLAB stores the first axis fastest, and HDF5 names the slowest first."""
@@ -29,20 +31,26 @@ class _ColumnMajor:
 
 
 def list_arrays(path: Path, matlab: bool = False) -> Shapes:
-    """Path inside the file → (shape, type) of every numeric data set; `matlab`: shapes in MATLAB's order."""
+    """Path inside the file → (shape, type) of every data set of numbers or text; `matlab`: shapes in MATLAB's order."""
     import h5py
 
     found: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def visit(name: str, node: Any) -> None:
-        # "#refs#" holds what MATLAB's cells point to; text is stored as numbers too.
-        if not isinstance(node, h5py.Dataset) or name.startswith("#") or node.attrs.get("MATLAB_class") == b"char":
+        # "#refs#" holds what MATLAB's cells point to.
+        if not isinstance(node, h5py.Dataset) or name.startswith("#"):
             return
         try:
             shape, dtype = node.shape, node.dtype
         except TypeError:
             return  # a type that numpy does not have
-        if shape is not None and dtype.kind in "uifbc" and "MATLAB_empty" not in node.attrs:
+        if shape is None or "MATLAB_empty" in node.attrs:
+            return
+        own = node.attrs.get("MATLAB_class")
+        if own == _CHAR:
+            # MATLAB's text is an array of characters, whose last axis runs along the text.
+            found[name] = (shape[:0:-1], f"<U{shape[0]}")
+        elif dtype.kind in "uifbcS" or own == _CELL or h5py.check_string_dtype(dtype) is not None:
             found[name] = (shape[::-1] if matlab else shape, dtype.str)
 
     with h5py.File(path, "r") as file:
@@ -60,10 +68,35 @@ def _dataset(path: Path, key: str) -> Iterator[Any]:
 
 
 def load(path: Path, key: str, matlab: bool = False) -> NDArray[Any]:
-    """One whole array."""
+    """One whole array; of a cell its texts, and its other entries as arrays."""
     with _dataset(path, key) as dataset:
+        own = dataset.attrs.get("MATLAB_class")
         array = np.asarray(dataset[...])
-    return array.T if matlab else array
+        if own == _CELL:
+            array = _filled(array.shape, [_entry(dataset.file[place]) for place in array.reshape(-1)])
+    array = array.T if matlab else array
+    return _joined(array) if own == _CHAR else array
+
+
+def _entry(dataset: Any) -> Any:
+    """What an entry of a cell holds: a text, or an array."""
+    if dataset.attrs.get("MATLAB_class") != _CHAR:
+        return dataset[...]
+    return "" if "MATLAB_empty" in dataset.attrs else "".join(_joined(np.asarray(dataset[...]).T).tolist())
+
+
+def _joined(characters: NDArray[Any]) -> NDArray[Any]:
+    """(…, length) code numbers of characters → (…) text."""
+    rows = characters.reshape(-1, characters.shape[-1]).tolist()
+    return _filled(characters.shape[:-1], ["".join(map(chr, row)) for row in rows])
+
+
+def _filled(shape: tuple[int, ...], values: Sequence[Any]) -> NDArray[Any]:
+    """An array of objects, which numpy is not to make one array of."""
+    array = np.empty(len(values), dtype=object)
+    for place, value in enumerate(values):
+        array[place] = value
+    return array.reshape(shape)
 
 
 def open_file(path: Path, options: ReadOptions, matlab: bool = False) -> ImageFile:

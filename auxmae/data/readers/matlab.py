@@ -26,23 +26,39 @@ def _is_hdf5(path: Path) -> bool:
     return head.startswith(_HDF5) or head[512:] == _HDF5
 
 
-def _numeric(path: Path) -> Arrays:
+def _variables(path: Path) -> Arrays:
     from scipy.io import loadmat
 
-    return {
-        name: value
-        for name, value in loadmat(path).items()
-        if not name.startswith("__") and isinstance(value, np.ndarray) and value.dtype.kind in "uifbc"
-    }
+    found: Arrays = {}
+    for name, value in loadmat(path).items():
+        if not name.startswith("__"):
+            _add(found, name, value)
+    return found
+
+
+def _add(found: Arrays, name: str, value: Any) -> None:
+    """A variable, or the fields of a struct as STRUCT/FIELD, as HDF5 has them; of cells, only those of text."""
+    if not isinstance(value, np.ndarray):
+        return
+    if value.dtype.names is not None and value.size == 1:
+        for field in value.dtype.names:
+            _add(found, f"{name}/{field}", value[field].item())
+    elif value.dtype.kind in "uifbcU":
+        found[name] = value
+    elif value.dtype.kind == "O" and all(isinstance(entry, np.ndarray) and entry.dtype.kind == "U" for entry in value.flat):
+        found[name] = np.array(["".join(entry.flat) for entry in value.flat], dtype=np.str_).reshape(value.shape)
+    else:
+        # Named where the file is asked for what it holds, without its contents.
+        found[name] = np.empty(value.shape, dtype="V1")
 
 
 def _all(path: Path) -> Arrays:
     # Their variables are compressed as a whole: every crop comes from what was decoded once.
-    return decoded.get(file_key(path), partial(_numeric, path))
+    return decoded.get(file_key(path), partial(_variables, path))
 
 
 def list_arrays(path: Path) -> Shapes:
-    """Variable → (shape, type) of every numeric variable."""
+    """Variable → (shape, type) of every variable; the type of what is neither numbers nor text is "V1"."""
     if _is_hdf5(path):
         return hdf5.list_arrays(path, matlab=True)
     return {name: (value.shape, value.dtype.str) for name, value in _all(path).items()}

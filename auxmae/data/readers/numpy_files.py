@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import zipfile
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from auxmae.data.readers.arrays import ONLY, array_file
 from auxmae.data.readers.axes import Axes, Shapes, cut
 from auxmae.data.readers.cache import decoded, file_key
 from auxmae.data.readers.encoding import Encoding, to_image
+from auxmae.errors import DataError
 
 # NumPy reads headers with Python's own parser, which in 3.11 fails now and then where several threads use it at once ("AST
 # constructor recursion depth mismatch"; see CPython's issue 106905).
@@ -25,21 +27,22 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def list_arrays(path: Path) -> Shapes:
-    """Name → (shape, type) of every numeric array, by its header; an npy file's array is called `ONLY`."""
+    """Name → (shape, type) of every array of numbers, text or objects, by its header; an npy file's array is called `ONLY`."""
     if path.suffix.lower() == ".npy":
         array = load(path, ONLY)
         return {ONLY: (array.shape, array.dtype.str)}
     found = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
-            header = _header(archive, member)
-            if header is not None and header[1].kind in "uifbc":
+            with archive.open(member) as file:
+                header = _header(file)
+            if header is not None and header[1].kind in "uifbcUSO":
                 found[member.removesuffix(".npy")] = (header[0], header[1].str)
     return found
 
 
-def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
-    with archive.open(member) as file, _PARSING:
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]] | None:
+    with _PARSING:
         try:
             shape, _, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
         except (ValueError, KeyError):
@@ -50,6 +53,9 @@ def _header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], np.
 def load(path: Path, key: str) -> NDArray[Any]:
     """One array; of an npy file a memory map."""
     if path.suffix.lower() == ".npy":
+        with path.open("rb") as file:
+            if (objects := _objects(file, str(path))) is not None:
+                return objects
         with _PARSING:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         return array
@@ -57,8 +63,42 @@ def load(path: Path, key: str) -> NDArray[Any]:
 
 
 def _member(path: Path, key: str) -> dict[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as archive, _PARSING:
-        return {key: np.asarray(archive[key])}
+    with np.load(path, allow_pickle=False) as archive:
+        member = key if key in archive.zip.namelist() else f"{key}.npy"
+        with archive.zip.open(member) as file:
+            if (objects := _objects(file, f"{path}:{key}")) is not None:
+                return {key: objects}
+        with _PARSING:
+            return {key: np.asarray(archive[key])}
+
+
+class _TextUnpickler(pickle.Unpickler):
+    """Makes arrays of text, numbers and None; whatever else a pickle asks for is refused, since it may run any code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module.replace("numpy._core", "numpy.core"), name) not in _HARMLESS:
+            raise pickle.UnpicklingError(f"an array of Python objects, among them {module}.{name}")
+        return super().find_class(module, name)
+
+
+_HARMLESS = {
+    ("numpy", "dtype"),
+    ("numpy", "ndarray"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+}
+
+
+def _objects(file: IO[bytes], where: str) -> NDArray[Any] | None:
+    """An array of objects, as pandas keeps text; None where the array is another one, or none."""
+    header = _header(file)
+    if header is None or header[1].kind != "O":
+        return None
+    try:
+        array: NDArray[Any] = _TextUnpickler(file).load()
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{where}: {error}", hint="store text alone, or numbers alone") from error
+    return array
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:

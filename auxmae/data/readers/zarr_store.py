@@ -33,15 +33,17 @@ def _members(root: Any) -> dict[str, Any]:
 
 
 def _shapes(members: dict[str, Any]) -> Shapes:
+    kinds = {name: getattr(node.dtype, "kind", "V") for name, node in members.items()}
     return {
-        name: (node.shape, np.dtype(node.dtype).str)
+        # numpy's newer kind of text has no name that older versions understand.
+        name: (node.shape, "<U" if kinds[name] == "T" else np.dtype(node.dtype).str)
         for name, node in members.items()
-        if getattr(node.dtype, "kind", "O") in "uifbc"
+        if kinds[name] in "uifbcUSOT"
     }
 
 
 def list_arrays(path: Path) -> Shapes:
-    """Path inside the store → (shape, type) of every numeric array; a bare array is called `ONLY`."""
+    """Path inside the store → (shape, type) of every array of numbers or text; a bare array is called `ONLY`."""
     return _shapes(_members(_root(path)))
 
 

@@ -1,0 +1,151 @@
+"""Labels of images in the file that holds the images: numbers and text, as each format stores them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+
+from auxmae.data.collection import open_collection
+from auxmae.data.image import ReadOptions
+from auxmae.errors import DataError
+from tests.data.reader_fixtures import write_v73
+
+RNG = np.random.default_rng(8)
+IMAGES = RNG.integers(1, 5000, (4, 3, 16, 16)).astype(np.uint16)
+NUMBERS = np.array([2.0, 10.0, 10.0, 2.0])
+TEXTS = ["drug b", "ctrl", "ctrl", "drug b"]
+
+
+def npz(path: Path, **arrays: object) -> Path:
+    np.savez(path.with_suffix(".npz"), images=IMAGES, **arrays)
+    return path.with_suffix(".npz")
+
+
+def hdf5(path: Path, **arrays: object) -> Path:
+    with h5py.File(path.with_suffix(".h5"), "w") as file:
+        for name, array in {"images": IMAGES, **arrays}.items():
+            file[name] = array
+    return path.with_suffix(".h5")
+
+
+def matlab(path: Path, **arrays: object) -> Path:
+    scipy.io.savemat(path.with_suffix(".mat"), {"images": IMAGES.transpose(2, 3, 1, 0), **arrays})
+    return path.with_suffix(".mat")
+
+
+def matlab_v73(path: Path, **arrays: object) -> Path:
+    return write_v73(path.with_suffix(".mat"), images=IMAGES.transpose(2, 3, 1, 0), **arrays)
+
+
+def zarr_group(path: Path, version: int, **arrays: object) -> Path:
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(path.with_suffix(".zarr")), mode="w", zarr_format=version)
+    group.create_array("images", data=IMAGES)
+    for name, array in arrays.items():
+        group.create_array(name, shape=(len(array),), dtype="str" if isinstance(array, list) else "float64")[...] = np.array(
+            array
+        )
+    return path.with_suffix(".zarr")
+
+
+@pytest.mark.filterwarnings("ignore:.*Zarr V3 specification")
+@pytest.mark.parametrize(
+    ("write", "labels"),
+    [
+        (npz, NUMBERS),
+        (npz, np.array(TEXTS)),
+        (npz, np.array(TEXTS, dtype="S")),
+        (npz, np.array(TEXTS, dtype=object)),
+        (hdf5, NUMBERS[:, None]),
+        (hdf5, TEXTS),
+        (hdf5, np.array(TEXTS, dtype="S")),
+        (matlab, NUMBERS),
+        (matlab, np.array(TEXTS)),
+        (matlab, np.array(TEXTS, dtype=object)),
+        (matlab_v73, NUMBERS[None]),
+        (matlab_v73, np.array(TEXTS)),
+        (matlab_v73, TEXTS),
+        (lambda path, labels: zarr_group(path, 2, labels=labels), TEXTS),
+        (lambda path, labels: zarr_group(path, 3, labels=labels), TEXTS),
+        (lambda path, labels: zarr_group(path, 3, labels=labels), NUMBERS),
+    ],
+)
+def test_numbers_and_text_however_they_are_stored(tmp_path, write, labels):
+    path = write(tmp_path / "a", labels=labels)
+    axes = {"axes": "HWCN"} if path.suffix == ".mat" else {"axes": "NCHW"}
+    numbers = np.asarray(labels).dtype.kind == "f"
+    for given in ("auto", ":labels"):
+        collection = open_images(path, labels=given, **axes)
+        assert collection.class_names == (("2", "10") if numbers else ("ctrl", "drug b"))
+        assert collection.labels.tolist() == ([0, 1, 1, 0] if numbers else [1, 0, 0, 1])
+        told = [notice for notice in collection.notices if notice.startswith("labels: 2 classes by array labels of a.")]
+        assert len(told) == (given == "auto")
+    assert open_images(path, labels="none", **axes).labels is None
+
+
+def open_images(path: Path, labels: str, axes: str):
+    return open_collection(str(path), labels=labels, options=ReadOptions(key="images", axes=axes))
+
+
+def test_labels_that_are_missing(tmp_path):
+    for labels in (np.array([3, np.nan, -1, 3]), np.array(["3", None, "NA", "3"], dtype=object), np.array(["3", "", "-1", "3"])):
+        collection = open_images(npz(tmp_path / "a", y=labels), "auto", "NCHW")
+        assert (collection.class_names, collection.labels.tolist()) == (("3",), [0, -1, -1, 0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.array([0.5, 1, 2, 3]), "no whole numbers"),
+        (np.array([0.0, 1, 2]), "3 labels for 4 images|labels has 3 entries, for 4 images"),
+        (np.array(["a", "b", "c"]), "3 labels for 4 images|labels has 3 entries, for 4 images"),
+        (np.array(["a", 1, "b", 2], dtype=object), "not all of it is text"),
+        (np.array([["a", "b"]] * 4), "text of 2 axes"),
+    ],
+    ids=["fractions", "few", "few texts", "mixed", "two axes"],
+)
+def test_why_labels_are_not_taken(tmp_path, labels, words):
+    path = npz(tmp_path / "a", labels=labels)
+    with pytest.raises(DataError, match=words):
+        open_images(path, ":labels", "NCHW")
+    collection = open_images(path, "auto", "NCHW")
+    assert collection.labels is None
+    assert any("not taken" in notice for notice in collection.notices) == (labels.ndim == 1)
+
+
+def test_the_labels_of_the_group_that_the_images_are_in(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        for part, labels in (("train", TEXTS), ("test", TEXTS[::-1])):
+            file[f"{part}/images"], file[f"{part}/labels"] = IMAGES, labels
+        file["train/y"] = np.arange(4)
+    options = ReadOptions(key="test/images", axes="NCHW")
+    assert open_collection(str(path), options=options).labels.tolist() == [1, 0, 0, 1]
+    twice = open_collection(str(path), options=ReadOptions(key="train/images", axes="NCHW"))
+    assert twice.labels is None
+    assert any("train/labels and train/y" in notice for notice in twice.notices)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harmed",)
+
+
+def test_objects_run_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = npz(tmp_path / "a", labels=np.array([Harmful()] * 4, dtype=object))
+    with pytest.raises(DataError, match=r"a\.npz:labels: .*mkdir"):
+        open_images(path, ":labels", "NCHW")
+    assert open_images(path, "auto", "NCHW").labels is None
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_labels_in_a_file_of_their_own(tmp_path):
+    np.save(tmp_path / "texts.npy", np.array(TEXTS, dtype=object))
+    path = npz(tmp_path / "a")
+    assert open_images(path, str(tmp_path / "texts.npy"), "NCHW").labels.tolist() == [1, 0, 0, 1]
