@@ -40,6 +40,8 @@ SCENES = ((5, 48), (16, 144))
 # Pixels of up to this many images are looked at when a source is opened; of more, only with allow_broken.
 CHECKED_IMAGES = 2000
 _CHECK_SIDE = 512
+# Every integer up to this one is a float32.
+_EXACT = 2**24
 
 
 @dataclass
@@ -408,18 +410,24 @@ def _explain(collection: Collection) -> str:
 
 
 def _check_pixels(collection: Collection, allow_broken: bool) -> None:
-    """Leaves out images without a valid pixel, and finds files that break only when pixels are read."""
+    """Leaves out images without a valid pixel, finds files that break only when pixels are read, and tells of rounding."""
     if len(collection) > CHECKED_IMAGES and not allow_broken:
         return
-    keep = np.ones(len(collection), dtype=bool)
+    keep = np.zeros(len(collection), dtype=bool)
+    largest = 0.0
     for item in range(len(collection)):
         file = collection.file_of(item)
         try:
-            keep[item] = any(collection.read(item, window).valid.any() for window in _probe_windows(file))
+            for window in _probe_windows(file):
+                image = collection.read(item, window)
+                if image.valid.any():
+                    keep[item] = True
+                    if file.dtype.kind in "iu":
+                        largest = max(largest, float(np.abs(image.pixels).max()))
+                    break
         except DataError as error:
             if not allow_broken:
                 raise
-            keep[item] = False
             collection.notices.append(f"left out: {error.message}")
             continue
         if not keep[item]:
@@ -429,6 +437,11 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
         raise DataError(
             f"{collection.source}: no image has a valid pixel (all nodata, NaN, or beyond the range of float32)",
             hint="check data.nodata and the files",
+        )
+    if largest > _EXACT:
+        collection.notices.append(
+            f"integers above {_EXACT} (here up to {largest:.4g}) are rounded to float32, to multiples of "
+            f"{np.spacing(np.float32(largest)):.0f}: where smaller differences matter, subtract an offset from the files first"
         )
     collection.items = collection.items[keep]
     if collection.labels is not None:

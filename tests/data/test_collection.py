@@ -235,6 +235,15 @@ def test_image_without_a_valid_pixel(tmp_path: Path) -> None:
     assert any("empty.tif" in notice for notice in collection.notices)
 
 
+@pytest.mark.parametrize(("dtype", "offset", "step"), [("int32", 2**31 - 2000, 128), ("uint64", 2**40, 131072), ("int32", 5, 0)])
+def test_integers_that_are_rounded_are_told(tmp_path: Path, dtype: str, offset: int, step: int) -> None:
+    np.save(tmp_path / "a.npy", (offset + RNG.integers(0, 1000, (20, 2, 24, 24))).astype(dtype))
+    notices = open_collection(str(tmp_path / "a.npy"), options=ReadOptions(axes="NCHW")).notices
+    told = [notice for notice in notices if "rounded to float32" in notice]
+    assert len(told) == (step > 0)
+    assert all(f"multiples of {step}:" in notice for notice in told)
+
+
 def test_huge_scene_is_never_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "huge.tif"
     profile = {"driver": "GTiff", "count": 2, "height": 20000, "width": 20000, "dtype": "uint8", "sparse_ok": True}
