@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from auxmae.data.plates import STORE, fields, store_of
 from auxmae.errors import DataError
 
 # What every run folder holds from its first moment on.
@@ -15,7 +16,7 @@ RUN_MARKS = ("settings.toml", "checkpoints", "figures")
 
 
 def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple[Path, list[Path]]:
-    """→ (the folder that relative paths start from, the files in the order of their names).
+    """→ (the folder that relative paths start from, the files in the order of their names, plates as their fields).
 
     Args:
         source: a file, a folder, or a glob pattern.
@@ -37,11 +38,13 @@ def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple
         if not candidates:
             raise DataError(f"{source}: the folder is empty", hint=f"supported: {listed}")
     elif exists:
-        return path.parent, [path]
+        return _outside(path.parent), _images(source, [path], notices)
     elif any(character in source for character in "*?["):
-        candidates = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        found = {Path(name) for name in glob.glob(str(path), recursive=True)}
+        # A store stands for all that lies within it.
+        candidates = sorted(entry for entry in found if not any(one.suffix.lower() == STORE for one in found & {*entry.parents}))
         fixed = path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]
-        root = Path(*fixed) if fixed else Path()
+        root = _outside(Path(*fixed) if fixed else Path())
         if not candidates:
             raise DataError(f"{source}: no file matches this pattern", hint="check data.source")
     else:
@@ -68,7 +71,31 @@ def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple
         why = "every supported file is excluded by data.exclude" if exclude else "no supported file"
         why += " outside of run folders" if any(runs.values()) else ""
         raise DataError(f"{source}: {why}", hint=f"supported: {listed}")
-    return root, paths
+    return root, _images(source, paths, notices)
+
+
+def _outside(folder: Path) -> Path:
+    """The folder, or that of the Zarr store which it lies in: a field is plate.zarr/A/1/0 however it was named."""
+    store = store_of(folder)
+    return folder if store is None else store.parent
+
+
+def _images(source: str, paths: list[Path], notices: list[str]) -> list[Path]:
+    """The same, with a plate's or a well's fields in its place."""
+    images, wells, count = list[Path](), set[Path](), 0
+    for path in paths:
+        found = fields(path) if store_of(path) is not None and path.is_dir() else None
+        images.extend([path] if found is None else found)
+        wells.update(field.parent for field in found or ())
+        count += len(found or ())
+    if wells:
+        notices.append(
+            f"{source}: each of the {count} fields of {len(wells)} well{'s' * (len(wells) > 1)} is an image; "
+            r"data.group_pattern = '([^/]+/[^/]+)/[^/]+$' keeps a well's together"
+        )
+    if not images:
+        raise DataError(f"{source}: the plate has no fields", hint="check data.source (--data)")
+    return images
 
 
 def _walk(folder: Path, notices: list[str]) -> list[Path]:
@@ -84,7 +111,7 @@ def _walk(folder: Path, notices: list[str]) -> list[Path]:
         inner = []
         for name in sorted(folders):
             path = Path(parent, name)
-            if path.suffix.lower() == ".zarr":
+            if path.suffix.lower() == STORE:
                 found.append(path)
             elif path.resolve() not in seen:
                 # A link may lead to a folder above it, or to one that is there by its own name.

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,6 +21,7 @@ from auxmae.data.files import find_files, relative_path
 from auxmae.data.georeference import describe_difference, same_place
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
 from auxmae.data.pairing import ImageNames, shorter_names
+from auxmae.data.plates import STORE
 from auxmae.data.tables import MISSING, TABLE_SUFFIXES, classes, rows_in_order, table_labels
 from auxmae.errors import DataError
 
@@ -71,7 +73,8 @@ def folder_labels(relative_paths: Sequence[str], notices: list[str]) -> tuple[ND
     folders = []
     ignored: set[str] = set()
     for path in relative_paths:
-        parents = PurePosixPath(path).parts[:-1]
+        # The folders of a store are its own.
+        parents = list(takewhile(lambda part: not part.endswith(STORE), PurePosixPath(path).parts[:-1]))
         ignored.update(part for part in parents if part.lower() in SPLIT_FOLDERS)
         rest = [part for part in parents if part.lower() not in SPLIT_FOLDERS]
         folders.append(rest[0] if rest else "")

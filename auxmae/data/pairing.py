@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from auxmae.data.plates import store_of
 from auxmae.errors import DataError
 
 
@@ -59,6 +60,9 @@ class ImageNames:
         found = self.by_name.get(path.name) or self.by_stem.get(path.name) or []
         if not found and path.suffix[1:2].isalpha():
             found = self.by_stem.get(path.stem, [])
+        if len(path.parts) == 1:
+            # Fields of a plate are called 0, 1, …: alone that is rather a number.
+            found = [index for index in found if store_of(Path(self.paths[index].parent)) is None]
         if not _is_absolute(path):
             found = [index for index in found if _same_end(self.paths[index].parent.parts, path.parent.parts)]
         elif len(found) > 1:

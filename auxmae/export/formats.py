@@ -107,7 +107,7 @@ def check_apart(output: Path, collection: Collection, *, labels: str = "none", e
     if labels not in ("auto", "none"):
         inputs += [Path(labels).expanduser(), Path(labels.rpartition(":")[0]).expanduser()]
     # A store is a folder, and what lies within it is part of it; so is a file within an output that is a folder.
-    known = {path.resolve() for path in inputs if path.is_file() or path.suffix.lower() == ".zarr"}
+    known = {path.resolve() for path in inputs if path.is_file() or is_readable(path)}
     for path in (output, *([sidecar(output)] if output.suffix.lower() == ".npy" else [])):
         place = path.resolve()
         if known.intersection((place, *place.parents)) or any(place in one.parents for one in known):

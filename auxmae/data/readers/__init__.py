@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, ReadOptions
+from auxmae.data.plates import is_group
 from auxmae.data.readers.arrays import as_text
 from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER, has_header
 from auxmae.errors import AuxMAEError, DataError, MissingDependencyError
@@ -72,7 +73,7 @@ def is_readable(path: Path) -> bool:
 
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
-    if path.name.lower().endswith(".zarr.zip"):
+    if path.name.lower().endswith(".zarr.zip") or is_group(path):
         return ".zarr"
     return HEADER if suffix in DATA_SUFFIXES and not path.is_dir() and has_header(path) else suffix
 
@@ -146,7 +147,7 @@ def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  
     if not path_exists(path):
         raise DataError(f"{path}: there is no such file")
     module = _reader(path)
-    if path.is_dir() and path.suffix.lower() != ".zarr":
+    if path.is_dir() and _suffix(path) != ".zarr":
         raise DataError(f"{path}: is a folder, not a file")
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")

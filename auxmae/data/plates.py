@@ -1,0 +1,46 @@
+"""Plates of OME-NGFF (0.4 and 0.5, section "High-content screening"): a Zarr store of wells, whose fields are images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+STORE = ".zarr"
+# Where a group of version 2 and of version 3 keeps its attributes.
+_METADATA = (".zattrs", "zarr.json")
+
+
+def store_of(path: Path) -> Path | None:
+    """The outermost Zarr store that a path lies in, or is; None: it lies in none."""
+    return next((one for one in (*reversed(path.parents), path) if one.name.lower().endswith(STORE)), None)
+
+
+def is_group(path: Path) -> bool:
+    """Whether a folder is a group or an array within a Zarr store, a field of a plate for one."""
+    return store_of(path.parent) is not None and any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json"))
+
+
+def fields(path: Path) -> list[Path] | None:
+    """The images of a plate or of a well, in its own order; None where the path is neither."""
+    attributes = _attributes(path)
+    try:
+        if "plate" in attributes:
+            wells = [path / well["path"] for well in attributes["plate"]["wells"]]
+            return [field for well in wells for field in fields(well) or []]
+        if "well" in attributes:
+            return [path / image["path"] for image in attributes["well"]["images"]]
+    except (KeyError, TypeError):
+        pass  # other things are called so too
+    return None
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    for name in _METADATA:
+        try:
+            content = json.loads((path / name).read_text(encoding="utf-8"))
+            attributes = content["attributes"] if name == "zarr.json" else content
+            return dict(attributes.get("ome", attributes))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return {}

@@ -1,0 +1,78 @@
+"""Plates of OME-Zarr: their fields are images, named by their wells."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from auxmae.data.collection import open_collection
+from auxmae.errors import DataError
+
+RNG = np.random.default_rng(4)
+WELLS = ("A/1", "A/2", "B/1")
+
+
+def store_plate(path: Path, version: int) -> dict[str, np.ndarray]:
+    """Three wells of two fields, two levels each → field → pixels of the full resolution."""
+    zarr = pytest.importorskip("zarr")
+    zarr.open_group(str(path), mode="w", zarr_format=version)
+
+    def describe(place: str, **attributes: object) -> None:
+        group = zarr.open_group(str(path / place), mode="a", zarr_format=version)
+        group.attrs.update(attributes if version == 2 else {"ome": {"version": "0.5", **attributes}})
+
+    describe("", plate={"wells": [{"path": well} for well in WELLS]})
+    pixels = {}
+    for well in WELLS:
+        describe(well, well={"images": [{"path": "0"}, {"path": "1"}]})
+        for field in (f"{well}/0", f"{well}/1"):
+            levels = [{"path": "full"}, {"path": "half"}]
+            describe(field, multiscales=[{"axes": [{"name": axis} for axis in "cyx"], "datasets": levels}])
+            pixels[field] = RNG.integers(1, 5000, (2, 24, 20)).astype(np.uint16)
+            group = zarr.open_group(str(path / field), mode="a")
+            group.create_array("full", data=pixels[field])
+            group.create_array("half", data=pixels[field][:, ::2, ::2])
+    return pixels
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_fields_of_plates_wells_and_patterns(tmp_path, version):
+    pixels = store_plate(tmp_path / "p.zarr", version)
+    for source, some in (
+        ("p.zarr", [*pixels]),
+        ("", [*pixels]),
+        ("*.zarr", [*pixels]),
+        ("p.zarr/**", [*pixels]),
+        ("p.zarr/A/2", ["A/2/0", "A/2/1"]),
+        ("p.zarr/B/1/1", ["B/1/1"]),
+        ("p.zarr/A/*/1", ["A/1/1", "A/2/1"]),
+    ):
+        collection = open_collection(str(tmp_path / source), layout="images")
+        assert collection.relative_paths == tuple(f"p.zarr/{field}" for field in some)
+        assert all(np.array_equal(collection.read(item).pixels, pixels[field]) for item, field in enumerate(some))
+        assert collection.labels is None
+    notices = open_collection(str(tmp_path)).notices
+    assert any("each of the 6 fields of 3 wells is an image" in notice for notice in notices)
+
+
+def test_a_table_names_wells_and_not_fields_by_its_numbers(tmp_path):
+    store_plate(tmp_path / "p.zarr", 2)
+    (tmp_path / "wells.csv").write_text("dose,well,label\n0,A/1,ctrl\n1,A/2,drug\n1,B/1,drug\n")
+    collection = open_collection(
+        str(tmp_path / "p.zarr"),
+        labels=str(tmp_path / "wells.csv"),
+        layout="images",
+        group_pattern=r"([^/]+/[^/]+)/[^/]+$",
+    )
+    assert collection.labels.tolist() == [0, 0, 1, 1, 1, 1]
+
+
+def test_a_field_that_is_not_there(tmp_path):
+    store_plate(tmp_path / "p.zarr", 3)
+    shutil.rmtree(tmp_path / "p.zarr" / "A" / "2" / "1")
+    with pytest.raises(DataError, match=r"A/2/1: there is no such file"):
+        open_collection(str(tmp_path / "p.zarr"))
+    assert len(open_collection(str(tmp_path / "p.zarr"), layout="images", allow_broken=True)) == 5
