@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from auxmae.data.plates import store_of
@@ -31,7 +32,7 @@ class ImageNames:
         group_pattern: str = "",
         parts: Sequence[Sequence[str]] = (),
     ) -> None:
-        self.relative_paths = tuple(relative_paths)
+        self.relative_paths, self._root, self._parts = tuple(relative_paths), root, parts
         above = PurePosixPath(root.absolute().as_posix())
         self.paths = [above / path for path in relative_paths]
         self.groups: dict[str, list[int]] = {}
@@ -44,6 +45,14 @@ class ImageNames:
             for name in {path.name, *(parts[index] if parts else ())}:
                 self.by_name.setdefault(name, []).append(index)
                 self.by_stem.setdefault(PurePosixPath(name).stem, []).append(index)
+
+    @cached_property
+    def in_small_letters(self) -> ImageNames:
+        """The same images and groups with all names in small letters."""
+        parts = [[name.lower() for name in names] for names in self._parts]
+        small = ImageNames([path.lower() for path in self.relative_paths], Path(str(self._root.absolute()).lower()), parts=parts)
+        small.groups = {name.lower(): indices for name, indices in self.groups.items()}
+        return small
 
     def is_file_name(self, name: str) -> bool:
         """Whether an image's file is called exactly so."""

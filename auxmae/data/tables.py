@@ -45,9 +45,15 @@ def table_labels(path: Path, column: str, names: ImageNames, notices: list[str])
         notices: told which images have none, and which rows name no image.
 
     Raises:
-        DataError: it cannot be read, names no image, names one twice with two labels, or does not say which column is meant.
+        DataError: it cannot be read, has no header line, names no image, names one twice with two labels, or does not say
+            which column is meant.
     """
     table = _read(path)
+    if first := next((name for name in table.columns if _names_an_image(name, names)), None):
+        raise DataError(
+            f"{path}: its header line holds {first}, which names an image: it is rather a first row",
+            hint="add a header line above it, such as image,label",
+        )
     best, found = _rows(table, column, names)
     column = _label_column(table, best, column)
     labels, told = [""] * len(names.paths), dict[int, int]()
@@ -60,9 +66,11 @@ def table_labels(path: Path, column: str, names: ImageNames, notices: list[str])
             labels[index], told[index] = label, table.lines[row]
     known = sum(label != "" for label in labels)
     strangers = [value for value, indices in zip(table.columns[best], found, strict=True) if not indices and value.strip()]
+    alike = [value for value in strangers if _differs_in_capitals(value, names)]
     notices.append(
         f"labels: column {column} of {path.name}, for {known} of {len(labels)} images, named in column {best}"
         + (f"; {len(strangers)} of its rows name no image here ({_listed(strangers, _NAMES)})" if strangers else "")
+        + (f", {len(alike)} of them differ from a name here only in capitals ({_listed(alike, _NAMES)})" if alike else "")
     )
     return labels
 
@@ -149,12 +157,32 @@ def _rows(table: _Table, column: str, names: ImageNames) -> tuple[str, list[list
     }
     best = max(counted, key=lambda name: counted[name], default=None)
     if best is None or not counted[best]:
+        for value in (value for name, values in table.columns.items() if name != column for value in values):
+            if _differs_in_capitals(value, names):
+                raise DataError(
+                    f"{table.path}: no row names an image of the source; names such as {value.strip()} differ only in capitals",
+                    hint=f"write names as the source has them, such as {names.relative_paths[0]}",
+                )
         raise DataError(
             f"{table.path}: no row names an image of the source, such as {names.relative_paths[0]}",
             hint=f"one of its columns ({_listed(list(table.columns), _COLUMNS)}) has to hold paths or file names; or names of "
             "groups, as wells are, which data.group_pattern finds in the paths",
         )
     return best, [names.groups.get(value.strip(), []) for value in table.columns[best]]
+
+
+def _names_an_image(text: str, names: ImageNames) -> bool:
+    """Whether a text is the path or file name of an image, an ending among it, or the name of a group."""
+    from auxmae.data.readers import is_readable
+
+    path = Path(text.replace("\\", "/"))
+    return text in names.groups or (bool(names.find(text)) and (is_readable(path) or path.name != text))
+
+
+def _differs_in_capitals(text: str, names: ImageNames) -> bool:
+    """Whether a name that names nothing would do so in small letters."""
+    text, small = text.strip().lower(), names.in_small_letters
+    return text in small.groups or bool(small.find(text))
 
 
 def _name_column(table: _Table, column: str, names: ImageNames) -> str | None:

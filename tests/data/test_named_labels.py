@@ -131,6 +131,28 @@ def test_rows_that_name_no_image_are_told(tmp_path):
     assert told in notices
 
 
+@pytest.mark.parametrize("first", ["a.npy", "data/a.npy", "a.tif", "A01"])
+def test_a_table_without_a_header_line(tmp_path, first):
+    images(tmp_path / "data", "a", "image", "A01_b")
+    path = table(tmp_path / "labels.csv", f"{first},ctrl\nimage.npy,drug\n")
+    with pytest.raises(DataError, match=rf"header line holds {first}.*first row"):
+        labels_of(tmp_path / "data", path, group_pattern=r"(\w\d\d)_")
+    path = table(tmp_path / "labels.csv", "image,label\na,ctrl\nimage,drug\n")
+    assert labels_of(tmp_path / "data", path) == {"a": "ctrl", "image": "drug", "A01_b": ""}
+
+
+def test_names_that_differ_in_capital_letters_are_told(tmp_path):
+    images(tmp_path / "data", "A01_a", "A02_b")
+    for name in ("a01_A.NPY", "a01"):
+        path = table(tmp_path / "labels.csv", f"image,label\n{name},x\n")
+        with pytest.raises(DataError, match=f"{name} differ only in capitals"):
+            open_collection(str(tmp_path / "data"), labels=path, group_pattern=r"(\w\d\d)_")
+    path = table(tmp_path / "labels.csv", "image,label\na01_A,x\nA02_b,y\nother,z\n")
+    collection = open_collection(str(tmp_path / "data"), labels=path, layout="images")
+    assert collection.labels.tolist() == [-1, 0]
+    assert any("1 of them differ from a name here only in capitals (a01_A)" in notice for notice in collection.notices)
+
+
 def test_a_row_of_another_folder_is_another_image(tmp_path):
     images(tmp_path / "data" / "train", "a", "b")
     images(tmp_path / "data" / "test", "a", "b")
