@@ -23,13 +23,14 @@ def join_channels(
 ) -> tuple[list[ImageFile], list[str]]:
     """Joins files of one channel into images → (the images, their paths below the source).
 
-    Files are one image when their paths are the same but for the channel's name.  That is taken out of the path:
-    site1/site1_B02.tif becomes site1/site1.tif, and cell7/DAPI.tif becomes cell7.
+    Files are one image when their paths are the same but for the channel's name, and for what further groups of the pattern
+    match: an identifier of the file, for one.  These are taken out of the path: site1/site1_B02.tif becomes site1/site1.tif, and
+    cell7/DAPI.tif becomes cell7.
 
     Args:
         files: of one channel each.
         relative_paths: of the files, below their source.
-        pattern: regular expression on these paths; its first group names the channel.
+        pattern: regular expression on these paths; its first group names the channel, others match what differs besides.
         allow_broken: leave out images that lack a channel, each with a notice, instead of stopping.
         notices: told which files have another name, and which channels are coarser.
 
@@ -50,7 +51,7 @@ def join_channels(
                 f"{path}: it holds {file.count} × {file.channels} channels, and data.channel_pattern joins files of one channel",
                 hint="leave it out with data.exclude, or correct the pattern",
             )
-        channels = images.setdefault(_without(path, *found.span(1)), {})
+        channels = images.setdefault(_common(path, found), {})
         if found.group(1) in channels:
             raise DataError(
                 f"{path}: its image has a channel {found.group(1)!r} already, {channels[found.group(1)].path.name}",
@@ -74,7 +75,9 @@ def join_channels(
             lacks = f"{path}: there is no file for its channel{'s' * (len(missing) > 1)} {', '.join(missing[:_SHOWN])}"
             if not allow_broken:
                 raise DataError(
-                    lacks, hint="add it, or leave files out with data.exclude, or such images with data.allow_broken = true"
+                    lacks,
+                    hint="add it, or leave files out with data.exclude, or such images with data.allow_broken = true; where an "
+                    "image's files differ in more than the channel, put parentheses around that in data.channel_pattern too",
                 )
             notices.append(f"left out: {lacks}")
             continue
@@ -84,6 +87,18 @@ def join_channels(
         raise DataError(f"no image has all of the channels {', '.join(names)}", hint="correct data.channel_pattern")
     notices.extend(f"channel {name} is {factor} times coarser: its pixels are repeated" for name, factor in coarse.items())
     return joined, paths
+
+
+def _common(path: str, found: re.Match[str]) -> str:
+    """The path without what the pattern's groups match, the last of them first: the others' places stay."""
+    inner = len(path)
+    for start, end in sorted(
+        {found.span(group) for group in range(1, found.re.groups + 1)}, key=lambda span: (-span[1], span[0])
+    ):
+        # A group within another one is gone with it; one that matches nothing stands nowhere, or takes nothing out.
+        if start < end <= inner:
+            path, inner = _without(path, start, end), start
+    return path
 
 
 def _without(path: str, start: int, end: int) -> str:

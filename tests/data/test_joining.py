@@ -57,6 +57,21 @@ def test_what_is_left_of_a_path():
     assert _without("x.y/a_B1.TIF", 6, 8) == "x.y/a.tif"
 
 
+def test_what_differs_besides_is_a_group_of_its_own(tmp_path):
+    arrays = {}
+    for site in ("s1", "s2"):
+        for channel in "12":
+            identifier = "-".join("".join(RNG.choice(list("0123456789ABCDEF"), size)) for size in (8, 4, 4))
+            arrays[site, channel] = store(tmp_path / "data" / f"A01_{site}_w{channel}{identifier}.tif")
+    with pytest.raises(DataError, match="no file for its channel") as caught:
+        open_collection(str(tmp_path / "data"), channel_pattern=r"_w(\d)[0-9A-F-]+\.tif$")
+    assert "put parentheses around that" in caught.value.hint
+    for pattern in (r"_w(\d)([0-9A-F-]+)\.tif$", r"_w(\d)((?:[0-9A-F]+-)*([0-9A-F]+))(x?)(y)?\.tif$"):
+        collection = open_collection(str(tmp_path / "data"), channel_pattern=pattern, layout="images")
+        assert collection.relative_paths == ("A01_s1_w.tif", "A01_s2_w.tif")
+        assert (collection.read(1).pixels == [arrays["s2", channel] for channel in "12"]).all()
+
+
 def test_coarser_channels_are_repeated(tmp_path):
     fine, coarse, flat = (store(tmp_path / f"s_{name}.tif", side) for name, side in (("a", 60), ("b", 20), ("c", 1)))
     collection = open_collection(str(tmp_path), channel_pattern=r"_(\w)\.tif", layout="images")
