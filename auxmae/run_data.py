@@ -26,9 +26,19 @@ _READING = (
 
 
 def absolute_place(name: str) -> str:
-    """What data.source or data.labels names, wherever it is said: paths absolute, other words as they are."""
+    """What data.source or data.labels names, wherever it is said: paths absolute and, but for ".." behind a link,
+    without "..", other words as they are."""
     words = name in ("synthetic", "auto", "none") or name.startswith(":")
-    return name if words else str(Path(name).expanduser().absolute())
+    if words:
+        return name
+    parts = list[str]()
+    for part in Path(name).expanduser().absolute().parts:
+        # What lies above a link is not what stands before it in the path.
+        if part == ".." and parts[-1] != ".." and not Path(*parts).is_symlink():
+            del parts[max(len(parts) - 1, 1) :]  # above the root is the root
+        else:
+            parts.append(part)
+    return str(Path(*parts))
 
 
 def describe_reading(data: DataSettings) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from auxmae.run_data import left_behind, settings_on_data
+from auxmae.run_data import absolute_place, left_behind, settings_on_data
 from auxmae.settings.schema import DataSettings, SettingsTree
 from auxmae.training.run import RunFolder, create_run
 
@@ -59,3 +59,14 @@ def test_values_to_ignore_go_with_their_labels(run: RunFolder, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     same = settings_on_data(run, source="own.mat", labels=":gt").data
     assert {name: getattr(same, name) for name in READING} == READING
+
+
+def test_places_are_said_without_dots_but_where_a_link_turns_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    monkeypatch.chdir(tmp_path / "a")
+    assert absolute_place("../a/./b/../x*.tif") == str(tmp_path / "a" / "x*.tif")
+    assert absolute_place("../link/x.mat:gt") == str(tmp_path / "link" / "x.mat:gt")
+    assert absolute_place("../link/../x.tif") == str(tmp_path / "link" / ".." / "x.tif")
+    assert absolute_place("/../x.tif") == "/x.tif"
+    assert absolute_place(":gt") == ":gt"

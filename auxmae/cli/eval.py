@@ -11,7 +11,7 @@ import typer
 def command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or 'last' for the newest one under runs/.")],
     data: Annotated[
-        str | None, typer.Option("--data", help="Another data set, in place of the run's own held-out images.")
+        str | None, typer.Option("--data", "-d", help="Another data set, in place of the run's own held-out images.")
     ] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Its labels: see data.labels.")] = None,
     checkpoint: Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Which checkpoint to measure.")] = "best",

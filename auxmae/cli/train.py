@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    data: Annotated[str | None, typer.Option("--data", "-d", help="File, folder or 'synthetic' (data.source).")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="File, folder, glob pattern or 'synthetic' (data.source).")
+    ] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Label raster or table, PATH:KEY, 'none' (data.labels).")] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="Run folder (run.folder).")] = None,
     preset: Annotated[

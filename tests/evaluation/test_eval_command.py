@@ -133,7 +133,7 @@ def test_sections_measured_earlier_stay_for_the_same_model_and_data(
 
 
 def test_data_without_the_models_channels_are_refused(run_folder: Path, tmp_path: Path) -> None:
-    result = invoke(str(run_folder), "--data", str(write_images(tmp_path / "images", 5)))
+    result = invoke(str(run_folder), "-d", str(write_images(tmp_path / "images", 5)))
     assert isinstance(result.exception, DataError)
     assert "channels" in str(result.exception)
 
