@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions
+from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers.axes import (
     Axes,
     Shapes,
@@ -26,6 +27,8 @@ from auxmae.data.readers.axes import (
 from auxmae.errors import DataError
 
 LABEL_NAMES = ("y", "label", "labels", "target", "targets")
+# Arrays, or attributes of an array or of a group above it, that name the channels.
+CHANNEL_NAMES = ("channel_names", "channels")
 # The name of an array in a file that holds one and gives it none.
 ONLY = "array"
 _LISTED = 8
@@ -163,6 +166,37 @@ def _own_labels(
     return name, entries.reshape(-1)
 
 
+def _own_names(
+    path: Path, arrays: Shapes, key: str, count: int, load: Callable[[str], NDArray[Any]], notices: list[str]
+) -> tuple[str, ...] | None:
+    """The channels' names that an array of text holds; None where none does."""
+    told = list[str]()
+    name = entries_of(arrays, CHANNEL_NAMES, key, "USO", count, "channels", told)
+    notices.extend(f"{path.name}: {text}" for text in told)
+    return None if name is None else names_in(load(name))
+
+
+def names_in(value: Any) -> tuple[str, ...] | None:
+    """Names of channels from an array or an attribute; None where it holds something else."""
+    try:
+        names = tuple(as_text(np.asarray(value), "names").reshape(-1).tolist())
+    except (DataError, ValueError):
+        return None
+    return names if all(names) else None
+
+
+def described_names(attributes: Sequence[Mapping[str, Any]], count: int) -> tuple[str, ...] | None:
+    """Names of C channels from the first of several sets of attributes that has as many; None: there are none."""
+    found = (names_in(one[name]) for one in attributes for name in CHANNEL_NAMES if name in one)
+    return next((names for names in found if names is not None and len(names) == count), None)
+
+
+def _read_named(
+    read: Callable[[int, Window | None], MultiChannelImage], names: tuple[str, ...], index: int, window: Window | None
+) -> MultiChannelImage:
+    return replace(read(index, window), channel_names=names)
+
+
 def array_file(
     path: Path,
     arrays: Shapes,
@@ -170,6 +204,7 @@ def array_file(
     load: Callable[[str], NDArray[Any]],
     read: Callable[..., MultiChannelImage],
     known: Callable[[str], Axes | None] = lambda key: None,
+    described: Callable[[str, int], tuple[str, ...] | None] = lambda key, count: None,
 ) -> ImageFile:
     """The ImageFile of the array that holds the image.
 
@@ -180,6 +215,7 @@ def array_file(
         load: load(name) → one whole array, for labels.  Text is of any kind that `as_text` takes.
         read: read(key, axes, index, window) → pixels; picklable.
         known: known(name) → the axes of an array that says what its own mean, else None.
+        described: described(name, C) → the names that the file's attributes give the C channels of an array, else None.
 
     Raises:
         DataError: which array or which axes is ambiguous.
@@ -194,14 +230,18 @@ def array_file(
             which = "its array" if key == ONLY else f"array {key}"
             notices.append(f"{path.name}: {which} of {times(shape)} is read as {axes}; set data.axes if that is wrong")
     labels = _own_labels(path, arrays, key, axes.size("N"), load, notices)
+    channels = axes.size("C")
+    names = described(key, channels) or _own_names(path, arrays, key, channels, load, notices)
+    plain = partial(read, key, axes)
     return ImageFile(
         path,
         axes.size("N"),
-        axes.size("C"),
+        channels,
         axes.size("H"),
         axes.size("W"),
         np.dtype(kind),
-        partial(read, key, axes),
+        plain if names is None else partial(_read_named, plain, names),
+        names,
         labels=labels,
         notices=tuple(notices),
     )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import reading
-from auxmae.data.readers.arrays import array_file
+from auxmae.data.readers.arrays import array_file, described_names
 from auxmae.data.readers.axes import Axes, Shapes, cut, from_names
 from auxmae.data.readers.encoding import cf_encoding, to_image
 
@@ -102,8 +102,8 @@ def _filled(shape: tuple[int, ...], values: Sequence[Any]) -> NDArray[Any]:
 def open_file(path: Path, options: ReadOptions, matlab: bool = False) -> ImageFile:
     """Opens an array of one or N images; windows are read, not the whole."""
     read = partial(_read, path, options.nodata, matlab)
-    known = partial(_known, path)
-    return array_file(path, list_arrays(path, matlab), options, partial(load, path, matlab=matlab), read, known)
+    known, described = partial(_known, path), partial(_described, path)
+    return array_file(path, list_arrays(path, matlab), options, partial(load, path, matlab=matlab), read, known, described)
 
 
 def _known(path: Path, key: str) -> Axes | None:
@@ -111,6 +111,12 @@ def _known(path: Path, key: str) -> Axes | None:
     with _dataset(path, key) as dataset:
         names = [dimension.label or (dimension[0].name.split("/")[-1] if len(dimension) else None) for dimension in dataset.dims]
         return from_names(names, dataset.shape)
+
+
+def _described(path: Path, key: str, count: int) -> tuple[str, ...] | None:
+    """The channels' names by attributes of the data set, of its group, or of the file."""
+    with _dataset(path, key) as dataset:
+        return described_names([dataset.attrs, dataset.parent.attrs, dataset.file.attrs], count)
 
 
 def _read(

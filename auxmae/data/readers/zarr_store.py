@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import reading
-from auxmae.data.readers.arrays import ONLY, array_file
+from auxmae.data.readers.arrays import ONLY, array_file, described_names
 from auxmae.data.readers.axes import Axes, Shapes, cut, from_letters, from_names
 from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image
 
@@ -57,17 +57,21 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     root = _root(path)
     members = _members(root)
     shapes = _shapes(members)
-    full, names = _full_resolution(root), None
+    full = _full_resolution(root)
     if full is not None and options.key in (None, full[0]) and full[0] in shapes:
-        options, names = replace(options, key=full[0]), full[2]
+        options = replace(options, key=full[0])
 
     def known(key: str) -> Axes | None:
         if full is not None and key == full[0]:
             return from_letters(path, full[1], shapes[key][0], channels="CZ", hint=_HINT)
         return from_names(_dimensions(members[key]), shapes[key][0])
 
-    file = array_file(path, shapes, options, partial(load, path), partial(_read, path, options.nodata, names), known)
-    return replace(file, channel_names=names) if names and len(names) == file.channels else file
+    def described(key: str, count: int) -> tuple[str, ...] | None:
+        if full is not None and key == full[0] and full[2] is not None and len(full[2]) == count:
+            return full[2]
+        return described_names([members[key].attrs, root.attrs], count)
+
+    return array_file(path, shapes, options, partial(load, path), partial(_read, path, options.nodata), known, described)
 
 
 def _dimensions(node: Any) -> list[str | None]:
@@ -100,16 +104,7 @@ def _encoding(node: Any) -> Encoding:
     return cf_encoding(attributes)
 
 
-def _read(
-    path: Path,
-    nodata: float | None,
-    names: tuple[str, ...] | None,
-    key: str,
-    axes: Axes,
-    index: int,
-    window: Window | None,
-) -> MultiChannelImage:
+def _read(path: Path, nodata: float | None, key: str, axes: Axes, index: int, window: Window | None) -> MultiChannelImage:
     with reading(path):
         node = _members(_root(path))[key]
-        channels = names if names and len(names) == axes.size("C") else None
-        return to_image(cut(node, axes, index, window), _encoding(node).with_nodata(nodata), channels)
+        return to_image(cut(node, axes, index, window), _encoding(node).with_nodata(nodata))

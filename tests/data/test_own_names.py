@@ -1,8 +1,9 @@
-"""Labels of images in the file that holds the images: numbers and text, as each format stores them."""
+"""Labels of images, and names of channels, in the file that holds the images, as each format stores them."""
 
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import h5py
@@ -149,3 +150,51 @@ def test_labels_in_a_file_of_their_own(tmp_path):
     np.save(tmp_path / "texts.npy", np.array(TEXTS, dtype=object))
     path = npz(tmp_path / "a")
     assert open_images(path, str(tmp_path / "texts.npy"), "NCHW").labels.tolist() == [1, 0, 0, 1]
+
+
+CHANNELS = ["DNA", "ER", "ER"]
+
+
+def attributed(path: Path, where: str, version: int | None = None) -> Path:
+    """HDF5 or, of a version, Zarr, with an attribute of the array or of the file."""
+    if version is None:
+        path = hdf5(path)
+        with h5py.File(path, "r+") as file:
+            (file[where] if where else file).attrs["channel_names"] = CHANNELS
+    else:
+        path = zarr_group(path, version)
+        node = pytest.importorskip("zarr").open_group(str(path), mode="a")
+        (node[where] if where else node).attrs["channel_names"] = CHANNELS
+    return path
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: npz(path, channel_names=np.array(CHANNELS)),
+        lambda path: npz(path, channels=np.array(CHANNELS, dtype=object)),
+        lambda path: hdf5(path, channel_names=CHANNELS),
+        lambda path: matlab(path, channel_names=np.array(CHANNELS, dtype=object)),
+        lambda path: matlab_v73(path, channel_names=CHANNELS),
+        lambda path: zarr_group(path, 3, channel_names=CHANNELS),
+        lambda path: attributed(path, "images"),
+        lambda path: attributed(path, ""),
+        lambda path: attributed(path, "images", 2),
+        lambda path: attributed(path, "", 3),
+    ],
+)
+def test_names_of_channels_however_they_are_stored(tmp_path, write):
+    path = write(tmp_path / "a")
+    collection = open_images(path, "auto", "HWCN" if path.suffix == ".mat" else "NCHW")
+    assert collection.channel_names == ("DNA", "ER_1", "ER_2")
+    assert collection.files[0].read(0, None).channel_names == tuple(CHANNELS)
+    assert np.array_equal(collection.read(2).pixels, IMAGES[2])
+    pickle.loads(pickle.dumps(collection))
+
+
+def test_names_that_do_not_fit_are_told(tmp_path):
+    collection = open_images(npz(tmp_path / "a", channel_names=np.array(["DNA", "ER"])), "auto", "NCHW")
+    assert collection.channel_names == ("C1", "C2", "C3")
+    assert "a.npz: channel_names has 2 entries, for 3 channels: not taken" in collection.notices
+    assert open_images(npz(tmp_path / "a", channel_names=np.array(["DNA", "", "ER"])), "auto", "NCHW").channel_names[0] == "C1"
+    assert open_images(npz(tmp_path / "a", channels=np.array([1, 2, 3])), "auto", "NCHW").channel_names[0] == "C1"
