@@ -61,7 +61,6 @@ def zarr_group(path: Path, version: int, **arrays: object) -> Path:
         (npz, NUMBERS),
         (npz, np.array(TEXTS)),
         (npz, np.array(TEXTS, dtype="S")),
-        (npz, np.array(TEXTS, dtype=object)),
         (hdf5, NUMBERS[:, None]),
         (hdf5, TEXTS),
         (hdf5, np.array(TEXTS, dtype="S")),
@@ -94,7 +93,7 @@ def open_images(path: Path, labels: str, axes: str):
 
 
 def test_labels_that_are_missing(tmp_path):
-    for labels in (np.array([3, np.nan, -1, 3]), np.array(["3", None, "NA", "3"], dtype=object), np.array(["3", "", "-1", "3"])):
+    for labels in (np.array([3, np.nan, -1, 3]), np.array(["3", "", "NA", "3"]), np.array(["3", "", "-1", "3"])):
         collection = open_images(npz(tmp_path / "a", y=labels), "auto", "NCHW")
         assert (collection.class_names, collection.labels.tolist()) == (("3",), [0, -1, -1, 0])
 
@@ -105,10 +104,10 @@ def test_labels_that_are_missing(tmp_path):
         (np.array([0.5, 1, 2, 3]), "no whole numbers"),
         (np.array([0.0, 1, 2]), "3 labels for 4 images|labels has 3 entries, for 4 images"),
         (np.array(["a", "b", "c"]), "3 labels for 4 images|labels has 3 entries, for 4 images"),
-        (np.array(["a", 1, "b", 2], dtype=object), "not all of it is text"),
+        (np.array(["a", 1, "b", 2], dtype=object), r"an array of Python objects \(store it as numbers, or as text"),
         (np.array([["a", "b"]] * 4), "text of 2 axes"),
     ],
-    ids=["fractions", "few", "few texts", "mixed", "two axes"],
+    ids=["fractions", "few", "few texts", "objects", "two axes"],
 )
 def test_why_labels_are_not_taken(tmp_path, labels, words):
     path = npz(tmp_path / "a", labels=labels)
@@ -140,14 +139,14 @@ class Harmful:
 def test_objects_run_no_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = npz(tmp_path / "a", labels=np.array([Harmful()] * 4, dtype=object))
-    with pytest.raises(DataError, match=r"a\.npz:labels: .*mkdir"):
+    with pytest.raises(DataError, match=r"a\.npz:labels: an array of Python objects"):
         open_images(path, ":labels", "NCHW")
     assert open_images(path, "auto", "NCHW").labels is None
     assert not (tmp_path / "harmed").exists()
 
 
 def test_labels_in_a_file_of_their_own(tmp_path):
-    np.save(tmp_path / "texts.npy", np.array(TEXTS, dtype=object))
+    np.save(tmp_path / "texts.npy", np.array(TEXTS))
     path = npz(tmp_path / "a")
     assert open_images(path, str(tmp_path / "texts.npy"), "NCHW").labels.tolist() == [1, 0, 0, 1]
 
@@ -172,7 +171,7 @@ def attributed(path: Path, where: str, version: int | None = None) -> Path:
     "write",
     [
         lambda path: npz(path, channel_names=np.array(CHANNELS)),
-        lambda path: npz(path, channels=np.array(CHANNELS, dtype=object)),
+        lambda path: npz(path, channels=np.array(CHANNELS, dtype="S")),
         lambda path: hdf5(path, channel_names=CHANNELS),
         lambda path: matlab(path, channel_names=np.array(CHANNELS, dtype=object)),
         lambda path: matlab_v73(path, channel_names=CHANNELS),

@@ -173,7 +173,13 @@ def _own_names(
     told = list[str]()
     name = entries_of(arrays, CHANNEL_NAMES, key, "USO", count, "channels", told)
     notices.extend(f"{path.name}: {text}" for text in told)
-    return None if name is None else names_in(load(name))
+    if name is None:
+        return None
+    try:
+        return names_in(load(name))
+    except DataError as error:
+        notices.append(f"{error.message}: not taken")
+        return None
 
 
 def names_in(value: Any) -> tuple[str, ...] | None:

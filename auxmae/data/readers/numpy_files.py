@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 import zipfile
 from functools import partial
@@ -54,8 +53,7 @@ def load(path: Path, key: str) -> NDArray[Any]:
     """One array; of an npy file a memory map."""
     if path.suffix.lower() == ".npy":
         with path.open("rb") as file:
-            if (objects := _objects(file, str(path))) is not None:
-                return objects
+            _refuse_objects(file, str(path))
         with _PARSING:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         return array
@@ -66,39 +64,16 @@ def _member(path: Path, key: str) -> dict[str, NDArray[Any]]:
     with np.load(path, allow_pickle=False) as archive:
         member = key if key in archive.zip.namelist() else f"{key}.npy"
         with archive.zip.open(member) as file:
-            if (objects := _objects(file, f"{path}:{key}")) is not None:
-                return {key: objects}
+            _refuse_objects(file, f"{path}:{key}")
         with _PARSING:
             return {key: np.asarray(archive[key])}
 
 
-class _TextUnpickler(pickle.Unpickler):
-    """Makes arrays of text, numbers and None; whatever else a pickle asks for is refused, since it may run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module.replace("numpy._core", "numpy.core"), name) not in _HARMLESS:
-            raise pickle.UnpicklingError(f"an array of Python objects, among them {module}.{name}")
-        return super().find_class(module, name)
-
-
-_HARMLESS = {
-    ("numpy", "dtype"),
-    ("numpy", "ndarray"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-}
-
-
-def _objects(file: IO[bytes], where: str) -> NDArray[Any] | None:
-    """An array of objects, as pandas keeps text; None where the array is another one, or none."""
+def _refuse_objects(file: IO[bytes], where: str) -> None:
+    """Raises DataError for an array of Python objects: numpy stores these as a pickle, which may run any code."""
     header = _header(file)
-    if header is None or header[1].kind != "O":
-        return None
-    try:
-        array: NDArray[Any] = _TextUnpickler(file).load()
-    except pickle.UnpicklingError as error:
-        raise DataError(f"{where}: {error}", hint="store text alone, or numbers alone") from error
-    return array
+    if header is not None and header[1].kind == "O":
+        raise DataError(f"{where}: an array of Python objects", hint="store it as numbers, or as text: array.astype(str)")
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
