@@ -37,7 +37,10 @@ def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
     x_BGD = (places * weight).sum(2) / count
     if pool in _MOMENTS:
         variance = ((places - x_BGD[:, :, None]).square() * weight).sum(2) / count
-        return torch.cat([x_BGD.flatten(1), variance.sqrt().flatten(1)], 1)
+        # The slope of a root is infinite at 0, where a channel has one patch that counts, or none.
+        flat = variance == 0
+        deviation = variance.masked_fill(flat, 1.0).sqrt().masked_fill(flat, 0.0)
+        return torch.cat([x_BGD.flatten(1), deviation.flatten(1)], 1)
     return _pool_channels(x_BGD, (weight.sum(2) > 0).to(x_BGD.dtype), pool)
 
 
