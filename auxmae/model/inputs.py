@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -97,15 +98,21 @@ class Preparation:
             names = self._names
         else:
             entries = channels.tolist() if isinstance(channels, Tensor) else list(channels)
-            for entry in entries:
-                if isinstance(entry, int) and not 0 <= entry < len(self._names):
-                    raise DataError(f"channel index {entry} is outside 0 … {len(self._names) - 1}")
-            names = tuple(self._names[entry] if isinstance(entry, int) else str(entry) for entry in entries)
+            names = tuple(self._name(entry) for entry in entries)
             if len(names) != given:
                 raise DataError(f"{len(names)} channels are named for an image of {given}")
         if names not in self._selections:
             self._selections[names] = ChannelSelection(self._groups, self._names, names)
         return self._selections[names]
+
+    def _name(self, entry: object) -> str:
+        """The channel at an index, of Python's or of numpy's; whatever else `entry` is, it is the name itself."""
+        if not isinstance(entry, Integral) or isinstance(entry, bool):
+            return str(entry)
+        index = int(entry)
+        if not 0 <= index < len(self._names):
+            raise DataError(f"channel index {index} is outside 0 … {len(self._names) - 1}")
+        return self._names[index]
 
     def index(self, values: Sequence[int], device: torch.device, *, keep: bool) -> Tensor:
         """Indices on a device; with `keep` made once, so that a graph of a GPU's work finds them in their place."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -204,6 +205,12 @@ def test_channels_by_name_in_any_order():
     assert torch.allclose(full, shuffled, atol=1e-5)
     subset = model.forward_features(image[:, [3, 1]], channels=["B08", "B03"])
     assert torch.allclose(subset, model.forward_features(image[:, [1, 3]], channels=[1, 3]), atol=1e-5)
+    for numbers in (np.array([3, 1]), [np.int32(3), np.int64(1)], torch.tensor([3, 1])):
+        assert torch.equal(model.forward_features(image[:, [3, 1]], channels=numbers), subset)
+    with pytest.raises(DataError, match="'True'"):
+        model.forward_features(image[:, :1], channels=[True])
+    with pytest.raises(DataError, match="index 4"):
+        model.forward_features(image[:, :1], channels=np.array([4]))
     out = model(image[:, [3, 1]], channels=["B08", "B03"])
     assert out.prediction.shape[1] == 2
     with pytest.raises(DataError, match="B99"):
@@ -386,3 +393,15 @@ def test_pooling_choices():
             model.forward_features(image, pool=unknown)
         with pytest.raises(SettingsError, match="pooling"):
             model.dense_features(image, pool=unknown)
+
+
+@pytest.mark.parametrize("size", [16, 4])
+def test_a_channel_without_spread_has_a_finite_gradient(size):
+    """One patch that counts, or none, or an image of one patch: the deviation is 0, and so is its gradient."""
+    model = tiny(2)
+    valid = torch.zeros(1, 2, size, size, dtype=torch.bool)
+    valid[:, 0, :4, :4] = True
+    features = model.forward_features(torch.rand(1, 2, size, size), valid=valid, pool="moments")
+    assert features[:, 32:].eq(0).all()
+    features.sum().backward()
+    assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
