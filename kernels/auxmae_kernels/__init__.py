@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from auxmae_kernels import dispatch, reference
+from auxmae_kernels import dispatch, reference, shapes
 from auxmae_kernels.casting import cast, cast_together, cast_weight, product_type
 from auxmae_kernels.dispatch import Decision, KernelUnavailableError
 
@@ -105,10 +105,10 @@ def feed_forward(
         x's shape and type.  Under autocast the products run in its type, and the sum keeps x's.
 
     Raises:
-        ValueError: dropout is no probability.
+        ValueError: dropout is no probability, or a shape does not fit.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
-    reference.check_probability(dropout)
+    shapes.check_feed_forward(x, w1, b1, w2, b2, dropout)
     if dispatch.choose("feed_forward", product_type(x), x.device, (("width", int(x.shape[-1])),)) == "triton":
         return feed_forward_operator.feed_forward(
             x, norm_weight, norm_bias, cast_weight(w1), b1, cast_weight(w2), b2, residual_scale, eps, dropout
@@ -151,7 +151,7 @@ def attention_block(
         raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
     if x.ndim != 4 or heads < 1 or x.shape[3] % heads:
         raise ValueError(f"x must be (B, C, T, heads ({heads}) · head dim), not {tuple(x.shape)}")
-    reference.check_probability(dropout)
+    shapes.check_probability(dropout)
     key = (*_attention_key(axis, x.shape, x.shape[3] // heads), ("width", int(x.shape[3])))
     if dispatch.choose("attention_block", product_type(x), x.device, key) == "triton":
         b_qkv = None if b_qkv is None else cast_weight(b_qkv)
@@ -193,7 +193,7 @@ def embed_visible(
         image: (B, G·g, h, w), h and w multiples of `patch_size`.
         keep: (B, G, K) integer positions, row-major in the patch grid; −1 is padding and gives a row of zeros.
         weight: (D, P), or (G, D, P) with one map per group; P is ordered (g, row, column).
-        bias: (D,) or (G, D).
+        bias: (D,), or (G, D) where there is a map per group.
         position: (N, D); channel: (G, D).
         activation: of the projection, ahead of the embeddings: "none" or "gelu" (by the error function).
 
@@ -201,12 +201,12 @@ def embed_visible(
         (B, G, K, D).
 
     Raises:
-        ValueError: the image is no multiple of the patch size, its channels do not divide into the groups, or the activation
-            is unknown.
+        ValueError: the image is no multiple of the patch size, its channels do not divide into the groups, another shape does
+            not fit, or the activation is unknown; on a CPU also a position that is out of range.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
+    shapes.check_embedding(image, keep, weight, bias, position, channel, patch_size, activation)
     if dispatch.choose("embed_visible", product_type(image), image.device, (("width", int(channel.shape[-1])),)) == "triton":
-        reference.check_embedding(image, keep.shape[1], patch_size, activation)
         return embed.embed_visible(image, keep, cast(weight), cast(bias), position, channel, patch_size, activation)
     return reference.embed_visible(image, keep, weight, bias, position, channel, patch_size, activation)
 
@@ -224,8 +224,10 @@ def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor,
         (B, C, S, D), of latent's type.
 
     Raises:
+        ValueError: a shape does not fit; on a CPU also a place that is out of range.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
+    shapes.check_assembly(latent, keep, mask_token, position, channel)
     if dispatch.choose("assemble", latent.dtype, latent.device, (("width", int(latent.shape[-1])),)) == "triton":
         return assembly.assemble(latent, keep, mask_token, position, channel)
     return reference.assemble(latent, keep, mask_token, position, channel)
@@ -245,7 +247,7 @@ def masked_loss(
         prediction: (B, G, M, P), P ordered (g, row, column).
         image: (B, G·g, h, w), h and w multiples of the patch side √(P / g).
         masked_index: (B, G, M) integer positions of the hidden patches; −1 is padding.
-        valid: bool, the image's shape; NaN or anything else at False pixels is harmless.
+        valid: bool, broadcastable to the image; NaN or anything else at False pixels is harmless.
         kind: "l1", "mse" or "smooth_l1" (Huber with beta 1).
         normalize: target is each patch less the mean of its valid pixels, over their standard deviation.
 
@@ -253,12 +255,12 @@ def masked_loss(
         A scalar, fp32 for reduced precisions; 0 with zero gradient where nothing counts.
 
     Raises:
-        ValueError: an unknown kind, or shapes that do not fit.
+        ValueError: an unknown kind, or shapes that do not fit; on a CPU also a position that is out of range.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
+    shapes.check_loss(prediction, image, masked_index, valid, kind)
     of_image = int(image.requires_grad and torch.is_grad_enabled())
     key = (("pixels", int(prediction.shape[3])), ("image_gradient", of_image))
     if dispatch.choose("masked_loss", prediction.dtype, prediction.device, key) == "triton":
-        reference.check_loss(prediction, image, masked_index, kind)
         return loss.masked_loss(prediction, image, masked_index, valid, kind, normalize)
     return reference.masked_loss(prediction, image, masked_index, valid, kind, normalize)

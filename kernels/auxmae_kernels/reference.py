@@ -1,4 +1,4 @@
-"""The public functions in plain PyTorch: the specification, the CPU path, the fallback.
+"""The public functions in plain PyTorch: the specification, the CPU path, the fallback; `shapes` checks their arguments.
 
 Shapes: B batch, G channel groups of g channels, N positions of the patch grid, K visible and M hidden ones, T tokens of a
 channel, S places that a channel's tokens can have, D width, P = g·p·p pixels per token.
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from auxmae_kernels import boundary
+from auxmae_kernels import boundary, shapes
 from auxmae_kernels.attention_reference import attend, axial_attention
 from auxmae_kernels.products import linear, weight_gradient
 
@@ -29,12 +29,6 @@ __all__ = [
 
 PATCH_EPS = 1e-6
 _ERRORS = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
-
-
-def check_probability(dropout: float) -> None:
-    """Raises ValueError where dropout is no probability."""
-    if not 0.0 <= dropout <= 1.0:
-        raise ValueError(f"dropout must be a probability between 0 and 1, not {dropout}")
 
 
 def _gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -126,21 +120,6 @@ def add_norm(
     return total, F.layer_norm(total, total.shape[-1:], weight, bias, eps)
 
 
-def _group_size(image: Tensor, groups: int) -> int:
-    if groups == 0 or image.shape[1] % groups:
-        raise ValueError(f"{image.shape[1]} image channels do not divide into {groups} groups")
-    return image.shape[1] // groups
-
-
-def check_embedding(image: Tensor, groups: int, patch_size: int, activation: str) -> None:
-    """Raises ValueError where an image does not divide into groups of channels and patches, or the activation is unknown."""
-    if activation not in ("none", "gelu"):
-        raise ValueError(f"activation must be 'none' or 'gelu', not {activation!r}")
-    _group_size(image, groups)
-    if image.shape[2] % patch_size or image.shape[3] % patch_size:
-        raise ValueError(f"an image of {image.shape[2]} × {image.shape[3]} px is no multiple of the patch size {patch_size}")
-
-
 def _known_full(index: Tensor) -> bool:
     """Whether positions have no padding (−1); False as well where to look would mean to wait for a device."""
     return boundary.reading_is_free(index) and bool((index.numpy() >= 0).all())
@@ -150,7 +129,7 @@ def _patches_at(image: Tensor, index: Tensor, patch_size: int) -> Tensor:
     """Patches (B, G, L, g, p, p) of image (B, G·g, h, w) at positions (B, G, L); no other pixel is read."""
     batch, groups = index.shape[:2]
     _, _channels, height, width = image.shape
-    p, g = patch_size, _group_size(image, groups)
+    p, g = patch_size, shapes.group_size(image, groups)
     view = (
         image.view(batch, groups, g, height // p, p, width // p, p)
         if image.is_contiguous()
@@ -168,7 +147,6 @@ def embed_visible(
     activation: str = "none",
 ) -> Tensor:  # fmt: skip
     """See `auxmae_kernels.embed_visible`."""
-    check_embedding(image, keep.shape[1], patch_size, activation)
     index = keep.clamp(min=0)
     x_BGKP = _patches_at(image, index, patch_size).flatten(3)
     if weight.ndim == 2:  # noqa: SIM108
@@ -193,17 +171,6 @@ def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor,
     return x + (position + channel[:, None]).to(latent.dtype)
 
 
-def check_loss(prediction: Tensor, image: Tensor, masked_index: Tensor, kind: str) -> int:
-    """The side of a patch in pixels; ValueError where shapes do not fit or the kind is unknown."""
-    g = _group_size(image, masked_index.shape[1])
-    p: int = round((prediction.shape[3] / g) ** 0.5)
-    if g * p * p != prediction.shape[3]:
-        raise ValueError(f"{prediction.shape[3]} pixels per token are no {g} square patches")
-    if kind not in ("l1", "mse", "smooth_l1"):
-        raise ValueError(f"kind must be 'l1', 'mse' or 'smooth_l1', not {kind!r}")
-    return p
-
-
 def masked_loss(
     prediction: Tensor,
     image: Tensor,
@@ -213,7 +180,7 @@ def masked_loss(
     normalize: bool = False,
 ) -> Tensor:
     """See `auxmae_kernels.masked_loss`."""
-    p = check_loss(prediction, image, masked_index, kind)
+    p = shapes.patch_side(prediction.shape[3], shapes.group_size(image, prediction.shape[1]))
     index = masked_index.clamp(min=0)
     target = _patches_at(image, index, p).flatten(3)
     prediction = prediction.float() if prediction.dtype in (torch.float16, torch.bfloat16) else prediction

@@ -260,3 +260,59 @@ def test_a_feed_forward_keeps_the_hidden_numbers_once_and_can_be_differentiated_
     torch.testing.assert_close(value, x + 0.5 * (torch.nn.functional.gelu(normed @ w1.t() + b1) @ w2.t() + b2))
     assert torch.autograd.gradcheck(lambda *each: kernels.feed_forward(*each, residual_scale=0.5), inputs)
     assert torch.autograd.gradgradcheck(lambda *each: kernels.feed_forward(*each, residual_scale=0.5), inputs)
+
+
+def _arguments(name):
+    """Arguments that fit, by name: B = 2, G = C = 3, K = M = T = 2 of four places, D = 8, patches of 4 × 4."""
+    keep = torch.tensor([0, 2]).expand(2, 3, 2)
+    image, position, channel = torch.rand(2, 3, 8, 8), torch.rand(4, 8), torch.rand(3, 8)
+    return {
+        "feed_forward": {
+            "x": torch.rand(2, 8), "norm_weight": torch.rand(8), "norm_bias": torch.rand(8),
+            "w1": torch.rand(5, 8), "b1": torch.rand(5), "w2": torch.rand(8, 5), "b2": torch.rand(8),
+        },
+        "embed_visible": {
+            "image": image, "keep": keep, "weight": torch.rand(8, 16), "bias": torch.rand(8), "position": position,
+            "channel": channel, "patch_size": 4,
+        },
+        "assemble": {
+            "latent": torch.rand(2, 3, 2, 8), "keep": keep, "mask_token": torch.rand(8), "position": position, "channel": channel,
+        },
+        "masked_loss": {
+            "prediction": torch.rand(2, 3, 2, 16), "image": image, "masked_index": keep, "valid": torch.rand(2, 1, 8, 8) > 0.5,
+        },
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("name", ["feed_forward", "embed_visible", "assemble", "masked_loss"])
+def test_an_argument_of_another_shape_is_named(triton, monkeypatch, backend, name):
+    monkeypatch.setenv("AUXMAE_KERNELS", backend)
+    given = _arguments(name)
+    getattr(kernels, name)(**given)
+    for key, value in given.items():
+        if not isinstance(value, torch.Tensor) or key in ("x", "norm_weight", "norm_bias"):
+            continue
+        for wrong in (torch.cat([value, value]), value[None]):
+            if (name, key, wrong.ndim) == ("assemble", "position", 2):
+                continue  # as many places as it has rows
+            with pytest.raises(ValueError, match=r"^\w+ (\(.+\) does not|must be) .*\(.+\)"):
+                getattr(kernels, name)(**{**given, key: wrong})
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_what_would_be_read_out_of_range_or_lost_is_refused(triton, monkeypatch, backend):
+    if triton != "cpu":
+        pytest.skip("on a GPU nobody looks at positions")
+    monkeypatch.setenv("AUXMAE_KERNELS", backend)
+    for name, key in (("embed_visible", "keep"), ("assemble", "keep"), ("masked_loss", "masked_index")):
+        given = _arguments(name)
+        with pytest.raises(ValueError, match=f"{key} holds 4, and there are 4 positions"):
+            getattr(kernels, name)(**{**given, key: given[key] + 2})
+        with pytest.raises(ValueError, match=f"{key} must be integers"):
+            getattr(kernels, name)(**{**given, key: given[key].double()})
+    given = _arguments("masked_loss")
+    with pytest.raises(ValueError, match="valid must be bool"):
+        kernels.masked_loss(**{**given, "valid": given["valid"].float()})
+    whole = given["valid"].expand(2, 3, 8, 8).contiguous()
+    assert torch.equal(kernels.masked_loss(**given), kernels.masked_loss(**{**given, "valid": whole}))
