@@ -16,19 +16,31 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from auxmae.data.image import Window
+from auxmae.data.readers.encoding import Encoding, to_image
+from auxmae.data.statistics import Scaling
+from auxmae.device import select_device
 from auxmae.errors import CheckpointError
+from auxmae.export.units import cut, make_layout
+from auxmae.model.inputs import Preparation
 from auxmae.model.mae import AuxMAE
+from auxmae.settings import settings_from_toml
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.run import SETTINGS_NAME
 
 
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Images (n, C, h, w) → features (n, D) of a frozen encoder, for a scikit-learn Pipeline.
 
     Nothing is learned in `fit`: it loads the model and checks the images.  Features are those of `auxmae embed`: images larger
-    than the crops of training are cut into windows of their size, whose features are averaged.
+    than the crops of training are cut into windows of their size, whose features are averaged; NaN, infinity, masked entries of
+    a numpy masked array, and in raw pixels the run's data.nodata, are not valid.
+
+    `fit` takes down what decides the features (model, channels, pool, scale): set anew, they count from the next `fit` on.
 
     Args:
         model: a run or model folder, a hub repository, or an `AuxMAE`.
-        channels: which of the model's channels the images have, in their order; None: all.
+        channels: which of the model's channels the images have, in their order: names or indices; None: all.
         pool: "mean", "concat", "moments", "moments+embedding", "attention" or "cls"; see `AuxMAE.forward_features`.
             None: the run's eval.pool, of a model alone "moments".
         scale: apply the model's own scaling to raw pixels; False where the images are scaled already.
@@ -36,7 +48,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         device: where to compute: "auto", "cpu", "mps", "cuda" or "cuda:N".
 
     Attributes:
-        model_: the loaded model; pool_: how its features are pooled.
+        model_: the loaded model; channels_: names of the images' channels; pool_: how features are pooled.
+        scaling_: of the raw pixels; None where they are taken as they are; nodata_: their value that means "no data", or None.
         n_features_in_: C.
         n_features_out_: D.
     """
@@ -45,7 +58,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self,
         model: AuxMAE | str | Path | None = None,
         *,
-        channels: Sequence[str] | None = None,
+        channels: Sequence[str] | Sequence[int] | None = None,
         pool: str | None = None,
         scale: bool = True,
         batch_size: int = 32,
@@ -62,7 +75,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Loads the model.
 
         Args:
-            X: (n, C, h, w) pixels; NaN and infinity count as invalid.
+            X: (n, C, h, w) pixels.
             y: ignored.
 
         Raises:
@@ -75,18 +88,20 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise CheckpointError("FeatureExtractor has no model", hint="give it a run folder or an AuxMAE")
         images = _images(X)
         self.model_ = self.model if isinstance(self.model, AuxMAE) else AuxMAE.from_pretrained(self.model)
-        self.pool_ = self.pool or self._pool_of_run()
+        preparation = Preparation(self.model_.channel_names, self.model_.groups, self.model_.patch_size)
+        self.channels_ = preparation.select(self.channels, images.shape[1]).names
+        run = self._run_settings()
+        self.pool_ = self.pool or ("moments" if run is None else run.eval.pool)
+        scaling = self.model_.scaling if self.scale else None
+        self.scaling_ = Scaling.from_dict(scaling).select(self.channels_) if scaling else None
+        self.nodata_ = None if run is None or not self.scale or run.data.nodata == "auto" else float(run.data.nodata)
         self.n_features_in_ = images.shape[1]
         self.n_features_out_ = self._features(images[:1]).shape[1]
         return self
 
-    def _pool_of_run(self) -> str:
-        from auxmae.settings import settings_from_toml
-        from auxmae.training.run import SETTINGS_NAME
-
-        if not isinstance(self.model, AuxMAE) and (path := Path(str(self.model)) / SETTINGS_NAME).is_file():
-            return settings_from_toml(path).eval.pool
-        return "moments"
+    def _run_settings(self) -> SettingsTree | None:
+        path = None if isinstance(self.model, AuxMAE) else Path(str(self.model)) / SETTINGS_NAME
+        return None if path is None or not path.is_file() else settings_from_toml(path)
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Features (n, D) of images (n, C, h, w); h and w may differ from call to call."""
@@ -104,17 +119,15 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     @torch.inference_mode()
     def _features(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        from auxmae.data.statistics import Scaling
-        from auxmae.device import select_device
-
         device = select_device(str(self.device))
         model = self.model_.to(device)
-        x = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
-        valid = torch.isfinite(x)
-        x = x.masked_fill(~valid, 0.0)
-        if self.scale and model.scaling and x.shape[1] == len(self.channels or model.channel_names):
-            # Where the number of channels is wrong, the model says so below.
-            x = Scaling.from_dict(model.scaling).select(self.channels or model.channel_names).apply(x).masked_fill(~valid, 0.0)
+        # As the readers do it, which take one image's channels; those of all images are alike here.
+        stored = images.reshape(-1, *images.shape[2:])
+        given = ~np.ma.getmaskarray(stored)
+        read = to_image(np.ma.getdata(stored), Encoding().with_nodata(self.nodata_), valid=given)
+        x, valid = (torch.from_numpy(part.reshape(images.shape)) for part in (read.pixels, read.valid))
+        if self.scaling_ is not None:
+            x = self.scaling_.apply(x).masked_fill(~valid, 0.0)
         was_training = model.training
         model.eval()
         try:
@@ -126,15 +139,12 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def _encode(self, x: Tensor, valid: Tensor) -> Tensor:
         """The mean of the windows' features, each counted by its valid pixels; all alike where there are none."""
-        from auxmae.data.image import Window
-        from auxmae.export.units import cut, make_layout
-
         model, side = self.model_, make_layout(self.model_.image_size, self.model_.patch_size, dense=False).window
         vectors, counts = [], []
         for window in cut(Window(0, 0, *x.shape[2:]), side, side):
             rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
             shown = valid[:, :, rows, columns]
-            vector = model.forward_features(x[:, :, rows, columns], valid=shown, channels=self.channels, pool=self.pool_)
+            vector = model.forward_features(x[:, :, rows, columns], valid=shown, channels=self.channels_, pool=self.pool_)
             vectors.append(vector.float())
             counts.append(shown.flatten(1).sum(1).float())
         weights = torch.stack(counts)
@@ -150,7 +160,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _images(X: ArrayLike) -> NDArray[Any]:
-    images = np.asarray(X)
+    images = np.asanyarray(X) if np.ma.isMaskedArray(X) else np.asarray(X)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"X must be images (n, C, h, w), none of these 0, not an array of shape {images.shape}")
     if images.dtype.kind not in "buif":

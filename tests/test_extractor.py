@@ -16,6 +16,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import auxmae
 from auxmae.data.collection import open_collection
+from auxmae.data.image import ReadOptions
 from auxmae.data.statistics import Scaling
 from auxmae.errors import AuxMAEError, CheckpointError, DataError, SettingsError
 from auxmae.export.embed import embed
@@ -54,6 +55,37 @@ def test_features_are_those_of_the_model_on_scaled_pixels(folder):
     np.testing.assert_allclose(chosen, reference, rtol=1e-4, atol=1e-5)
     unscaled = auxmae.FeatureExtractor(model, scale=False).fit_transform(scaled)
     np.testing.assert_allclose(unscaled, auxmae.FeatureExtractor(folder).fit_transform(x), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_are_those_of_the_model(folder):
+    x = images()[:, [2, 0]]
+    expected = auxmae.FeatureExtractor(folder, channels=["c", "a"]).fit_transform(x)
+    for channels in (("c", "a"), np.array(["c", "a"]), [2, 0], np.array([2, 0])):
+        np.testing.assert_array_equal(auxmae.FeatureExtractor(folder, channels=channels).fit_transform(x), expected)
+    model = auxmae.AuxMAE(["B02", "B03"], image_size=8, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+    with pytest.raises(DataError, match="did you mean 'B03'"):
+        auxmae.FeatureExtractor(model, channels=["B02", "B003"]).fit(images(channels=2))
+    with pytest.raises(DataError, match="channel index 3"):
+        auxmae.FeatureExtractor(folder, channels=[3, 0]).fit(x)
+
+
+def test_what_decides_the_features_is_taken_down_in_fit(folder):
+    x = images()
+    extractor = auxmae.FeatureExtractor(folder, pool="mean").fit(x)
+    expected = extractor.transform(x)
+    extractor.set_params(pool="concat", channels=["c", "a", "b"], scale=False, batch_size=1)
+    np.testing.assert_allclose(extractor.transform(x), expected, rtol=1e-4, atol=1e-5)
+    assert extractor.fit(x).transform(x).shape[1] == 3 * expected.shape[1]
+
+
+def test_masked_entries_are_not_valid(folder):
+    x = images()
+    mask = x > 25
+    expected = auxmae.FeatureExtractor(folder).fit_transform(np.where(mask, np.nan, x))
+    got = auxmae.FeatureExtractor(folder).fit_transform(np.ma.masked_array(x, mask))
+    np.testing.assert_array_equal(got, expected)
+    plain = auxmae.FeatureExtractor(folder).fit(x).transform(np.ma.masked_array(x))
+    np.testing.assert_array_equal(plain, auxmae.FeatureExtractor(folder).fit_transform(x))
 
 
 def test_it_clones_pickles_and_works_in_a_searched_pipeline(folder):
@@ -125,13 +157,17 @@ def test_features_of_a_run_are_those_of_embed(folder, tmp_path):
     """Of images that are larger than the crops of training, with the run's own pooling."""
     x = images(5, side=20).astype(np.float32)
     x[1, :, :8, :8] = np.nan
+    x[2, 1, 3:9] = -9999
     (tmp_path / "data").mkdir()
     for number, image in enumerate(x):
         np.save(tmp_path / "data" / f"{number}.npy", image)
-    run = create_run(str(tmp_path / "run"), SettingsTree.model_validate({"eval": {"pool": "moments+embedding"}}))
+    run = create_run(
+        str(tmp_path / "run"), SettingsTree.model_validate({"data": {"nodata": -9999}, "eval": {"pool": "moments+embedding"}})
+    )
     model = auxmae.AuxMAE.from_pretrained(folder)
     model.save_pretrained(run.path / "checkpoints" / "last")
-    collection = open_collection(str(tmp_path / "data"), channels=NAMES, layout="images")
+    options = ReadOptions(nodata=-9999)
+    collection = open_collection(str(tmp_path / "data"), channels=NAMES, layout="images", options=options)
     embed(model.eval(), collection, tmp_path / "out.npy", pool="moments+embedding", batch_size=3)
     found = auxmae.FeatureExtractor(run.path, batch_size=2).fit_transform(x)
     np.testing.assert_allclose(found, np.load(tmp_path / "out.npy"), rtol=1e-4, atol=1e-5)

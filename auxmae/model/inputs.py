@@ -62,7 +62,7 @@ class Preparation:
             raise ValueError(f"image must be (B, C, h, w), not {tuple(image.shape)}")
         if not image.is_floating_point():
             image = image.float()
-        selection = self._select(channels, image.shape[1])
+        selection = self.select(channels, image.shape[1])
         order = None if selection.order is None else self.index(selection.order, image.device, keep=channels is None)
         p = self._patch_size
         rows, columns = -(-image.shape[2] // p), -(-image.shape[3] // p)
@@ -88,7 +88,8 @@ class Preparation:
             groups = self.index(selection.groups, image.device, keep=channels is None)
         return PreparedImage(image, valid, (rows, columns), groups, len(selection.groups), selection)
 
-    def _select(self, channels: Sequence[str] | Sequence[int] | Tensor | None, given: int) -> ChannelSelection:
+    def select(self, channels: Sequence[str] | Sequence[int] | Tensor | None, given: int) -> ChannelSelection:
+        """The model's channels that an image of `given` channels has; arguments and errors as in `AuxMAE.forward`."""
         if channels is None:
             if given != len(self._names):
                 raise DataError(
