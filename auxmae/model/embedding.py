@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from auxmae_kernels.products import linear
@@ -24,7 +25,7 @@ def channel_groups(names: Sequence[str], groups: int | Sequence[Sequence[str]]) 
         groups: a number of neighbouring channels, or lists of channel names.
 
     Raises:
-        SettingsError: a list names an unknown channel, or leaves one out.
+        SettingsError: a list names an unknown channel, leaves one out, or names one twice; or a group is empty.
     """
     if isinstance(groups, int):
         return [list(names[start : start + groups]) for start in range(0, len(names), groups)]
@@ -42,6 +43,9 @@ def channel_groups(names: Sequence[str], groups: int | Sequence[Sequence[str]]) 
             f"model.channel_groups leaves out {', '.join(missing)}",
             hint="put every channel in a group, or choose channels with data.channels",
         )
+    if len(listed) != len(names) or not all(groups):
+        twice = sorted({name for name in listed if listed.count(name) > 1})
+        raise SettingsError(f"model.channel_groups names {', '.join(twice)} twice" if twice else "a group of channels is empty")
     return [list(group) for group in groups]
 
 
@@ -87,7 +91,7 @@ class ChannelSelection:
 
 
 def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
-    """Fixed 2-D sine-cosine positions (arXiv 2111.06377): (rows · columns, D) float32; half of D for each direction.
+    """Fixed 2-D sine-cosine positions (arXiv 2111.06377): (rows · columns, D) float64; half of D for each direction.
 
     They depend on the patch's row and column alone, so every image size and aspect has them.
     """
@@ -96,7 +100,7 @@ def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
     column = torch.arange(columns, dtype=torch.float64)[:, None] * frequency
     row_RD = torch.cat([row.sin(), row.cos()], 1)[:, None].expand(rows, columns, -1)
     column_RD = torch.cat([column.sin(), column.cos()], 1)[None].expand(rows, columns, -1)
-    return torch.cat([row_RD, column_RD], 2).reshape(rows * columns, width).float()
+    return torch.cat([row_RD, column_RD], 2).reshape(rows * columns, width)
 
 
 class ChannelEmbedding(nn.Module):
@@ -125,11 +129,23 @@ class ChannelEmbedding(nn.Module):
                 "model.channel_embedding = 'wavelength' needs wavelengths, and the data has none",
                 hint="set data.wavelengths (nm), or model.channel_embedding = 'name'",
             )
-        centre = torch.tensor([sum(wavelengths[name] for name in group) / len(group) for group in groups])
-        # Log scale: 10 nm matter more at 450 nm than at 2 200 nm.  Octaves from the whole range down to about 1%.
-        phase = centre.log()[:, None] * 2.0 ** torch.arange(8)[None] * math.pi / 4
-        self.register_buffer("features", torch.cat([phase.sin(), phase.cos()], 1), persistent=False)
+        self.centres = [sum(wavelengths[name] for name in group) / len(group) for group in groups]
+        self.register_buffer("features", self._features().float(), persistent=False)
         self.projection = nn.Linear(16, width)
+
+    def _features(self) -> Tensor:
+        """(G, 16) float64."""
+        # Log scale: 10 nm matter more at 450 nm than at 2 200 nm.  Octaves from the whole range down to about 1%.
+        centre = torch.tensor(self.centres, dtype=torch.float64)
+        phase = centre.log()[:, None] * 2.0 ** torch.arange(8)[None] * math.pi / 4
+        return torch.cat([phase.sin(), phase.cos()], 1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.kind == "wavelength":
+            # In a wider type they are not the rounded ones of a narrower.
+            self.features = self._features().to(self.features.dtype).to(self.features.device)
+        return self
 
     def forward(self, index: Tensor | None = None) -> Tensor:
         """(G, D), or the rows at `index`."""

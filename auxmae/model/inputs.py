@@ -12,6 +12,7 @@ from numbers import Integral
 import numpy as np
 import torch
 from auxmae_kernels import boundary
+from auxmae_kernels.shapes import check_valid
 from torch import Tensor, nn
 
 from auxmae.errors import DataError
@@ -55,13 +56,21 @@ class Preparation:
         self._indices: dict[tuple[object, ...], Tensor] = {}
 
     def __call__(
-        self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None
+        self,
+        image: Tensor,
+        valid: Tensor | None,
+        channels: Sequence[str] | Sequence[int] | Tensor | None,
+        dtype: torch.dtype,
     ) -> PreparedImage:
-        """Prepares an image; arguments and errors as in `AuxMAE.forward`."""
+        """Prepares an image, in the type of the network's parameters; arguments and errors as in `AuxMAE.forward`."""
+        for name, given in (("image", image), ("valid", valid)):
+            if given is not None and not isinstance(given, Tensor):
+                raise TypeError(f"{name} must be a tensor, not {type(given).__name__}: torch.from_numpy makes one of an array")
         if image.ndim != 4:
             raise ValueError(f"image must be (B, C, h, w), not {tuple(image.shape)}")
-        if not image.is_floating_point():
-            image = image.float()
+        if valid is not None:
+            check_valid(valid, image)
+        image = image.to(dtype)
         selection = self.select(channels, image.shape[1])
         order = None if selection.order is None else self.index(selection.order, image.device, keep=channels is None)
         p = self._patch_size

@@ -17,7 +17,7 @@ from auxmae_kernels.products import linear
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from auxmae.errors import SettingsError
+from auxmae.model.arguments import complete_arguments
 from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
 from auxmae.model.embedding import ChannelEmbedding, GroupLinear, sincos_positions
 from auxmae.model.embedding import channel_groups as split_into_groups
@@ -50,7 +50,7 @@ class Reconstruction:
     """Predicted pixels.
 
     Attributes:
-        prediction: (B, C, h, w), in the units of the input; 0 where a pixel was visible.
+        prediction: (B, C, h, w), of the model's type, in the units of the input; 0 where a pixel was visible.
         hidden: (B, C, h, w) bool, True where the pixel was hidden from the encoder.
         keep: (B, G, K) positions of the visible patches.
     """
@@ -86,7 +86,7 @@ class AuxMAE(Pretrained):
         scaling: the pixel scaling that the model was trained with (`Scaling.to_dict`), kept with the weights.
 
     Raises:
-        SettingsError: values that contradict each other.
+        SettingsError: a value is out of bounds, or contradicts another.
     """
 
     def __init__(
@@ -120,66 +120,49 @@ class AuxMAE(Pretrained):
         scaling: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        names = [str(i + 1) for i in range(channels)] if isinstance(channels, int) else [str(name) for name in channels]
-        hidden = hidden or 2 * width
-        decoder_heads = decoder_heads or heads
-        # Half the width, rounded up to what the heads and the 2-D positions divide.
-        step = 4 * decoder_heads
-        decoder_width = decoder_width or max(step, -(-(width // 2) // step) * step)
-        decoder_hidden = decoder_hidden or 2 * decoder_width
-        for label, size, count in (("width", width, heads), ("decoder_width", decoder_width, decoder_heads)):
-            if size % count or size % 4:
-                raise SettingsError(f"model.{label} ({size}) must be divisible by its heads ({count}) and by 4")
-        if channel_attention not in ("aligned", "slotwise"):
-            raise SettingsError(
-                f"unknown model.channel_attention {channel_attention!r}", hint="expected one of 'aligned', 'slotwise'"
-            )
-        if embedding_activation not in ("none", "gelu"):
-            raise SettingsError(
-                f"unknown model.embedding_activation {embedding_activation!r}", hint="expected one of 'none', 'gelu'"
-            )
-        if not names or len(set(names)) != len(names):
-            raise SettingsError("channels must be named, each once")
-        if wavelengths is not None and len(wavelengths) != len(names):
-            raise SettingsError(f"{len(wavelengths)} wavelengths for {len(names)} channels", hint="set data.wavelengths")
-        self.config: dict[str, Any] = {
-            "channels": names,
-            "image_size": image_size,
-            "patch_size": patch_size,
-            "width": width,
-            "depth": depth,
-            "heads": heads,
-            "hidden": hidden,
-            "decoder_width": decoder_width,
-            "decoder_depth": decoder_depth,
-            "decoder_heads": decoder_heads,
-            "decoder_hidden": decoder_hidden,
-            "dropout": dropout,
-            "cls_tokens": cls_tokens,
-            "channel_groups": channel_groups if isinstance(channel_groups, int) else [list(group) for group in channel_groups],
-            "channel_embedding": channel_embedding,
-            "wavelengths": None if wavelengths is None else [float(value) for value in wavelengths],
-            "embedding_activation": embedding_activation,
-            "channel_attention": channel_attention,
-            "output_activation": output_activation,
-            "mask_ratio": mask_ratio,
-            "mask_strategy": mask_strategy,
-            "mask_block_size": mask_block_size,
-            "mask_mixture": mask_mixture,
-            "loss_kind": loss_kind,
-            "normalize": normalize,
-            "scaling": scaling,
-        }
-        self.channel_names = tuple(names)
-        self.wavelengths = None if wavelengths is None else tuple(float(value) for value in wavelengths)
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.num_features = width
+        config = complete_arguments(
+            {
+                "channels": channels,
+                "image_size": image_size,
+                "patch_size": patch_size,
+                "width": width,
+                "depth": depth,
+                "heads": heads,
+                "hidden": hidden,
+                "decoder_width": decoder_width,
+                "decoder_depth": decoder_depth,
+                "decoder_heads": decoder_heads,
+                "decoder_hidden": decoder_hidden,
+                "dropout": dropout,
+                "cls_tokens": cls_tokens,
+                "channel_groups": channel_groups,
+                "channel_embedding": channel_embedding,
+                "wavelengths": wavelengths,
+                "embedding_activation": embedding_activation,
+                "channel_attention": channel_attention,
+                "output_activation": output_activation,
+                "mask_ratio": mask_ratio,
+                "mask_strategy": mask_strategy,
+                "mask_block_size": mask_block_size,
+                "mask_mixture": mask_mixture,
+                "loss_kind": loss_kind,
+                "normalize": normalize,
+                "scaling": scaling,
+            }
+        )
+        self.config: dict[str, Any] = config
+        names, hidden, decoder_width = config["channels"], config["hidden"], config["decoder_width"]
+        width, patch_size, wavelengths = config["width"], config["patch_size"], config["wavelengths"]
+        self.channel_names: tuple[str, ...] = tuple(names)
+        self.wavelengths = None if wavelengths is None else tuple(wavelengths)
+        self.image_size: int = config["image_size"]
+        self.patch_size: int = patch_size
+        self.num_features: int = width
         self.scaling = scaling
-        self.groups = split_into_groups(names, channel_groups)
+        self.groups = split_into_groups(names, config["channel_groups"])
         self.group_size = max(len(group) for group in self.groups)
-        self._tables: dict[tuple[int, int, int, torch.device], Tensor] = {}
-        self._prepare = Preparation(self.channel_names, self.groups, patch_size)
+        self._tables: dict[tuple[int, int, int, torch.device, torch.dtype], Tensor] = {}
+        self._preparation = Preparation(self.channel_names, self.groups, patch_size)
         self._recompute = False
         self._embed_visible, self._assemble, self._masked_loss = embed_visible, assemble, masked_loss
 
@@ -189,14 +172,15 @@ class AuxMAE(Pretrained):
         self.patch_embedding = GroupLinear(pixels, width, untied)
         self.channel_embedding = ChannelEmbedding(self.groups, width, channel_embedding, by_name)
         self.cls_token = nn.Parameter(torch.randn(width) * 0.02) if cls_tokens else None
-        self.encoder = nn.ModuleList(MacaronBlock(width, hidden, heads, dropout) for _ in range(depth))
+        self.encoder = nn.ModuleList(MacaronBlock(width, hidden, config["heads"], dropout) for _ in range(config["depth"]))
         self.encoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
 
         self.decoder_embedding = nn.Linear(width, decoder_width)
         self.decoder_channel_embedding = ChannelEmbedding(self.groups, decoder_width, channel_embedding, by_name)
         self.mask_token = nn.Parameter(torch.randn(decoder_width) * 0.02)
         self.decoder = nn.ModuleList(
-            MacaronBlock(decoder_width, decoder_hidden, decoder_heads, dropout) for _ in range(decoder_depth)
+            MacaronBlock(decoder_width, config["decoder_hidden"], config["decoder_heads"], dropout)
+            for _ in range(config["decoder_depth"])
         )
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=NORM_EPS)
         self.head = GroupLinear(decoder_width, pixels, untied)
@@ -216,7 +200,7 @@ class AuxMAE(Pretrained):
         """Hides patches, predicts them, and compares.
 
         Args:
-            image: (B, C, h, w) scaled pixels; NaN and infinity count as invalid.
+            image: (B, C, h, w) scaled pixels of any type, cast to the model's; NaN and infinity count as invalid.
             keep: (B, G, K) visible positions of each group, −1 as padding; None draws a mask.
             valid: bool, broadcastable to the image; False pixels never count: the network is shown the mean of the valid pixels
                 of their patch.
@@ -225,7 +209,8 @@ class AuxMAE(Pretrained):
 
         Raises:
             DataError: the image's channels are not the model's.
-            ValueError: `keep` is no mask.
+            TypeError: an array of numpy's in place of a tensor.
+            ValueError: `keep` is no mask, or `valid` is not bool or of a shape that does not broadcast to the image's.
         """
         inputs = self._prepare(image, valid, channels)
         mask = self._mask(inputs, generator) if keep is None else self._given(inputs, keep)
@@ -239,6 +224,15 @@ class AuxMAE(Pretrained):
             normalize=self.config["normalize"],
         )
         return MAEOutput(loss, prediction, mask.masked_index, mask.keep)
+
+    def _prepare(
+        self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None
+    ) -> PreparedImage:
+        return self._preparation(image, valid, channels, self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.decoder_embedding.weight.dtype
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of patches that cover an image of height × width px."""
@@ -289,9 +283,9 @@ class AuxMAE(Pretrained):
 
     def _positions(self, grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
         """(N, D) sine-cosine positions, with a leading row of zeros for the CLS token where there is one."""
-        key = (*grid, width, device)
+        key = (*grid, width, device, self._dtype)
         if key not in self._tables:
-            table = sincos_positions(*grid, width)
+            table = sincos_positions(*grid, width).to(self._dtype)
             if self.cls_token is not None:
                 table = nn.functional.pad(table, (0, 0, 1, 0))
             self._tables[key] = table.to(device)
@@ -408,10 +402,14 @@ class AuxMAE(Pretrained):
         """
         inputs = self._prepare(image, valid, channels)
         mask = self._mask(inputs, generator) if keep is None else self._given(inputs, keep)
-        prediction = self._decode(self._encode(self._embed(inputs, mask), mask, inputs), mask, inputs).float()
+        prediction = self._decode(self._encode(self._embed(inputs, mask), mask, inputs), mask, inputs)
         if self.config["normalize"]:
-            prediction = unnormalise(prediction, inputs.image, inputs.valid, mask, self.patch_size)
-        pixels, hidden = from_patches(prediction, mask.masked_index, inputs.grid, self.group_size, self.patch_size)
+            # Sums over patches are too much for reduced precision.
+            wide = torch.promote_types(self._dtype, torch.float32)
+            prediction = unnormalise(prediction.to(wide), inputs.image.to(wide), inputs.valid, mask, self.patch_size)
+        pixels, hidden = from_patches(
+            prediction.to(self._dtype), mask.masked_index, inputs.grid, self.group_size, self.patch_size
+        )
         if inputs.selection.order is not None:
             # Back to the order in which the image came.
             back = torch.tensor([inputs.selection.order.index(i) for i in range(image.shape[1])], device=image.device)
@@ -430,7 +428,7 @@ class AuxMAE(Pretrained):
         """Features of whole images, nothing hidden.
 
         Args:
-            image, valid, channels: as in `forward`; the image may be of any type, and is cast to the model's.
+            image, valid, channels: as in `forward`.
             pool: "mean" (over channels and places that have a valid pixel), "cls" (mean of the CLS tokens), "concat" (each
                 channel's mean, one after the other), "attention" (channels weighted by their agreement with the mean of
                 all), "moments" ("concat", and each channel's standard deviation over its places), "moments+embedding" (those
@@ -461,7 +459,7 @@ class AuxMAE(Pretrained):
         tokens, weight = self._features(image, valid, channels, pool)
         pooled = pool_places(tokens, weight, pool)
         rows, columns = self.grid(image.shape[2], image.shape[3])
-        return pooled.transpose(1, 2).reshape(len(pooled), -1, rows, columns)
+        return pooled.transpose(1, 2).reshape(*pooled.shape[::2], rows, columns)
 
     def _features(
         self,
@@ -474,7 +472,7 @@ class AuxMAE(Pretrained):
 
         Groups stand in the image's order, or in the model's where the pooling keeps channels apart.
         """
-        inputs = self._prepare(image.to(self.decoder_embedding.weight.dtype), valid, channels)
+        inputs = self._prepare(image, valid, channels)
         batch, _, height, width = inputs.image.shape
         p = self.patch_size
         mask = everything_visible(batch, inputs.count, inputs.grid[0] * inputs.grid[1], inputs.image.device)
@@ -489,6 +487,6 @@ class AuxMAE(Pretrained):
             weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
         present = inputs.selection.groups
         if pool in CHANNEL_BY_CHANNEL and present != sorted(present):
-            order = self._prepare.index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=False)
+            order = self._preparation.index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=False)
             return tokens.index_select(1, order), weight.index_select(1, order)
         return tokens, weight

@@ -30,7 +30,7 @@ def from_patches(
 
     def image(x: Tensor) -> Tensor:
         x = x[:, :, :positions].reshape(batch, groups, rows, columns, group_size, patch_size, patch_size)
-        return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, -1, rows * patch_size, columns * patch_size)
+        return x.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, groups * group_size, rows * patch_size, columns * patch_size)
 
     return image(table), image(hidden.expand(-1, -1, -1, pixels))
 
@@ -58,7 +58,7 @@ def _to_patches(image: Tensor, groups: int, patch_size: int) -> Tensor:
     batch, channels, height, width = image.shape
     p = patch_size
     x = image.reshape(batch, groups, channels // groups, height // p, p, width // p, p)
-    return x.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, groups, (height // p) * (width // p), -1)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
 
 
 def unnormalise(prediction: Tensor, image: Tensor, valid: Tensor | None, mask: Mask, patch_size: int) -> Tensor:

@@ -15,7 +15,7 @@ import safetensors.torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
-from auxmae.errors import CheckpointError
+from auxmae.errors import CheckpointError, SettingsError
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -79,7 +79,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
             model = cls(**{key: value for key, value in config.items() if key in known})
         except FileNotFoundError as error:
             raise CheckpointError(f"{folder}: no {CONFIG_NAME}", hint="give a run folder or a checkpoint folder") from error
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, SettingsError) as error:
             raise CheckpointError(f"{folder / CONFIG_NAME}: broken: {error}") from error
         load_weights(model, folder)
         return model.eval()

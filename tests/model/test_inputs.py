@@ -65,7 +65,7 @@ def test_one_value_that_is_not_finite_is_found(bad):
 
 
 def test_values_whose_sum_overflows_stay_as_they_are():
-    image = torch.full((1, 5, 16, 16), 3e38)
+    image = torch.full((1, 5, 16, 16), 3e38, dtype=torch.float64)
     prepared = model_of()._prepare(image, None, None)
     assert prepared.valid is None or prepared.valid.all()
     assert torch.equal(prepared.image, image)
