@@ -8,8 +8,9 @@ Shapes: B batch, C channels (or channel groups), N positions of the patch grid, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,11 @@ def _indices_of(flags: Tensor, count: int) -> Tensor:
     return torch.where(flags.gather(2, order), order, -1)
 
 
+def _draw(function: Callable[..., Tensor], *arguments: Any, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    # A generator of None is not passed on: torch.compile knows no such function for sizes that vary.
+    return function(*arguments, device=device, **({} if generator is None else {"generator": generator}))
+
+
 def _smallest(noise: Tensor, count: int) -> Tensor:
     return torch.argsort(noise, dim=-1)[..., :count].sort(dim=-1).values
 
@@ -64,13 +70,13 @@ def _block_noise(
     batch: int, rows: int, columns: int, side: int, generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
     """(B, 1, N): noise that is constant on squares of `side` patches, with a random offset, and a jitter to break ties."""
-    coarse = torch.rand(batch, rows // side + 2, columns // side + 2, generator=generator, device=device)
-    shift = torch.randint(0, side, (2, batch), generator=generator, device=device)
+    coarse = _draw(torch.rand, batch, rows // side + 2, columns // side + 2, generator=generator, device=device)
+    shift = _draw(torch.randint, 0, side, (2, batch), generator=generator, device=device)
     row = (torch.arange(rows, device=device) + shift[0, :, None]) // side
     column = (torch.arange(columns, device=device) + shift[1, :, None]) // side
     item = torch.arange(batch, device=device)[:, None, None]
     squares = coarse[item, row[:, :, None], column[:, None, :]]
-    jitter = torch.rand(batch, rows, columns, generator=generator, device=device)
+    jitter = _draw(torch.rand, batch, rows, columns, generator=generator, device=device)
     return (squares + 1e-4 * jitter).reshape(batch, 1, rows * columns)
 
 
@@ -117,15 +123,17 @@ def draw_mask(
                 hint="set masking.strategy to independent, shared or block",
             )
         shown = visible_count(channels, ratio)
-        visible = _smallest(torch.rand(batch, channels, generator=generator, device=device), shown)
+        visible = _smallest(_draw(torch.rand, batch, channels, generator=generator, device=device), shown)
         seen = torch.zeros(batch, channels, 1, dtype=torch.bool, device=device).scatter_(1, visible[..., None], True)
         every = torch.arange(positions, device=device).expand(batch, channels, positions)
         return Mask(torch.where(seen, every, -1), torch.where(seen, -1, every), aligned=True, ragged=True, rows=visible)
     count = visible_count(positions, ratio)
     if strategy == "independent":
-        keep = _smallest(torch.rand(batch, channels, positions, generator=generator, device=device), count)
+        keep = _smallest(_draw(torch.rand, batch, channels, positions, generator=generator, device=device), count)
     elif strategy == "shared":
-        keep = _smallest(torch.rand(batch, 1, positions, generator=generator, device=device), count).expand(-1, channels, -1)
+        keep = _smallest(_draw(torch.rand, batch, 1, positions, generator=generator, device=device), count).expand(
+            -1, channels, -1
+        )
     elif strategy == "block":
         noise = _block_noise(batch, rows, columns, block_size, generator, device)
         keep = _smallest(noise, count).expand(-1, channels, -1)

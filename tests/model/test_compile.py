@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from auxmae.model.mae import AuxMAE
+from auxmae.model.masking import draw_mask
 
 
 @pytest.mark.slow
@@ -27,3 +28,24 @@ def test_compiled_blocks_give_the_same_loss_and_gradients(strategy):
         loss.backward()
     for (name, a), b in zip(eager.named_parameters(), compiled.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, atol=1e-5), name
+
+
+@pytest.mark.parametrize("strategy", ["independent", "shared", "channel", "block"])
+def test_masks_are_drawn_in_a_compiled_graph_of_any_batch_size(strategy):
+    torch.compiler.reset()
+
+    @torch.compile(backend="aot_eager", dynamic=True, fullgraph=True)
+    def keep_of(image):
+        return draw_mask(image.shape[0], 3, (2, 2), ratio=0.5, strategy=strategy, device=image.device).keep
+
+    for batch in (2, 3, 5):
+        assert keep_of(torch.rand(batch, 3)).shape[0] == batch
+
+
+@pytest.mark.slow
+def test_a_compiled_model_takes_one_batch_size_after_another():
+    model = AuxMAE(3, image_size=16, patch_size=8, width=8, depth=1, heads=2, decoder_depth=1)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    for batch in (2, 3, 5):
+        assert compiled(torch.rand(batch, 3, 16, 16)).loss.isfinite()
