@@ -40,13 +40,17 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         Args:
             pretrained_model_name_or_path: a folder written by `save_pretrained` or a checkpoint of a run; a run folder
                 (its best checkpoint is taken); or the name of a hub repository.
-            options: passed to `huggingface_hub.snapshot_download` (revision, token, cache_dir, …).
+            options: of a download: passed to `huggingface_hub.snapshot_download` (revision, token, cache_dir, …).
 
         Raises:
             CheckpointError: nothing there, or what is there is broken or of another kind.
+            TypeError: options for a folder, or unknown ones.
         """
         folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
+        if folder.is_dir():
+            if options:
+                raise TypeError(f"{folder} is a folder, and nothing is downloaded: {', '.join(options)} cannot apply")
+        else:
             folder = cls._download(str(pretrained_model_name_or_path), options)
         if not (folder / CONFIG_NAME).is_file():
             for which in ("best", "last"):

@@ -448,6 +448,8 @@ def test_broken_folders_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         AuxMAE.from_pretrained(tmp_path / "nowhere")
     tiny().save_pretrained(tmp_path / "model")
+    with pytest.raises(TypeError, match="revision, patch_size cannot apply"):
+        AuxMAE.from_pretrained(tmp_path / "model", revision="main", patch_size=8)
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
