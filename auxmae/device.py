@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from auxmae_kernels import dispatch
@@ -47,6 +49,21 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise SettingsError("run.device = 'mps', and PyTorch sees no such device", hint="set run.device = 'auto'")
     return torch.device(name)
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Puts back, in the end, what a training sets for the whole process: threads, deterministic algorithms, kernels' backend."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    backend = None if "AUXMAE_KERNELS" in os.environ else dispatch.backend()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        if backend is not None:
+            dispatch.set_backend(backend)
 
 
 def configure(settings: SettingsTree, local_rank: int | None = None) -> torch.device:

@@ -15,7 +15,7 @@ import torch
 from auxmae.build import Data, Progress, build_data, build_model
 from auxmae.data.loading import Batch, Loader
 from auxmae.data.splits import how_to_hold_out
-from auxmae.device import configure
+from auxmae.device import configure, process_state_kept
 from auxmae.errors import CheckpointError, DataError, MissingDependencyError, UsageError
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import load_weights
@@ -103,6 +103,7 @@ def _with_absolute_source(settings: SettingsTree) -> SettingsTree:
     return settings.model_copy(update={"data": data.model_copy(update=changes)})
 
 
+@process_state_kept()
 def train(
     settings: SettingsTree,
     *,
