@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from auxmae.errors import AuxMAEError
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from auxmae.model.mae import AuxMAE
     from auxmae.settings import load_settings
 
-__all__ = ["AuxMAE", "FeatureExtractor", "__version__", "load_settings", "train"]
+__all__ = ["AuxMAE", "AuxMAEError", "FeatureExtractor", "__version__", "load_settings", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -40,3 +42,7 @@ def __getattr__(name: str) -> Any:
 
         return load_settings
     raise AttributeError(f"module 'auxmae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,25 +6,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from auxmae.settings import load_settings
+from auxmae.settings import Loaded, load_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import session
 from auxmae.training.session import TrainingResult
 
 
-def train(settings: SettingsTree | Mapping[str, Any] | str | Path | None = None, **options: Any) -> TrainingResult:
+def train(settings: Loaded | SettingsTree | Mapping[str, Any] | str | Path | None = None, **options: Any) -> TrainingResult:
     """Pre-trains a masked autoencoder.
 
+    It seeds the global generators of torch, numpy and random.  Ctrl-C finishes the step, writes a checkpoint and returns, with
+    "interrupted" as the outcome's reason and no held-out error; a second one, more than a second later, raises KeyboardInterrupt.
+
     Args:
-        settings: a settings tree; or {"table": {"key": value}} over the defaults and the environment; or the path of a
-            TOML file; or None for `auxmae.toml` in the working directory, if there is one.
+        settings: what `load_settings` gave, or its settings tree; or {"table": {"key": value}} over the defaults and the
+            environment; or the path of a TOML file; or None for `auxmae.toml` in the working directory, if there is one.
         options: `resume`, `init_from`, `fast_dev_run`, `reporter`, `progress` of `training.session.train`.
 
     Raises:
         AuxMAEError: whatever the user can mend, with a hint.
+        TypeError: settings of another type.
     """
     if isinstance(settings, Mapping):
-        settings = load_settings(None, tables=settings).settings
-    elif not isinstance(settings, SettingsTree):
-        settings = load_settings(None if settings is None else Path(settings)).settings
-    return session.train(settings, **options)
+        settings = load_settings(None, tables=settings)
+    elif settings is None or isinstance(settings, (str, Path)):
+        settings = load_settings(None if settings is None else Path(settings))
+    tree = settings.settings if isinstance(settings, Loaded) else settings
+    if not isinstance(tree, SettingsTree):
+        raise TypeError(f"settings must be a settings tree, a dict of tables or a path, not {type(tree).__name__}")
+    return session.train(tree, **options)

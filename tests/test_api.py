@@ -1,14 +1,68 @@
-"""`auxmae.train`: settings given as tables."""
+"""`auxmae.train` and what else is public: settings in every form, and what a training leaves behind."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
+from auxmae_kernels import dispatch
 
+import auxmae
 from auxmae import api
 from auxmae.errors import SettingsError
+from auxmae.settings import load_settings
+from auxmae.training import session
 
 
 @pytest.mark.parametrize("settings", [{"trian": {}}, {"trian": 5}, {"trian": {"max_steps": 3}}])
 def test_a_table_that_there_is_none_of_is_named(settings):
     with pytest.raises(SettingsError, match=r"^trian.*did you mean 'train"):
         api.train(settings)
+
+
+def test_public_names_are_listed_and_there():
+    assert set(auxmae.__all__) <= set(dir(auxmae))
+    assert all(getattr(auxmae, name) is not None for name in auxmae.__all__)
+    assert issubclass(SettingsError, auxmae.AuxMAEError)
+
+
+def test_settings_in_every_form(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "train", lambda settings, **options: settings)
+    loaded = load_settings(None, tables={"train": {"max_steps": 7, "betas": [0.5, 0.75]}, "data": {"channels": ["a", "b"]}})
+    (tmp_path / "some.toml").write_text('train = {max_steps = 7, betas = [0.5, 0.75]}\ndata = {channels = ["a", "b"]}\n')
+    tables = {
+        "train": {"max_steps": np.int64(7), "betas": np.array([0.5, 0.75])},
+        "data": {"channels": (np.str_("a"), "b")},
+    }
+    for given in (loaded, loaded.settings, tables, "some.toml", tmp_path / "some.toml"):
+        assert api.train(given) == loaded.settings
+    assert api.train() == load_settings().settings
+    for wrong in (7, ["some.toml"], {"train"}):
+        with pytest.raises(TypeError, match="settings must be"):
+            api.train(wrong)
+
+
+def test_a_training_leaves_threads_determinism_and_backend_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.delenv("AUXMAE_KERNELS", raising=False)
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), dispatch.backend()
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    def build_data(*_, **__):
+        seen.append((torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), dispatch.backend()))
+        raise Stop
+
+    monkeypatch.setattr(session, "build_data", build_data)
+    settings = {
+        "data": {"source": "synthetic"},
+        "train": {"deterministic": True},
+        "run": {"folder": str(tmp_path / "run"), "threads": before[0] + 1, "device": "cpu"},
+        "kernels": {"backend": "torch"},
+    }
+    with pytest.raises(Stop):
+        api.train(settings)
+    assert seen == [(before[0] + 1, True, "torch")]
+    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), dispatch.backend()) == before

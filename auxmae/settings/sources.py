@@ -205,9 +205,18 @@ def _put_tables(layer: Layer, tables: Mapping[str, object]) -> None:
             for key, value in table.items():
                 path = (str(name), str(key))
                 if value is not None or _path_fault(path, None) is not None:
-                    layer.put(path, _from_option(path, value), origin)
+                    layer.put(path, _from_option(path, _plain(value)), origin)
         elif not isinstance(table, Mapping) or name not in wording.tables():
             layer.put((str(name),), dict(table) if isinstance(table, Mapping) else table, origin)
+
+
+def _plain(value: object) -> object:
+    """The same with Python's numbers and lists in place of numpy's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _environment(environ: Mapping[str, str]) -> Layer:
