@@ -25,6 +25,9 @@ RAW_SPECTRUM = "raw spectrum"
 RAW_PATCH = "raw patch"
 PCA = "PCA of patches"
 CONVOLUTIONS = "random convolutions"
+RELATIONS = "channel relations"
+# Features of one unit: standardised each for itself, small ones, which are noise, would count like large ones.
+COMMON_SCALE = frozenset({PCA})
 
 _RAW = 16384
 # Side of the smallest patch that is more than a spectrum, px.
@@ -36,6 +39,8 @@ _BIAS = 1.0
 # Patches that PCA and whitening are fitted on, and directions that whitening keeps.
 _PATCHES = 5000
 _DIRECTIONS = 256
+# Channels of which every pair is correlated.
+_PAIRED = 32
 
 
 def raw_extractor(patch_size: int | None = None) -> Extractor:
@@ -57,6 +62,37 @@ def raw_extractor(patch_size: int | None = None) -> Extractor:
         while image.shape[1] * -(-image.shape[2] // side) * -(-image.shape[3] // side) > _RAW and side < max(image.shape[2:]):
             side += 1
         return F.avg_pool2d(image, side, ceil_mode=True, count_include_pad=False).flatten(1)
+
+    return extract
+
+
+def relations_extractor() -> Extractor:
+    """Of each image: channel statistics, correlations of channels, and standard deviations of differences between neighbours.
+
+    Of up to 32 channels every pair is correlated, of more only those that follow each other.  Over valid pixels, and pairs of
+    such; 0 where there are none, or where a channel is constant.
+    """
+    statistics = statistics_extractor()
+
+    def extract(batch: Batch) -> Tensor:
+        valid = batch.valid.to(torch.float64)
+        image = batch.image.masked_fill(~batch.valid, 0.0).to(torch.float64)
+        x, v = image.flatten(2), valid.flatten(2)
+        x = (x - (x.sum(2) / v.sum(2).clamp(min=1))[..., None]) * v
+        x = x / x.square().sum(2, keepdim=True).sqrt().clamp(min=1e-12)
+        channels = x.shape[1]
+        if channels <= _PAIRED:
+            rows, columns = torch.triu_indices(channels, channels, 1)
+            related = (x @ x.transpose(1, 2))[:, rows, columns]
+        else:
+            related = (x[:, 1:] * x[:, :-1]).sum(2)
+        steps = [statistics(batch), related.float()]
+        for axis in (2, 3):
+            size = image.shape[axis] - 1
+            change = image.narrow(axis, 1, size) - image.narrow(axis, 0, size)
+            both = valid.narrow(axis, 1, size) * valid.narrow(axis, 0, size)
+            steps.append(((change.square() * both).sum((2, 3)) / both.sum((2, 3)).clamp(min=1)).sqrt().float())
+        return torch.cat(steps, 1)
 
     return extract
 
@@ -135,19 +171,20 @@ def convolution_extractor(patches: NDArray[np.float32], channels: int, *, patch_
 def sample_patches(batches: Iterable[Batch], sides: Iterable[int], *, seed: int) -> dict[int, NDArray[np.float32]]:
     """Patches at random places of training images, without their labels: side → (n, C · side²), n ≤ 5000.
 
-    Every image gives the same number; patches that reach beyond an image smaller than them are filled with 0.
+    Every image gives the same number; patches that reach beyond an image smaller than them are filled with 0.  What is drawn
+    depends on the images' order alone, not on the batches.
     """
     random = np.random.default_rng(seed)
     found: dict[int, list[Tensor]] = {side: [] for side in sides}
     for batch in batches:
         image = batch.image.masked_fill(~batch.valid, 0.0)
-        for side, parts in found.items():
-            padded = F.pad(image, (0, max(side - image.shape[3], 0), 0, max(side - image.shape[2], 0)))
-            for picture in padded:
+        for picture in image:
+            for side, parts in found.items():
+                padded = F.pad(picture, (0, max(side - picture.shape[2], 0), 0, max(side - picture.shape[1], 0)))
                 for _ in range(8):
-                    top = int(random.integers(picture.shape[1] - side + 1))
-                    left = int(random.integers(picture.shape[2] - side + 1))
-                    parts.append(picture[:, top : top + side, left : left + side].reshape(-1))
+                    top = int(random.integers(padded.shape[1] - side + 1))
+                    left = int(random.integers(padded.shape[2] - side + 1))
+                    parts.append(padded[:, top : top + side, left : left + side].reshape(-1))
     result = {}
     for side, parts in found.items():
         keep = np.sort(random.permutation(len(parts))[:_PATCHES])
@@ -173,6 +210,7 @@ def floor_extractors(
     raw = {RAW_SPECTRUM: spectrum_extractor(patch_size), RAW_PATCH: raw_extractor(patch_size)} if dense else {}
     return {
         STATISTICS: statistics_extractor(side),
+        **({} if dense else {RELATIONS: relations_extractor()}),
         **(raw or {RAW_PIXELS: raw_extractor()}),
         PCA: pca_extractor(patches[patch_size], patch_size=patch_size, components=components, dense=dense),
         CONVOLUTIONS: convolution_extractor(patches[_KERNEL], channels, patch_size=side, seed=seed),

@@ -27,25 +27,29 @@ _TRIAL_TOLERANCE = 1e-4
 
 
 def predict(
-    train: Features, x_test: NDArray[np.float32], *, neighbours: int, probes: Sequence[str] = PROBES
+    train: Features,
+    x_test: NDArray[np.float32],
+    *,
+    neighbours: int,
+    probes: Sequence[str] = PROBES,
+    together: bool = False,
 ) -> dict[str, NDArray[np.int64]]:
     """Classes of test samples: probe → (m,).
 
     k-NN: majority of the `neighbours` nearest by Euclidean distance.  Logistic regression: multinomial, L2 penalty, its
     strength one of `STRENGTHS`, chosen by the accuracy on validation parts of the training samples that hold whole groups
     (images or blocks), so that neighbours of one place lie on one side.  Both on features standardised by the training
-    samples.
+    samples, each for itself or all `together`.
 
     Args:
         train: features, classes and groups.
         x_test: (m, D).
         neighbours: k.
         probes: which of `PROBES`.
+        together: features share a unit, so that the size of one beside another says something: one scale for all.
     """
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(train.x.astype(np.float64))
-    x, x_rest = principal_axes(scaler.transform(train.x), scaler.transform(x_test))
+    mean, scale = standard(train.x, together=together)
+    x, x_rest = principal_axes((train.x - mean) / scale, (x_test - mean) / scale)
     found = {}
     for probe in probes:
         if probe == "k-NN":
@@ -56,6 +60,16 @@ def predict(
         else:
             found[probe] = fit_logistic(x, train.y, train.groups).predict(x_rest)
     return found
+
+
+def standard(x: NDArray[np.float32], *, together: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(D,) means and standard deviations of (n, D) features, 1 where one is 0; `together`: one deviation for all."""
+    wide = x.astype(np.float64)
+    spread = wide.std(axis=0)
+    if together:
+        spread = np.full_like(spread, np.sqrt(np.square(spread).mean()))
+    # What rounding leaves of equal numbers is no spread.
+    return wide.mean(axis=0), np.where(spread > 10 * np.finfo(np.float64).eps * np.abs(wide).max(initial=0.0), spread, 1.0)
 
 
 def fit_logistic(x: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[np.int64]) -> Logistic:

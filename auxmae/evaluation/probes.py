@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from auxmae.evaluation.baselines import COMMON_SCALE
 from auxmae.evaluation.classifiers import PROBES, predict
 from auxmae.evaluation.features import Features
 from auxmae.evaluation.scores import Difference, bootstrap_interval, paired_bootstrap, score
@@ -194,7 +195,8 @@ def run_probes(
         for name, features in train.items():
             if progress is not None:
                 progress(f"{budget or 'all'} labels, {name}")
-            found[name] = [predict(features.take(rows), test[name].x, neighbours=k) for rows in draws]
+            together = name in COMMON_SCALE
+            found[name] = [predict(features.take(rows), test[name].x, neighbours=k, together=together) for rows in draws]
         for probe in PROBES:
             right: dict[str, NDArray[np.bool_]] = {}
             for name, drawn in found.items():

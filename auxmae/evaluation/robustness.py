@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auxmae.errors import DataError
-from auxmae.evaluation.baselines import STATISTICS
-from auxmae.evaluation.classifiers import fit_logistic
+from auxmae.evaluation.baselines import COMMON_SCALE, STATISTICS
+from auxmae.evaluation.classifiers import fit_logistic, standard
 from auxmae.evaluation.features import Extractor, Features, extract_all
 from auxmae.evaluation.logistic import Logistic, principal_axes
 from auxmae.evaluation.probes import ENCODER, RANDOM
@@ -166,7 +166,7 @@ def evaluate_robustness(
     for name, features in known.items():
         say(f"training on {name}")
         if len(np.unique(features.y)) > 1:
-            classifiers[name] = _Classifier(features)
+            classifiers[name] = _Classifier(features, together=name in COMMON_SCALE)
     found: dict[tuple[str, float], list[RobustnessResult]] = {}
     unchanged: ReconstructionResult | None = None
     for change in changes:
@@ -207,11 +207,9 @@ def evaluate_robustness(
 class _Classifier:
     """Standardise, then logistic regression: as `classifiers.predict`, kept for many test sets."""
 
-    def __init__(self, features: Features) -> None:
-        x = features.x.astype(np.float64)
-        self.mean, spread = x.mean(axis=0), x.std(axis=0)
-        self.spread = np.where(spread > 0, spread, 1.0)
-        x = (x - self.mean) / self.spread
+    def __init__(self, features: Features, *, together: bool) -> None:
+        self.mean, self.spread = standard(features.x, together=together)
+        x = (features.x - self.mean) / self.spread
         axes, _ = principal_axes(x, x[:0])
         fitted = fit_logistic(axes, features.y, features.groups)
         # Back from the axes: x = axes · Vᵀ, so that V = xᵀ · axes / squares.

@@ -241,6 +241,11 @@ def evaluate_scene(
     notices = []
     if test_labels is not None:
         notices += _closeness(drawn[first[chosen]], drawn[~first[chosen]], window, (height, width))
+    if test_labels is None and gap < window - 1:
+        notices.append(
+            f"The scene is too narrow for its windows of {window} px: those of training pixels share up to {window - 1 - gap} "
+            "columns with those of test pixels, which flatters all features that see a window (smaller: model.image_size)."
+        )
     if both:
         notices.append(f"{both} pixels have a label to train on and one to test on: they are only tested on.")
     if sparse:

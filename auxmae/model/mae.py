@@ -285,10 +285,12 @@ class AuxMAE(Pretrained):
         """(N, D) sine-cosine positions, with a leading row of zeros for the CLS token where there is one."""
         key = (*grid, width, device, self._dtype)
         if key not in self._tables:
-            table = sincos_positions(*grid, width).to(self._dtype)
-            if self.cls_token is not None:
-                table = nn.functional.pad(table, (0, 0, 1, 0))
-            self._tables[key] = table.to(device)
+            # A table made for inference could not take part in a backward pass later.
+            with torch.inference_mode(False):
+                table = sincos_positions(*grid, width).to(self._dtype)
+                if self.cls_token is not None:
+                    table = nn.functional.pad(table, (0, 0, 1, 0))
+                self._tables[key] = table.to(device)
         return self._tables[key]
 
     def _token_keep(self, mask: Mask) -> Tensor:

@@ -65,9 +65,13 @@ def _faster() -> bool:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@cache
 def smallest() -> int:
     """Multiply-adds from which on a product goes through oneDNN, where that is the faster library."""
+    return _smallest()
+
+
+@cache
+def _smallest() -> int:
     family = re.search(r"^cpu family\s*:\s*(\d+)", _processor(), re.M)
     return SMALLEST_ZEN4 if family and int(family[1]) == ZEN4_FAMILY else SMALLEST
 

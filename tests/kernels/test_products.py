@@ -126,9 +126,9 @@ def test_zen_4_takes_onednn_for_larger_products_alone(monkeypatch, about, expect
     monkeypatch.undo()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products.Path, "read_text", lambda *_, **__: f"vendor_id\t: AuthenticAMD\n{about}")
-        products.smallest.cache_clear()
+        products._smallest.cache_clear()
         assert products.smallest() == expected
-    products.smallest.cache_clear()
+    products._smallest.cache_clear()
 
 
 @pytest.mark.slow
