@@ -39,6 +39,8 @@ def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out:
         out.print(report.reason)
         return report.to_dict()
     out.print(finetune_table(report))
+    for notice in report.notices:
+        out.print(notice, style="yellow", highlight=False, soft_wrap=True)
     for comparison in report.comparisons:
         out.print(comparison.describe(), highlight=False, soft_wrap=True)
     return report.to_dict()

@@ -22,14 +22,15 @@ def measure(
 ) -> tuple[ProbeReport, dict[str, Extractor], dict[str, Features]]:
     """Probes, prints the table and the verdict → (report, extractors, their features of the training part's labelled samples)."""
     from auxmae.cli.eval_tables import probe_table
+    from auxmae.evaluation.baselines import STATISTICS
     from auxmae.evaluation.features import extract_all
-    from auxmae.evaluation.probes import ProbeReport, run_probes
+    from auxmae.evaluation.probes import ProbeReport, find_copies, run_probes
 
     assert data.test is not None
     extractors: dict[str, Extractor] = {}
     train: dict[str, Features] = {}
     report = ProbeReport([], "The data carry no labels.")
-    table, seed = settings.eval, settings.train.seed
+    table, seed, copies = settings.eval, settings.train.seed, 0
     if data.class_names:
         with out.status("Probing frozen features") as status:
             extractors = _extractors(model, data, table, device, seed)
@@ -38,6 +39,7 @@ def measure(
                 extract_all(extractors, part, patch_size=patch_size, limit=table.max_samples, seed=seed)
                 for part in (data.train, data.test)
             )
+            copies = 0 if patch_size else find_copies(train[STATISTICS], test[STATISTICS])
             report = run_probes(
                 train,
                 test,
@@ -48,6 +50,11 @@ def measure(
                 class_names=data.class_names,
                 progress=lambda what: status.update(f"Probing: {what}"),
             )
+    if copies:
+        report.notices.append(
+            f"{copies} of {report.test_samples} test images have the same pixels as a training image: hold such copies out "
+            "together (data.group_pattern), or leave them out (data.exclude), as they flatter every kind of features."
+        )
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     if report.reason:
         out.print(f"No probes. {report.reason}", **plain)

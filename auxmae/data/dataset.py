@@ -85,7 +85,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
             self._windows = _grid(part.blocks, image_size)
             self.images = len(self._windows)
         else:
-            self._windows = np.zeros((0, 5), dtype=np.int64) if augment else _spread(collection, part.items, image_size)
+            self._windows = np.zeros((0, 6), dtype=np.int64) if augment else _spread(collection, part.items, image_size)
             self.images = len(part.items)
         self._samples = (max(self.images, samples) if self.images else 0) if augment else len(self._windows)
         # Blocks of each scene, to find those that a crop touches.
@@ -114,6 +114,11 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
     def items(self, indices: Sequence[int]) -> NDArray[np.int64]:
         """(B,) which image of the collection each sample comes from."""
         return np.array([self._place(index)[0] for index in indices], dtype=np.int64)
+
+    def groups(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        """(B,) which of the part's groups each sample belongs to; where it has none, which image or block."""
+        entry: NDArray[np.int64] = self._windows[np.asarray(indices, dtype=np.int64), 5]
+        return entry if self.part.groups is None else self.part.groups[entry]
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses which crops and flips are drawn."""
@@ -167,7 +172,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
     def _place(self, index: int) -> tuple[int, Window, tuple[bool, bool]]:
         random = np.random.default_rng((self.seed, self.epoch, index)) if self.augment else None
         if random is None:
-            item, top, left, height, width = (int(value) for value in self._windows[index])
+            item, top, left, height, width, _ = (int(value) for value in self._windows[index])
         elif len(self.part.blocks):
             item = int(self._windows[index % self.images, 0])
             top, left, height, width = self._crop(item, random)
@@ -227,20 +232,24 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
 
 
 def _grid(blocks: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """(n, 5) scene, top, left, height, width of windows side by side, centred in their blocks, at least one a block."""
-    windows: list[tuple[int, int, int, int, int]] = []
-    for scene, top, left, height, width in blocks.tolist():
+    """(n, 6) scene, top, left, height, width, and number of the block, of windows side by side, centred in their blocks, at
+    least one a block.
+    """
+    windows: list[tuple[int, int, int, int, int, int]] = []
+    for block, (scene, top, left, height, width) in enumerate(blocks.tolist()):
         h, w = min(size, height), min(size, width)
         rows, columns = height // h, width // w
         y, x = top + (height - rows * h) // 2, left + (width - columns * w) // 2
-        windows.extend((scene, y + row * h, x + column * w, h, w) for row in range(rows) for column in range(columns))
-    return np.array(windows, dtype=np.int64).reshape(-1, 5)
+        windows.extend((scene, y + row * h, x + column * w, h, w, block) for row in range(rows) for column in range(columns))
+    return np.array(windows, dtype=np.int64).reshape(-1, 6)
 
 
 def _spread(collection: Collection, items: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """(n, 5) image, top, left, height, width of windows spread evenly over images, those of one image one after the other."""
-    windows: list[tuple[int, int, int, int, int]] = []
-    for item in items.tolist():
+    """(n, 6) image, top, left, height, width, and the image's place in `items`, of windows spread evenly over images, those of
+    one image one after the other.
+    """
+    windows: list[tuple[int, int, int, int, int, int]] = []
+    for entry, item in enumerate(items.tolist()):
         full = collection.size_of(item)
         height, width = (min(size, side) for side in full)
         counts = [min(side // size, _WINDOWS) for side in full]
@@ -248,8 +257,8 @@ def _spread(collection: Collection, items: NDArray[np.int64], size: int) -> NDAr
             np.linspace(0, side - size, count).round().astype(int).tolist() if count > 1 else [max(side - size, 0) // 2]
             for side, count in zip(full, counts, strict=True)
         )
-        windows.extend((item, top, left, height, width) for top in rows for left in columns)
-    return np.array(windows, dtype=np.int64).reshape(-1, 5)
+        windows.extend((item, top, left, height, width, entry) for top in rows for left in columns)
+    return np.array(windows, dtype=np.int64).reshape(-1, 6)
 
 
 def _flip(array: NDArray[Any], flips: tuple[bool, bool]) -> NDArray[Any]:

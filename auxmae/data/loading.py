@@ -28,6 +28,7 @@ class Batch(NamedTuple):
         label_map: (B, h, w) int64 (−1: none), or None.
         channels: (C',) int64 indices of the channels kept by channel sampling; None: all.
         image_number: (B,) int64 which image each is a window of, where several are of one; None: each stands for itself.
+        group: (B,) int64 what each belongs to and is alike with (`Part.groups`); None: not known, as in augmented training.
     """
 
     image: Tensor
@@ -36,6 +37,7 @@ class Batch(NamedTuple):
     label_map: Tensor | None
     channels: Tensor | None
     image_number: Tensor | None = None
+    group: Tensor | None = None
 
 
 class Loader:
@@ -231,7 +233,8 @@ class _Source(Dataset[Any]):
             channels = torch.from_numpy(kept.astype(np.int64))
             image, valid = image[:, channels], valid[:, channels]
         number = torch.from_numpy(self.dataset.items(request.indices)) if self.dataset.in_parts else None
-        return Batch(image, valid, label, label_map, channels, number)
+        group = None if self.dataset.augment else torch.from_numpy(self.dataset.groups(request.indices))
+        return Batch(image, valid, label, label_map, channels, number, group)
 
     def __getitem__(self, request: _Request) -> Batch | _Fault:
         try:

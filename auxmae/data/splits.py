@@ -36,11 +36,14 @@ class Part:
         name: "train", "validation" or "test".
         items: (n,) int64 images of the collection (empty where the part holds blocks).
         blocks: (n, 5) int64: scene, top, left, height, width of every block, px.
+        groups: (n,) int64 number of what each image or block belongs to and is alike with: a group of `data.group_pattern`, the
+            same ground of several scenes; None: each stands for itself.
     """
 
     name: str
     items: NDArray[np.int64]
     blocks: NDArray[np.int64]
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.items) + len(self.blocks)
@@ -126,11 +129,16 @@ def split_collection(
     fractions = (validation_fraction, test_fraction)
     notices: list[str] = []
     blocks = np.zeros((0, 5), dtype=np.int64)
+    together: NDArray[np.int64] | None = None
     if method == "block":
         blocks, keys = _cut(collection, image_size, block_size, notices)
         assigned = _assign_blocks(keys, fractions, random)
+        index_of = {key: index for index, key in enumerate(dict.fromkeys(keys))}
+        together = np.array([index_of[key] for key in keys], dtype=np.int64)
     elif method == "group":
-        assigned = _assign_groups(_groups(collection, group_pattern), fractions, random)
+        names = _groups(collection, group_pattern)
+        assigned = _assign_groups(names, fractions, random)
+        together = np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
     else:
         labels = collection.labels if collection.labels is not None else np.zeros(len(collection), dtype=np.int64)
         assigned = _assign_stratified(labels, fractions, random)
@@ -156,9 +164,10 @@ def split_collection(
 
     def part(number: int) -> Part:
         chosen = assigned == number
+        own = None if together is None else together[chosen]
         if scenes:
-            return Part(_NAMES[number], np.zeros(0, dtype=np.int64), blocks[chosen])
-        return Part(_NAMES[number], np.flatnonzero(chosen).astype(np.int64), np.zeros((0, 5), dtype=np.int64))
+            return Part(_NAMES[number], np.zeros(0, dtype=np.int64), blocks[chosen], own)
+        return Part(_NAMES[number], np.flatnonzero(chosen).astype(np.int64), np.zeros((0, 5), dtype=np.int64), own)
 
     collection.notices.extend(notice for notice in notices if notice not in collection.notices)
     digest = _digest(collection, assigned, blocks)

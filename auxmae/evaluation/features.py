@@ -30,7 +30,8 @@ class Features:
     Attributes:
         x: (n, D) float32.
         y: (n,) int64 class, never negative.
-        groups: (n,) int64, the place in the sequence of the image that a sample belongs to.
+        groups: (n,) int64, what a sample is alike with and not independent of: its image, its block of a scene, or the group
+            (donor, plate, …) that was held out as a whole.
     """
 
     x: NDArray[np.float32]
@@ -162,7 +163,7 @@ def extract_all(
     generator = np.random.default_rng(seed)
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("key", "label", "group", *(f"x {n}" for n in extractors))}
     images = 0
-    averages = _Averages()
+    averages, group_of = _Averages(), dict[int, int]()
 
     def keep(label: NDArray[np.int64], group: NDArray[np.int64], vectors: Mapping[str, NDArray[np.float32]]) -> None:
         columns["key"].append(generator.random(len(label)))
@@ -170,6 +171,9 @@ def extract_all(
         columns["group"].append(group)
         for name, x in vectors.items():
             columns[f"x {name}"].append(x)
+
+    def keep_images(label: NDArray[np.int64], number: NDArray[np.int64], vectors: Mapping[str, NDArray[np.float32]]) -> None:
+        keep(label, np.array([group_of[image] for image in number.tolist()], dtype=np.int64), vectors)
 
     def prune(most: int | None) -> None:
         if most is None or sum(len(part) for part in columns["key"]) <= most:
@@ -196,21 +200,23 @@ def extract_all(
             positions = torch.from_numpy(place)
             part = _select(batch, torch.from_numpy(wanted))
             label = label_BN.cpu().numpy()[labelled]
-            group = index + images if batch.image_number is None else batch.image_number.numpy()[index]
+            group = index + images if batch.group is None else batch.group.numpy()[index]
             found = {}
             for name, extractor in extractors.items():
                 features = extractor(part).to("cpu", torch.float32)
                 found[name] = (features[rows] if features.dim() == 2 else features[rows, positions]).numpy()
             if patch_size is None and batch.image_number is not None:
+                number = batch.image_number.numpy()[index]
+                group_of.update(zip(number.tolist(), group.tolist(), strict=True))
                 weight = part.valid.flatten(1).sum(1).cpu().numpy().astype(np.float64)
-                keep(*averages.add(label, group, weight, found))
+                keep_images(*averages.add(label, number, weight, found))
             else:
                 keep(label, group, found)
             prune(None if limit is None else 2 * limit)
         images += size
         if progress is not None:
             progress(images)
-    keep(*averages.rest())
+    keep_images(*averages.rest())
     prune(limit)
     if not sum(len(part) for part in columns["key"]):
         empty = np.zeros(0, dtype=np.int64)
@@ -264,9 +270,14 @@ def _select(batch: Batch, rows: Tensor) -> Batch:
     if len(rows) == batch.image.shape[0]:
         return batch
     label_map = None if batch.label_map is None else batch.label_map[rows]
-    number = None if batch.image_number is None else batch.image_number[rows]
+    number, group = (None if tensor is None else tensor[rows] for tensor in (batch.image_number, batch.group))
     return batch._replace(
-        image=batch.image[rows], valid=batch.valid[rows], label=batch.label[rows], label_map=label_map, image_number=number
+        image=batch.image[rows],
+        valid=batch.valid[rows],
+        label=batch.label[rows],
+        label_map=label_map,
+        image_number=number,
+        group=group,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class FinetuneReport:
         comparisons: fine-tuned against from scratch.
         reason: why there is no result; empty where there is.
         steps, seeds: of each training.
+        notices: what the reader of the figures should know, one sentence each.
     """
 
     results: list[ProbeResult]
@@ -51,6 +52,7 @@ class FinetuneReport:
     reason: str = ""
     steps: int = 0
     seeds: int = 0
+    notices: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
         """The report as `auxmae eval --finetune --json` prints it."""
@@ -60,6 +62,7 @@ class FinetuneReport:
             "reason": self.reason,
             "steps": self.steps,
             "seeds": self.seeds,
+            "notices": self.notices,
         }
 
 
@@ -123,21 +126,27 @@ def run_finetuning(
         progress: told what is being done.
     """
     say = progress or (lambda text: None)
-    table, owner = _labels(train, model, dense)
-    truth, test_owner = _labels(test, model, dense)
+    table, owner, _ = _labels(train, model, dense)
+    truth, test_owner, test_groups = _labels(test, model, dense)
     # Of an image's windows the first one stands for all.
     rows, places = np.nonzero((table >= 0) & (dense | _is_first(owner)[:, None]))
     y = table[rows, places]
     test_rows, test_places = np.nonzero((truth >= 0) & (dense | _is_first(test_owner)[:, None]))
     y_test = truth[test_rows, test_places]
-    classes, groups = np.unique(y), test_owner[test_rows]
+    classes, groups = np.unique(y), test_groups[test_rows]
     if len(classes) < 2 or not len(y_test):
         reason = "labels of at least two classes in the training part, and some in the test part, are needed"
         return FinetuneReport([], [], f"No fine-tuning: {reason}.")
-    results, comparisons = [], []
+    results, comparisons, notices = [], [], []
     for budget in labels_per_class:
         draws = draw_labels(y, budget, seed=seed)
         right = {}
+        shown, wanted = steps * train.batch_size, len(np.unique(rows[draws[0]]))
+        if shown < wanted:
+            notices.append(
+                f"With {budget or 'all'} labels, {steps} steps of {train.batch_size} show {shown} of {wanted} labelled images or "
+                "windows: more steps (eval.finetune_steps) would show more."
+            )
         for name in (FINE_TUNED, FROM_SCRATCH):
             predicted = []
             for number in range(min(seeds, _SEEDS)):
@@ -158,7 +167,7 @@ def run_finetuning(
         difference = paired_bootstrap(right[FINE_TUNED], right[FROM_SCRATCH], groups, resamples=bootstrap, seed=seed)
         ours, theirs = (float(right[name].mean()) for name in (FINE_TUNED, FROM_SCRATCH))
         comparisons.append(Comparison(PROBE, budget, f"network {FROM_SCRATCH}", ours, theirs, difference))
-    return FinetuneReport(results, comparisons, "", steps, min(seeds, _SEEDS))
+    return FinetuneReport(results, comparisons, "", steps, min(seeds, _SEEDS), notices)
 
 
 def _tell(say: Callable[[str], None], what: str, done: str) -> None:
@@ -191,20 +200,23 @@ def _result(
     )
 
 
-def _labels(loader: Loader, model: AuxMAE, dense: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(n, N) class of each sample's image, or of each of its patches, −1: none; and (n,) which image it is a window of."""
-    parts, owners = [], []
+def _labels(loader: Loader, model: AuxMAE, dense: bool) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """(n, N) class of each sample's image, or of each of its patches, −1: none; (n,) which image it is a window of; and (n,)
+    which group it belongs to.
+    """
+    parts, owners, groups = [], [], []
     count = 0
     for batch in loader:
         numbers = torch.arange(count, count + len(batch.image)) if batch.image_number is None else batch.image_number
         owners.append(numbers.cpu().numpy())
+        groups.append((numbers if batch.group is None else batch.group).cpu().numpy())
         count += len(batch.image)
         if not dense:
             parts.append(batch.label[:, None])
         elif batch.label_map is not None:
             parts.append(patch_labels(batch.label_map, model.patch_size))
-    owner = np.concatenate(owners) if owners else np.zeros(0, dtype=np.int64)
-    return torch.cat(parts).cpu().numpy() if parts else np.full((len(owner), 1), -1, dtype=np.int64), owner
+    owner, group = (np.concatenate(found) if found else np.zeros(0, dtype=np.int64) for found in (owners, groups))
+    return torch.cat(parts).cpu().numpy() if parts else np.full((len(owner), 1), -1, dtype=np.int64), owner, group
 
 
 def _is_first(owner: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from auxmae.evaluation.baselines import COMMON_SCALE
 from auxmae.evaluation.classifiers import PROBES, predict
 from auxmae.evaluation.features import Features
-from auxmae.evaluation.scores import Difference, bootstrap_interval, paired_bootstrap, score
+from auxmae.evaluation.scores import FEWEST_GROUPS, Difference, bootstrap_interval, paired_bootstrap, score
 
 if TYPE_CHECKING:
     from auxmae.model.mae import AuxMAE
@@ -182,6 +182,12 @@ def run_probes(
     if len(unseen):
         names = ", ".join(_name(c, class_names) for c in unseen)
         notices.append(f"The test part has classes that the training part lacks, which no probe can find: {names}.")
+    units = len(np.unique(held_out.groups))
+    if units < min(FEWEST_GROUPS, len(held_out)):
+        notices.append(
+            f"The {len(held_out)} test samples lie in {units} group{'s' * (units > 1)}, too few to be resampled: intervals and "
+            "tests take them for independent, and are narrower than they should be."
+        )
     short = [n for n in labels_per_class if n > counts.min()]
     if short:
         scarce = ", ".join(f"{_name(c, class_names)} ({n})" for c, n in zip(classes, counts, strict=True) if n < max(short))
@@ -223,6 +229,12 @@ def run_probes(
                 comparisons.append(comparison)
     majority = float((held_out.y == classes[counts.argmax()]).mean())
     return ProbeReport(results, "", notices, len(reference), len(held_out), majority, comparisons)
+
+
+def find_copies(train: Features, test: Features) -> int:
+    """How many test samples have exactly the features of a training sample, which only the same pixels have as a rule."""
+    known = {row.tobytes() for row in train.x}
+    return sum(row.tobytes() in known for row in test.x)
 
 
 def _compare(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Samples of one image are alike, so whole images are resampled, unless there are too few of them to say anything.
-_FEWEST_GROUPS = 10
+# Samples of one image or group are alike, so whole ones are resampled, unless there are too few of them to say anything.
+FEWEST_GROUPS = 10
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _resampled(gain: NDArray[np.float64], groups: NDArray[np.int64], resamples: 
     """(resamples,) means of `gain` (R, n) over resampled draws and groups."""
     generator = np.random.default_rng(seed)
     codes = np.unique(groups, return_inverse=True)[1]
-    if codes.max() + 1 < _FEWEST_GROUPS:
+    if codes.max() + 1 < FEWEST_GROUPS:
         codes = np.arange(gain.shape[1])
     units = int(codes.max()) + 1
     sizes = np.bincount(codes, minlength=units)

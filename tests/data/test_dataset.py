@@ -125,6 +125,9 @@ def test_batches_say_which_image_a_window_is_of() -> None:
     part = Part("test", np.array([0, 2]), np.zeros((0, 5), dtype=np.int64))
     batches = list(Loader(ImageDataset(collection, part, image_size=16), 3, shuffle=False))
     assert [batch.image_number.tolist() for batch in batches] == [[0, 0, 2], [2]]
+    assert [batch.group.tolist() for batch in batches] == [[0, 0, 1], [1]]
+    donors = ImageDataset(collection, replace(part, groups=np.array([7, 7])), image_size=16)
+    assert donors.groups([0, 3]).tolist() == [7, 7]
     whole = ImageDataset(scenes([np.ones((1, 16, 16), np.float32)] * 3, "images"), part, image_size=16)
     assert next(iter(Loader(whole, 3, shuffle=False))).image_number is None
 

@@ -200,6 +200,19 @@ def test_groups_stay_together() -> None:
         split_collection(collection, method="group", group_pattern=r"^(p)", image_size=8)
 
 
+def test_what_belongs_together_is_numbered() -> None:
+    grouped = split_collection(make([(8, 8)] * 20, "images"), image_size=8, group_pattern=r"(p\d+)/")
+    for part in (grouped.train, grouped.validation, grouped.test):
+        assert part.groups is not None
+        assert len({(int(item) // 2, int(group)) for item, group in zip(part.items, part.groups, strict=True)}) == len(part) // 2
+    dates = split_collection(make([(100, 100)] * 2), image_size=24)
+    for part in (dates.train, dates.test):
+        assert part.groups is not None
+        assert sorted(part.groups[part.blocks[:, 0] == 0]) == sorted(part.groups[part.blocks[:, 0] == 1])
+        assert len(set(part.groups.tolist())) == len(part) // 2
+    assert split_collection(make([(8, 8)] * 20, "images"), image_size=8).train.groups is None
+
+
 def test_same_seed_same_digest() -> None:
     collection = make([(100, 100)])
     digests = [split_collection(collection, image_size=16, seed=seed).digest for seed in (0, 0, 1)]

@@ -15,6 +15,7 @@ from auxmae.evaluation.baselines import (
     floor_extractors,
     pca_extractor,
     raw_extractor,
+    relations_extractor,
     sample_patches,
     spectrum_extractor,
 )
@@ -26,6 +27,8 @@ class Batch(NamedTuple):
     label: Tensor
     label_map: Tensor | None = None
     channels: Tensor | None = None
+    image_number: Tensor | None = None
+    group: Tensor | None = None
 
 
 def make(count: int = 6, height: int = 12, width: int = 8, seed: int = 0) -> Batch:
@@ -89,10 +92,48 @@ def test_random_convolutions_answer_to_whitened_patches() -> None:
 def test_all_floors_have_the_shapes_of_the_encoder_and_never_read_invalid_pixels(dense: bool) -> None:
     batch = make(height=10, width=7)
     floors = floor_extractors([batch], channels=3, patch_size=4, components=6, dense=dense, seed=0)
-    assert len(floors) == (5 if dense else 4)
+    assert len(floors) == 5
     for extract in floors.values():
         features = extract(batch)
         assert features.isfinite().all()
         assert features.shape[:-1] == ((6, 6) if dense else (6,))
     tiny = make(2, 1, 2)
     assert sample_patches([tiny], [3], seed=0)[3].shape == (16, 27)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 40])
+def test_relations_are_those_of_numpy_over_valid_pixels(channels: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(3, channels, 9, 7, generator=generator) * 4 + 2
+    image[1, 0] = 5.0  # constant
+    valid = torch.rand(image.shape, generator=generator) > 0.2
+    valid[2, 0] = False
+    found = relations_extractor()(Batch(image.masked_fill(~valid, torch.nan), valid, torch.zeros(3))).double().numpy()
+    pairs = (
+        [(a, b) for a in range(channels) for b in range(a + 1, channels)]
+        if channels <= 32
+        else [(a, a + 1) for a in range(channels - 1)]
+    )
+    for b in range(3):
+        x, v = image[b].double().numpy(), valid[b].numpy()
+        mean = [x[c][v[c]].mean() if v[c].any() else 0.0 for c in range(channels)]
+        deviation = [x[c][v[c]].std() if v[c].any() else 0.0 for c in range(channels)]
+        centred = [np.where(v[c], x[c] - mean[c], 0.0) for c in range(channels)]
+        size = [np.sqrt((one**2).sum()) for one in centred]
+        related = [
+            (centred[i] * centred[j]).sum() / (size[i] * size[j]) if min(size[i], size[j]) > 1e-9 else 0.0 for i, j in pairs
+        ]
+        expected = [*mean, *deviation, *related]
+        for axis in (0, 1):
+            for c in range(channels):
+                change, both = np.diff(x[c], axis=axis), np.diff(v[c].astype(int), axis=axis) == 0
+                both &= v[c][1:] if axis == 0 else v[c][:, 1:]
+                expected.append(np.sqrt((change[both] ** 2).mean()) if both.any() else 0.0)
+        np.testing.assert_allclose(found[b], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_patches_do_not_depend_on_the_batches() -> None:
+    whole = make(6)
+    parts = [Batch(whole.image[i : i + 2], whole.valid[i : i + 2], whole.label[i : i + 2]) for i in (0, 2, 4)]
+    for side, expected in sample_patches([whole], [4, 3], seed=3).items():
+        np.testing.assert_array_equal(sample_patches(parts, [4, 3], seed=3)[side], expected)

@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     label_map: Tensor | None = None
     channels: Tensor | None = None
     image_number: Tensor | None = None
+    group: Tensor | None = None
 
 
 def make(count: int, size: int, *, seed: int = 0, height: int = 16, width: int = 16, maps: bool = False) -> list[Batch]:
@@ -160,7 +161,12 @@ def test_windows_of_an_image_are_averaged_by_their_valid_pixels(size: int) -> No
     valid[9, :, :8] = False
     valid[11] = False
     given = [
-        batch._replace(valid=valid[i : i + size], label=labels[i : i + size], image_number=numbers[i : i + size])
+        batch._replace(
+            valid=valid[i : i + size],
+            label=labels[i : i + size],
+            image_number=numbers[i : i + size],
+            group=numbers[i : i + size] * 2,
+        )
         for batch, i in zip(batches, range(0, 12, size), strict=True)
     ]
     found = extract_all({"statistics": statistics_extractor()}, given)["statistics"]
@@ -171,6 +177,6 @@ def test_windows_of_an_image_are_averaged_by_their_valid_pixels(size: int) -> No
         mine = numbers == number
         w = weight[mine] if weight[mine].sum() > 0 else torch.ones(int(mine.sum()), dtype=torch.float64)
         expected.append((vectors[mine] * w[:, None]).sum(0) / w.sum())
-    assert found.groups.tolist() == [3, 4, 8, 9, 12]
+    assert found.groups.tolist() == [6, 8, 16, 18, 24]
     assert found.y.tolist() == [1, 0, 2, 1, 0]
     np.testing.assert_allclose(found.x, torch.stack(expected).numpy(), rtol=1e-5, atol=1e-6)

@@ -127,3 +127,10 @@ def test_a_budget_shows_no_other_labels_and_untrained_weights_give_no_difference
     assert report.comparisons[0].difference.difference == 0
     assert "from scratch" in report.comparisons[0].describe()
     assert np.isfinite(ours.interval).all()
+
+
+def test_labels_that_no_step_shows_are_told() -> None:
+    train = stripes(40, 1)
+    (notice,) = run(model_of(), train, stripes(20, 2), seeds=1, steps=3).notices
+    assert notice.startswith("With all labels, 3 steps of 8 show 24 of 40")
+    assert not run(model_of(), train, stripes(20, 2), seeds=1, steps=5).notices

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from auxmae.evaluation.baselines import PCA
 from auxmae.evaluation.classifiers import PROBES
 from auxmae.evaluation.features import Features
-from auxmae.evaluation.probes import ENCODER, Comparison, ProbeReport, draw_labels, run_probes
+from auxmae.evaluation.probes import ENCODER, Comparison, ProbeReport, draw_labels, find_copies, run_probes
 from auxmae.evaluation.scores import Difference
 
 SETTINGS = {"neighbours": 5, "bootstrap": 100, "seed": 0}
@@ -194,3 +195,43 @@ def test_the_encoder_is_compared_with_the_best_floor_and_the_verdict_says_how_su
     assert twins.verdict().count("level: ") == 2
     assert "lost" not in twins.verdict()
     assert run_probes(*kinds({ENCODER: 1.0}), labels_per_class=(0,), **SETTINGS).verdict() == ""
+
+
+def test_principal_components_keep_their_sizes() -> None:
+    """Blown up to one size, a hundred components of noise would drown the one that tells the classes apart."""
+    y, y_test = labels(40, 2, 0), labels(300, 2, 1)
+
+    def features(y: np.ndarray, seed: int) -> Features:
+        x = np.random.default_rng(seed).normal(size=(len(y), 100)) * 0.05
+        x[:, 0] = y * 4 + np.random.default_rng(seed + 1).normal(size=len(y))
+        return Features(x.astype(np.float32), y, np.arange(len(y)))
+
+    kinds = {name: features(y, 2) for name in (PCA, "other")}, {name: features(y_test, 4) for name in (PCA, "other")}
+    report = run_probes(*kinds, labels_per_class=[0], **SETTINGS)
+    accuracy = {(result.features, result.probe): result.accuracy for result in report.results}
+    for probe in PROBES:
+        assert accuracy[PCA, probe] > 0.9 > accuracy["other", probe]
+
+
+def test_few_groups_are_told_and_many_widen_the_interval() -> None:
+    y = np.arange(400) % 2
+    donors = np.arange(400) // 20
+    # Whole donors are right or wrong.
+    right = (donors % 4 > 0).astype(float)[:, None] * np.where(y == 1, 1.0, -1.0)[:, None]
+    wrong = (donors % 4 == 0).astype(float)[:, None] * np.where(y == 1, -1.0, 1.0)[:, None]
+    x = ((right + wrong) * 9).astype(np.float32)
+    train = {ENCODER: Features(np.where(y == 1, 9.0, -9.0).astype(np.float32)[:, None], y, np.arange(400))}
+    widths = {}
+    for name, groups in (("images", np.arange(400)), ("donors", donors), ("few", donors // 5)):
+        report = run_probes(train, {ENCODER: Features(x, y, groups)}, labels_per_class=[0], **SETTINGS)
+        low, high = report.results[0].interval
+        widths[name] = high - low
+        assert any("too few to be resampled" in notice for notice in report.notices) is (name == "few")
+    assert widths["donors"] > 3 * widths["images"]
+
+
+def test_copies_are_counted() -> None:
+    train, test = make(labels(20, 2, 0), 1.0, seed=0), make(labels(9, 2, 1), 1.0, seed=1)
+    assert find_copies(train, test) == 0
+    test.x[[2, 5]] = train.x[[7, 7]]
+    assert find_copies(train, test) == 2

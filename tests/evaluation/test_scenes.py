@@ -78,6 +78,12 @@ def test_windows_on_both_sides_of_the_border_share_no_pixel(model: AuxMAE) -> No
     assert whole.reports[AT_RANDOM].train_samples == 12 * 30
 
 
+def test_a_scene_too_narrow_for_its_windows_is_told(model: AuxMAE, result: SceneResult) -> None:
+    assert any("share up to 2 columns" in notice for notice in result.notices)
+    image, valid, labels = (np.tile(part, 3) if isinstance(part, np.ndarray) else part.repeat(1, 1, 3) for part in scene())
+    assert not any("narrow" in notice for notice in evaluate_scene(model, image, valid, labels, **ARGUMENTS).notices)
+
+
 def test_the_map_is_of_every_valid_pixel(result: SceneResult) -> None:
     _, valid, labels = scene()
     assert ((result.prediction >= 0) == valid[0].numpy()).all()
@@ -209,7 +215,7 @@ def test_a_densely_labelled_scene_stays_on_its_grid(model: AuxMAE) -> None:
     image, valid, _ = sparse_scene()
     labels = np.arange(80)[None].repeat(60, axis=0) // 8 % 2
     found = evaluate_scene(model, image, valid, labels, stride=8, **ARGUMENTS)
-    assert found.used == 7 * 10
+    assert found.used == 8 * 10
     assert found.notices == ["The probes use 70 of 4800 labelled pixels (eval.stride = 8)."]
     assert found.to_dict()["used_pixels"] == 70
 
