@@ -53,13 +53,11 @@ def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple
     own = [entry for entry in candidates if not _in_run(entry, root, runs)]
     if any(runs.values()):
         notices.append(f"{source}: run folders of AuxMAE in it are left out: {sum(runs.values())}")
-    paths = [
-        entry
-        for entry in own
-        if is_readable(entry)
-        and not any(part.startswith(".") for part in _parts_below(entry, root))
-        and not any(fnmatch.fnmatch(entry.name, pattern) for pattern in exclude)
-    ]
+    paths = [entry for entry in own if is_readable(entry) and not any(part.startswith(".") for part in _parts_below(entry, root))]
+    idle = [pattern for pattern in exclude if not any(fnmatch.fnmatch(entry.name, pattern) for entry in paths)]
+    if idle:
+        notices.append(f"data.exclude: no file is called like {', '.join(idle)}")
+    paths = [entry for entry in paths if not any(fnmatch.fnmatch(entry.name, pattern) for pattern in exclude)]
     # An ENVI header stands for its data file: the pair is one image.
     headers = {entry.with_suffix("") for entry in paths if entry.suffix.lower() == HEADER}
 

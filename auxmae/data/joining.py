@@ -30,20 +30,23 @@ def join_channels(
     Args:
         files: of one channel each.
         relative_paths: of the files, below their source.
-        pattern: regular expression on these paths; its first group names the channel, others match what differs besides.
+        pattern: regular expression on these paths; its group `channel`, else its first one, names the channel, others match
+            what differs besides.
         allow_broken: leave out images that lack a channel, each with a notice, instead of stopping.
         notices: told which files have another name, and which channels are coarser.
 
     Raises:
-        DataError: nothing matches, a file holds more than one channel, an image lacks a channel or has it twice, sizes are
-            no multiples of each other, or files lie elsewhere.
+        DataError: nothing matches, a file holds more than one channel, an image lacks a channel or has it twice in one size,
+            sizes are no multiples of each other, or files lie elsewhere.
     """
     expression = re.compile(pattern)
+    named = expression.groupindex.get("channel", 1)
     images: dict[str, dict[str, ImageFile]] = {}
-    strangers = []
+    strangers, coarser = [], set[str]()
     for file, path in zip(files, relative_paths, strict=True):
         found = expression.search(path)
-        if found is None or not found.group(1):
+        name = None if found is None else found.group(named)
+        if found is None or not name:
             strangers.append(path)
             continue
         if file.channels != 1 or file.count != 1:
@@ -52,12 +55,16 @@ def join_channels(
                 hint="leave it out with data.exclude, or correct the pattern",
             )
         channels = images.setdefault(_common(path, found), {})
-        if found.group(1) in channels:
-            raise DataError(
-                f"{path}: its image has a channel {found.group(1)!r} already, {channels[found.group(1)].path.name}",
-                hint="correct data.channel_pattern",
-            )
-        channels[found.group(1)] = file
+        other = channels.get(name)
+        if other is not None:
+            if (other.height, other.width) == (file.height, file.width):
+                raise DataError(
+                    f"{path}: its image has a channel {name!r} already, {other.path.name}", hint="correct data.channel_pattern"
+                )
+            # As Sentinel-2's products have them: one band in several resolutions.
+            coarser.add(name)
+            file = max(other, file, key=lambda one: one.height * one.width)
+        channels[name] = file
     if not images:
         raise DataError(
             f"data.channel_pattern {pattern!r} finds no channel in any path, such as {relative_paths[0]}",
@@ -68,6 +75,8 @@ def join_channels(
             f"left out, as data.channel_pattern finds no channel in their paths: {', '.join(strangers[:_SHOWN])}"
             + (f" and {len(strangers) - _SHOWN} more" if len(strangers) > _SHOWN else "")
         )
+    if coarser:
+        notices.append(f"of several resolutions the finest is taken: {', '.join(sorted(coarser, key=natural_order))}")
     names = tuple(sorted({name for channels in images.values() for name in channels}, key=natural_order))
     joined, paths, coarse = list[ImageFile](), list[str](), dict[str, int]()
     for path, channels in images.items():

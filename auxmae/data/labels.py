@@ -29,6 +29,8 @@ SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "t
 MAX_CLASSES = 1000
 # A raster with more values than this among multi-channel images is rather an image (a panchromatic or elevation band).
 _FEW_VALUES = 64
+# Side of the windows in which a raster of several channels is looked at, px.
+_LOOK = 256
 # A raster is read in tiles of this side, px.
 TILE = 2048
 
@@ -393,10 +395,26 @@ def _from_raster(path: Path, notices: list[str]) -> _Map:
     if file.channels == 1:
         names = classification(path)
         return _Map(file, names is not None, names or ())
+    if not _are_shares(file):
+        raise DataError(
+            f"{path} has {file.channels} channels whose sum differs from pixel to pixel: that is a picture, and no classes",
+            hint="store class numbers in one channel; several are read where they are shares of classes, of one sum everywhere",
+        )
     notices.append(
         f"{path.name} has {file.channels} channels: each pixel's label is its largest (abundances; none where all are 0)"
     )
     return _Map(replace(file, channels=1, dtype=np.dtype(np.int64), read=partial(_read_argmax, file), channel_names=None))
+
+
+def _are_shares(file: ImageFile) -> bool:
+    """Whether a raster's channels are abundances: none below 0, and of one sum wherever there is any, as far as a look tells."""
+    for place in (0.0, 0.5, 1.0):
+        h, w = min(file.height, _LOOK), min(file.width, _LOOK)
+        image = file.read(0, Window(round(place * (file.height - h)), round(place * (file.width - w)), h, w))
+        total = image.pixels.sum(axis=0)[image.valid.all(axis=0) & (image.pixels != 0).any(axis=0)]
+        if len(total) and (image.pixels.min() < 0 or total.min() < 0.9 * total.max()):
+            return False
+    return True
 
 
 def _read_argmax(file: ImageFile, index: int, window: Window | None) -> MultiChannelImage:

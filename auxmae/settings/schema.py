@@ -87,9 +87,9 @@ class DataSettings(Table):
     )
     channel_pattern: str = Field(
         default="",
-        description="where images are stored one file a channel: a regular expression on the files' paths whose first group "
-        "names the channel, such as '_(B[0-9A]+)\\.tif$'; files whose paths differ in nothing else, and in nothing that further "
-        "groups match ('_w([0-9])([0-9A-F-]+)\\.tif$', an identifier behind the channel), are one image",
+        description="where images are stored one file a channel: a regular expression on the files' paths whose first group, or "
+        "the one called channel, names the channel, such as '_(B[0-9A]+)\\.tif$'; files whose paths differ in nothing else, and "
+        "in nothing that further groups match ('_w([0-9])([0-9A-F-]+)\\.tif$', an identifier behind the channel), are one image",
     )
     nodata: float | Auto = Field(default="auto", description="pixel value that means 'no data' ('auto': what the file says)")
     exclude: tuple[str, ...] = Field(default=(), description="file name patterns to leave out, such as '*_mask.tif'")

@@ -464,3 +464,23 @@ def test_a_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):
     refused = data
     with pytest.raises(PermissionError):
         open_collection(str(data))
+
+
+def test_a_picture_of_colours_says_no_classes(tmp_path):
+    scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
+    colours = RNG.integers(0, 2, (1, 90, 90), dtype=np.uint8) * np.array([255, 80, 0], dtype=np.uint8)[:, None, None]
+    colours[0] += 7
+    with pytest.raises(DataError, match="whose sum differs from pixel to pixel"):
+        open_collection(str(scene), labels=str(placed(tmp_path / "colours.tif", colours, 400_000)))
+    shares = RNG.dirichlet([0.3] * 3, (90, 90)).transpose(2, 0, 1).astype(np.float32)
+    collection = open_collection(str(scene), labels=str(placed(tmp_path / "shares.tif", shares, 400_000)))
+    assert np.array_equal(collection.read_labels(0), shares.argmax(0))
+
+
+def test_patterns_that_leave_nothing_out_and_shapes_are_told(tmp_path):
+    write(tmp_path / "a.tif", pixels(3, 48, 48))
+    collection = open_collection(str(tmp_path), exclude=("*_qa.tif", "*.TIF"))
+    assert "data.exclude: no file is called like *_qa.tif, *.TIF" in collection.notices
+    (tmp_path / "shapes.geojson").write_text("{}")
+    with pytest.raises(DataError, match="gdal_rasterize"):
+        open_collection(str(tmp_path / "a.tif"), labels=str(tmp_path / "shapes.geojson"))

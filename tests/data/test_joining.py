@@ -150,3 +150,17 @@ def test_a_file_of_several_channels_is_none(tmp_path):
     tifffile.imwrite(tmp_path / "m_a.tif", np.zeros((3, 24, 24), np.uint16), metadata={"axes": "CYX"}, photometric="minisblack")
     with pytest.raises(DataError, match="it holds 1 × 3 channels"):
         open_collection(str(tmp_path), channel_pattern=r"_(\w)\.tif")
+
+
+def test_sentinel_2_as_delivered(tmp_path):
+    """Folders of several resolutions, bands in more than one of them, and a group that names the channel wherever it stands."""
+    arrays = {}
+    for side, resolution, bands in ((48, 10, ("B02", "B08")), (24, 20, ("B02", "B05", "B8A")), (8, 60, ("B01", "B02"))):
+        for band in bands:
+            path = tmp_path / "S2A.SAFE" / "IMG_DATA" / f"R{resolution}m" / f"T33TVM_{band}_{resolution}m.tif"
+            arrays.setdefault(band, store(path, side).repeat(48 // side, 0).repeat(48 // side, 1))
+    pattern = r"(R[126]0m)/[^/]*_(?P<channel>B[0-9A]+)(_[126]0m)\.tif$"
+    collection = open_collection(str(tmp_path), channel_pattern=pattern)
+    assert collection.channel_names == ("B01", "B02", "B05", "B08", "B8A")
+    assert np.array_equal(collection.read(0).pixels, np.stack([arrays[name] for name in collection.channel_names]))
+    assert "of several resolutions the finest is taken: B02" in collection.notices

@@ -44,11 +44,14 @@ READERS: dict[str, Reader] = {
     ".tiff": _TIFF,
     ".hdr": _GDAL,
     ".img": _GDAL,
+    ".jp2": _GDAL,
     ".npy": _NUMPY,
     ".npz": _NUMPY,
     ".h5": _HDF5,
     ".hdf5": _HDF5,
     ".he5": _HDF5,
+    ".nc": _HDF5,
+    ".nc4": _HDF5,
     ".mat": Reader("matlab", "scipy"),
     ".zarr": Reader("zarr_store", "zarr", "zarr"),
     ".png": _PICTURE,
@@ -56,9 +59,10 @@ READERS: dict[str, Reader] = {
     ".jpeg": _PICTURE,
 }
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+_VECTORS = frozenset({".geojson", ".shp", ".gpkg", ".kml"})
 # Characters of a path in the message that it is too long.
 _SHOWN = 100
-ARRAY_SUFFIXES = frozenset({".npy", ".npz", ".h5", ".hdf5", ".he5", ".mat", ".zarr"})
+ARRAY_SUFFIXES = frozenset({".npy", ".npz", ".h5", ".hdf5", ".he5", ".nc", ".nc4", ".mat", ".zarr"})
 
 
 def supported_suffixes() -> tuple[str, ...]:
@@ -82,7 +86,8 @@ def _reader(path: Path) -> Any:
     suffix = _suffix(path)
     if suffix not in READERS:
         kind = f"{suffix} without an ENVI header beside it" if suffix in DATA_SUFFIXES[1:] else suffix or "a file without suffix"
-        raise DataError(f"{path}: no reader for {kind}", hint=f"supported are {', '.join(READERS)}")
+        vector = "; shapes are to be drawn on the image's grid first, by gdal_rasterize for one" * (suffix in _VECTORS)
+        raise DataError(f"{path}: no reader for {kind}", hint=f"supported are {', '.join(READERS)}{vector}")
     reader = READERS[suffix]
     try:
         importlib.import_module(reader.package)
