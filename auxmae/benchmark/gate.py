@@ -1,7 +1,8 @@
 """The correctness gate: nobody who computes something else gets a figure.
 
-Each provider's results and gradients are compared with the specification in fp64, and may be off by little more than the
-specification itself is in the type that is measured: Dao et al. test FlashAttention so (arXiv 2205.14135, code).
+Each provider's results, with and without a backward pass to come, and gradients are compared with the specification in fp64,
+and may be off by little more than the specification itself is in the type that is measured: Dao et al. test FlashAttention so
+(arXiv 2205.14135, code).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ ALLOWANCE = 3.0
 # … plus this many units of rounding of the result's size; and the reference itself stays below this many.
 ROUNDING = {"max": 8.0, "rms": 2.0}
 SANE = {"max": 512.0, "rms": 64.0}
+# Of the name of what is computed under `no_grad`, where functions may take another way, and forward passes are timed.
+FREE = ", no gradients"
 
 Results = dict[str, Tensor]
 
@@ -40,6 +43,13 @@ def outputs(function: Callable[..., Any], tensors: Mapping[str, Tensor], case: K
 
 
 def results(function: Callable[..., Any], case: KernelCase, tensors: Mapping[str, Tensor], upstream: Results) -> Results:
+    """As `learned`, and with `FREE` behind their names the outputs of a call that no backward pass follows."""
+    with torch.no_grad():
+        found = outputs(function, tensors, case)
+    return learned(function, case, tensors, upstream) | {f"output {index}{FREE}": tensor for index, tensor in enumerate(found)}
+
+
+def learned(function: Callable[..., Any], case: KernelCase, tensors: Mapping[str, Tensor], upstream: Results) -> Results:
     """Outputs "output 0", … and gradients "gradient of NAME" under the given gradients of the outputs."""
     leaves = {
         name: tensor.detach().requires_grad_() if name in case.differentiable else tensor for name, tensor in tensors.items()
@@ -51,24 +61,28 @@ def results(function: Callable[..., Any], case: KernelCase, tensors: Mapping[str
 
 
 def exact(case: KernelCase, reference: Callable[..., Any], tensors: Mapping[str, Tensor], upstream: Results) -> Results:
-    """`results` of the specification in fp64.
+    """What `results` should be: `learned` of the specification in fp64, with and without gradients alike.
 
     Where images do not depend on each other it goes image by image: in fp64 scores of all at once would not fit a GPU.
     """
     if not case.separable:
-        return results(reference, case, _double(tensors), _double(upstream))
+        return _with_free(learned(reference, case, _double(tensors), _double(upstream)))
     batch = next(tensors[name].shape[0] for name in case.batched)
     parts: list[Results] = []
     for item in range(batch):
         cut = {name: tensor[item : item + 1] if name in case.batched else tensor for name, tensor in tensors.items()}
         seen = {name: tensor[item : item + 1] for name, tensor in upstream.items()}
-        parts.append(results(reference, case, _double(cut), _double(seen)))
+        parts.append(learned(reference, case, _double(cut), _double(seen)))
     joined: Results = {}
     for name in parts[0]:
         values = [part[name] for part in parts]
         of_weights = name.startswith("gradient of ") and name.removeprefix("gradient of ") not in case.batched
         joined[name] = torch.stack(values).sum(0) if of_weights else torch.cat(values)
-    return joined
+    return _with_free(joined)
+
+
+def _with_free(found: Results) -> Results:
+    return found | {f"{name}{FREE}": tensor for name, tensor in found.items() if name.startswith("output")}
 
 
 def _double(tensors: Mapping[str, Tensor]) -> Results:

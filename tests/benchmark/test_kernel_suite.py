@@ -57,6 +57,11 @@ def wrong_gradient(x, norm_weight, norm_bias, w1, b1, w2, b2, **named):
     return reference.feed_forward(x, norm_weight, norm_bias, w1, b1, weight, b2, **named)
 
 
+def wrong_without_gradients(x, *arguments, **named):
+    out = reference.feed_forward(x, *arguments, **named)
+    return out if torch.is_grad_enabled() else 3 * out
+
+
 def not_finite(x, *arguments, **named):
     return reference.feed_forward(x, *arguments, **named) * float("nan")
 
@@ -74,6 +79,7 @@ def raising(x, *_, **__):
     [
         (wrong_forward, "wrong", "output 0: max error"),
         (wrong_gradient, "wrong", "gradient of w2"),
+        (wrong_without_gradients, "wrong", "output 0, no gradients: max error"),
         (not_finite, "wrong", "not finite"),
         (low_precision, "wrong", "error"),
         (raising, "failed", "out of registers"),
