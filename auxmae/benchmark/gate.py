@@ -21,6 +21,8 @@ ALLOWANCE = 3.0
 # … plus this many units of rounding of the result's size; and the reference itself stays below this many.
 ROUNDING = {"max": 8.0, "rms": 2.0}
 SANE = {"max": 512.0, "rms": 64.0}
+# Unit of rounding for two ways to compute the same in fp64: far above what the order of sums explains, far below any fault.
+EXACT = 1e-12
 # Of the name of what is computed under `no_grad`, where functions may take another way, and forward passes are timed.
 FREE = ", no gradients"
 

@@ -1,6 +1,7 @@
 """The kernel suite: every public function of `auxmae_kernels` beside other ways to compute the same.
 
-Each provider first passes the correctness gate; then forward pass, backward pass and both are timed in turn.
+The specification is compared with plain formulas, and each provider with the specification at the gate; then forward pass,
+backward pass and both are timed in turn.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import torch._functorch.config
 from auxmae_kernels import KernelUnavailableError, dispatch, reference
 from torch import Tensor
 
+from auxmae.benchmark import formulas
 from auxmae.benchmark.device import graph_ms, kernel_clock, occupation
 from auxmae.benchmark.environment import architecture
-from auxmae.benchmark.gate import Results, exact, judge, outputs, results
+from auxmae.benchmark.gate import EXACT, Results, exact, judge, outputs, results
 from auxmae.benchmark.kernel_cases import KernelCase, Shape, kernel_cases
 from auxmae.benchmark.measure import FIRST_VISIT, Visit, attempt, interleaved
 from auxmae.benchmark.roofline import achieved, flops, size_in_bytes
@@ -30,6 +32,8 @@ TRITON = "triton"
 PASSES = ("forward", "backward", "both")
 Function = Callable[..., Any]
 
+# What the specification is checked at.  Attention takes other ways along more tokens or channels, and with more of both.
+CHECKED_SHAPES = [Shape("few", 2, 3, 32, 8, 16, 2), Shape("many", 1, 39, 48, 8, 8, 2)]
 QUICK_SHAPES = [Shape("quick", 2, 3, 32, 8, 32, 4)]
 CPU_SHAPES = [Shape("reference", 8, 13, 64, 16, 256, 8), Shape("many-channels", 1, 64, 64, 8, 128, 4)]
 GPU_SHAPES = [
@@ -81,19 +85,41 @@ def kernel_suite(
         progress: is told what goes on.
 
     Yields:
-        Rows with the keys of the model suite's, and "status" ("ok", "wrong", "failed", "out of memory") with its "reason",
+        Rows with the keys of the model suite's, and "status" ("ok", "wrong", "failed", "out of memory", "unchecked": the
+        specification is wrong, so nobody can be judged) with its "reason",
         "error" (over what the gate allows), "function", "key", "dtype", "arch", "backend", "flops", "bytes", their rates and
         parts of the ceilings, "graph_ms", "kernel_launches", "device_idle_share", "host_idle_share".  Only a row with the
         status "ok" has figures.
     """
+    faults: dict[str, str] = {}
     for name, build in kernel_cases(shapes, device, dtype).items():
         if not chosen(name):
             continue
         if progress:
             progress(name)
         case = build()
+        if visit.first and case.function not in faults:
+            faults[case.function] = specification_fault(case.function, device)
+            if progress and faults[case.function]:
+                progress(faults[case.function])
         further = dict((extra or {}).get(case.function, {}))
-        yield _measure(case, device, dtype, repeats, compile_too, limits, further, visit)
+        yield _measure(case, device, dtype, repeats, compile_too, limits, further, visit, faults.get(case.function, ""))
+
+
+def specification_fault(function: str, device: torch.device) -> str:
+    """How the specification of a function departs from `formulas` in fp64, forward and backward; empty where it does not."""
+    # Not every device has fp64.
+    device = device if device.type == "cuda" else torch.device("cpu")
+    for name, build in kernel_cases(CHECKED_SHAPES, device, torch.float64).items():
+        case = build()
+        if case.function == function:
+            upstream = _upstream(case)
+            expected = results(getattr(formulas, function), case, case.tensors, upstream)
+            found = results(getattr(reference, function), case, case.tensors, upstream)
+            verdict = judge(found, expected, expected, EXACT)
+            if not verdict.correct:
+                return f"the reference of {function} is wrong itself, {name}: {verdict.reason}"
+    return ""
 
 
 def _providers(case: KernelCase, device: torch.device, compile_too: bool) -> dict[str, _Provider]:
@@ -217,6 +243,7 @@ def _measure(
     limits: dict[str, Any] | None,
     extra: dict[str, Function],
     visit: Visit,
+    fault: str,
 ) -> list[dict[str, Any]]:
     providers = _providers(case, device, compile_too) | {name: _Provider(function) for name, function in extra.items()}
     # A provider that the gate let through has a figure for every pass.
@@ -224,7 +251,10 @@ def _measure(
     upstream = _upstream(case)
     # The backward pass is timed again and again on one graph, which compiled code must not eat up.
     with torch._functorch.config.patch(donated_buffer=False):
-        if visit.first:
+        if fault:
+            for provider in providers.values():
+                provider.status, provider.reason = "unchecked", fault
+        elif visit.first:
             _check(case, providers, upstream, dtype)
         else:
             for provider in providers.values():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from auxmae_kernels import reference
+from auxmae_kernels import attention_reference, reference
 from auxmae_kernels.dispatch import FUNCTIONS
 
 from auxmae.benchmark import kernel_suite as module
 from auxmae.benchmark.gate import exact, results
 from auxmae.benchmark.kernel_cases import Shape, kernel_cases
-from auxmae.benchmark.kernel_suite import EAGER, OURS, PASSES, kernel_suite
+from auxmae.benchmark.kernel_suite import EAGER, OURS, PASSES, kernel_suite, specification_fault
 from auxmae.benchmark.sdpa import permuted_attention
 
 CPU = torch.device("cpu")
@@ -114,6 +114,49 @@ def test_a_right_kernel_in_the_same_type_passes():
 
     found = by_key(measure("feed_forward", {"feed_forward": {"other": other_order}}))
     assert found["both", "other"]["status"] == "ok", found["both", "other"]["reason"]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_specification_is_what_its_formula_says_and_a_small_fault_is_found(monkeypatch, function):
+    assert specification_fault(function, CPU) == ""
+    right = getattr(reference, function)
+
+    def slightly_wrong(*arguments, **named):
+        out = right(*arguments, **named)
+        return (out[0], 1.000001 * out[1]) if isinstance(out, tuple) else 1.000001 * out
+
+    monkeypatch.setattr(reference, function, slightly_wrong)
+    assert f"the reference of {function} is wrong itself" in specification_fault(function, CPU)
+
+
+@pytest.mark.parametrize(
+    ("way", "case"),
+    [
+        ("_patch_attention", "axial_attention/patch"),
+        ("_dense_channel_attention", "axial_attention/channel"),
+        ("_joint_channel_attention", "axial_attention/channel-slots/few"),
+        ("_gathered_channel_attention", "axial_attention/channel-slots/many"),
+    ],
+)
+def test_every_way_of_the_reference_attention_is_checked(monkeypatch, way, case):
+    right = getattr(attention_reference, way)
+    monkeypatch.setattr(attention_reference, way, lambda *arguments: 3 * right(*arguments))
+    assert case in specification_fault("axial_attention", CPU)
+
+
+def test_a_wrong_specification_judges_nobody(monkeypatch):
+    right = reference.feed_forward
+    monkeypatch.setattr(reference, "feed_forward", lambda *arguments, **named: 1.01 * right(*arguments, **named))
+    said = []
+    rows = measure("", {"feed_forward": {"right": right}}, progress=said.append)
+    for row in rows:
+        if row["function"] == "feed_forward":
+            assert (row["status"], row["median_ms"], row["samples_ms"]) == ("unchecked", None, [])
+            assert "the reference of feed_forward is wrong itself" in row["reason"]
+        elif row["provider"] == OURS:
+            assert row["status"] == "ok"
+    assert "right" in {row["provider"] for row in rows}
+    assert any("the reference of feed_forward is wrong itself" in text for text in said)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

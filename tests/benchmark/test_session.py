@@ -100,6 +100,8 @@ def test_kernels_are_judged_once_and_a_wrong_one_is_not_timed(monkeypatch):
         lambda: {"sdpa wrong": lambda *given, **named: 2 * reference.axial_attention(*given, **named)},
     )
     document = run(Request(["kernels"], quick=True, patterns=["*axial*"], visits=2, repeats=1), CPU)
+    # The specification itself is judged in another unit of rounding.
+    judged = [given for given in judged if given[-1] != gate.EXACT]
     assert len(judged) == len({(found["case"], found["provider"]) for found in document["rows"]})
     for found in document["rows"]:
         expected = ("wrong", 0) if found["provider"] == "sdpa wrong" else ("ok", 2)
