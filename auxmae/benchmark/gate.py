@@ -57,7 +57,9 @@ def learned(function: Callable[..., Any], case: KernelCase, tensors: Mapping[str
         name: tensor.detach().requires_grad_() if name in case.differentiable else tensor for name, tensor in tensors.items()
     }
     found = outputs(function, leaves, case)
-    gradients = torch.autograd.grad(found, [leaves[name] for name in case.differentiable], list(upstream.values()))
+    wanted = [leaves[name] for name in case.differentiable]
+    # An input that is left out has a gradient of 0, which is wrong but no failure.
+    gradients = torch.autograd.grad(found, wanted, list(upstream.values()), materialize_grads=True)
     named = {f"output {index}": tensor.detach() for index, tensor in enumerate(found)}
     return named | {f"gradient of {name}": tensor for name, tensor in zip(case.differentiable, gradients, strict=True)}
 

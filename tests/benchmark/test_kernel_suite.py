@@ -62,6 +62,10 @@ def wrong_without_gradients(x, *arguments, **named):
     return out if torch.is_grad_enabled() else 3 * out
 
 
+def nothing(x, *_, **__):
+    return 0.0 * x
+
+
 def not_finite(x, *arguments, **named):
     return reference.feed_forward(x, *arguments, **named) * float("nan")
 
@@ -80,6 +84,7 @@ def raising(x, *_, **__):
         (wrong_forward, "wrong", "output 0: max error"),
         (wrong_gradient, "wrong", "gradient of w2"),
         (wrong_without_gradients, "wrong", "output 0, no gradients: max error"),
+        (nothing, "wrong", "output 0"),
         (not_finite, "wrong", "not finite"),
         (low_precision, "wrong", "error"),
         (raising, "failed", "out of registers"),
