@@ -89,14 +89,15 @@ class PlainAuxiliaryMAE(nn.Module):
         self.decoder = nn.Sequential(*(_Block(width, hidden, heads, dropout) for _ in range(decoder_depth)), nn.LayerNorm(width))
         self.head = nn.Linear(width, patch_size**2)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, C, h, w) → scalar L1 of the hidden patches."""
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, C, h, w) → scalar L1 of the hidden patches; those of the smallest noise (B, C, N) are kept, by default drawn."""
         batch, channels, height, width = image.shape
         p = self.patch_size
         patches = image.view(batch, channels, height // p, p, width // p, p).permute(0, 1, 2, 4, 3, 5).flatten(4).flatten(2, 3)
         positions = patches.shape[2]
         x = self.embed(patches) + self.positions + self.channel
-        order = torch.rand(batch, channels, positions, device=image.device).argsort(2)
+        noise = torch.rand(batch, channels, positions, device=image.device) if noise is None else noise
+        order = noise.argsort(2)
         back = order.argsort(2)
         kept = round(positions * (1 - self.mask_ratio))
         d = x.shape[-1]

@@ -1,9 +1,11 @@
-"""The model suite: training step and forward pass beside other ways to learn from the same images."""
+"""The model suite: training step and forward pass beside other ways to learn from the same images.
+
+Ours gets figures only where it computes what the plain published design does, see `model_gate`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -13,12 +15,15 @@ from torch import nn
 from auxmae.benchmark.cases import MASK_RATIO, ModelCase
 from auxmae.benchmark.device import occupation
 from auxmae.benchmark.environment import architecture
+from auxmae.benchmark.gate import Verdict
 from auxmae.benchmark.joint import JointMAE, vit_mae
 from auxmae.benchmark.measure import FIRST_VISIT, Visit, attempt, interleaved
+from auxmae.benchmark.model_gate import check_model
 from auxmae.benchmark.peers import PlainAuxiliaryMAE
 from auxmae.benchmark.roofline import achieved, flops
 from auxmae.model.mae import AuxMAE
 from auxmae.training.graph import WARMUP_STEPS, beside, capture_cuda_graph
+from auxmae.training.optimization import autocast
 
 OURS = "auxmae"
 # The published design in plain PyTorch (`peers.PlainAuxiliaryMAE`).
@@ -71,6 +76,29 @@ def plain_model(case: ModelCase) -> PlainAuxiliaryMAE:
     """The published design at the size of a case."""
     names = ("image_size", "patch_size", "width", "hidden", "heads", "depth", "decoder_depth")
     return PlainAuxiliaryMAE(case.channels, mask_ratio=MASK_RATIO, **{name: getattr(case, name) for name in names})
+
+
+def check_ours(case: ModelCase, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """Compares ours with the plain design at a case's widths, few and small otherwise: ("ok", "") or a status and its reason."""
+    small = replace(
+        case,
+        channels=min(3, case.channels),
+        image_size=min(4 * case.patch_size, case.image_size),
+        depth=min(2, case.depth),
+        decoder_depth=min(2, case.decoder_depth),
+    )
+    verdicts: list[Verdict] = []
+
+    def check() -> None:
+        # The same weights every time, and the caller's random numbers stay as they are.
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            verdicts.append(check_model(our_model(small), plain_model(small), device, dtype))
+
+    status, reason = attempt(check, device)
+    if status == "ok" and not verdicts[0].correct:
+        return "wrong", f"with the weights of the plain published design, {verdicts[0].reason}"
+    return status, reason
 
 
 def build_providers(
@@ -142,6 +170,7 @@ def model_passes(
         "images_per_second", "parameters", "flops", their rate and part of the ceiling, "kernel_launches",
         "device_idle_share", "host_idle_share", "sizes", "dtype", "arch"}.  Figures are None unless the status is "ok".
     """
+    judged = check_ours(case, device, dtype) if visit.first else ("ok", "")
     torch.manual_seed(0)
     image = torch.rand(case.batch, case.channels, case.image_size, case.image_size, device=device)
     models = build_providers(
@@ -177,7 +206,8 @@ def model_passes(
         for name, work in works.items():
             if progress:
                 progress(f"{case.name}: {name}")
-            outcomes[name] = attempt(work, device)
+            wrong = name.startswith(OURS) and judged[0] != "ok"
+            outcomes[name] = judged if wrong else attempt(work, device)
             # Gradients of a step that ran out of memory would be in the way of all others.
             optimizers[name].zero_grad(set_to_none=True)
         able = {name: work for name, work in works.items() if outcomes[name][0] == "ok"}
@@ -212,12 +242,8 @@ def model_passes(
         yield rows
 
 
-def _autocast(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
-    return nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype=dtype)
-
-
 def _loss(model: nn.Module, image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    with _autocast(dtype, image.device):
+    with autocast(None if dtype is torch.float32 else dtype, image.device):
         loss: torch.Tensor = model(image).loss if isinstance(model, AuxMAE) else model(image)
     return loss
 
