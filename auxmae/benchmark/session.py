@@ -115,6 +115,17 @@ def run(
     return document
 
 
+def wrong_providers(document: dict[str, Any]) -> list[str]:
+    """Each of ours, "suite · case · provider", that computes something else, or whose specification is wrong."""
+    found = [
+        (row["suite"], row["case"], row["provider"])
+        for row in document["rows"]
+        if row["status"] in ("wrong", "unchecked")
+        and (row["provider"].startswith(suites.OURS) or row["provider"] == kernel_suite.TRITON)
+    ]
+    return [" · ".join(key) for key in dict.fromkeys(found)]
+
+
 def _names(request: Request, device: torch.device, settings: SettingsTree) -> list[str]:
     """Of every case that the suites have, whichever are chosen."""
     quick, names = request.quick, []

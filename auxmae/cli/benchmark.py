@@ -75,7 +75,7 @@ def command(
 
     from auxmae_kernels import KernelUnavailableError, dispatch
 
-    from auxmae.benchmark.session import Request, run
+    from auxmae.benchmark.session import Request, run, wrong_providers
     from auxmae.device import select_device
 
     target = select_device(device)
@@ -107,6 +107,12 @@ def command(
     except KernelUnavailableError as error:
         raise AuxMAEError(str(error)) from error
     _show(document, figures, json_output)
+    wrong = wrong_providers(document)
+    if wrong:
+        console(json_output=json_output).print(
+            f"Wrong, and without figures: {', '.join(wrong)}.", highlight=False, style="red", soft_wrap=True
+        )
+        raise typer.Exit(1)
 
 
 def _suites(names: list[str]) -> tuple[str, ...]:

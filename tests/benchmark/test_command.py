@@ -127,6 +127,29 @@ def test_a_provider_without_a_figure_is_told_with_its_reason(run):
 
 
 @pytest.mark.parametrize(
+    ("provider", "status", "code"),
+    [
+        (OURS, "wrong", 1),
+        (f"{OURS} (compiled)", "wrong", 1),
+        ("triton", "wrong", 1),
+        (OURS, "unchecked", 1),
+        (OURS, "out of memory", 0),
+        (JOINT, "wrong", 0),
+    ],
+)
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_ours_that_is_wrong_fails_the_run_after_all_is_told(run, tmp_path, provider, status, code, arguments):
+    bad = [row(provider, name, [1.0], 1) | {"status": status, "reason": "loss"} for name in ("forward", "step")]
+    run.rows[:] = [row(PLAIN, "step", [9.0], 10), *(each | {"median_ms": None, "samples_ms": []} for each in bad)]
+    done = run("--output", str(tmp_path / "out.json"), *arguments)
+    assert done.exit_code == code
+    assert json.loads((tmp_path / "out.json").read_text())["complete"]
+    line = f"Wrong, and without figures: model · quick · {provider}."
+    assert (line in (done.stderr if arguments else done.stdout).splitlines()) == bool(code)
+    assert json.loads(done.stdout)["complete"] if arguments else f"quick, {provider}: {status}: loss" in words(done.stdout)
+
+
+@pytest.mark.parametrize(
     ("joint", "said"),
     [
         ([5.0, 30.0], "As channels grow, factorised attention is faster than joint attention from 3 on."),
