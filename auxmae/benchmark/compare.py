@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from auxmae.benchmark.measure import Key
 from auxmae.benchmark.ratios import FEWEST, Ratio, ratios
 from auxmae.benchmark.session import is_chosen
+from auxmae.benchmark.suites import OURS
 from auxmae.errors import DataError
 
 NO_SPREAD = "no spread"
+# Part by which a median may differ from that of its samples: a document may have been rounded.
+ROUNDED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ def read_document(path: Path) -> dict[str, Any]:
     """A document that `auxmae benchmark --output` wrote.
 
     Raises:
-        DataError: it cannot be read, or is something else.
+        DataError: it cannot be read, is something else, or has a median that its samples do not have.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -56,7 +61,22 @@ def read_document(path: Path) -> dict[str, Any]:
     )
     if not whole:
         raise DataError(f"{path}: no benchmark's document", hint="give a file that `auxmae benchmark --output` wrote")
+    for row in document["rows"]:
+        if not _is_median(row["median_ms"], row["samples_ms"]):
+            place = " · ".join(str(row[key]) for key in ("suite", "case", "provider", "pass"))
+            raise DataError(
+                f"{path}: damaged: the median_ms of {place} is not the median of its samples_ms",
+                hint="measure again; `auxmae benchmark --output` writes no such file",
+            )
     return dict(document)
+
+
+def _is_median(value: Any, samples: Any) -> bool:
+    if not isinstance(samples, list) or not all(isinstance(number, int | float) for number in (*samples, value or 0)):
+        return False
+    if not samples or value is None:
+        return not samples and value is None
+    return math.isclose(value, median(samples), rel_tol=ROUNDED)
 
 
 def compare(before: dict[str, Any], after: dict[str, Any], threshold: float) -> list[Change]:
@@ -74,15 +94,16 @@ def _by_key(document: dict[str, Any]) -> dict[Key, dict[str, Any]]:
 
 
 def _is_missed(key: Key, document: dict[str, Any]) -> bool:
-    """Whether a document lacks a pass of a case that it was to measure, by whatever provider.
+    """Whether a document lacks a pass of a case that it was to measure: by ours, which no option leaves out, or by everyone.
 
-    A single provider may well be missing: options say which there are.
+    Another provider may well be missing: options say which there are.
     """
-    suite, case, _, pass_ = key
+    suite, case, provider, pass_ = key
     rows = document["rows"]
     # Documents of before they told what was asked for hold at least something of each suite.
     asked = suite in document.get("suites", [row["suite"] for row in rows]) and is_chosen(case, document.get("cases", ()))
-    return asked and all((row["suite"], row["case"], row["pass"]) != (suite, case, pass_) for row in rows)
+    found = [row["provider"] for row in rows if (row["suite"], row["case"], row["pass"]) == (suite, case, pass_)]
+    return asked and (OURS not in found if provider == OURS else not found)
 
 
 def _change(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None, threshold: float | None, *, missed: bool) -> Change:

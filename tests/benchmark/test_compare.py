@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import statistics
 
 import pytest
 from typer.testing import CliRunner
 
 from auxmae.benchmark.compare import compare, regressions
-from auxmae.benchmark.suites import PLAIN
+from auxmae.benchmark.suites import OURS, PLAIN
 from auxmae.cli.app import app
 from auxmae.errors import DataError
 
 
 def document(samples, status="ok", reason="", provider="auxmae"):
-    median = sorted(samples)[len(samples) // 2] if samples else None
     row = {
-        "suite": "model", "case": "quick", "provider": provider, "pass": "step", "samples_ms": samples, "median_ms": median,
+        "suite": "model", "case": "quick", "provider": provider, "pass": "step", "samples_ms": samples,
+        "median_ms": statistics.median(samples) if samples else None,
         "status": status, "reason": reason,
     }  # fmt: skip
     return {"device": {"name": "x"}, "rows": [row]}
@@ -44,7 +45,7 @@ def test_verdicts(before, after, verdict):
 
 
 def test_what_was_not_measured_again_is_no_regression():
-    changes = compare(document([1.0]), document([1.0], provider="other"), 0.1)
+    changes = compare(document([1.0], provider=PLAIN), document([1.0], provider="other"), 0.1)
     assert [change.verdict for change in changes] == ["not measured after", "not measured before"]
     assert regressions(changes) == []
 
@@ -68,9 +69,37 @@ def test_a_case_that_was_to_be_measured_and_was_not_is_lost(run):
     assert run(before, after | {"suites": ["model", "scaling"], "cases": ["qu*", "other"]}).exit_code == 1
 
 
+def test_ours_is_lost_where_its_case_was_measured_without_it(run):
+    plain = document([10.0, 10.1, 10.2], provider=PLAIN)
+    before, variant = ({"rows": document([1.0, 1.1, 1.2], provider=name)["rows"] + plain["rows"]} for name in (OURS, "other"))
+    done = run(before, plain | {"device": None})
+    assert done.exit_code == 1
+    assert "Lost: model · quick: 1 figures: not measured" in done.stdout
+    # Options leave others out.
+    assert run(variant, plain | {"device": None}).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"median_ms": 1.0}, {"median_ms": None}, {"samples_ms": []}, {"samples_ms": [2.0, 2.1, 2.2, 2.3]}, {"median_ms": "2.1"},
+        {"samples_ms": "2.1"}, {"median_ms": float("nan")},
+    ],
+)  # fmt: skip
+def test_a_median_that_is_not_its_samples_is_told(run, tmp_path, edited):
+    before = document([2.0, 2.1, 2.2])
+    after = {"rows": [before["rows"][0] | edited]}
+    done = run(before, after)
+    assert isinstance(done.exception, DataError)
+    assert "b.json: damaged: the median_ms of model · quick · auxmae · step" in done.exception.message
+    done = CliRunner().invoke(app, ["benchmark", "--from", str(tmp_path / "b.json")])
+    assert isinstance(done.exception, DataError)
+    assert run(before, {**before, "rows": [before["rows"][0] | {"median_ms": 2.1000001}]}).exit_code == 0
+
+
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
 def test_where_nothing_is_compared_the_comparison_fails(run, arguments):
-    done = run(document([1.0]), document([1.0], provider="other"), *arguments)
+    done = run(document([1.0], provider=PLAIN), document([1.0], provider="other"), *arguments)
     assert isinstance(done.exception, DataError)
     assert "nothing was compared" in done.exception.message
     assert done.exception.exit_code == 1
