@@ -123,7 +123,8 @@ def sentences(document: dict[str, Any]) -> list[str]:
     if limits:
         said.append(
             f"This machine's ceilings, measured in this run: {limits['copy_bytes_per_second'] / 1e9:.4g} GB/s (copy), "
-            f"{limits['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s (matrix product, {limits['dtype']})."
+            f"{limits['matmul_flops_per_second'] / 1e12:.3g} TFLOP/s (matrix product, {limits['dtype']}). "
+            "Where other work slowed that down they are too low, and parts of them may exceed 100%."
         )
     return said
 
