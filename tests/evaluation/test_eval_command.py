@@ -33,11 +33,12 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     assert list(document["reconstruction"]["ratios"]) == ["0.5", "0.75", "0.9"]
     assert set(document["reconstruction"]["floors"]) == {"mean", "interpolation"}
     assert len(document["reconstruction"]["per_channel"]) == 13
-    assert len(document["probes"]) == 2 * 2 * 6
+    assert len(document["probes"]) == 2 * 2 * 7
     assert len(document["comparisons"]) == 2 * 2
     assert {probe["features"] for probe in document["probes"]} == {
         "encoder",
         "channel statistics",
+        "channel relations",
         "raw pixels",
         "PCA of patches",
         "random convolutions",
@@ -292,7 +293,7 @@ def test_missing_channels_are_an_error_by_name_or_dropped_on_purpose(run_folder:
     assert set(document["reconstruction"]["per_channel"]) == set(names)
     assert document["missing_channels"] == ["B03", "B8A"]
     assert "B03, B8A" in result.stderr
-    assert len(document["probes"]) == 2 * 6
+    assert len(document["probes"]) == 2 * 7
     assert "missing_channels" not in json.loads(invoke(str(run), "--set", "eval.labels_per_class=[]", "--json").stdout)
 
 
