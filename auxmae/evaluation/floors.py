@@ -7,9 +7,17 @@ every pixel.  Pixels that are hidden or not valid are never read: they may hold 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# One more floor: image, hidden, valid, and what `interpolation_floor` makes of them → a prediction.
+Floor = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+
+# Those that need no fitting.
+FLOORS = ("mean", "interpolation")
 
 # Weight of the bending energy against the tension, px².
 _STIFFNESS = 4.0
@@ -27,7 +35,7 @@ def mean_floor(image: Tensor, hidden: Tensor, valid: Tensor | None = None) -> Te
     Returns:
         (B, C, h, w), constant within each image and channel.
     """
-    known = _known(image, hidden, valid)
+    known = known_pixels(image, hidden, valid)
     values = image.masked_fill(~known, 0.0).to(torch.float64)
     sums, counts = values.sum(dim=(2, 3)), known.sum(dim=(2, 3))
     whole = sums.sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True).clamp(min=1)
@@ -50,7 +58,7 @@ def interpolation_floor(image: Tensor, hidden: Tensor, valid: Tensor | None = No
     Returns:
         (B, C, h, w); visible valid pixels keep their values.
     """
-    known = _known(image, hidden, valid)
+    known = known_pixels(image, hidden, valid)
     values = image.masked_fill(~known, 0.0)
     filled = _fill(values, known.to(values.dtype))
     seen = known.flatten(2).any(dim=2)[:, :, None, None]
@@ -58,7 +66,22 @@ def interpolation_floor(image: Tensor, hidden: Tensor, valid: Tensor | None = No
     return torch.where(seen, filled, others.expand_as(filled))
 
 
-def _known(image: Tensor, hidden: Tensor, valid: Tensor | None) -> Tensor:
+def predict_floors(
+    image: Tensor, hidden: Tensor, valid: Tensor | None, more_floors: Mapping[str, Floor] | None = None
+) -> dict[str, Tensor]:
+    """Every floor's prediction (B, C, h, w) by name: `FLOORS`, then `more_floors`."""
+    interpolated = interpolation_floor(image, hidden, valid)
+    simple = (mean_floor(image, hidden, valid), interpolated)
+    more = {name: floor(image, hidden, valid, interpolated) for name, floor in (more_floors or {}).items()}
+    return {**dict(zip(FLOORS, simple, strict=True)), **more}
+
+
+def known_pixels(image: Tensor, hidden: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, C, h, w) bool, True where a floor may read the image.
+
+    Raises:
+        ValueError: shapes differ.
+    """
     if hidden.shape != image.shape or (valid is not None and valid.shape != image.shape):
         raise ValueError(f"hidden and valid must have the image's shape {tuple(image.shape)}, not {tuple(hidden.shape)}")
     return ~hidden if valid is None else valid & ~hidden

@@ -9,14 +9,15 @@ Shape letters: B batch, C channels, G channel groups, N positions of the patch g
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from auxmae.evaluation.reconstruction import FLOORS
+from auxmae.evaluation.floors import FLOORS, Floor, predict_floors
+from auxmae.evaluation.reconstruction import to_pixels
 from auxmae.model.masking import visible_count
 
 if TYPE_CHECKING:
@@ -69,7 +70,14 @@ class Leakage:
 
 
 @torch.inference_mode()
-def evaluate_leakage(model: AuxMAE, batches: Iterable[Batch], *, seed: int, device: torch.device | str) -> Leakage | None:
+def evaluate_leakage(
+    model: AuxMAE,
+    batches: Iterable[Batch],
+    *,
+    seed: int,
+    device: torch.device | str,
+    more_floors: Mapping[str, Floor] | None = None,
+) -> Leakage | None:
     """Reconstructs a quarter of one channel's patches from one source of information at a time.
 
     Image i is measured in channel group i mod G, at places drawn from `seed` and i.  See `source_masks` for what is visible.
@@ -79,12 +87,14 @@ def evaluate_leakage(model: AuxMAE, batches: Iterable[Batch], *, seed: int, devi
         batches: in a fixed order.
         seed: of the places.
         device: where the model is.
+        more_floors: name → floor, beside those that need no fitting.
 
     Returns:
         None where there are fewer than two channel groups or patches, or no valid pixel was measured.
     """
     names = model.channel_names
-    total = torch.zeros(len(SOURCES), 1 + len(FLOORS), len(names), dtype=torch.float64)
+    floors = (*FLOORS, *(more_floors or {}))
+    total = torch.zeros(len(SOURCES), 1 + len(floors), len(names), dtype=torch.float64)
     pixels = torch.zeros(len(names), dtype=torch.float64)
     images = 0
     was_training = model.training
@@ -104,16 +114,14 @@ def evaluate_leakage(model: AuxMAE, batches: Iterable[Batch], *, seed: int, devi
                 source_masks(len(present), grid[0] * grid[1], (images + i) % len(present), _generator(seed, images + i), model)
                 for i in range(size)
             ]
-            place = torch.stack([target for _, target in masks]).view(size, len(present), *grid)
             of_channel = torch.tensor([present.index(group_of[names[column]]) for column in columns.tolist()])
-            side = model.patch_size
-            target = place[:, of_channel].repeat_interleave(side, 2).repeat_interleave(side, 3)
-            measured = target[..., : image.shape[2], : image.shape[3]].to(device) & valid
+            target = torch.stack([target for _, target in masks])[:, of_channel]
+            measured = to_pixels(target, grid, model.patch_size, image).to(device) & valid
             pixels.index_add_(0, columns, measured.sum(dim=(0, 2, 3)).cpu().to(torch.float64))
             for row, source in enumerate(SOURCES):
                 keep = _positions(torch.stack([visible[source] for visible, _ in masks]))
                 result = model.reconstruct(image, keep.to(device), valid=valid, channels=batch.channels)
-                predictions = [result.prediction, *(floor(image, result.hidden, valid) for floor in FLOORS.values())]
+                predictions = [result.prediction, *predict_floors(image, result.hidden, valid, more_floors).values()]
                 for column, prediction in enumerate(predictions):
                     error = (prediction - image).abs().masked_fill(~measured, 0.0)
                     total[row, column].index_add_(0, columns, error.sum(dim=3).cpu().to(torch.float64).sum(dim=(0, 2)))
@@ -129,7 +137,7 @@ def evaluate_leakage(model: AuxMAE, batches: Iterable[Batch], *, seed: int, devi
             source: {name: float(total[row, 0, c] / pixels[c]) for c, name in enumerate(names) if pixels[c]}
             for row, source in enumerate(SOURCES)
         },
-        floors={source: dict(zip(FLOORS, overall[row][1:], strict=True)) for row, source in enumerate(SOURCES)},
+        floors={source: dict(zip(floors, overall[row][1:], strict=True)) for row, source in enumerate(SOURCES)},
         images=images,
     )
 

@@ -6,7 +6,7 @@ Shape letters: B batch, C channels, G channel groups, K visible positions per gr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,17 +14,12 @@ import torch
 from torch import Tensor
 
 from auxmae.errors import DataError
-from auxmae.evaluation.floors import interpolation_floor, mean_floor
+from auxmae.evaluation.floors import FLOORS, Floor, predict_floors
 from auxmae.evaluation.similarity import structural_similarity
 
 if TYPE_CHECKING:
     from auxmae.data.loading import Batch
     from auxmae.model.mae import AuxMAE
-
-FLOORS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
-    "mean": mean_floor,
-    "interpolation": interpolation_floor,
-}
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class ReconstructionResult:
     Attributes:
         masked_l1: of the model, over all channels.
         per_channel: of the model, by channel name; a channel without a hidden valid pixel is left out.
-        floors: of each floor ("mean", "interpolation"), over all channels.
+        floors: of each floor ("mean", "interpolation", and those given beside them), over all channels.
         floors_per_channel: floor → channel name → error.
         images: images measured.
         pixels: hidden valid pixels measured, all channels together.
@@ -43,7 +38,7 @@ class ReconstructionResult:
             their valid channels, hidden ones predicted and the others as they are (Kruse et al. 1993); None for one channel.
         ssim: mean structural similarity over all valid pixels of the images with their hidden patches filled in: a window
             of hidden pixels alone would have no meaning, so what was visible counts too.
-        floors_ssim: the same of each floor.
+        floors_psnr, floors_spectral_angle, floors_ssim: the same of each floor.
     """
 
     masked_l1: float
@@ -55,17 +50,20 @@ class ReconstructionResult:
     psnr: float | None = None
     spectral_angle: float | None = None
     ssim: float | None = None
+    floors_psnr: dict[str, float | None] = field(default_factory=dict)
+    floors_spectral_angle: dict[str, float | None] = field(default_factory=dict)
     floors_ssim: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
         """The result as `auxmae eval --json` prints it under "reconstruction"."""
         found = {"masked_l1": self.masked_l1, "per_channel": self.per_channel, "floors": self.floors}
-        beside = {"psnr": self.psnr, "spectral_angle": self.spectral_angle, "ssim": self.ssim, "floors_ssim": self.floors_ssim}
-        return {**found, **beside}
+        beside = {"psnr": self.psnr, "spectral_angle": self.spectral_angle, "ssim": self.ssim}
+        names = ("floors_psnr", "floors_spectral_angle", "floors_ssim")
+        return {**found, **beside, **{name: getattr(self, name) for name in names}}
 
     @property
-    def better_floor(self) -> str:
-        """Name of the floor with the smaller error."""
+    def best_floor(self) -> str:
+        """Name of the floor with the smallest error."""
         return min(self.floors, key=lambda name: self.floors[name])
 
 
@@ -77,6 +75,7 @@ def evaluate_reconstruction(
     seed: int,
     device: torch.device | str,
     ratio: float | None = None,
+    more_floors: Mapping[str, Floor] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ReconstructionResult:
     """Mask held-out images, reconstruct them, and compare with the floors at the same pixels.
@@ -91,16 +90,19 @@ def evaluate_reconstruction(
         seed: of the masks.
         device: where the model is.
         ratio: part of the patches that is hidden; None: as in training.
+        more_floors: name → floor, beside those that need no fitting.
         progress: called with the number of images done, after every batch.
 
     Raises:
         DataError: there is no image, or not one valid pixel was hidden.
     """
     device = torch.device(device)
-    total = torch.zeros(1 + len(FLOORS), len(model.channel_names), dtype=torch.float64)
-    pixels = torch.zeros(len(model.channel_names), dtype=torch.float64)
-    similarity, ok_pixels = torch.zeros(1 + len(FLOORS), dtype=torch.float64), 0
-    images, squares, angles, spectra = 0, 0.0, 0.0, 0
+    floors = (*FLOORS, *(more_floors or {}))
+    names, count = model.channel_names, 1 + len(floors)
+    total = torch.zeros(count, len(names), dtype=torch.float64)
+    pixels = torch.zeros(len(names), dtype=torch.float64)
+    squares, angles, spectra, similarity = torch.zeros(4, count, dtype=torch.float64)
+    images, ok_pixels = 0, 0
     was_training = model.training
     model.eval()
     try:
@@ -112,20 +114,20 @@ def evaluate_reconstruction(
             columns = torch.arange(image.shape[1]) if batch.channels is None else batch.channels.cpu()
             result = model.reconstruct(image, keep_BGK.to(device), valid=valid, channels=batch.channels)
             measured = result.hidden & valid
-            predictions = [result.prediction, *(floor(image, result.hidden, valid) for floor in FLOORS.values())]
+            predictions = [result.prediction, *predict_floors(image, result.hidden, valid, more_floors).values()]
             for row, prediction in enumerate(predictions):
                 # Invalid pixels may hold anything, NaN included: they are replaced, not multiplied by 0.
-                error = (prediction - image).abs().masked_fill(~measured, 0.0)
+                error = (prediction - image).masked_fill(~measured, 0.0)
                 # MPS has no float64: rows of one image are summed in float32, all else on the CPU.
-                partial = error.sum(dim=3).cpu().to(torch.float64).sum(dim=(0, 2))
+                partial = error.abs().sum(dim=3).cpu().to(torch.float64).sum(dim=(0, 2))
                 total[row].index_add_(0, columns, partial)
+                squares[row] += error.square().sum(dim=3).cpu().to(torch.float64).sum()
+                angle, spectrum_count = _spectral_angles(image, prediction, measured, valid)
+                angles[row] += angle
+                spectra[row] += spectrum_count
                 filled = torch.where(result.hidden, prediction, image)
                 similarity[row] += structural_similarity(image, filled, valid).sum(dim=3).cpu().to(torch.float64).sum()
             ok_pixels += int(valid.sum())
-            error = (result.prediction - image).masked_fill(~measured, 0.0)
-            squares += float(error.square().sum(dim=3).cpu().to(torch.float64).sum())
-            angle, count = _spectral_angles(image, result.prediction, measured, valid)
-            angles, spectra = angles + angle, spectra + count
             pixels.index_add_(0, columns, measured.sum(dim=(0, 2, 3)).cpu().to(torch.float64))
             images += image.shape[0]
             if progress is not None:
@@ -138,24 +140,25 @@ def evaluate_reconstruction(
         raise DataError("not one hidden pixel is valid: there is nothing to compare with", hint="check data.nodata")
     overall = (total.sum(dim=1) / pixels.sum()).tolist()
     rows = [
-        {
-            name: float(error / count)
-            for name, error, count in zip(model.channel_names, line.tolist(), pixels.tolist(), strict=True)
-            if count
-        }
+        {name: float(error / number) for name, error, number in zip(names, line.tolist(), pixels.tolist(), strict=True) if number}
         for line in total
     ]
+    psnr = [-10 * math.log10(square / float(pixels.sum())) if square > 0 else None for square in squares.tolist()]
+    angle_means = [angle / number if number else None for angle, number in zip(angles.tolist(), spectra.tolist(), strict=True)]
+    ssim = (similarity / ok_pixels).tolist()
     return ReconstructionResult(
         masked_l1=overall[0],
         per_channel=rows[0],
-        floors=dict(zip(FLOORS, overall[1:], strict=True)),
-        floors_per_channel=dict(zip(FLOORS, rows[1:], strict=True)),
+        floors=dict(zip(floors, overall[1:], strict=True)),
+        floors_per_channel=dict(zip(floors, rows[1:], strict=True)),
         images=images,
         pixels=int(pixels.sum()),
-        psnr=-10 * math.log10(squares / float(pixels.sum())) if squares > 0 else None,
-        spectral_angle=angles / spectra if spectra else None,
-        ssim=float(similarity[0]) / ok_pixels,
-        floors_ssim=dict(zip(FLOORS, (similarity[1:] / ok_pixels).tolist(), strict=True)),
+        psnr=psnr[0],
+        spectral_angle=angle_means[0],
+        ssim=ssim[0],
+        floors_psnr=dict(zip(floors, psnr[1:], strict=True)),
+        floors_spectral_angle=dict(zip(floors, angle_means[1:], strict=True)),
+        floors_ssim=dict(zip(floors, ssim[1:], strict=True)),
     )
 
 
@@ -193,3 +196,9 @@ def draw_fixed_masks(model: AuxMAE, image: Tensor, *, seed: int, first: int, rat
         masks.append(model.draw_mask((1, *image.shape[1:]), generator, ratio=ratio))
     longest = max(mask.shape[2] for mask in masks)
     return torch.cat([torch.nn.functional.pad(mask, (0, longest - mask.shape[2]), value=-1) for mask in masks])
+
+
+def to_pixels(places_BCN: Tensor, grid: tuple[int, int], patch_size: int, image: Tensor) -> Tensor:
+    """(B, C, N) flags of the patches → (B, C, h, w) of the pixels of `image`, which the grid may overhang."""
+    places = places_BCN.view(*places_BCN.shape[:2], *grid).repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+    return places[..., : image.shape[2], : image.shape[3]]
