@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import SettingsTree
 
+# Training images or windows that the linear floor is fitted on, at most.
+_FLOOR_IMAGES = 200
 # Held-out images that are reconstructed at each of eval.mask_ratios, at most.
 _RATIO_IMAGES = 200
 # Held-out images that are reconstructed from one source at a time, at most.
@@ -21,29 +23,37 @@ _LEAKAGE_IMAGES = 100
 def measure(
     model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out: Console
 ) -> tuple[ReconstructionResult, dict[str, object]]:
-    """Reconstructs, prints the tables → (the result at the run's own mask ratio, "reconstruction" in the document)."""
+    """Reconstructs, prints the tables → (the result at the run's own mask ratio, "reconstruction" in the document).
+
+    The linear floor is fitted once, on training images at the run's own mask ratio, and used at every other mask too, as the
+    model is.
+    """
     from auxmae.cli.eval_tables import leakage_table, ratio_table, reconstruction_table
     from auxmae.evaluation.leakage import evaluate_leakage
+    from auxmae.evaluation.linear_floor import LINEAR, LinearFloor
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
 
     assert data.test is not None
     seed, most = settings.eval.mask_seed, settings.eval.max_images
-    with out.status("Reconstructing held-out images") as status:
+    with out.status("Fitting the linear floor") as status:
+        # Masks of the training images other than those of the held-out ones.
+        linear = LinearFloor.fit(model, data.train.limited(_FLOOR_IMAGES), seed=seed + 1, device=device)
+        common: dict[str, Any] = {"seed": seed, "device": device, "more_floors": {LINEAR: linear}}
+        status.update("Reconstructing held-out images")
         result = evaluate_reconstruction(
             model,
             data.test.limited(most),
-            seed=seed,
-            device=device,
+            **common,
             progress=lambda images: status.update(f"Reconstructing held-out images: {images}"),
         )
         ratios = {}
         for ratio in settings.eval.mask_ratios:
             status.update(f"Reconstructing with {ratio:.0%} hidden")
             some = data.test.limited(min(most or _RATIO_IMAGES, _RATIO_IMAGES))
-            ratios[f"{ratio:g}"] = evaluate_reconstruction(model, some, seed=seed, device=device, ratio=ratio)
+            ratios[f"{ratio:g}"] = evaluate_reconstruction(model, some, **common, ratio=ratio)
         status.update("Reconstructing from one source at a time")
         some = data.test.limited(min(most or _LEAKAGE_IMAGES, _LEAKAGE_IMAGES))
-        leakage = evaluate_leakage(model, some, seed=seed, device=device)
+        leakage = evaluate_leakage(model, some, **common)
     out.print(reconstruction_table(result))
     if ratios:
         out.print(ratio_table(ratios))

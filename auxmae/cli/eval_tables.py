@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -26,8 +27,8 @@ def reconstruction_table(result: ReconstructionResult) -> Table:
     table.add_column("channel", overflow="fold")
     table.add_column("model", justify="right")
     for name in floors:
-        table.add_column(f"floor: {name}", justify="right")
-    table.add_column("model / better floor", justify="right")
+        table.add_column("floor:\n" + name.replace(" in ", "\nin "), justify="right")
+    table.add_column("model /\nbest floor", justify="right")
 
     def row(label: str, error: float, beside: list[float], style: str = "") -> None:
         best = min(beside)
@@ -45,34 +46,50 @@ def reconstruction_table(result: ReconstructionResult) -> Table:
 
 
 def ratio_table(results: Mapping[str, ReconstructionResult]) -> Table:
-    """Errors at several mask ratios, beside the floors."""
-    images = next(iter(results.values())).images
-    table = Table(title=f"By mask ratio, {images} held-out images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("hidden", "masked L1", "mean", "interpo-\nlation", "PSNR, dB", "angle, °", "SSIM", "best floor's")
-    for column in columns:
+    """What is measured at several mask ratios, each beside the best floor's."""
+    first = next(iter(results.values()))
+    table = Table(
+        title=f"By mask ratio, {first.images} held-out images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    beside = "best\nfloor"
+    for column in ("hidden", "masked\nL1", beside, "PSNR,\ndB", beside, "angle,\n°", beside, "SSIM", beside):
         table.add_column(column, justify="right")
     for ratio, result in results.items():
-        psnr, angle = (("–" if value is None else f"{value:.2f}") for value in (result.psnr, result.spectral_angle))
-        similar = (f"{value:.3f}" for value in (result.ssim or 0.0, max(result.floors_ssim.values(), default=0.0)))
-        floors = (f"{result.floors[name]:.4f}" for name in ("mean", "interpolation"))
-        table.add_row(ratio, f"{result.masked_l1:.4f}", *floors, psnr, angle, *similar)
+        cells = []
+        for value, floors, best, digits in (
+            (result.masked_l1, result.floors, min, 4),
+            (result.psnr, result.floors_psnr, max, 2),
+            (result.spectral_angle, result.floors_spectral_angle, min, 2),
+            (result.ssim, result.floors_ssim, max, 3),
+        ):
+            # None: without error (PSNR), or undefined.
+            known = [each for each in floors.values() if each is not None]
+            cells += [_cell(value, digits), _cell(best(known) if len(known) == len(floors) else None, digits)]
+        table.add_row(ratio, *cells)
     table.caption = (
-        "mean, interpolation: the floors. Angle: between spectra. SSIM: of the filled-in images, so what was visible counts."
+        f"best floor: of {', '.join(first.floors)}, by each measure. Angle: between spectra. SSIM: of the filled-in images, so "
+        "what was visible counts."
     )
     table.caption_justify = "left"
     return table
 
 
+def _cell(value: float | None, digits: int) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
 def leakage_table(leakage: Leakage) -> Table:
     """What the same hidden patches are reconstructed from."""
     title = f"Where it comes from: the same patches by what is visible, {leakage.images} images"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    # Broken so that 80 columns hold them.
+    floors = ("\n".join(wrap(name.replace("polation", "- polation"), 8)) for name in leakage.floors[next(iter(leakage.floors))])
     table.add_column("visible")
-    for column in ("masked L1", "mean", "interpolation", "recovered"):
+    for column in ("masked\nL1", *floors, "recovered"):
         table.add_column(column, justify="right")
     for source, error in leakage.masked_l1.items():
-        floors = (f"{leakage.floors[source][name]:.4f}" for name in ("mean", "interpolation"))
-        table.add_row(source, f"{error:.4f}", *floors, f"{leakage.recovered(source):.0%}")
+        cells = (f"{value:.4f}" for value in (error, *leakage.floors[source].values()))
+        table.add_row(source, *cells, f"{leakage.recovered(source):.0%}")
     table.caption = (
         "recovered: part of the first row's error that is gone. A floor below the model: it cannot use this source alone."
     )

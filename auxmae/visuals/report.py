@@ -18,7 +18,13 @@ from auxmae.errors import AuxMAEError
 _FIRST = ("reconstruction", "curves", "visualize")
 # What `auxmae eval` draws into the folder, of whichever data.
 _OF_EVAL = re.compile(r"robustness\.png$|map-")
-_FLOORS = {"interpolation": "interpolating the visible patches", "mean": "mean of each channel's visible pixels"}
+_FLOORS = {
+    "linear in all channels": "linear in all channels, fitted on training images (auxmae eval)",
+    "interpolation": "interpolating the visible patches",
+    "mean": "mean of each channel's visible pixels",
+}
+# Those that are shown for each channel.
+_CHANNEL_FLOORS = ("linear in all channels", "interpolation")
 
 
 def write_report(run_folder: Path) -> Path:
@@ -32,9 +38,12 @@ def write_report(run_folder: Path) -> Path:
     source = resources.files("auxmae.visuals").joinpath("report.html.jinja").read_text(encoding="utf-8")
     result, evaluation = _read(run_folder / "result.json"), _read(run_folder / "eval.json")
     details = _table(evaluation, "details")
-    channel_floors = _table(_table(details, "floors_per_channel"), "interpolation")
+    channel_floors = _table(details, "floors_per_channel")
     # Figures of other images, or of other parts of them, stand in tables of their own.
     own = details.get("own_images") is True
+    if own:
+        # Training measures beside the floors that need no fitting; `auxmae eval` has one more on the same images.
+        result["floors"] = {**_table(_table(evaluation, "reconstruction"), "floors"), **_table(result, "floors")}
     sections = [{"title": "Held-out images", "channel_title": "By channel", **_errors(result, channel_floors if own else {})}]
     other = "" if own else _words(details.get("source"))
     if other:
@@ -57,7 +66,7 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def _errors(content: dict[str, Any], channel_floor: dict[str, Any]) -> dict[str, Any]:
+def _errors(content: dict[str, Any], channel_floors: dict[str, Any]) -> dict[str, Any]:
     """What a table of errors needs, from "masked_l1", "floors" and "per_channel"."""
     measured = _number(content.get("masked_l1"))
     floors = [
@@ -69,7 +78,7 @@ def _errors(content: dict[str, Any], channel_floor: dict[str, Any]) -> dict[str,
         "floors": floors,
         "ratio": measured / best if measured is not None and best else None,
         "channels": _table(content, "per_channel"),
-        "channel_floor": channel_floor,
+        "channel_floors": {name: table for name in _CHANNEL_FLOORS if (table := _table(channel_floors, name))},
     }
 
 

@@ -28,10 +28,14 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert set(document) == {"split", "reconstruction", "probes", "comparisons", "verdict", "details"}
-    agreed = {"masked_l1", "per_channel", "floors"}
-    assert set(document["reconstruction"]) == agreed | {"psnr", "spectral_angle", "ssim", "floors_ssim", "ratios", "leakage"}
+    measures = {"psnr", "spectral_angle", "ssim"}
+    agreed = {"masked_l1", "per_channel", "floors", *measures, *(f"floors_{name}" for name in measures)}
+    assert set(document["reconstruction"]) == agreed | {"ratios", "leakage"}
     assert list(document["reconstruction"]["ratios"]) == ["0.5", "0.75", "0.9"]
-    assert set(document["reconstruction"]["floors"]) == {"mean", "interpolation"}
+    floors = {"mean", "interpolation", "linear in all channels"}
+    parts = [*document["reconstruction"]["ratios"].values(), *document["reconstruction"]["leakage"].values()]
+    assert all(set(part["floors"]) == floors for part in (document["reconstruction"], *parts))
+    assert set(document["details"]["floors_per_channel"]) == floors
     assert len(document["reconstruction"]["per_channel"]) == 13
     assert len(document["probes"]) == 2 * 2 * 7
     assert len(document["comparisons"]) == 2 * 2
@@ -53,7 +57,8 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     assert written["verdict"]
     details = document["details"]
     assert (details["source"], details["labels"], details["checkpoint"]) == ("synthetic", "auto", "best")
-    assert (details["own_images"], details["probe_reason"], details["images"]) == (True, "", 48)
+    # Scenes of 64 px in 16 windows each.
+    assert (details["own_images"], details["probe_reason"], details["images"]) == (True, "", 48 * 16)
     assert details["probe_samples"]["test"] == 48
     assert 0 < details["majority"] < 1
     assert "channel statistics" in result.stderr
@@ -74,7 +79,7 @@ def test_figures_repeat_and_do_not_depend_on_the_batch_size(run_folder: Path) ->
 def test_tables_are_printed_for_people(run_folder: Path) -> None:
     result = invoke(str(run_folder), "--set", "eval.labels_per_class=[3]")
     assert result.exit_code == 0, result.output
-    for token in ("B8A", "interpolation", "k-NN", "logistic", "eval.json"):
+    for token in ("B8A", "interpolation", "all channels", "k-NN", "logistic", "eval.json"):
         assert token in result.stdout
 
 

@@ -42,7 +42,7 @@ def test_everything_is_on_the_page(run: Path) -> None:
     assert path == run / "report.html"
     page = path.read_text()
     assert "12 steps" in page
-    assert "0.50 of the better floor" in page
+    assert "0.50 of the best floor" in page
     for number in ("0.0500", "0.2000", "0.1000", "0.0400", "0.0600"):
         assert number in page
     places = [page.index(_embedded(name) + '"') for name in ("reconstruction", "curves", "other")]
@@ -70,6 +70,22 @@ def test_eval_adds_the_floor_per_channel(run: Path) -> None:
     assert "0.5000" not in page
 
 
+def test_eval_adds_the_floor_that_training_has_not(run: Path) -> None:
+    linear = "linear in all channels"
+    details = {"own_images": True, "source": "/own", "floors_per_channel": {linear: {"B02": 0.0222}}}
+    content = {"details": details, "reconstruction": {"masked_l1": 0.5, "floors": {linear: 0.04, "mean": 0.3}}}
+    (run / "eval.json").write_text(json.dumps(content))
+    page = write_report(run).read_text()
+    assert "1.25 of the best floor's: the model does not beat it" in page
+    assert all(number in page for number in ("0.0400", "0.2000", "0.0222"))
+    assert "0.3000" not in page
+    details["own_images"] = False
+    (run / "eval.json").write_text(json.dumps(content))
+    own, _, other = write_report(run).read_text().partition("<h2>auxmae eval on /own")
+    assert "0.50 of the best floor" in own
+    assert "0.0400" in other
+
+
 def test_eval_on_other_data_has_tables_of_its_own(run: Path) -> None:
     evaluation = {
         "reconstruction": {"masked_l1": 0.31, "floors": {"mean": 0.62, "interpolation": 0.71}, "per_channel": {"B02": 0.33}},
@@ -85,10 +101,10 @@ def test_eval_on_other_data_has_tables_of_its_own(run: Path) -> None:
     for name in ("robustness", "map-old"):
         (run / "figures" / f"{name}.png").write_bytes(name.encode())
     own, _, other = write_report(run).read_text().partition("<h2>auxmae eval on /other &lt;data&gt;, last checkpoint</h2>")
-    assert "0.50 of the better floor" in own
+    assert "0.50 of the best floor" in own
     assert "0.0600" in own
     assert not any(number in own for number in ("0.1234", "0.3100", "interpolation (auxmae eval)"))
-    assert "0.50 of the better floor" in other
+    assert "0.50 of the best floor" in other
     assert all(number in other for number in ("0.3100", "0.6200", "0.7100", "0.3300", "0.1234"))
     assert "<h2>robustness, /other &lt;data&gt;</h2>" in other
     # A map that eval.json does not name is of data that nobody knows any more.
