@@ -71,7 +71,7 @@ class JointMAE(nn.Module):
         self.decoder_channel = nn.Parameter(torch.randn(case.channels, 1, width) * 0.02)
         self.cls = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.mask = nn.Parameter(torch.randn(width) * 0.02)
-        self.register_buffer("positions", sincos_positions(side, side, width))
+        self.register_buffer("positions", sincos_positions(side, side, width).float())
         self.encoder = _blocks(case, case.depth)
         self.decoder_embed = _Linear(width, width)
         self.decoder = _blocks(case, case.decoder_depth)
@@ -107,7 +107,7 @@ class JointMAE(nn.Module):
         """(B, C, h, w), of any size that the patches divide, nothing hidden → (B, C, N, D)."""
         patches = self._patches(image)
         rows, columns = (side // self.patch_size for side in image.shape[2:])
-        positions = sincos_positions(rows, columns, self.positions.shape[1]).to(image.device)
+        positions = sincos_positions(rows, columns, self.positions.shape[1]).to(self.positions)
         x = self.embed(patches) + positions + self.channel
         x = self.encoder(torch.cat([self.cls.expand(len(x), 1, -1), x.flatten(1, 2)], 1))
         tokens: Tensor = x[:, 1:].view(*patches.shape[:3], -1)

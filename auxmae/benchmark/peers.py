@@ -83,7 +83,7 @@ class PlainAuxiliaryMAE(nn.Module):
         self.decoder_channel = nn.Parameter(torch.randn(channels, 1, width) * 0.02)
         self.cls = nn.Parameter(torch.randn(1, 1, 1, width) * 0.02)
         self.mask = nn.Parameter(torch.randn(1, 1, 1, width) * 0.02)
-        self.register_buffer("positions", sincos_positions(side, side, width))
+        self.register_buffer("positions", sincos_positions(side, side, width).float())
         self.encoder = nn.Sequential(*(_Block(width, hidden, heads, dropout) for _ in range(depth)), nn.LayerNorm(width))
         self.decoder_embed = nn.Linear(width, width)
         self.decoder = nn.Sequential(*(_Block(width, hidden, heads, dropout) for _ in range(decoder_depth)), nn.LayerNorm(width))
