@@ -65,7 +65,7 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
 
 
 def test_figures_repeat_and_do_not_depend_on_the_batch_size(run_folder: Path) -> None:
-    quick = ("--set", "eval.labels_per_class=[3]")
+    quick = ("--set", "eval.labels_per_class=[3]", "--set", "eval.mask_ratios=[]")
     first, second = (json.loads(invoke(str(run_folder), "--json", "--batch-size", size, *quick).stdout) for size in ("8", "48"))
     assert first["split"] == second["split"]
     assert first["reconstruction"]["masked_l1"] == pytest.approx(second["reconstruction"]["masked_l1"], rel=1e-5)
@@ -112,7 +112,7 @@ def test_sections_measured_earlier_stay_for_the_same_model_and_data(
     (run / "eval.json").unlink(missing_ok=True)
     monkeypatch.setattr(eval_finetune, "measure", lambda *_: {"steps": 1})
     monkeypatch.setattr(eval_robustness, "measure", lambda *_: {"results": []})
-    quick = ("--set", "eval.labels_per_class=[]", "--json")
+    quick = ("--set", "eval.labels_per_class=[]", "--set", "eval.max_images=8", "--set", "eval.mask_ratios=[]", "--json")
 
     def sections(*arguments: str) -> set[str]:
         result = invoke(str(run), *quick, *arguments)
