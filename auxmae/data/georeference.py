@@ -78,10 +78,11 @@ class Spot(NamedTuple):
 
 
 class Mosaic(NamedTuple):
-    """Images that overlap on one grid: an extent of height × width px, and the number of different footprints in it."""
+    """Images that overlap on one grid: an extent of height × width px, their shortest side, and how many footprints differ."""
 
     height: int
     width: int
+    shortest: int
     footprints: int
 
 
@@ -112,7 +113,7 @@ def find_mosaics(files: Sequence[ImageFile]) -> tuple[list[Spot | None], list[Mo
             for index in chosen.tolist():
                 left, top = (shift[index] - first).tolist()
                 spots[members[index]] = Spot(len(mosaics), top, left)
-            mosaics.append(Mosaic(height, width, len(boxes)))
+            mosaics.append(Mosaic(height, width, int(size[chosen].min()), len(boxes)))
     return spots, mosaics
 
 

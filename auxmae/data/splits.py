@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
-from auxmae.data.georeference import Mosaic, Spot, find_mosaics
+from auxmae.data.georeference import Mosaic, find_mosaics
 from auxmae.errors import DataError, SettingsError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -301,9 +301,7 @@ def _cut(
     shared: dict[object, int] = {}
     shifted = False
     # Scenes that overlap on the ground are cut along the same lines of it.
-    lines = [
-        _common_edges(mosaic, number, collection, spots, block_size or image_size, most) for number, mosaic in enumerate(mosaics)
-    ]
+    lines = [_common_edges(mosaic, block_size or image_size, most) for mosaic in mosaics]
     for item in range(len(collection)):
         height, width = collection.size_of(item)
         spot = spots[item]
@@ -323,25 +321,22 @@ def _cut(
             blocks.append((item, *box))
             keys.append((key, number))
     if shifted:
+        lost = len(collection) - len({block[0] for block in blocks})
         notices.append(
             "scenes that overlap are held out at the same ground; strips narrower than a crop at their edges are left out"
+            + (f", and {lost} of {len(collection)} scenes, which are nothing but such strips" if lost else "")
         )
     elif any(count > 1 for count in shared.values()):
         notices.append("scenes of the same size and place are held out at the same blocks, as they may show the same place")
     return np.array(blocks, dtype=np.int64).reshape(-1, 5), keys
 
 
-def _common_edges(
-    mosaic: Mosaic, number: int, collection: Collection, spots: Sequence[Spot | None], block: int, most: int | None
-) -> tuple[list[int], list[int]]:
+def _common_edges(mosaic: Mosaic, block: int, most: int | None) -> tuple[list[int], list[int]]:
     """Rows and columns at which the scenes of one place are cut, px from its corner."""
     if mosaic.footprints > 1 and most is not None:
         # As wide as those of its smallest scene alone.
-        sizes = [collection.size_of(item) for item, spot in enumerate(spots) if spot is not None and spot.place == number]
-        block = max(block, min(min(size) for size in sizes) // most)
-        most = None
-    rows, columns = (_edges(side, block, most) for side in (mosaic.height, mosaic.width))
-    return rows, columns
+        block, most = max(block, mosaic.shortest // most), None
+    return _edges(mosaic.height, block, most), _edges(mosaic.width, block, most)
 
 
 def _cells(
