@@ -31,6 +31,13 @@ def tiles(height: int, width: int, side: int) -> Iterator[Window]:
             yield Window(top, left, min(side, height - top), min(side, width - left))
 
 
+def diagonal(height: int, width: int, side: int) -> Iterator[Window]:
+    """Three windows of at most `side` × `side` px to look at an image by: its corner, its middle, and the opposite corner."""
+    h, w = min(height, side), min(width, side)
+    for place in (0.0, 0.5, 1.0):
+        yield Window(round(place * (height - h)), round(place * (width - w)), h, w)
+
+
 @dataclass(frozen=True)
 class MultiChannelImage:
     """One image, or a window of it.

@@ -5,11 +5,8 @@ Everywhere, classes are numbered 0, 1, … in the order of their original values
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +16,8 @@ from numpy.typing import NDArray
 
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.georeference import describe_difference, same_place
-from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
+from auxmae.data.image import ImageFile, Window, diagonal, tiles
+from auxmae.data.label_files import LabelMap, labels_from_array, map_from_raster
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.data.plates import STORE
 from auxmae.data.tables import MISSING, TABLE_SUFFIXES, classes, rows_in_order, table_labels
@@ -29,8 +27,6 @@ SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "t
 MAX_CLASSES = 1000
 # A raster with more values than this among multi-channel images is rather an image (a panchromatic or elevation band).
 _FEW_VALUES = 64
-# Side of the windows in which a raster of several channels is looked at, px.
-_LOOK = 256
 # A raster is read in tiles of this side, px.
 TILE = 2048
 
@@ -98,9 +94,7 @@ def is_label_raster(file: ImageFile) -> bool:
     if file.channels != 1 or not (np.issubdtype(file.dtype, np.integer) or file.dtype == np.bool_):
         return False
     values: set[float] = set()
-    h, w = min(file.height, 512), min(file.width, 512)
-    for place in (0.0, 0.5, 1.0):
-        window = Window(round(place * (file.height - h)), round(place * (file.width - w)), h, w)
+    for window in diagonal(file.height, file.width, 512):
         try:
             image = file.read(0, window)
         except DataError:
@@ -121,10 +115,10 @@ def label_size(labels: str) -> tuple[int, int] | None:
     if not path_exists(path) or path.suffix.lower() in TABLE_SUFFIXES or (path.is_dir() and not _holds_arrays(path)):
         return None
     try:
-        found = _from_array(path, key, []) if key or _holds_arrays(path) else _from_raster(path, [])
+        found = labels_from_array(path, key, []) if key or _holds_arrays(path) else map_from_raster(path, [])
     except DataError:
         return None  # `load_labels` says so
-    return (found.file.height, found.file.width) if isinstance(found, _Map) else None
+    return (found.file.height, found.file.width) if isinstance(found, LabelMap) else None
 
 
 def _place(labels: str) -> tuple[Path, str]:
@@ -163,14 +157,14 @@ def load_labels(
         return Labels()
     if labels.startswith(":"):
         if len(files) > 1:
-            opened = [_from_array(file.path, labels[1:], notices) for file in files]
+            opened = [labels_from_array(file.path, labels[1:], notices) for file in files]
             if any(isinstance(one, np.ndarray) for one in opened):
                 raise DataError(
                     f"labels {labels}: one label for each image is read from a single file, and there are {len(files)}",
                     hint="name one file with data.source",
                 )
-            return _finish([one for one in opened if isinstance(one, _Map)], files, labels, ignored, notices)
-        found = _from_array(files[0].path, labels[1:], notices)
+            return _finish([one for one in opened if isinstance(one, LabelMap)], files, labels, ignored, notices)
+        found = labels_from_array(files[0].path, labels[1:], notices)
     else:
         from auxmae.data.readers import path_exists
 
@@ -181,7 +175,7 @@ def load_labels(
             return _from_table(path, key, files, image_names, notices, ignored)
         if path.is_dir() and not _holds_arrays(path):
             return _from_folder(path, files, image_names, notices, ignored)
-        found = _from_array(path, key, notices) if key or _holds_arrays(path) else _from_raster(path, notices)
+        found = labels_from_array(path, key, notices) if key or _holds_arrays(path) else map_from_raster(path, notices)
     if isinstance(found, np.ndarray):
         per_image, names = _image_classes(found, ignored, labels)
         return Labels(names, per_image)
@@ -252,7 +246,7 @@ def _from_folder(
     """The label raster of each file, called like it: a/b.tif is the one of a/b.npy, and so is a/b_mask.png."""
     root, paths = find_files(str(folder), (), notices)
     images = {path.resolve() for file in files for path in file.paths}
-    maps: list[_Map | None] = [None] * len(files)
+    maps: list[LabelMap | None] = [None] * len(files)
     used: dict[int, Path] = {}
     strangers = []
     for path in paths:
@@ -268,8 +262,8 @@ def _from_folder(
                 f"{image_names.relative_paths[index]}: both {used[index]} and {path} are called like it", hint="leave one there"
             )
         used[index] = path
-        found = _from_array(path, "", notices) if _holds_arrays(path) else _from_raster(path, notices)
-        if not isinstance(found, _Map):
+        found = labels_from_array(path, "", notices) if _holds_arrays(path) else map_from_raster(path, notices)
+        if not isinstance(found, LabelMap):
             raise DataError(f"{path}: one axis is no label raster", hint="check data.labels")
         maps[index] = found
     if not used:
@@ -284,7 +278,7 @@ def _from_folder(
 
 
 def _finish(
-    maps: Sequence[_Map | None],
+    maps: Sequence[LabelMap | None],
     files: Sequence[ImageFile],
     labels: str,
     ignored: Sequence[int] | None,
@@ -369,97 +363,3 @@ def _values(raster: ImageFile, labels: str) -> set[int]:
 def _few(values: Sized, labels: str) -> None:
     if len(values) > MAX_CLASSES:
         raise DataError(f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels")
-
-
-@dataclass(frozen=True)
-class _Map:
-    """One channel of original values, whether 0 means "no label" by the convention of the file's format, and names by value."""
-
-    file: ImageFile
-    zero_unlabelled: bool = False
-    names: tuple[str, ...] = ()
-
-
-def _from_raster(path: Path, notices: list[str]) -> _Map:
-    """One channel of original values: class numbers as they are, a palette's indices, or the largest of abundances."""
-    from auxmae.data.readers import PICTURE_SUFFIXES, open_image
-    from auxmae.data.readers.envi import classification
-
-    file = open_image(path, ReadOptions(indexed=True))
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        hint = "store class numbers in one channel, as a GeoTIFF or a grey or palette PNG"
-        if file.channels > 1:
-            raise DataError(f"{path}: a picture of colours says no classes", hint=hint)
-        if path.suffix.lower() != ".png":
-            raise DataError(f"{path}: JPEG changes pixel values, and with them the classes", hint=hint)
-    if file.channels == 1:
-        names = classification(path)
-        return _Map(file, names is not None, names or ())
-    if not _are_shares(file):
-        raise DataError(
-            f"{path} has {file.channels} channels whose sum differs from pixel to pixel: that is a picture, and no classes",
-            hint="store class numbers in one channel; several are read where they are shares of classes, of one sum everywhere",
-        )
-    notices.append(
-        f"{path.name} has {file.channels} channels: each pixel's label is its largest (abundances; none where all are 0)"
-    )
-    return _Map(replace(file, channels=1, dtype=np.dtype(np.int64), read=partial(_read_argmax, file), channel_names=None))
-
-
-def _are_shares(file: ImageFile) -> bool:
-    """Whether a raster's channels are abundances: none below 0, and of one sum wherever there is any, as far as a look tells."""
-    for place in (0.0, 0.5, 1.0):
-        h, w = min(file.height, _LOOK), min(file.width, _LOOK)
-        image = file.read(0, Window(round(place * (file.height - h)), round(place * (file.width - w)), h, w))
-        total = image.pixels.sum(axis=0)[image.valid.all(axis=0) & (image.pixels != 0).any(axis=0)]
-        if len(total) and (image.pixels.min() < 0 or total.min() < 0.9 * total.max()):
-            return False
-    return True
-
-
-def _read_argmax(file: ImageFile, index: int, window: Window | None) -> MultiChannelImage:
-    image = file.read(index, window)
-    known = image.valid.all(axis=0, keepdims=True) & (image.pixels != 0).any(axis=0, keepdims=True)
-    return MultiChannelImage(image.pixels.argmax(axis=0)[None].astype(np.float32), known)
-
-
-def _from_array(path: Path, key: str, notices: list[str]) -> NDArray[Any] | _Map:
-    """(N,) numbers or texts of images, or a file in memory of (H, W), (H, W, K) or (N, H, W) labels."""
-    from auxmae.data.readers import read_array
-
-    array = np.asarray(read_array(path, key or None))
-    where = f"{path}:{key}" if key else str(path)
-    if array.ndim == 2 and 1 in array.shape:
-        array = array.reshape(-1)
-    if array.dtype.kind not in ("biufU" if array.ndim == 1 else "biuf"):
-        kind = {"U": f"text of {array.ndim} axes", "V": "cells or structs of several kinds"}.get(array.dtype.kind, array.dtype)
-        raise DataError(f"{where}: labels must be numbers, or one text an image, not {kind}", hint="check data.labels")
-    if array.ndim == 1:
-        return array
-    abundances = False
-    if array.ndim == 3 and not _whole(array):
-        notices.append(f"{where} is {' × '.join(map(str, array.shape))}: each pixel's label is its largest (abundances)")
-        known = np.isfinite(array).all(axis=2) & (array != 0).any(axis=2)
-        classes = np.where(known, np.where(np.isfinite(array), array, -math.inf).argmax(axis=2), -1)
-        maps, abundances = classes[None], True
-    elif array.ndim == 3:
-        maps = array
-    elif array.ndim == 2:
-        maps = array[None]
-    else:
-        raise DataError(f"{where}: labels of {array.ndim} axes; expected (N,), (H, W), (H, W, K) or (N, H, W)")
-    from auxmae.data.collection import memory_file
-
-    data = np.where(np.isfinite(maps) & (maps >= 0), maps, np.nan).astype(np.float32)
-    file = replace(memory_file(data[:, None], path), dtype=np.dtype(np.int64))
-    # The ground truth of the public hyperspectral scenes (Indian Pines, Pavia, Salinas …) numbers its classes from 1.
-    return _Map(file, zero_unlabelled=path.suffix.lower() == ".mat" and not abundances)
-
-
-def _whole(array: NDArray[Any]) -> bool:
-    """Whether (·, ·, ·) labels are a stack of maps rather than abundances or one-hot rows in the last axis."""
-    if not np.isfinite(array).all() or (array != np.round(array)).any():
-        return False
-    sums: Counter[float] = Counter(np.unique(array.sum(axis=2)).tolist())
-    one_hot = set(np.unique(array).tolist()) <= {0, 1} and set(sums) <= {0, 1}
-    return not one_hot

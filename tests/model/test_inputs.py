@@ -1,12 +1,15 @@
-"""Images on their way into the network: what is known to be whole is not gone through, and gives the same."""
+"""Images on their way into the network: what is known to be whole is not gone through; types, empty batches, validity."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from auxmae_kernels import boundary
 
+from auxmae.model.embedding import sincos_positions
 from auxmae.model.mae import AuxMAE
+from tests.model.small import ragged_keep, tiny
 
 
 def model_of(**options):
@@ -76,3 +79,60 @@ def test_empty_batches_and_images_that_patches_do_not_divide(shape):
     prepared = model_of()._prepare(torch.rand(shape), None, None)
     assert prepared.image.shape == (shape[0], 5, 16, 16)
     assert prepared.valid is None if shape[3] == 16 else not prepared.valid.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_model_of_another_type_takes_images_of_any(dtype, normalize):
+    options = {"normalize": normalize, "channel_embedding": "wavelength", "wavelengths": [450, 560, 665, 842, 1610]}
+    plain = tiny(**options)
+    model = tiny(**options).to(dtype)
+    image = (8 * torch.rand(2, 5, 13, 16)).round()
+    keep = ragged_keep(2, 5, 16, 4)
+    tolerance = {"rtol": 0.1, "atol": 0.1} if dtype != torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    for given in (image, image.double(), image.half(), image.to(torch.uint8)):
+        out, picture = model(given, keep), model.reconstruct(given, keep).prediction
+        assert out.prediction.dtype == picture.dtype == model.forward_features(given).dtype == dtype
+        torch.testing.assert_close(out.loss, plain(image, keep).loss, check_dtype=False, **tolerance)
+        expected = plain.reconstruct(image, keep).prediction
+        assert (picture.float() - expected).norm() < 0.05 * expected.norm()
+    out.loss.backward()
+
+
+def test_double_precision_knows_no_table_of_less():
+    model = tiny(2, channel_embedding="wavelength", wavelengths=[450.3, 2200.7]).double()
+    position = model._positions((5, 5), 16, torch.device("cpu"))[1:]
+    assert torch.equal(position, sincos_positions(5, 5, 16))
+    assert not torch.equal(position, position.float().double())
+    features = model.channel_embedding.features
+    octaves = [np.log(wave) * np.pi / 4 * 2.0**octave for wave in (450.3, 2200.7) for octave in range(8)]
+    np.testing.assert_allclose(features[:, :8].flatten(), np.sin(octaves), rtol=0, atol=1e-12)
+
+
+def test_empty_batches_and_arrays_in_place_of_tensors():
+    for model in (tiny(), tiny(normalize=True, channel_groups=2)):
+        nothing = torch.rand(0, 5, 13, 16)
+        assert model.dense_features(nothing).shape == (0, 16, 4, 4)
+        assert model.forward_features(nothing, pool="moments").shape[0] == 0
+        assert model.reconstruct(nothing).prediction.shape == nothing.shape
+    array = np.zeros((1, 5, 16, 16))
+    for function in (model, model.reconstruct, model.forward_features, model.dense_features):
+        with pytest.raises(TypeError, match="image must be a tensor, not ndarray"):
+            function(array)
+    with pytest.raises(TypeError, match="valid must be a tensor, not ndarray"):
+        model(torch.zeros(1, 5, 16, 16), valid=array > 0)
+
+
+def test_valid_broadcasts_to_the_image_and_is_bool():
+    model = tiny()
+    image = torch.rand(2, 5, 16, 16)
+    for shape in ((2, 1, 16, 16), (16, 16), (1, 5, 1, 1)):
+        model.forward_features(image, valid=torch.ones(shape, dtype=torch.bool))
+    for shape in ((3, 5, 16, 16), (1, 2, 5, 16, 16), (2, 5, 8, 16)):
+        for function in (model, model.reconstruct, model.forward_features, model.dense_features):
+            with pytest.raises(ValueError, match="does not broadcast"):
+                function(image, valid=torch.ones(shape, dtype=torch.bool))
+    with pytest.raises(ValueError, match="does not broadcast"):
+        model(image[:1], valid=torch.ones(2, 5, 16, 16, dtype=torch.bool))
+    with pytest.raises(ValueError, match="valid must be bool"):
+        model(image, valid=torch.ones(2, 5, 16, 16))

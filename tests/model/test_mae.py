@@ -9,20 +9,8 @@ import pytest
 import torch
 
 from auxmae.errors import CheckpointError, DataError, SettingsError
-from auxmae.model.embedding import sincos_positions
 from auxmae.model.mae import AuxMAE
-
-TINY = {"patch_size": 4, "width": 16, "depth": 2, "heads": 2, "decoder_depth": 1, "image_size": 16}
-
-
-def tiny(channels=5, **options):
-    torch.manual_seed(0)
-    return AuxMAE(channels, **{**TINY, **options}).eval()
-
-
-def ragged_keep(batch, channels, positions, visible, seed=0):
-    noise = torch.rand(batch, channels, positions, generator=torch.Generator().manual_seed(seed))
-    return noise.argsort(2)[..., :visible].sort(2).values
+from tests.model.small import ragged_keep, tiny
 
 
 @pytest.mark.parametrize("strategy", ["independent", "shared", "channel", "block", "mixed"])
@@ -348,102 +336,6 @@ def test_saved_and_loaded_gives_the_same_features(tmp_path):
     assert loaded.scaling == {"method": "none"}
 
 
-@pytest.mark.parametrize(
-    ("named", "arguments"),
-    [
-        *((f"{setting} 'other'", {key: "other"}) for setting, key in (
-            ("model.output_activation", "output_activation"), ("model.channel_embedding", "channel_embedding"),
-            ("loss.kind", "loss_kind"), ("masking.strategy", "mask_strategy"),
-        )),
-        *((f"model.{key} .* 0", {key: 0}) for key in (
-            "patch_size", "image_size", "heads", "depth", "decoder_depth", "decoder_heads", "channel_groups",
-        )),
-        ("model.depth .* 1.5", {"depth": 1.5}),
-        ("divisible", {"heads": 3}),
-        ("divisible", {"decoder_width": 12, "decoder_heads": 8}),
-        ("masking.ratio .* 1.0", {"mask_ratio": 1.0}),
-        ("masking.ratio .* 0", {"mask_ratio": 0}),
-        ("wavelength of channel '2' is 0.0", {"wavelengths": [450, 0, 1, 1]}),
-        ("wavelength of channel '1' is nan", {"wavelengths": [float("nan"), 1, 1, 1]}),
-        ("3 wavelengths for 4", {"wavelengths": [1, 2, 3]}),
-        ("names 2 twice", {"channel_groups": [["1", "2"], ["2", "3", "4"]]}),
-        ("leaves out 4", {"channel_groups": [[1, 2], [3]]}),
-        ("empty", {"channel_groups": [[1, 2, 3, 4], []]}),
-    ],
-)  # fmt: skip
-def test_arguments_that_cannot_be_are_named(named, arguments):
-    with pytest.raises(SettingsError, match=named):
-        tiny(4, **arguments)
-
-
-def test_numbers_of_numpy_and_channels_by_number(tmp_path):
-    model = tiny(np.int64(4), channel_groups=[[1, 3], [2, 4]], depth=np.int32(1), mask_ratio=np.float32(0.5))
-    assert model.groups == [["1", "3"], ["2", "4"]]
-    assert len(tiny(4, channel_groups=np.int64(2)).groups) == 2
-    model.save_pretrained(tmp_path)
-    assert AuxMAE.from_pretrained(tmp_path).config == model.config
-    (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace('"l1"', '"l3"'))
-    with pytest.raises(CheckpointError, match=r"config\.json: broken: unknown loss.kind"):
-        AuxMAE.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_a_model_of_another_type_takes_images_of_any(dtype, normalize):
-    options = {"normalize": normalize, "channel_embedding": "wavelength", "wavelengths": [450, 560, 665, 842, 1610]}
-    plain = tiny(**options)
-    model = tiny(**options).to(dtype)
-    image = (8 * torch.rand(2, 5, 13, 16)).round()
-    keep = ragged_keep(2, 5, 16, 4)
-    tolerance = {"rtol": 0.1, "atol": 0.1} if dtype != torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
-    for given in (image, image.double(), image.half(), image.to(torch.uint8)):
-        out, picture = model(given, keep), model.reconstruct(given, keep).prediction
-        assert out.prediction.dtype == picture.dtype == model.forward_features(given).dtype == dtype
-        torch.testing.assert_close(out.loss, plain(image, keep).loss, check_dtype=False, **tolerance)
-        expected = plain.reconstruct(image, keep).prediction
-        assert (picture.float() - expected).norm() < 0.05 * expected.norm()
-    out.loss.backward()
-
-
-def test_double_precision_knows_no_table_of_less():
-    model = tiny(2, channel_embedding="wavelength", wavelengths=[450.3, 2200.7]).double()
-    position = model._positions((5, 5), 16, torch.device("cpu"))[1:]
-    assert torch.equal(position, sincos_positions(5, 5, 16))
-    assert not torch.equal(position, position.float().double())
-    features = model.channel_embedding.features
-    octaves = [np.log(wave) * np.pi / 4 * 2.0**octave for wave in (450.3, 2200.7) for octave in range(8)]
-    np.testing.assert_allclose(features[:, :8].flatten(), np.sin(octaves), rtol=0, atol=1e-12)
-
-
-def test_empty_batches_and_arrays_in_place_of_tensors():
-    for model in (tiny(), tiny(normalize=True, channel_groups=2)):
-        nothing = torch.rand(0, 5, 13, 16)
-        assert model.dense_features(nothing).shape == (0, 16, 4, 4)
-        assert model.forward_features(nothing, pool="moments").shape[0] == 0
-        assert model.reconstruct(nothing).prediction.shape == nothing.shape
-    array = np.zeros((1, 5, 16, 16))
-    for function in (model, model.reconstruct, model.forward_features, model.dense_features):
-        with pytest.raises(TypeError, match="image must be a tensor, not ndarray"):
-            function(array)
-    with pytest.raises(TypeError, match="valid must be a tensor, not ndarray"):
-        model(torch.zeros(1, 5, 16, 16), valid=array > 0)
-
-
-def test_valid_broadcasts_to_the_image_and_is_bool():
-    model = tiny()
-    image = torch.rand(2, 5, 16, 16)
-    for shape in ((2, 1, 16, 16), (16, 16), (1, 5, 1, 1)):
-        model.forward_features(image, valid=torch.ones(shape, dtype=torch.bool))
-    for shape in ((3, 5, 16, 16), (1, 2, 5, 16, 16), (2, 5, 8, 16)):
-        for function in (model, model.reconstruct, model.forward_features, model.dense_features):
-            with pytest.raises(ValueError, match="does not broadcast"):
-                function(image, valid=torch.ones(shape, dtype=torch.bool))
-    with pytest.raises(ValueError, match="does not broadcast"):
-        model(image[:1], valid=torch.ones(2, 5, 16, 16, dtype=torch.bool))
-    with pytest.raises(ValueError, match="valid must be bool"):
-        model(image, valid=torch.ones(2, 5, 16, 16))
-
-
 def test_broken_folders_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         AuxMAE.from_pretrained(tmp_path / "nowhere")
@@ -457,49 +349,3 @@ def test_broken_folders_are_named(tmp_path):
     (tmp_path / "model" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         AuxMAE.from_pretrained(tmp_path / "model")
-
-
-def test_pooling_choices():
-    model = tiny()
-    image = torch.rand(2, 5, 16, 16)
-    assert model.forward_features(image).shape == (2, model.num_features)
-    assert model.forward_features(image, pool="cls").shape == (2, 16)
-    assert model.forward_features(image, pool="concat").shape == (2, 80)
-    assert model.forward_features(image, pool="attention").shape == (2, 16)
-    tokens = model.forward_features(image, pool=None)[:, :, 1:]
-    moments = torch.cat([tokens.mean(2).flatten(1), tokens.std(2, correction=0).flatten(1)], 1)
-    torch.testing.assert_close(model.forward_features(image, pool="moments"), moments)
-    # Each channel's patches through its linear map, with its vector and the places' sines and cosines; the CLS tokens apart.
-    patches = image.double().unfold(2, 4, 4).unfold(3, 4, 4).reshape(2, 5, 16, 16)
-    weight, bias = (each.double() for each in model.patch_embedding.select(None))
-    places = sincos_positions(4, 4, 16).double() + model.channel_embedding(None).double()[:, None]
-    embedded = torch.einsum("bgnp,gdp->bgnd", patches, weight.expand(5, -1, -1)) + bias.expand(5, 1, -1) + places
-    beside = torch.cat([embedded, tokens.double()], 3)
-    both = torch.cat([beside.mean(2).flatten(1), beside.std(2, correction=0).flatten(1)], 1)
-    torch.testing.assert_close(model.forward_features(image, pool="moments+embedding"), both.float())
-    at_places = beside.transpose(1, 2).flatten(2).transpose(1, 2).reshape(2, 160, 4, 4)
-    torch.testing.assert_close(model.dense_features(image, pool="moments+embedding"), at_places.float())
-    order = [3, 0, 4, 1, 2]
-    for pool in ("concat", "moments", "moments+embedding"):
-        turned = model.forward_features(image[:, order], channels=order, pool=pool)
-        torch.testing.assert_close(turned, model.forward_features(image, pool=pool))
-    assert model.dense_features(image, pool="moments").equal(model.dense_features(image, pool="concat"))
-    assert model.forward_features(image, pool=None).shape == (2, 5, 17, 16)
-    assert model.dense_features(image, pool="concat").shape == (2, 80, 4, 4)
-    for unknown in ("median", "moments+embeddings"):
-        with pytest.raises(SettingsError, match="pooling"):
-            model.forward_features(image, pool=unknown)
-        with pytest.raises(SettingsError, match="pooling"):
-            model.dense_features(image, pool=unknown)
-
-
-@pytest.mark.parametrize("size", [16, 4])
-def test_a_channel_without_spread_has_a_finite_gradient(size):
-    """One patch that counts, or none, or an image of one patch: the deviation is 0, and so is its gradient."""
-    model = tiny(2)
-    valid = torch.zeros(1, 2, size, size, dtype=torch.bool)
-    valid[:, 0, :4, :4] = True
-    features = model.forward_features(torch.rand(1, 2, size, size), valid=valid, pool="moments")
-    assert features[:, 32:].eq(0).all()
-    features.sum().backward()
-    assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)

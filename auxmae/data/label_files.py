@@ -1,0 +1,112 @@
+"""Labels as a file holds them: one map of original values, or one value an image; which images they are of is no matter here."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, diagonal
+from auxmae.errors import DataError
+
+# Side of the windows in which a raster of several channels is looked at, px.
+_LOOK = 256
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """One channel of original values, whether 0 means "no label" by the convention of the file's format, and names by value."""
+
+    file: ImageFile
+    zero_unlabelled: bool = False
+    names: tuple[str, ...] = ()
+
+
+def map_from_raster(path: Path, notices: list[str]) -> LabelMap:
+    """One channel of original values: class numbers as they are, a palette's indices, or the largest of abundances."""
+    from auxmae.data.readers import PICTURE_SUFFIXES, open_image
+    from auxmae.data.readers.envi import classification
+
+    file = open_image(path, ReadOptions(indexed=True))
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        hint = "store class numbers in one channel, as a GeoTIFF or a grey or palette PNG"
+        if file.channels > 1:
+            raise DataError(f"{path}: a picture of colours says no classes", hint=hint)
+        if path.suffix.lower() != ".png":
+            raise DataError(f"{path}: JPEG changes pixel values, and with them the classes", hint=hint)
+    if file.channels == 1:
+        names = classification(path)
+        return LabelMap(file, names is not None, names or ())
+    if not _are_shares(file):
+        raise DataError(
+            f"{path} has {file.channels} channels whose sum differs from pixel to pixel: that is a picture, and no classes",
+            hint="store class numbers in one channel; several are read where they are shares of classes, of one sum everywhere",
+        )
+    notices.append(
+        f"{path.name} has {file.channels} channels: each pixel's label is its largest (abundances; none where all are 0)"
+    )
+    return LabelMap(replace(file, channels=1, dtype=np.dtype(np.int64), read=partial(_read_argmax, file), channel_names=None))
+
+
+def _are_shares(file: ImageFile) -> bool:
+    """Whether a raster's channels are abundances: none below 0, and of one sum wherever there is any, as far as a look tells."""
+    for window in diagonal(file.height, file.width, _LOOK):
+        image = file.read(0, window)
+        total = image.pixels.sum(axis=0)[image.valid.all(axis=0) & (image.pixels != 0).any(axis=0)]
+        if len(total) and (image.pixels.min() < 0 or total.min() < 0.9 * total.max()):
+            return False
+    return True
+
+
+def _read_argmax(file: ImageFile, index: int, window: Window | None) -> MultiChannelImage:
+    image = file.read(index, window)
+    known = image.valid.all(axis=0, keepdims=True) & (image.pixels != 0).any(axis=0, keepdims=True)
+    return MultiChannelImage(image.pixels.argmax(axis=0)[None].astype(np.float32), known)
+
+
+def labels_from_array(path: Path, key: str, notices: list[str]) -> NDArray[Any] | LabelMap:
+    """(N,) numbers or texts of images, or a file in memory of (H, W), (H, W, K) or (N, H, W) labels."""
+    from auxmae.data.readers import read_array
+
+    array = np.asarray(read_array(path, key or None))
+    where = f"{path}:{key}" if key else str(path)
+    if array.ndim == 2 and 1 in array.shape:
+        array = array.reshape(-1)
+    if array.dtype.kind not in ("biufU" if array.ndim == 1 else "biuf"):
+        kind = {"U": f"text of {array.ndim} axes", "V": "cells or structs of several kinds"}.get(array.dtype.kind, array.dtype)
+        raise DataError(f"{where}: labels must be numbers, or one text an image, not {kind}", hint="check data.labels")
+    if array.ndim == 1:
+        return array
+    abundances = False
+    if array.ndim == 3 and not _whole(array):
+        notices.append(f"{where} is {' × '.join(map(str, array.shape))}: each pixel's label is its largest (abundances)")
+        known = np.isfinite(array).all(axis=2) & (array != 0).any(axis=2)
+        classes = np.where(known, np.where(np.isfinite(array), array, -math.inf).argmax(axis=2), -1)
+        maps, abundances = classes[None], True
+    elif array.ndim == 3:
+        maps = array
+    elif array.ndim == 2:
+        maps = array[None]
+    else:
+        raise DataError(f"{where}: labels of {array.ndim} axes; expected (N,), (H, W), (H, W, K) or (N, H, W)")
+    from auxmae.data.collection import memory_file
+
+    data = np.where(np.isfinite(maps) & (maps >= 0), maps, np.nan).astype(np.float32)
+    file = replace(memory_file(data[:, None], path), dtype=np.dtype(np.int64))
+    # The ground truth of the public hyperspectral scenes (Indian Pines, Pavia, Salinas …) numbers its classes from 1.
+    return LabelMap(file, zero_unlabelled=path.suffix.lower() == ".mat" and not abundances)
+
+
+def _whole(array: NDArray[Any]) -> bool:
+    """Whether (·, ·, ·) labels are a stack of maps rather than abundances or one-hot rows in the last axis."""
+    if not np.isfinite(array).all() or (array != np.round(array)).any():
+        return False
+    sums: Counter[float] = Counter(np.unique(array.sum(axis=2)).tolist())
+    one_hot = set(np.unique(array).tolist()) <= {0, 1} and set(sums) <= {0, 1}
+    return not one_hot
