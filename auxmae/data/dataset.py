@@ -96,10 +96,9 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         sides = [collection.size_of(int(item)) for item in used]
         total = sum(height * width for height, width in sides) * len(collection.channel_names) * 5
         # What is in memory already is not kept twice.
-        keep = total <= _CACHE_BYTES and not collection.in_memory
-        self._cache: dict[int, MultiChannelImage] | None = {} if keep else None
-        # The image read last, whole, of which the next window will most likely be.
-        self._last: tuple[int, MultiChannelImage] | None = None
+        self._keeps_all = total <= _CACHE_BYTES and not collection.in_memory
+        # Whole images: all that were read, or the one of the last window, of which the next one will most likely be.
+        self._cache: dict[int, MultiChannelImage] = {}
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -208,27 +207,25 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         return top + int(random.integers(height - h + 1)), left + int(random.integers(width - w + 1)), h, w
 
     def _read(self, item: int, window: Window) -> MultiChannelImage:
-        if self._cache is None and not (self.in_parts and self._is_small(item)):
+        if not (self._keeps_all or (self.in_parts and self._is_small(item))):
             return self.collection.read(item, window)
-        if self._cache is not None:
-            image = self._cache.get(item)
-            if image is None:
-                image = self._cache[item] = self.collection.read(item)
-        else:
-            if self._last is None or self._last[0] != item:
-                self._last = item, self.collection.read(item)
-            image = self._last[1]
+        image = self._cache.get(item)
+        if image is None:
+            if not self._keeps_all:
+                self._cache.clear()
+            image = self._cache[item] = self.collection.read(item)
         rows = slice(window.top, window.top + window.height)
         columns = slice(window.left, window.left + window.width)
         return MultiChannelImage(image.pixels[:, rows, columns], image.valid[:, rows, columns])
 
     def _is_small(self, item: int) -> bool:
+        """Whether an image on disk is better read once than window by window."""
         height, width = self.collection.size_of(item)
-        return height * width * len(self.channel_names) * 5 <= _CACHE_BYTES
+        return not self.collection.in_memory and height * width * len(self.channel_names) * 5 <= _CACHE_BYTES
 
     def __getstate__(self) -> dict[str, object]:
         # A loader process fills its own cache: sending ours would cost more than reading the files.
-        return {**self.__dict__, "_cache": None if self._cache is None else {}, "_last": None}
+        return {**self.__dict__, "_cache": {}}
 
 
 def _grid(blocks: NDArray[np.int64], size: int) -> NDArray[np.int64]:

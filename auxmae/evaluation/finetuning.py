@@ -154,7 +154,8 @@ def run_finetuning(
                 given = np.full_like(table, -1)
                 given[rows[chosen], places[chosen]] = np.searchsorted(classes, y[chosen])
                 if not dense:
-                    given = given[np.unique(owner, return_index=True)[1]][np.unique(owner, return_inverse=True)[1]]
+                    _, first, image = np.unique(owner, return_index=True, return_inverse=True)
+                    given = given[first][image]
                 start = copy.deepcopy(model) if name == FINE_TUNED else untrained(model, seed=seed + number).to(device)
                 network = _Classifier(start, len(classes), pool, dense)
                 what = f"{name}, {budget or 'all'} labels, seed {number + 1}"

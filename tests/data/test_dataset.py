@@ -108,7 +108,7 @@ def test_large_images_are_looked_at_from_edge_to_edge() -> None:
     assert [window.top for item, window in places if item == 3] == [0, 328, 656, 984]
     for kept in (True, False):
         if not kept:
-            dataset._cache = None
+            dataset._keeps_all = False
         image, valid, *_ = dataset.fetch(range(len(dataset)))
         for (item, window), pixels, ok in zip(places, image, valid, strict=True):
             rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
+from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, diagonal
 from auxmae.data.readers import reading
 from auxmae.data.readers.encoding import gdal_encoding, to_image
 from auxmae.data.readers.envi import data_file
@@ -111,10 +111,8 @@ def _channels(source: Any, always: bool) -> tuple[int, ...]:
         from rasterio.windows import Window as RasterWindow
 
         largest = np.iinfo(source.dtypes[-1]).max if np.dtype(source.dtypes[-1]).kind in "ui" else 1
-        height, width = min(source.height, _SAMPLE), min(source.width, _SAMPLE)
-        for place in (0.0, 0.5, 1.0):
-            window = RasterWindow(round(place * (source.width - width)), round(place * (source.height - height)), width, height)
-            values = source.read(source.count, window=window)
+        for place in diagonal(source.height, source.width, _SAMPLE):
+            values = source.read(source.count, window=RasterWindow(place.left, place.top, place.width, place.height))
             if not np.isin(values, (0, largest)).all():
                 return everything
     return everything[:-1]
