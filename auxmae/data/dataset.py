@@ -96,7 +96,8 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         sides = [collection.size_of(int(item)) for item in used]
         total = sum(height * width for height, width in sides) * len(collection.channel_names) * 5
         # What is in memory already is not kept twice.
-        self._keeps_all = total <= _CACHE_BYTES and not collection.in_memory
+        self._on_disk = not collection.in_memory
+        self._keeps_all = self._on_disk and total <= _CACHE_BYTES
         # Whole images: all that were read, or the one of the last window, of which the next one will most likely be.
         self._cache: dict[int, MultiChannelImage] = {}
 
@@ -221,7 +222,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
     def _is_small(self, item: int) -> bool:
         """Whether an image on disk is better read once than window by window."""
         height, width = self.collection.size_of(item)
-        return not self.collection.in_memory and height * width * len(self.channel_names) * 5 <= _CACHE_BYTES
+        return self._on_disk and height * width * len(self.channel_names) * 5 <= _CACHE_BYTES
 
     def __getstate__(self) -> dict[str, object]:
         # A loader process fills its own cache: sending ours would cost more than reading the files.

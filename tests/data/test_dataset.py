@@ -106,13 +106,12 @@ def test_large_images_are_looked_at_from_edge_to_edge() -> None:
     assert {(window.top, window.left) for window in first} == {(top, left) for top in (0, 24) for left in (0, 28, 56, 84)}
     assert {(window.left, window.height, window.width) for item, window in places if item == 2} == {(0, 9, 16), (17, 9, 16)}
     assert [window.top for item, window in places if item == 3] == [0, 328, 656, 984]
-    for kept in (True, False):
-        if not kept:
-            dataset._keeps_all = False
+    for dataset._on_disk, dataset._keeps_all, held in ((False, False, 0), (True, False, 1), (True, True, 4)):
         image, valid, *_ = dataset.fetch(range(len(dataset)))
         for (item, window), pixels, ok in zip(places, image, valid, strict=True):
             rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
             assert (pixels[ok].numpy() == arrays[item][:, rows, columns].reshape(-1)).all()
+        assert len(dataset._cache) == held
     assert dataset.items([0, 8, 9]).tolist() == [0, 1, 2]
     assert len(ImageDataset(collection, part, image_size=16, augment=True)) == 4
     assert not ImageDataset(
