@@ -67,7 +67,7 @@ def raw_extractor(patch_size: int | None = None) -> Extractor:
 
 
 def relations_extractor() -> Extractor:
-    """Of each image: channel statistics, correlations of channels, and standard deviations of differences between neighbours.
+    """Of each image: channel statistics, correlations of channels, and root mean squares of neighbours' differences.
 
     Of up to 32 channels every pair is correlated, of more only those that follow each other.  Over valid pixels, and pairs of
     such; 0 where there are none, or where a channel is constant.

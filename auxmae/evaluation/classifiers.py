@@ -64,12 +64,13 @@ def predict(
 
 def standard(x: NDArray[np.float32], *, together: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(D,) means and standard deviations of (n, D) features, 1 where one is 0; `together`: one deviation for all."""
-    wide = x.astype(np.float64)
-    spread = wide.std(axis=0)
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(x.astype(np.float64))
     if together:
-        spread = np.full_like(spread, np.sqrt(np.square(spread).mean()))
-    # What rounding leaves of equal numbers is no spread.
-    return wide.mean(axis=0), np.where(spread > 10 * np.finfo(np.float64).eps * np.abs(wide).max(initial=0.0), spread, 1.0)
+        size = float(np.sqrt(scaler.var_.mean()))
+        return scaler.mean_, np.full_like(scaler.mean_, size if size > 0 else 1.0)
+    return scaler.mean_, scaler.scale_
 
 
 def fit_logistic(x: NDArray[np.float64], y: NDArray[np.int64], groups: NDArray[np.int64]) -> Logistic:
