@@ -24,6 +24,7 @@ from auxmae.errors import CheckpointError
 from auxmae.export.units import cut, make_layout
 from auxmae.model.inputs import Preparation
 from auxmae.model.mae import AuxMAE
+from auxmae.model.pooling import pool_windows
 from auxmae.settings import settings_from_toml
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.run import SETTINGS_NAME
@@ -134,22 +135,19 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             features = self._encode(x.to(device), valid.to(device))
         finally:
             model.train(was_training)
-        result: NDArray[np.float32] = features.cpu().numpy()
+        result: NDArray[np.float32] = features.numpy()
         return result
 
     def _encode(self, x: Tensor, valid: Tensor) -> Tensor:
-        """The mean of the windows' features, each counted by its valid pixels; all alike where there are none."""
+        """(n, D) on the CPU."""
         model, side = self.model_, make_layout(self.model_.image_size, self.model_.patch_size, dense=False).window
         vectors, counts = [], []
         for window in cut(Window(0, 0, *x.shape[2:]), side, side):
             rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
             shown = valid[:, :, rows, columns]
-            vector = model.forward_features(x[:, :, rows, columns], valid=shown, channels=self.channels_, pool=self.pool_)
-            vectors.append(vector.float())
-            counts.append(shown.flatten(1).sum(1).float())
-        weights = torch.stack(counts)
-        weights = torch.where(weights.sum(0) > 0, weights, torch.ones_like(weights))
-        return (weights[..., None] * torch.stack(vectors)).sum(0) / weights.sum(0)[:, None]
+            vectors.append(model.forward_features(x[:, :, rows, columns], valid=shown, channels=self.channels_, pool=self.pool_))
+            counts.append(shown.flatten(1).sum(1))
+        return pool_windows(torch.stack(vectors), torch.stack(counts))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

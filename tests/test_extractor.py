@@ -16,9 +16,13 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import auxmae
 from auxmae.data.collection import open_collection
+from auxmae.data.dataset import ImageDataset
 from auxmae.data.image import ReadOptions
+from auxmae.data.loading import Loader
+from auxmae.data.splits import Part
 from auxmae.data.statistics import Scaling
 from auxmae.errors import AuxMAEError, CheckpointError, DataError, SettingsError
+from auxmae.evaluation.features import extract_features
 from auxmae.export.embed import embed
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.run import create_run
@@ -172,3 +176,25 @@ def test_features_of_a_run_are_those_of_embed(folder, tmp_path):
     found = auxmae.FeatureExtractor(run.path, batch_size=2).fit_transform(x)
     np.testing.assert_allclose(found, np.load(tmp_path / "out.npy"), rtol=1e-4, atol=1e-5)
     assert found.shape[1] == auxmae.FeatureExtractor(folder).fit_transform(x).shape[1] * 2
+
+
+def test_eval_embed_and_the_transformer_agree_on_images_of_several_windows(folder, tmp_path):
+    """One window is not valid at all, others are in part; eval's batches end within an image."""
+    x = images(4, side=24).astype(np.float32)[..., :16]
+    x[0, :, :8, :8] = np.nan
+    x[1, 2, 5:20, 3:9] = np.nan
+    for number, image in enumerate(x):
+        (tmp_path / "data" / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / "data" / f"class{number % 2}" / f"{number}.npy", image)
+    collection = open_collection(str(tmp_path / "data"), channels=NAMES, layout="images")
+    x = x[[0, 2, 1, 3]]  # as the collection has them: class by class
+    model = auxmae.AuxMAE.from_pretrained(folder).eval()
+    embed(model, collection, tmp_path / "out.npy", pool="moments", batch_size=7)
+    part = Part("test", np.arange(len(x)), np.zeros((0, 5), dtype=np.int64))
+    dataset = ImageDataset(collection, part, image_size=8, scaling=Scaling.from_dict(model.scaling))
+    assert len(dataset) == 6 * len(x)
+    of_eval = extract_features(model, Loader(dataset, 4, shuffle=False), pool="moments", device="cpu").x
+    of_transformer = auxmae.FeatureExtractor(folder, pool="moments", batch_size=3).fit_transform(x)
+    np.testing.assert_allclose(of_eval, np.load(tmp_path / "out.npy"), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(of_transformer, np.load(tmp_path / "out.npy"), rtol=1e-5, atol=1e-6)
+    assert len({row.tobytes() for row in of_eval}) == len(x)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
+from auxmae.model.pooling import pool_windows
 
 if TYPE_CHECKING:
     from auxmae.data.loading import Batch
@@ -163,17 +165,21 @@ def extract_all(
     generator = np.random.default_rng(seed)
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("key", "label", "group", *(f"x {n}" for n in extractors))}
     images = 0
-    averages, group_of = _Averages(), dict[int, int]()
+    # Of one image, which may have more of them in the next batch.
+    windows: list[_Window] = []
 
-    def keep(label: NDArray[np.int64], group: NDArray[np.int64], vectors: Mapping[str, NDArray[np.float32]]) -> None:
+    def keep(label: NDArray[np.int64], group: NDArray[np.int64], vectors: Mapping[str, Tensor]) -> None:
         columns["key"].append(generator.random(len(label)))
         columns["label"].append(label)
         columns["group"].append(group)
         for name, x in vectors.items():
-            columns[f"x {name}"].append(x)
+            columns[f"x {name}"].append(x.numpy())
 
-    def keep_images(label: NDArray[np.int64], number: NDArray[np.int64], vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        keep(label, np.array([group_of[image] for image in number.tolist()], dtype=np.int64), vectors)
+    def keep_image() -> None:
+        valid = torch.stack([window.valid for window in windows])
+        means = {name: pool_windows(torch.stack([window.vectors[name] for window in windows]), valid) for name in extractors}
+        keep(np.array([windows[-1].label]), np.array([windows[-1].group]), {name: x[None] for name, x in means.items()})
+        windows.clear()
 
     def prune(most: int | None) -> None:
         if most is None or sum(len(part) for part in columns["key"]) <= most:
@@ -204,19 +210,22 @@ def extract_all(
             found = {}
             for name, extractor in extractors.items():
                 features = extractor(part).to("cpu", torch.float32)
-                found[name] = (features[rows] if features.dim() == 2 else features[rows, positions]).numpy()
-            if patch_size is None and batch.image_number is not None:
-                number = batch.image_number.numpy()[index]
-                group_of.update(zip(number.tolist(), group.tolist(), strict=True))
-                weight = part.valid.flatten(1).sum(1).cpu().numpy().astype(np.float64)
-                keep_images(*averages.add(label, number, weight, found))
-            else:
+                found[name] = features[rows] if features.dim() == 2 else features[rows, positions]
+            if patch_size is not None or part.image_number is None:
                 keep(label, group, found)
+            else:
+                counts = part.valid.flatten(1).sum(1)
+                for row, image in enumerate(part.image_number.tolist()):
+                    if windows and windows[-1].image != image:
+                        keep_image()
+                    vectors = {name: x[row] for name, x in found.items()}
+                    windows.append(_Window(image, label[row], group[row], counts[row], vectors))
             prune(None if limit is None else 2 * limit)
         images += size
         if progress is not None:
             progress(images)
-    keep_images(*averages.rest())
+    if windows:
+        keep_image()
     prune(limit)
     if not sum(len(part) for part in columns["key"]):
         empty = np.zeros(0, dtype=np.int64)
@@ -226,44 +235,14 @@ def extract_all(
     return {name: Features(np.concatenate(columns[f"x {name}"]), label, group) for name in extractors}
 
 
-class _Averages:
-    """Vectors of windows, those of one image one after the other → the mean of each image, weighted."""
+class _Window(NamedTuple):
+    """A window: number, label and group of its image, how many of its own pixels are valid, and name → vector (D,)."""
 
-    def __init__(self) -> None:
-        self._open: tuple[NDArray[Any], NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]] | None = None
-
-    def add(
-        self, label: NDArray[Any], number: NDArray[Any], weight: NDArray[Any], vectors: dict[str, NDArray[Any]]
-    ) -> tuple[NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
-        """Takes windows, and gives label, number and vectors of the images that are whole: all but the last one."""
-        if self._open is not None:
-            label, number, weight = (np.concatenate(pair) for pair in zip(self._open[:3], (label, number, weight), strict=True))
-            vectors = {name: np.concatenate([self._open[3][name], x]) for name, x in vectors.items()}
-        last = int(np.flatnonzero(number != number[-1])[-1]) + 1 if (number != number[-1]).any() else 0
-        self._open = label[last:], number[last:], weight[last:], {name: x[last:] for name, x in vectors.items()}
-        return _means(label[:last], number[:last], weight[:last], {name: x[:last] for name, x in vectors.items()})
-
-    def rest(self) -> tuple[NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
-        """The last image; nothing where there was none."""
-        none = np.zeros(0, dtype=np.int64)
-        return (none, none, {}) if self._open is None else _means(*self._open)
-
-
-def _means(
-    label: NDArray[Any], number: NDArray[Any], weight: NDArray[Any], vectors: dict[str, NDArray[Any]]
-) -> tuple[NDArray[Any], NDArray[Any], dict[str, NDArray[Any]]]:
-    first = np.flatnonzero(np.diff(number, prepend=-1))
-    if not len(first):
-        return label, number, vectors
-    counted = np.repeat(np.add.reduceat(weight, first), np.diff(first, append=len(number)))
-    # Windows without a valid pixel say nothing, unless all are such.
-    weight = np.where(counted > 0, weight, 1.0)
-    total = np.add.reduceat(weight, first)[:, None]
-    means = {
-        name: (np.add.reduceat(x.astype(np.float64) * weight[:, None], first) / total).astype(np.float32)
-        for name, x in vectors.items()
-    }
-    return label[first], number[first], means
+    image: int
+    label: int
+    group: int
+    valid: Tensor
+    vectors: Mapping[str, Tensor]
 
 
 def _select(batch: Batch, rows: Tensor) -> Batch:

@@ -20,6 +20,7 @@ from auxmae.data.statistics import Scaling
 from auxmae.evaluation.features import patch_labels
 from auxmae.export.units import Layout, Unit, cut
 from auxmae.model.mae import AuxMAE
+from auxmae.model.pooling import pool_windows
 
 # What identifies a row is computed again from the plan; only what has to be read from the files is kept beside the features.
 FACTS = np.dtype([("label", "<i8"), ("valid", "<f4")])
@@ -66,10 +67,8 @@ class Extractor:
             if self.layout.dense:
                 rows.append(torch.cat(vectors, dim=2).flatten(1).T)
                 continue
-            counts = torch.stack([_valid_count(boxes[number][1], window) for (_, window), _ in mine])
-            # Windows without a valid pixel say nothing, unless all are such.
-            weights = counts if counts.sum() > 0 else torch.ones_like(counts)
-            rows.append(((weights[:, None] * torch.stack(vectors)).sum(0) / weights.sum())[None])
+            counts = torch.stack([_crop(boxes[number][1], window).sum() for (_, window), _ in mine])
+            rows.append(pool_windows(torch.stack(vectors), counts)[None])
         return torch.cat(rows).numpy(), facts
 
     def _read(self, unit: Unit) -> tuple[Tensor, Tensor]:
@@ -118,10 +117,6 @@ class Extractor:
 
 def _crop(pixels: Tensor, window: Window) -> Tensor:
     return pixels[:, window.top : window.top + window.height, window.left : window.left + window.width]
-
-
-def _valid_count(valid: Tensor, window: Window) -> Tensor:
-    return _crop(valid, window).sum().float()
 
 
 def _patch_shares(valid: Tensor, patch: int) -> Tensor:

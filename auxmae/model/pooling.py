@@ -1,6 +1,6 @@
-"""Tokens → features: over places, over channels.
+"""Tokens → features: over places, over channels, over the windows of an image.
 
-Shapes: B batch, G channel groups, N positions, T tokens with a CLS token (N without), D width.
+Shapes: B batch, G channel groups, N positions, T tokens with a CLS token (N without), D width, W windows of one image.
 """
 
 from __future__ import annotations
@@ -56,6 +56,21 @@ def pool_places(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
         places = _pool_channels(x_BNGD, weight.transpose(1, 2), "mean")
         return torch.cat([places, whole[:, None].expand(-1, places.shape[1], -1)], 2)
     return _pool_channels(x_BNGD, weight.transpose(1, 2), "concat" if pool in _MOMENTS else pool)
+
+
+def pool_windows(features: Tensor, valid: Tensor) -> Tensor:
+    """(W, …, D) → (…, D) float32 on the CPU: the mean of an image's features over its windows, weighted by their valid pixels.
+
+    Windows without a valid pixel say nothing, unless all of an image's are such: then they count alike.
+
+    Args:
+        features: of the windows.
+        valid: (W, …) how many pixels of each are valid, over all channels.
+    """
+    # In float64, a single window's features come back to the bit; not every accelerator has it.
+    weight = valid.cpu().double()
+    weight = torch.where(weight.sum(0) > 0, weight, 1.0)[..., None]
+    return ((features.cpu() * weight).sum(0) / weight.sum(0)).float()
 
 
 def _pool_channels(x: Tensor, weight: Tensor, pool: str) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from auxmae.errors import SettingsError
 from auxmae.model.embedding import sincos_positions
+from auxmae.model.pooling import pool_windows
 from tests.model.small import tiny
 
 
@@ -54,3 +58,20 @@ def test_a_channel_without_spread_has_a_finite_gradient(size):
     assert features[:, 32:].eq(0).all()
     features.sum().backward()
     assert all(each.grad.isfinite().all() for each in model.parameters() if each.grad is not None)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 3))
+@settings(deadline=None, max_examples=40)
+def test_windows_count_by_their_valid_pixels(seed, windows, images):
+    """All alike where an image has none; one window alone is taken over to the bit."""
+    random = np.random.default_rng(seed)
+    features = random.standard_normal((windows, images, 7)).astype(np.float32)
+    valid = random.integers(0, 200 * 512**2, (windows, images)) * (random.random((windows, images)) < 0.6)
+    found = pool_windows(torch.from_numpy(features), torch.from_numpy(valid))
+    weight = np.where(valid.sum(0) > 0, valid, 1)
+    for image in range(images):
+        expected = np.average(features[:, image].astype(np.float64), axis=0, weights=weight[:, image])
+        np.testing.assert_allclose(found[image].numpy(), expected, rtol=1e-6, atol=1e-7)
+        one = pool_windows(torch.from_numpy(features[:, image]), torch.from_numpy(valid[:, image]))
+        torch.testing.assert_close(one, found[image])
+    assert windows > 1 or torch.equal(found, torch.from_numpy(features[0]))
