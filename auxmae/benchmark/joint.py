@@ -60,7 +60,6 @@ class JointMAE(nn.Module):
     """Masked autoencoder of a case's size with joint attention over the tokens of all channels; `forward(image)` → loss."""
 
     positions: Tensor
-    decoder_positions: Tensor
 
     def __init__(self, case: ModelCase) -> None:
         super().__init__()

@@ -29,7 +29,8 @@ class Mask:
         masked_index: (B, C, M) int64, hidden positions, −1 as padding at the tail.
         aligned: the k-th visible patch of every channel is the same place, so channel attention needs no table.
         ragged: `keep` has padding.
-        rows: (B, V) int64, the channels that show anything, where whole channels are hidden, else None.
+        rows: (B, V) int64, the channels that show anything, where whole channels are hidden and the others show the same
+            places, else None.
     """
 
     keep: Tensor
@@ -164,16 +165,17 @@ def mask_from_keep(keep: Tensor, positions: int) -> Mask:
     # Ascending with the padding at the tail, as the drawn masks are.
     keep = torch.where(keep < 0, positions, keep).sort(dim=2).values
     keep = torch.where(keep == positions, -1, keep)[..., : int(lengths.max())]
-    ragged = bool((keep < 0).any())
     rows = None
     if bool((lengths == 0).any()) and bool(((lengths > 0).sum(1) == (lengths[0] > 0).sum()).all()):
         rows = _indices_of((lengths > 0)[:, None], int((lengths[0] > 0).sum()))[:, 0]
         shown = keep.gather(1, rows[..., None].expand(-1, -1, keep.shape[2]))
-        if bool((shown < 0).any()):
-            rows = None
-        aligned = rows is not None and bool((shown == shown[:, :1]).all())
     else:
-        aligned = bool((keep == keep[:, :1]).all())
+        shown = keep
+    aligned = bool((shown == shown[:, :1]).all())
+    if rows is not None and (not aligned or bool((shown < 0).any())):
+        # The channels that are shown go on without padding and without a table of places, so these must be the same for all.
+        rows, aligned = None, False
+    ragged = bool((keep < 0).any())
     return Mask(keep, _indices_of(masked, int(hidden.max())), aligned=aligned, ragged=ragged, rows=rows)
 
 

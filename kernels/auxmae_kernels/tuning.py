@@ -19,8 +19,6 @@ import torch
 
 # What AMD's and NVIDIA's compilers were asked for; another architecture takes the entries of the nearest.
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
-# Those that have entries of their own.
-FAMILIES = ("sm_80", "sm_90", "gfx942")
 
 
 @dataclass(frozen=True)

@@ -58,21 +58,12 @@ def test_places_of_any_fullness_are_gathered(batch, channels, tokens, hidden, fi
     if first:
         slots[slots == 0] = -1
         slots[:, :1] = 0
-    seen = slots >= 0
-    counted = attention_reference._fullest_first(seen, tokens)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boundary, "reading_is_free", lambda tensor: False)
-        bounds = attention_reference._fullest_first(seen, tokens)
-    assert counted == seen.sum(2).sort(1, descending=True).values.amax(0).tolist()
-    assert all(bound >= count for bound, count in zip(bounds, counted, strict=True))
     qkv = torch.randn(batch, channels, tokens, 24, dtype=torch.float64, generator=generator)
     expected = naive_attention(qkv, 2, "channel", slots)
-    for fullest in (counted, bounds):
-        batches = attention_reference._batches(fullest)
-        assert [end for _, end, _ in batches[:-1]] == [start for start, _, _ in batches[1:]]
+    for readable in (True, False):  # how full the places are is counted, or bounded by shapes
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(attention_reference, "JOINT_TOKENS", 0)
-            patch.setattr(attention_reference, "_fullest_first", lambda *_, fullest=fullest: fullest)
+            patch.setattr(boundary, "reading_is_free", lambda tensor, readable=readable: readable)
             assert torch.allclose(kernels.axial_attention(qkv, 2, "channel", slots), expected, atol=1e-10)
 
 
