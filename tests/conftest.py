@@ -7,7 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
+
+from auxmae.__main__ import spin_briefly
+
+spin_briefly()
+
+import torch  # noqa: E402 (it reads how long to spin when it is imported)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
