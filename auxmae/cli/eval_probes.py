@@ -22,7 +22,7 @@ def measure(
 ) -> tuple[ProbeReport, dict[str, Extractor], dict[str, Features]]:
     """Probes, prints the table and the verdict → (report, extractors, their features of the training part's labelled samples)."""
     from auxmae.cli.eval_tables import probe_table
-    from auxmae.evaluation.baselines import STATISTICS
+    from auxmae.evaluation.feature_floors import STATISTICS
     from auxmae.evaluation.features import extract_all
     from auxmae.evaluation.probes import ProbeReport, find_copies, run_probes
 
@@ -68,7 +68,7 @@ def measure(
 
 def _extractors(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int) -> dict[str, Extractor]:
     """The encoder's features and the floors'."""
-    from auxmae.evaluation.baselines import floor_extractors
+    from auxmae.evaluation.feature_floors import floor_extractors
     from auxmae.evaluation.features import encoder_extractor
     from auxmae.evaluation.probes import ENCODER, RANDOM, untrained
 

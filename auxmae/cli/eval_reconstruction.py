@@ -17,7 +17,7 @@ _FLOOR_IMAGES = 200
 # Held-out images that are reconstructed at each of eval.mask_ratios, at most.
 _RATIO_IMAGES = 200
 # Held-out images that are reconstructed from one source at a time, at most.
-_LEAKAGE_IMAGES = 100
+_SOURCE_IMAGES = 100
 
 
 def measure(
@@ -28,10 +28,10 @@ def measure(
     The linear floor is fitted once, on training images at the run's own mask ratio, and used at every other mask too, as the
     model is.
     """
-    from auxmae.cli.eval_tables import leakage_table, ratio_table, reconstruction_table
-    from auxmae.evaluation.leakage import evaluate_leakage
+    from auxmae.cli.eval_tables import ratio_table, reconstruction_table, sources_table
     from auxmae.evaluation.linear_floor import LINEAR, LinearFloor
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
+    from auxmae.evaluation.reconstruction_sources import evaluate_sources
 
     assert data.test is not None
     seed, most = settings.eval.mask_seed, settings.eval.max_images
@@ -52,15 +52,15 @@ def measure(
             some = data.test.limited(min(most or _RATIO_IMAGES, _RATIO_IMAGES))
             ratios[f"{ratio:g}"] = evaluate_reconstruction(model, some, **common, ratio=ratio)
         status.update("Reconstructing from one source at a time")
-        some = data.test.limited(min(most or _LEAKAGE_IMAGES, _LEAKAGE_IMAGES))
-        leakage = evaluate_leakage(model, some, **common)
+        some = data.test.limited(min(most or _SOURCE_IMAGES, _SOURCE_IMAGES))
+        sources = evaluate_sources(model, some, **common)
     out.print(reconstruction_table(result))
     if ratios:
         out.print(ratio_table(ratios))
-    if leakage is not None:
-        out.print(leakage_table(leakage))
+    if sources is not None:
+        out.print(sources_table(sources))
     return result, {
         **result.to_dict(),
         "ratios": {ratio: each.to_dict() for ratio, each in ratios.items()},
-        "leakage": None if leakage is None else leakage.to_dict(),
+        "sources": None if sources is None else sources.to_dict(),
     }

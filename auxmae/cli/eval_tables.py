@@ -11,9 +11,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from auxmae.evaluation.finetuning import FinetuneReport
-    from auxmae.evaluation.leakage import Leakage
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.evaluation.reconstruction import ReconstructionResult
+    from auxmae.evaluation.reconstruction_sources import ReconstructionSources
     from auxmae.evaluation.robustness import RobustnessResult
 
 # Terminals show this many channels; eval.json holds all.
@@ -78,18 +78,18 @@ def _cell(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def leakage_table(leakage: Leakage) -> Table:
+def sources_table(sources: ReconstructionSources) -> Table:
     """What the same hidden patches are reconstructed from."""
-    title = f"Where it comes from: the same patches by what is visible, {leakage.images} images"
+    title = f"Where it comes from: the same patches by what is visible, {sources.images} images"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     # Broken so that 80 columns hold them.
-    floors = ("\n".join(wrap(name.replace("polation", "- polation"), 8)) for name in leakage.floors[next(iter(leakage.floors))])
+    floors = ("\n".join(wrap(name.replace("polation", "- polation"), 8)) for name in sources.floors[next(iter(sources.floors))])
     table.add_column("visible")
     for column in ("masked\nL1", *floors, "recovered"):
         table.add_column(column, justify="right")
-    for source, error in leakage.masked_l1.items():
-        cells = (f"{value:.4f}" for value in (error, *leakage.floors[source].values()))
-        table.add_row(source, *cells, f"{leakage.recovered(source):.0%}")
+    for source, error in sources.masked_l1.items():
+        cells = (f"{value:.4f}" for value in (error, *sources.floors[source].values()))
+        table.add_row(source, *cells, f"{sources.recovered(source):.0%}")
     table.caption = (
         "recovered: part of the first row's error that is gone. A floor below the model: it cannot use this source alone."
     )

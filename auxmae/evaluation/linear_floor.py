@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from auxmae.errors import DataError
-from auxmae.evaluation.floors import interpolation_floor, known_pixels
 from auxmae.evaluation.reconstruction import draw_fixed_masks, to_pixels
+from auxmae.evaluation.reconstruction_floors import interpolation_floor, known_pixels
 from auxmae.model.masking import hidden_positions
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class LinearFloor:
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, hidden: Tensor, valid: Tensor | None = None, interpolated: Tensor | None = None) -> Tensor:
-        """Predict as the functions of `floors` do: image, hidden, valid (B, C, h, w) → (B, C, h, w).
+        """Predict as those of `reconstruction_floors` do: image, hidden, valid (B, C, h, w) → (B, C, h, w).
 
         Visible valid pixels keep their values; hidden and invalid ones are never read.  `interpolated` is what
         `interpolation_floor` makes of the rest, if it is there already.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from auxmae.evaluation.baselines import COMMON_SCALE
 from auxmae.evaluation.classifiers import PROBES, predict
+from auxmae.evaluation.feature_floors import COMMON_SCALE
 from auxmae.evaluation.features import Features
 from auxmae.evaluation.scores import FEWEST_GROUPS, Difference, bootstrap_interval, paired_bootstrap, score
 

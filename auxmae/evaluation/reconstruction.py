@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from auxmae.errors import DataError
-from auxmae.evaluation.floors import FLOORS, Floor, predict_floors
+from auxmae.evaluation.reconstruction_floors import FLOORS, Floor, predict_floors
 from auxmae.evaluation.similarity import structural_similarity
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auxmae.errors import DataError
-from auxmae.evaluation.baselines import COMMON_SCALE, STATISTICS
 from auxmae.evaluation.classifiers import fit_logistic, standard
+from auxmae.evaluation.feature_floors import COMMON_SCALE, STATISTICS
 from auxmae.evaluation.features import Extractor, Features, extract_all
 from auxmae.evaluation.logistic import Logistic, principal_axes
 from auxmae.evaluation.probes import ENCODER, RANDOM

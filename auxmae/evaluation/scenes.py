@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auxmae.data.loading import Batch
-from auxmae.evaluation.baselines import (
+from auxmae.evaluation.classifiers import predict
+from auxmae.evaluation.feature_floors import (
     CONVOLUTIONS,
     PCA,
     RAW_PATCH,
@@ -30,7 +31,6 @@ from auxmae.evaluation.baselines import (
     sample_patches,
     spectrum_extractor,
 )
-from auxmae.evaluation.classifiers import predict
 from auxmae.evaluation.features import Extractor, Features, statistics_extractor
 from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
 

@@ -13,7 +13,7 @@ import torch
 from auxmae.data.collection import SYNTHETIC, Collection
 from auxmae.data.splits import Part
 from auxmae.errors import DataError
-from auxmae.export.extract import Extractor
+from auxmae.export.extract import UnitEncoder
 from auxmae.export.formats import check_format, open_table, publish
 from auxmae.export.units import chunks, make_layout, plan_units, row_windows
 from auxmae.export.workspace import Workspace, writing
@@ -91,7 +91,7 @@ def embed(
         "the rows": _digest(f"{unit.item} {unit.box}" for unit in units),
     }
     model = model.to(device).eval()
-    extract = Extractor(model, collection, layout, pool=pool, batch_size=batch_size, device=device)
+    extract = UnitEncoder(model, collection, layout, pool=pool, batch_size=batch_size, device=device)
     with Workspace(output, identity, total, restart=restart) as work:
         resumed = work.rows
         if progress is not None:

@@ -26,7 +26,7 @@ from auxmae.model.pooling import pool_windows
 FACTS = np.dtype([("label", "<i8"), ("valid", "<f4")])
 
 
-class Extractor:
+class UnitEncoder:
     """A frozen encoder applied to the units of a collection.
 
     Args:

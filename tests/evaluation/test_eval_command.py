@@ -30,10 +30,10 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     assert set(document) == {"split", "reconstruction", "probes", "comparisons", "verdict", "details"}
     measures = {"psnr", "spectral_angle", "ssim"}
     agreed = {"masked_l1", "per_channel", "floors", *measures, *(f"floors_{name}" for name in measures)}
-    assert set(document["reconstruction"]) == agreed | {"ratios", "leakage"}
+    assert set(document["reconstruction"]) == agreed | {"ratios", "sources"}
     assert list(document["reconstruction"]["ratios"]) == ["0.5", "0.75", "0.9"]
     floors = {"mean", "interpolation", "linear in all channels"}
-    parts = [*document["reconstruction"]["ratios"].values(), *document["reconstruction"]["leakage"].values()]
+    parts = [*document["reconstruction"]["ratios"].values(), *document["reconstruction"]["sources"].values()]
     assert all(set(part["floors"]) == floors for part in (document["reconstruction"], *parts))
     assert set(document["details"]["floors_per_channel"]) == floors
     assert len(document["reconstruction"]["per_channel"]) == 13

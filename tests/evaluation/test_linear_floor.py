@@ -10,12 +10,12 @@ from torch import Tensor
 
 from auxmae.data.loading import Batch
 from auxmae.errors import DataError
-from auxmae.evaluation.floors import interpolation_floor
-from auxmae.evaluation.leakage import NEIGHBOURS, SAME_PLACE, SOURCES, evaluate_leakage
 from auxmae.evaluation.linear_floor import LINEAR, LinearFloor
 from auxmae.evaluation.reconstruction import draw_fixed_masks, evaluate_reconstruction
+from auxmae.evaluation.reconstruction_floors import interpolation_floor
+from auxmae.evaluation.reconstruction_sources import NEIGHBOURS, SAME_PLACE, SOURCES, evaluate_sources
 from auxmae.model.mae import AuxMAE
-from tests.evaluation.test_floors import patch_mask
+from tests.evaluation.test_reconstruction_floors import patch_mask
 
 NAMES = ["red", "green", "blue"]
 
@@ -222,7 +222,7 @@ def test_it_stands_beside_the_other_floors() -> None:
     plain = evaluate_reconstruction(model, batches, seed=0, device="cpu")
     assert plain.floors == {name: result.floors[name] for name in ("mean", "interpolation")}
     assert plain.masked_l1 == result.masked_l1
-    leakage = evaluate_leakage(model, batches, seed=0, device="cpu", more_floors=more)
-    assert leakage is not None
-    assert all(list(leakage.floors[source]) == list(result.floors) for source in SOURCES)
-    assert leakage.floors[SAME_PLACE][LINEAR] < leakage.floors[NEIGHBOURS][LINEAR]
+    sources = evaluate_sources(model, batches, seed=0, device="cpu", more_floors=more)
+    assert sources is not None
+    assert all(list(sources.floors[source]) == list(result.floors) for source in SOURCES)
+    assert sources.floors[SAME_PLACE][LINEAR] < sources.floors[NEIGHBOURS][LINEAR]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from auxmae.evaluation.baselines import PCA
 from auxmae.evaluation.classifiers import PROBES
+from auxmae.evaluation.feature_floors import PCA
 from auxmae.evaluation.features import Features
 from auxmae.evaluation.probes import ENCODER, Comparison, ProbeReport, draw_labels, find_copies, run_probes
 from auxmae.evaluation.scores import Difference

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from auxmae.errors import DataError
-from auxmae.evaluation.floors import predict_floors
 from auxmae.evaluation.reconstruction import draw_fixed_masks, evaluate_reconstruction
+from auxmae.evaluation.reconstruction_floors import predict_floors
 
 
 class Batch(NamedTuple):

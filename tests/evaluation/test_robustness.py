@@ -14,7 +14,7 @@ from rich.console import Console
 from auxmae.cli.eval_tables import robustness_table
 from auxmae.data.loading import Batch
 from auxmae.data.statistics import Scaling
-from auxmae.evaluation.baselines import RAW_PIXELS, STATISTICS, raw_extractor
+from auxmae.evaluation.feature_floors import RAW_PIXELS, STATISTICS, raw_extractor
 from auxmae.evaluation.features import encoder_extractor, extract_all, statistics_extractor
 from auxmae.evaluation.probes import ENCODER
 from auxmae.evaluation.robustness import (

@@ -25,7 +25,7 @@ from auxmae.data.statistics import Scaling
 from auxmae.errors import AuxMAEError, DataError, UsageError
 from auxmae.export import workspace
 from auxmae.export.embed import embed
-from auxmae.export.extract import Extractor
+from auxmae.export.extract import UnitEncoder
 from auxmae.export.units import Window, cut, make_layout, plan_units
 from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
@@ -172,7 +172,7 @@ def test_an_interrupted_export_goes_on(tmp_path, monkeypatch, suffix):
     model, collection = make_model(), open_collection(str(tmp_path / "tiles"))
     embed(model, collection, tmp_path / "whole.npy", batch_size=2)
     encoded = []
-    original = Extractor.__call__
+    original = UnitEncoder.__call__
 
     def interrupted(self, units):
         if len(encoded) == 2:
@@ -182,7 +182,7 @@ def test_an_interrupted_export_goes_on(tmp_path, monkeypatch, suffix):
 
     output = tmp_path / f"out{suffix}"
     with monkeypatch.context() as patch:
-        patch.setattr(Extractor, "__call__", interrupted)
+        patch.setattr(UnitEncoder, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt):
             embed(model, collection, output, batch_size=2)
     assert not output.exists()

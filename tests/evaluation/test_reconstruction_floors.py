@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import griddata
 from torch import Tensor
 
-from auxmae.evaluation.floors import interpolation_floor, mean_floor
+from auxmae.evaluation.reconstruction_floors import interpolation_floor, mean_floor
 
 FLOORS = (mean_floor, interpolation_floor)
 

@@ -1,4 +1,4 @@
-"""The leakage diagnostic: masks isolate one source, and models that copy from a known source are found out."""
+"""Where a reconstruction comes from: masks isolate one source, and models that copy from a known source are found out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from auxmae.data.loading import Batch
-from auxmae.evaluation.leakage import (
+from auxmae.evaluation.reconstruction_sources import (
     AS_TRAINED,
     BOTH,
     ELSEWHERE,
     NEIGHBOURS,
     SAME_PLACE,
-    evaluate_leakage,
+    evaluate_sources,
     source_masks,
 )
 from auxmae.model.mae import AuxMAE
@@ -86,13 +86,13 @@ def batch_of(image: Tensor, channels: Tensor | None = None) -> list[Batch]:
 def test_what_a_model_copies_from_is_found_out() -> None:
     random = torch.Generator().manual_seed(3)
     alike = torch.rand(6, 1, 14, 16, generator=random).expand(-1, 3, -1, -1).contiguous()
-    found = evaluate_leakage(Copier(across=True).train(), batch_of(alike), seed=0, device="cpu")
+    found = evaluate_sources(Copier(across=True).train(), batch_of(alike), seed=0, device="cpu")
     assert found is not None
     assert found.recovered(SAME_PLACE) == pytest.approx(1.0)
     assert found.recovered(NEIGHBOURS) == pytest.approx(0.0, abs=1e-6)
     assert set(found.per_channel[BOTH]) == {"red", "green", "blue"}
     flat = torch.rand(6, 3, 1, 1, generator=random).expand(-1, -1, 14, 16).contiguous()
-    found = evaluate_leakage(Copier(across=False), batch_of(flat), seed=0, device="cpu")
+    found = evaluate_sources(Copier(across=False), batch_of(flat), seed=0, device="cpu")
     assert found is not None
     assert found.recovered(NEIGHBOURS) == pytest.approx(1.0)
     assert found.recovered(SAME_PLACE) == pytest.approx(0.0, abs=1e-6)
@@ -106,9 +106,9 @@ def test_a_real_model_is_measured_on_a_subset_of_its_channels_and_whatever_the_b
     # A head that predicts 7 tells hidden pixels from visible ones, which count as predicted 0.
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.constant_(model.head.bias, 7.0)
-    whole = evaluate_leakage(model, batch_of(image, channels), seed=0, device="cpu")
+    whole = evaluate_sources(model, batch_of(image, channels), seed=0, device="cpu")
     parts = [batch_of(image[i : i + 2], channels)[0] for i in range(0, 5, 2)]
-    split = evaluate_leakage(model, parts, seed=0, device="cpu")
+    split = evaluate_sources(model, parts, seed=0, device="cpu")
     assert whole is not None
     assert split is not None
     assert set(whole.per_channel[SAME_PLACE]) == {"1", "3", "4"}
@@ -119,5 +119,5 @@ def test_a_real_model_is_measured_on_a_subset_of_its_channels_and_whatever_the_b
 
 def test_one_channel_or_one_patch_has_no_two_sources() -> None:
     one = AuxMAE(1, image_size=16, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
-    assert evaluate_leakage(one, batch_of(torch.rand(2, 1, 16, 16)), seed=0, device="cpu") is None
-    assert evaluate_leakage(model_of(), batch_of(torch.rand(2, 3, 4, 4)), seed=0, device="cpu") is None
+    assert evaluate_sources(one, batch_of(torch.rand(2, 1, 16, 16)), seed=0, device="cpu") is None
+    assert evaluate_sources(model_of(), batch_of(torch.rand(2, 3, 4, 4)), seed=0, device="cpu") is None

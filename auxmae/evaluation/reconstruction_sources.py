@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from auxmae.evaluation.floors import FLOORS, Floor, predict_floors
 from auxmae.evaluation.reconstruction import to_pixels
+from auxmae.evaluation.reconstruction_floors import FLOORS, Floor, predict_floors
 from auxmae.model.masking import visible_count
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _TARGETS = 0.25
 
 
 @dataclass(frozen=True)
-class Leakage:
+class ReconstructionSources:
     """Mean absolute errors, scaled units, over the valid pixels of the same hidden patches, by what was visible.
 
     Attributes:
@@ -70,14 +70,14 @@ class Leakage:
 
 
 @torch.inference_mode()
-def evaluate_leakage(
+def evaluate_sources(
     model: AuxMAE,
     batches: Iterable[Batch],
     *,
     seed: int,
     device: torch.device | str,
     more_floors: Mapping[str, Floor] | None = None,
-) -> Leakage | None:
+) -> ReconstructionSources | None:
     """Reconstructs a quarter of one channel's patches from one source of information at a time.
 
     Image i is measured in channel group i mod G, at places drawn from `seed` and i.  See `source_masks` for what is visible.
@@ -131,7 +131,7 @@ def evaluate_leakage(
     if not pixels.sum():
         return None
     overall = (total.sum(dim=2) / pixels.sum()).tolist()
-    return Leakage(
+    return ReconstructionSources(
         masked_l1={source: overall[row][0] for row, source in enumerate(SOURCES)},
         per_channel={
             source: {name: float(total[row, 0, c] / pixels[c]) for c, name in enumerate(names) if pixels[c]}

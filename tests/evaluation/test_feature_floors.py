@@ -10,7 +10,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from auxmae.evaluation.baselines import (
+from auxmae.evaluation.feature_floors import (
     convolution_extractor,
     floor_extractors,
     pca_extractor,
