@@ -6,8 +6,7 @@ Shape letters: B batch, C channels, D features, n positions; H, W of the scene, 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,21 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from auxmae.data.loading import Batch
 from auxmae.evaluation.classifiers import predict
-from auxmae.evaluation.feature_floors import (
-    CONVOLUTIONS,
-    PCA,
-    RAW_PATCH,
-    RAW_SPECTRUM,
-    STATISTICS,
-    convolution_extractor,
-    pca_extractor,
-    raw_extractor,
-    sample_patches,
-    spectrum_extractor,
-)
-from auxmae.evaluation.features import Extractor, Features, statistics_extractor
+from auxmae.evaluation.features import Features
+from auxmae.evaluation.pixel_windows import FIT_WINDOWS, PixelWindows, centre_extractor, find_positions, window_floors
 from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
 
 if TYPE_CHECKING:
@@ -44,15 +31,6 @@ LEAKAGE = (
 )
 # The probe behind the map.
 MAP = "logistic regression"
-_MOST_POSITIONS = 20_000
-# Where labels cover less than this part of a scene, and its grid meets fewer of them than the probes could use, all are used.
-_SPARSE = 0.1
-_FEW_PER_CLASS = 20
-# So many windows go through the networks at a time, or fewer, since memory grows with the tokens they have together.
-_BATCH = 128
-_TOKENS = 100_000
-# Patches that the floors are fitted on come from this many windows.
-_FIT_WINDOWS = 600
 
 
 @dataclass(frozen=True)
@@ -86,19 +64,7 @@ class SceneResult:
 
     def to_dict(self) -> dict[str, object]:
         """The result as `auxmae eval --dense --json` prints it."""
-        splits = {
-            name: {
-                "split": self.digests[name],
-                "train": report.train_samples,
-                "test": report.test_samples,
-                "probes": [result.to_dict() for result in report.results],
-                "comparisons": [comparison.to_dict() for comparison in report.comparisons],
-                "verdict": report.verdict(),
-                "reason": report.reason,
-                "notices": report.notices,
-            }
-            for name, report in self.reports.items()
-        }
+        splits = describe_splits(self.reports, self.digests)
         return {
             "window": self.window,
             "stride": self.stride,
@@ -109,6 +75,23 @@ class SceneResult:
             "splits": splits,
             **({"warning": LEAKAGE} if AT_RANDOM in splits else {}),
         }
+
+
+def describe_splits(reports: Mapping[str, ProbeReport], digests: Mapping[str, str]) -> dict[str, object]:
+    """The probes of each split as `auxmae eval --dense --json` prints them."""
+    return {
+        name: {
+            "split": digests[name],
+            "train": report.train_samples,
+            "test": report.test_samples,
+            "probes": [result.to_dict() for result in report.results],
+            "comparisons": [comparison.to_dict() for comparison in report.comparisons],
+            "verdict": report.verdict(),
+            "reason": report.reason,
+            "notices": report.notices,
+        }
+        for name, report in reports.items()
+    }
 
 
 def evaluate_scene(
@@ -139,8 +122,7 @@ def evaluate_scene(
     Without `test_labels` one half is trained on and the other tested on, both ways, and a split of random pixels stands beside
     them.  With them there is one split: every pixel that has one is tested on, and the others that have a label are trained on.
 
-    The pixels lie on a grid.  Where less than a tenth of the scene is labelled, and the grid meets fewer labelled pixels than
-    the largest of `labels_per_class` (20 at least) for each class and part, all labelled pixels are drawn from instead.
+    The pixels lie on a grid, or where a grid meets too few of the labels are all labelled ones (see `find_positions`).
 
     Args:
         model: the encoder, left in the mode in which it came.
@@ -165,26 +147,18 @@ def evaluate_scene(
         raise ValueError(f"image {tuple(image.shape)}, valid {tuple(valid.shape)}, labels {labels.shape}: sizes differ")
     say = progress or (lambda text: None)
     height, width = labels.shape
-    stride = stride or max(1, math.ceil(math.sqrt(height * width / _MOST_POSITIONS)))
-    patches = max(model.image_size // model.patch_size, 1)
-    window = (patches - (patches + 1) % 2) * model.patch_size
-    rows, columns = (_centres(side, stride) for side in (height, width))
-    grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-    grid = grid[valid.any(dim=0).numpy()[grid[:, 0], grid[:, 1]]]
-    windows = _Windows(image, valid, window, model.patch_size, channels)
-
-    say("the encoder's features")
     both = 0
     if test_labels is not None:
         both = int(((labels >= 0) & (test_labels >= 0)).sum())
         labels = np.where(test_labels >= 0, test_labels, labels)
-    tokens = len(model.groups) * (window // model.patch_size) ** 2
-    together = max(1, min(_BATCH, _TOKENS // tokens))
-    encoder = _extract(windows, grid, together, {ENCODER: _centre_extractor(model, pool, device)})[ENCODER]
-    labelled = (labels >= 0) & valid.any(dim=0).numpy()
-    on_grid = np.flatnonzero(labelled[grid[:, 0], grid[:, 1]])
-    sparse = _is_sparse(len(on_grid), labels[labelled], int(valid.any(dim=0).sum()), labels_per_class)
-    places = np.argwhere(labelled) if sparse else grid[on_grid]
+    windows = PixelWindows(image, valid, model, channels)
+    window = windows.window
+    found = find_positions(valid.any(dim=0).numpy(), labels, stride=stride, labels_per_class=labels_per_class)
+    grid, places = found.grid, found.places
+
+    say("the encoder's features")
+    encode = centre_extractor(model, pool, device)
+    encoder = windows.extract(grid, {ENCODER: encode})[ENCODER]
     random = np.random.default_rng(seed)
     first = places[:, 1] < width // 2 if test_labels is None else test_labels[places[:, 0], places[:, 1]] < 0
     chosen = np.sort(np.concatenate([random.permutation(np.flatnonzero(part))[:max_samples] for part in (first, ~first)]))
@@ -194,15 +168,12 @@ def evaluate_scene(
     tiles = drawn // window
     groups = tiles[:, 0] * (width // window + 1) + tiles[:, 1]
     say("the floors' features")
-    kinds = _floors(windows, grid, model, seed) | {
-        RANDOM: _centre_extractor(untrained(model, seed=seed).to(device), pool, device)
-    }
-    if sparse:
-        kinds[ENCODER] = _centre_extractor(model, pool, device)
-    found = _extract(windows, drawn, together, kinds)
-    samples = {
-        name: Features(found[name] if name in found else encoder[on_grid[chosen]], y, groups) for name in (ENCODER, *kinds)
-    }
+    picked = np.random.default_rng([seed, 2]).permutation(len(grid))[:FIT_WINDOWS]
+    kinds = window_floors([windows.batch(grid[picked])], model, seed)
+    kinds[RANDOM] = centre_extractor(untrained(model, seed=seed).to(device), pool, device)
+    of_drawn = encoder[found.on_grid[chosen]] if not found.sparse else windows.extract(drawn, {ENCODER: encode})[ENCODER]
+    rows = {ENCODER: of_drawn, **windows.extract(drawn, kinds)}
+    samples = {name: Features(x, y, groups) for name, x in rows.items()}
 
     column, half = drawn[:, 1], width // 2
     gap = min(window - 1, half // 2) if test_labels is None else 0
@@ -237,7 +208,7 @@ def evaluate_scene(
         if name in reports and not reports[name].reason and shown.any():
             fit = np.flatnonzero(splits[name][0])
             predicted[shown] = predict(samples[ENCODER].take(fit), encoder[shown], neighbours=neighbours, probes=(MAP,))[MAP]
-    total = int(labelled.sum())
+    total = found.labelled
     notices = []
     if test_labels is not None:
         notices += _closeness(drawn[first[chosen]], drawn[~first[chosen]], window, (height, width))
@@ -248,26 +219,15 @@ def evaluate_scene(
         )
     if both:
         notices.append(f"{both} pixels have a label to train on and one to test on: they are only tested on.")
-    if sparse:
-        notices.append(f"The grid (eval.stride = {stride}) meets {len(on_grid)} of {total} labelled pixels: all are drawn from.")
+    if found.sparse:
+        met = f"meets {len(found.on_grid)} of {total} labelled pixels"
+        notices.append(f"The grid (eval.stride = {found.stride}) {met}: all are drawn from.")
     if len(drawn) < total:
-        reasons = [f"eval.stride = {stride}"] if len(places) < total else []
+        reasons = [f"eval.stride = {found.stride}"] if len(places) < total else []
         reasons += [f"eval.max_samples = {max_samples}"] if len(drawn) < len(places) else []
         notices.append(f"The probes use {len(drawn)} of {total} labelled pixels ({', '.join(reasons)}).")
-    prediction = _spread(predicted, grid, valid, stride)
-    return SceneResult(reports, digests, prediction, labels, window, stride, gap, total, len(drawn), notices)
-
-
-def _is_sparse(met: int, known: NDArray[np.int64], valid: int, labels_per_class: Sequence[int]) -> bool:
-    """Whether a grid that meets so many of the `known` labels misses what the probes could use (see `evaluate_scene`)."""
-    wanted = 2 * len(np.unique(known)) * max(_FEW_PER_CLASS, *labels_per_class)
-    return len(known) < _SPARSE * valid and met < min(wanted, len(known))
-
-
-def _centres(side: int, stride: int) -> NDArray[np.int64]:
-    """One position in each `stride` px of a side, in the middle; in what is left over at its end, which may be less, too."""
-    starts = np.arange(0, side, stride)
-    return np.minimum(starts + stride // 2, side - 1)
+    prediction = _spread(predicted, grid, valid, found.stride)
+    return SceneResult(reports, digests, prediction, labels, window, found.stride, gap, total, len(drawn), notices)
 
 
 def _closeness(train: NDArray[np.int64], test: NDArray[np.int64], window: int, size: tuple[int, int]) -> list[str]:
@@ -291,72 +251,3 @@ def _spread(predicted: NDArray[np.int64], grid: NDArray[np.int64], valid: Tensor
     squares[grid[:, 0] // stride, grid[:, 1] // stride] = predicted
     full = squares.repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]
     return np.where(valid.any(dim=0).numpy(), full, -1)
-
-
-class _Windows:
-    """Windows of a scene, each with its pixel in the centre patch; what lies beyond the scene is not valid."""
-
-    def __init__(self, image: Tensor, valid: Tensor, window: int, patch_size: int, channels: Tensor | None = None) -> None:
-        self.window, self.patch_size, self.channels = window, patch_size, channels
-        before = window // patch_size // 2 * patch_size + patch_size // 2
-        margin = (before, window - before, before, window - before)
-        self.image = F.pad(image.masked_fill(~valid, 0.0), margin)
-        self.valid = F.pad(valid, margin)
-
-    def batch(self, positions: NDArray[np.int64]) -> Batch:
-        """A batch of the windows around (n, 2) positions."""
-        side = self.window
-        cuts = [(slice(None), slice(row, row + side), slice(column, column + side)) for row, column in positions.tolist()]
-        image, valid = (torch.stack([whole[cut] for cut in cuts]) for whole in (self.image, self.valid))
-        return Batch(image, valid, torch.zeros(len(positions), dtype=torch.int64), None, self.channels)
-
-    def centre(self, batch: Batch, *, least: int = 1) -> Batch:
-        """The centre patches alone; where these are smaller, the `least` px around the pixel, as far as the window goes."""
-        first, side = self.window // self.patch_size // 2 * self.patch_size, self.patch_size
-        if side < least <= self.window:
-            first, side = first + side // 2 - least // 2, least
-        inside = slice(first, first + side)
-        return batch._replace(image=batch.image[..., inside, inside], valid=batch.valid[..., inside, inside])
-
-
-def _centre_extractor(model: AuxMAE, pool: str, device: torch.device | str) -> Extractor:
-    def extract(batch: Batch) -> Tensor:
-        image, valid = batch.image.to(device), batch.valid.to(device)
-        was_training = model.training
-        model.eval()
-        try:
-            maps = model.dense_features(image, valid=valid, channels=batch.channels, pool=pool)
-            return maps[:, :, maps.shape[2] // 2, maps.shape[3] // 2]
-        finally:
-            model.train(was_training)
-
-    return extract
-
-
-def _floors(windows: _Windows, grid: NDArray[np.int64], model: AuxMAE, seed: int) -> dict[str, Extractor]:
-    """The floors that are no network; PCA and filters are fitted on unlabelled windows of the whole scene."""
-    picked = np.random.default_rng([seed, 2]).permutation(len(grid))[:_FIT_WINDOWS]
-    p = model.patch_size
-    patches = sample_patches([windows.batch(grid[picked])], {p, 3}, seed=seed)
-    components = pca_extractor(patches[p], patch_size=p, components=model.num_features, dense=True)
-    spectrum, patch = spectrum_extractor(p), raw_extractor()
-    return {
-        STATISTICS: statistics_extractor(),
-        RAW_SPECTRUM: lambda batch: spectrum(windows.centre(batch))[:, 0],
-        RAW_PATCH: lambda batch: patch(windows.centre(batch, least=3)),
-        PCA: lambda batch: components(windows.centre(batch))[:, 0],
-        CONVOLUTIONS: convolution_extractor(patches[3], windows.image.shape[0], patch_size=None, seed=seed),
-    }
-
-
-@torch.inference_mode()
-def _extract(
-    windows: _Windows, positions: NDArray[np.int64], together: int, extractors: dict[str, Extractor]
-) -> dict[str, NDArray[np.float32]]:
-    """name → (n, D), of so many windows at a time."""
-    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in extractors}
-    for start in range(0, len(positions), together):
-        batch = windows.batch(positions[start : start + together])
-        for name, extract in extractors.items():
-            parts[name].append(extract(batch).to("cpu", torch.float32).numpy())
-    return {name: np.concatenate(found) if found else np.zeros((0, 1), np.float32) for name, found in parts.items()}

@@ -9,8 +9,9 @@ import pytest
 import rasterio
 import torch
 
+from auxmae.evaluation.pixel_windows import PixelWindows, _centres, centre_of
 from auxmae.evaluation.probes import ENCODER, RANDOM
-from auxmae.evaluation.scenes import AT_RANDOM, GIVEN, LEFT_RIGHT, RIGHT_LEFT, SceneResult, _centres, _Windows, evaluate_scene
+from auxmae.evaluation.scenes import AT_RANDOM, GIVEN, LEFT_RIGHT, RIGHT_LEFT, SceneResult, evaluate_scene
 from auxmae.model.mae import AuxMAE
 from auxmae.visuals.maps import map_figure, write_map
 
@@ -29,6 +30,10 @@ ARGUMENTS = {
 def model() -> AuxMAE:
     torch.manual_seed(0)
     return AuxMAE(["red", "green"], image_size=9, patch_size=3, width=16, depth=1, heads=2, decoder_depth=1)
+
+
+def sized(window: int, patch_size: int) -> AuxMAE:
+    return AuxMAE(["red", "green"], image_size=window, patch_size=patch_size, width=16, depth=1, heads=2, decoder_depth=1)
 
 
 def scene() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -139,10 +144,10 @@ def test_far_test_pixels_flatter_nobody(model: AuxMAE) -> None:
 
 def test_a_window_has_its_pixel_in_the_centre_patch() -> None:
     image, valid, _ = scene()
-    windows = _Windows(image, valid, 9, 3)
+    windows = PixelWindows(image, valid, sized(9, 3))
     batch = windows.batch(np.array([[10, 11], [18, 23], [0, 0]]))
     assert torch.equal(batch.image[0], image[:, 6:15, 7:16])
-    assert torch.equal(windows.centre(batch).image[0], image[:, 9:12, 10:13])
+    assert torch.equal(centre_of(batch, 3).image[0], image[:, 9:12, 10:13])
     assert not batch.valid[1, :, 5:].any()
     assert batch.valid[1, :, :5, :5].all()
     assert batch.image.isfinite().all()
@@ -153,8 +158,8 @@ def test_a_window_has_its_pixel_in_the_centre_patch() -> None:
 )
 def test_the_raw_patch_is_of_three_pixels_at_least(patch_size: int, window: int, side: int) -> None:
     image, valid, _ = scene()
-    windows = _Windows(image, valid, window, patch_size)
-    found = windows.centre(windows.batch(np.array([[12, 13]])), least=3)
+    windows = PixelWindows(image, valid, sized(window, patch_size))
+    found = centre_of(windows.batch(np.array([[12, 13]])), patch_size, least=3)
     top, left = 12 - side // 2, 13 - side // 2
     assert torch.equal(found.image[0], image[:, top : top + side, left : left + side])
     assert torch.equal(found.valid[0], valid[:, top : top + side, left : left + side])
@@ -172,7 +177,7 @@ def test_few_windows_at_a_time_give_the_same(model: AuxMAE, result: SceneResult,
     # Nine places of two channels each: five windows together, and one where already one has more.
     for tokens, most in ((5 * 2 * 9, 5), (1, 1)):
         seen.clear()
-        monkeypatch.setattr("auxmae.evaluation.scenes._TOKENS", tokens)
+        monkeypatch.setattr("auxmae.evaluation.pixel_windows._TOKENS", tokens)
         fewer = evaluate_scene(model, *scene(), **ARGUMENTS)
         assert max(seen) == most
         # Other batches may round otherwise, no more.
