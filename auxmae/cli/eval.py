@@ -22,7 +22,7 @@ def command(
     ] = None,
     dense: Annotated[
         bool,
-        typer.Option("--dense", help="Scenes with a label raster: probe pixels, one half against the other, and draw maps."),
+        typer.Option("--dense", help="Probe pixels of label rasters: halves of a scene, scenes against scenes; draw maps."),
     ] = False,
     test_labels: Annotated[
         str | None,
@@ -135,8 +135,11 @@ def command(
         document["robustness"] = eval_robustness.measure(model, held, settings, extractors, train, where, folder, out, unwritten)
     if dense:
         document["dense"] = eval_dense.measure(model, held, settings, where, folder, out, unwritten, testing)
+        across = None if testing is not None else eval_dense.measure_across(model, held, settings, where, out)
+        if across is not None:
+            document["across_scenes"] = across
     elif held.collection.has_label_maps:
-        out.print("Pixel by pixel, one half of each scene against the other, with maps: --dense", **plain)
+        out.print("Pixel by pixel, one half of each scene against the other, scenes against scenes, with maps: --dense", **plain)
     document = with_earlier_sections(folder, {**document, "details": details}, out)
     try:
         path = folder.write_json("eval.json", document)

@@ -1,4 +1,4 @@
-"""`auxmae eval --dense`: every scene that has a label raster, pixel by pixel, with maps."""
+"""`auxmae eval --dense`: scenes that have a label raster, pixel by pixel, each by itself with maps, and across scenes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
     from auxmae.build import Data
     from auxmae.data.collection import Collection
+    from auxmae.evaluation.across_scenes import LabelledScene
+    from auxmae.evaluation.probes import ProbeReport
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import SettingsTree
     from auxmae.training.run import RunFolder
+
+# So many scenes are measured each by itself, at most: a page of tables.
+_MOST = 8
 
 
 def measure(
@@ -30,39 +35,34 @@ def measure(
     unwritten: list[Path],
     testing: TestLabels | None = None,
 ) -> dict[str, object]:
-    """Probes, prints the tables, writes the maps into the run folder; the content of "dense" in the document.
+    """Probes scenes by themselves, prints the tables, writes the maps into the run folder; "dense" of the document.
 
     `unwritten` gets the maps that could not be written; `testing` has the pixels to test on, where they are given.
     """
-    import torch
-
     from auxmae.cli.eval_files import attempt
-    from auxmae.cli.eval_tables import probe_table
-    from auxmae.evaluation.scenes import AT_RANDOM, LEAKAGE, evaluate_scene
+    from auxmae.evaluation.scenes import AT_RANDOM, evaluate_scene
     from auxmae.visuals.maps import map_figure, write_map
 
     collection, table = data.collection, settings.eval
-    scaling = data.scaling.select(collection.channel_names)
     found: dict[str, object] = {}
     names = scene_names(collection)
     class_names = data.class_names if testing is None else testing.class_names
-    for item, name in enumerate(names):
-        labels = collection.read_labels(item)
-        if labels is None:
-            continue
+    items = labelled_scenes(collection)
+    if len(items) > _MOST and testing is None:
+        text = f"{len(items)} images have labels for their pixels: {_MOST} are measured each by itself, all of them across images"
+        out.print(text, style="yellow", highlight=False, soft_wrap=True)
+        items = items[:_MOST]
+    for item in items:
+        name = names[item]
         test_labels = None if testing is None else testing.read(item)
         if testing is not None and test_labels is None:
             out.print(f"{name}: no labels to test on, left out", style="yellow", highlight=False, soft_wrap=True)
             continue
-        pixels = collection.read(item)
-        valid = torch.from_numpy(pixels.valid)
-        image = scaling.apply(torch.from_numpy(pixels.pixels)[None])[0].masked_fill(~valid, 0.0)
+        scene = read_scene(data, item)
         with out.status(f"Probing the pixels of {name}") as status:
             result = evaluate_scene(
                 model,
-                image,
-                valid,
-                labels,
+                *scene,
                 pool=table.pool,
                 stride=table.stride,
                 max_samples=table.max_samples,
@@ -79,14 +79,7 @@ def measure(
         for notice in result.notices:
             out.print(f"{name}: {notice}", style="yellow", highlight=False, soft_wrap=True)
         for split, report in result.reports.items():
-            out.print(f"{name}, {split}", style="bold", highlight=False)
-            out.print(probe_table(report) if report.results else report.reason)
-            for notice in report.notices:
-                out.print(notice, style="yellow", highlight=False, soft_wrap=True)
-            if report.results and split != AT_RANDOM:
-                out.print(report.verdict(), highlight=False, soft_wrap=True)
-            elif report.results:
-                out.print(LEAKAGE, style="yellow", highlight=False, soft_wrap=True)
+            _print(f"{name}, {split}", report, out, leaks=split == AT_RANDOM)
         place = collection.file_of(item).georeference
         raster, figure = folder.path / "maps" / f"{name}.tif", folder.figures / f"map-{name}.png"
         written = {
@@ -100,6 +93,78 @@ def measure(
             out.print(f"Maps: {', '.join(there)}", highlight=False, soft_wrap=True)
         found[name] = {**result.to_dict(), **written}
     return found
+
+
+def measure_across(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out: Console) -> dict[str, object] | None:
+    """Probes one half of the scenes by the labels of the other; "across_scenes" of the document, None of a scene alone."""
+    from auxmae.data.splits import scene_groups
+    from auxmae.evaluation.across_scenes import evaluate_across
+
+    table, names, items = settings.eval, scene_names(data.collection), labelled_scenes(data.collection)
+    groups = scene_groups(data.collection, settings.data.group_pattern)[items]
+    if len(items) < 2:
+        return None
+    if len(np.unique(groups)) < 2:
+        text = "All scenes show the same ground, or are of one group: nothing is measured across scenes"
+        out.print(text, style="yellow", highlight=False, soft_wrap=True)
+        return None
+    with out.status("Probing pixels across scenes") as status:
+        result = evaluate_across(
+            model,
+            lambda number: read_scene(data, items[number]),
+            [names[item] for item in items],
+            groups,
+            pool=table.pool,
+            stride=table.stride,
+            max_samples=table.max_samples,
+            labels_per_class=table.labels_per_class,
+            neighbours=table.neighbours,
+            bootstrap=table.bootstrap,
+            seed=settings.train.seed,
+            device=device,
+            class_names=data.class_names,
+            channels=data.train.channels,
+            progress=lambda what: status.update(f"Across scenes, {what}"),
+        )
+    for split, report in result.reports.items():
+        _print(f"Across scenes, {split}", report, out)
+    return result.to_dict()
+
+
+def _print(title: str, report: ProbeReport, out: Console, *, leaks: bool = False) -> None:
+    """The table of a split, what is to be known of it, and the verdict, or why it would flatter."""
+    from auxmae.cli.eval_tables import probe_table
+    from auxmae.evaluation.scenes import LEAKAGE
+
+    out.print(title, style="bold", highlight=False)
+    out.print(probe_table(report) if report.results else report.reason)
+    for notice in report.notices:
+        out.print(notice, style="yellow", highlight=False, soft_wrap=True)
+    if report.results and leaks:
+        out.print(LEAKAGE, style="yellow", highlight=False, soft_wrap=True)
+    elif report.results:
+        out.print(report.verdict(), highlight=False, soft_wrap=True)
+
+
+def labelled_scenes(collection: Collection) -> list[int]:
+    """The images that have a label raster."""
+    from auxmae.data.image import Window
+
+    return [item for item in range(len(collection)) if collection.read_labels(item, Window(0, 0, 1, 1)) is not None]
+
+
+def read_scene(data: Data, item: int) -> LabelledScene:
+    """An image, scaled, with its labels."""
+    import torch
+
+    from auxmae.evaluation.across_scenes import LabelledScene
+
+    pixels, labels = data.collection.read(item), data.collection.read_labels(item)
+    assert labels is not None
+    valid = torch.from_numpy(pixels.valid)
+    scaling = data.scaling.select(data.collection.channel_names)
+    image = scaling.apply(torch.from_numpy(pixels.pixels)[None])[0].masked_fill(~valid, 0.0)
+    return LabelledScene(image, valid, labels)
 
 
 class TestLabels:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from auxmae.training.run import RunFolder
 
 # Each is measured on request alone, and takes minutes.
-_SECTIONS = ("finetuning", "robustness", "dense")
+_SECTIONS = ("finetuning", "robustness", "dense", "across_scenes")
 # What decides, beside the data, which images are held out and how they are masked.
 _HELD_OUT = (
     ("data", "split"),

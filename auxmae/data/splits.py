@@ -375,3 +375,13 @@ def _assign_blocks(
     for pool in pools:
         of_unit.update(zip(pool, _draw(len(pool), fractions, random).tolist(), strict=True))
     return np.array([of_unit[key] for key in keys], dtype=np.int64)
+
+
+def scene_groups(collection: Collection, group_pattern: str = "") -> NDArray[np.int64]:
+    """(items,) number of each scene's group: by the pattern where there is one, else the ground that scenes share."""
+    if group_pattern:
+        names = np.array(_groups(collection, group_pattern))
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
+    spots, mosaics = find_mosaics([collection.file_of(item) for item in range(len(collection))])
+    alone = len(mosaics) + np.arange(len(collection))
+    return np.array([alone[item] if spot is None else spot.place for item, spot in enumerate(spots)], dtype=np.int64)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auxmae.data.collection import Collection, memory_file
-from auxmae.data.splits import Part, resolve_image_size, split_collection
+from auxmae.data.splits import Part, resolve_image_size, scene_groups, split_collection
 from auxmae.errors import DataError, SettingsError
 
 
@@ -267,3 +267,14 @@ def test_a_pattern_asks_for_groups_and_entries_of_one_file_are_told() -> None:
     assert not any("one file" in notice for notice in splits.notices)
     files = [{item // 4 for item in part.items.tolist()} for part in (splits.train, splits.validation, splits.test)]
     assert sum(map(len, files)) == 6
+
+
+def test_scenes_of_one_ground_or_one_group_belong_together() -> None:
+    grid = georeferenced([(0, 0, 60, 60), (200, 0, 60, 60), (30, 30, 60, 60)], ["EPSG:32633"] * 3)
+    first, other, shifted = scene_groups(grid).tolist()
+    assert first == shifted != other
+    plain = replace(grid, files=tuple(replace(file, georeference=None) for file in grid.files))
+    assert len(set(scene_groups(plain).tolist())) == 3
+    named = replace(plain, relative_paths=("a/1.tif", "b/1.tif", "b/2.tif"))
+    one, two, three = scene_groups(named, r"^(\w)/").tolist()
+    assert one != two == three

@@ -206,6 +206,32 @@ def test_scenes_of_one_name_in_two_folders_stay_apart(run_folder: Path, tmp_path
         assert Path(found["figure"]).is_file()
 
 
+def test_scenes_are_measured_across_and_the_first_by_themselves(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    monkeypatch.setattr("auxmae.cli.eval_dense._MOST", 1)
+    scenes = write_scenes(tmp_path, ("one.tif", "two.tif", "three.tif"))
+    (tmp_path / "labels" / "two.tif").unlink()
+    result = invoke(str(run), *scenes, *QUICK_DENSE)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert list(document["dense"]) == ["one"]
+    assert "2 images have labels for their pixels: 1 are measured" in result.stderr
+    across = document["across_scenes"]
+    assert set(across["splits"]) == {"one → three", "three → one"}
+    assert "Across scenes, one → three" in result.stderr
+    # The later call keeps it, as it does "dense".
+    again = invoke(str(run), *scenes, "--set", "eval.labels_per_class=[0]", "--set", "eval.stride=8", "--json")
+    assert json.loads(again.stdout)["across_scenes"] == across
+    grouped = invoke(str(run), *scenes, *QUICK_DENSE, "--set", r"data.group_pattern='(\w)'", "--set", "data.split=block")
+    assert set(json.loads(grouped.stdout)["across_scenes"]["splits"]) == {"one → three", "three → one"}
+    alone = invoke(str(run), *scenes, *QUICK_DENSE, "--set", "data.group_pattern='(tif)'", "--set", "data.split=block")
+    assert "of one group: nothing is measured across scenes" in alone.stderr
+    assert "across_scenes" not in json.loads(alone.stdout)
+
+
 def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)

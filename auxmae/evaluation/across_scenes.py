@@ -1,0 +1,187 @@
+"""Dense labels across scenes: pixels of some scenes are trained on, those of the others tested on, both ways.
+
+Shape letters: C channels, D features, n positions; H, W of a scene, px.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from auxmae.evaluation.features import Features
+from auxmae.evaluation.pixel_windows import FIT_WINDOWS, PixelWindows, centre_extractor, find_positions, window_floors
+from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
+from auxmae.evaluation.scenes import describe_splits
+from auxmae.evaluation.scores import FEWEST_GROUPS
+
+if TYPE_CHECKING:
+    from auxmae.model.mae import AuxMAE
+
+# The floors are fitted on windows of so many scenes, at most.
+_FIT_SCENES = 16
+
+
+class LabelledScene(NamedTuple):
+    """A scene as a probe reads it: image and valid (C, H, W), scaled; labels (H, W), −1: none."""
+
+    image: Tensor
+    valid: Tensor
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class AcrossResult:
+    """Probes trained on one half of the scenes and tested on the other.
+
+    Attributes:
+        reports: split → probes, both ways.
+        digests: split → hex digest of which pixels of which scenes were trained and tested on.
+        halves: the names of the scenes of each half.
+        labelled, used: valid pixels that have a label, and those of them that were drawn for the probes.
+        resampled: what intervals resample and the choice of the penalty keeps together: "scenes" or "windows".
+    """
+
+    reports: dict[str, ProbeReport]
+    digests: dict[str, str]
+    halves: tuple[list[str], list[str]]
+    labelled: int
+    used: int
+    resampled: str
+
+    def to_dict(self) -> dict[str, object]:
+        """The result as `auxmae eval --dense --json` prints it."""
+        return {
+            "halves": list(self.halves),
+            "labelled_pixels": self.labelled,
+            "used_pixels": self.used,
+            "resampled": self.resampled,
+            "splits": describe_splits(self.reports, self.digests),
+        }
+
+
+def evaluate_across(
+    model: AuxMAE,
+    read: Callable[[int], LabelledScene],
+    names: Sequence[str],
+    groups: NDArray[np.int64],
+    *,
+    pool: str,
+    stride: int = 0,
+    max_samples: int,
+    labels_per_class: Sequence[int],
+    neighbours: int,
+    bootstrap: int,
+    seed: int,
+    device: torch.device | str,
+    class_names: Sequence[str] = (),
+    channels: Tensor | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> AcrossResult:
+    """Probes pixels of one half of the scenes by what was learned from the labels of the other half, and the other way round.
+
+    Features and floors are those of `evaluate_scene`; PCA and filters are fitted on windows of 16 scenes at most.  Every scene
+    gives as many labelled pixels, as far as it has them.  Where a half has ten groups or more, intervals resample whole groups,
+    else windows.
+
+    Args:
+        model: the encoder, left in the mode in which it came.
+        read: gives a scene by its number; called once for a scene, and once more for those that the floors are fitted on.
+        names: of the scenes.
+        groups: (scenes,) scenes of one number stay in one half, as they show the same place or belong together.
+        max_samples: labelled pixels of a half, at most.
+        pool, stride, labels_per_class, neighbours, bootstrap, seed, device, class_names, channels, progress: as those of
+            `evaluate_scene`.
+
+    Raises:
+        ValueError: all scenes are of one group.
+    """
+    say = progress or (lambda text: None)
+    first = _first_half(groups, seed)
+    quota = np.where(first, max_samples // first.sum(), max_samples // (~first).sum()).clip(1)
+
+    say("the floors")
+    picked = np.random.default_rng([seed, 2]).permutation(len(names))[:_FIT_SCENES]
+    shown = []
+    for number in picked.tolist():
+        scene = read(number)
+        windows = PixelWindows(scene.image, scene.valid, model, channels)
+        places = np.argwhere(scene.valid.any(dim=0).numpy())
+        if len(places):
+            rows = np.random.default_rng([seed, 2, number]).permutation(len(places))[: -(-FIT_WINDOWS // len(picked))]
+            shown.append(windows.batch(places[rows]))
+    kinds = {ENCODER: centre_extractor(model, pool, device), **(window_floors(shown, model, seed) if shown else {})}
+    kinds[RANDOM] = centre_extractor(untrained(model, seed=seed).to(device), pool, device)
+
+    found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in kinds}
+    drawn = []  # scene, row, column, class, window
+    labelled = 0
+    for number, name in enumerate(names):
+        say(f"{name} ({number + 1} of {len(names)})")
+        scene = read(number)
+        positions = find_positions(scene.valid.any(dim=0).numpy(), scene.labels, stride=stride, labels_per_class=labels_per_class)
+        labelled += positions.labelled
+        order = np.random.default_rng([seed, 3, number]).permutation(len(positions.places))
+        places = positions.places[np.sort(order[: quota[number]])]
+        if not len(places):
+            continue
+        windows = PixelWindows(scene.image, scene.valid, model, channels)
+        for kind, features in windows.extract(places, kinds).items():
+            found[kind].append(features)
+        tile = places // windows.window
+        across = scene.labels.shape[1] // windows.window + 1
+        y = scene.labels[places[:, 0], places[:, 1]]
+        drawn.append(np.column_stack([np.full(len(places), number), places, y, tile[:, 0] * across + tile[:, 1]]))
+
+    table = np.concatenate(drawn) if drawn else np.zeros((0, 5), dtype=np.int64)
+    in_first = first[table[:, 0]]
+    by_scene = min(len(np.unique(groups[table[part, 0]])) for part in (in_first, ~in_first)) >= FEWEST_GROUPS
+    units = groups[table[:, 0]] if by_scene else np.unique(table[:, [0, 4]], axis=0, return_inverse=True)[1]
+    x = {kind: np.concatenate(parts) if parts else np.zeros((0, 1), np.float32) for kind, parts in found.items()}
+    samples = {kind: Features(features, table[:, 3], units.astype(np.int64)) for kind, features in x.items()}
+    halves = (
+        [name for name, chosen in zip(names, first, strict=True) if chosen],
+        [name for name, chosen in zip(names, first, strict=True) if not chosen],
+    )
+    reports, digests = {}, {}
+    for split, train in zip(_split_names(halves), (in_first, ~in_first), strict=True):
+        fit, test = np.flatnonzero(train), np.flatnonzero(~train)
+        order = np.concatenate([table[fit, :3], [[-1, -1, -1]], table[test, :3]])
+        digests[split] = hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16]
+        reports[split] = run_probes(
+            {kind: features.take(fit) for kind, features in samples.items()},
+            {kind: features.take(test) for kind, features in samples.items()},
+            labels_per_class=labels_per_class,
+            neighbours=neighbours,
+            bootstrap=bootstrap,
+            seed=seed,
+            class_names=class_names,
+            progress=lambda what, split=split: say(f"{split}: {what}"),  # type: ignore[misc]
+        )
+    return AcrossResult(reports, digests, halves, labelled, len(table), "scenes" if by_scene else "windows")
+
+
+def _first_half(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """(scenes,) whether a scene is in the first half: whole groups, drawn, each for the half that has fewer scenes."""
+    kinds, sizes = np.unique(groups, return_counts=True)
+    if len(kinds) < 2:
+        raise ValueError("all scenes are of one group")
+    order = np.random.default_rng([seed, 1]).permutation(len(kinds))
+    first, counts = set[int](), [0, 0]
+    for index in order[np.argsort(-sizes[order], kind="stable")].tolist():
+        half = 0 if counts[0] <= counts[1] else 1
+        counts[half] += int(sizes[index])
+        if half == 0:
+            first.add(int(kinds[index]))
+    return np.isin(groups, list(first))
+
+
+def _split_names(halves: tuple[list[str], list[str]]) -> tuple[str, str]:
+    one, other = (names[0] if len(names) == 1 else f"{len(names)} scenes" for names in halves)
+    return (f"{one} → {other}", f"{other} → {one}") if one != other else (f"{one} → {other}", f"{other} → {one}, back")

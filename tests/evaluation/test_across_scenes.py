@@ -1,0 +1,117 @@
+"""Pixels across scenes: what is tested on is never trained on, whole groups stay together, each scene gives its share."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from auxmae.evaluation.across_scenes import LabelledScene, _first_half, evaluate_across
+from auxmae.evaluation.probes import ENCODER, RANDOM
+from auxmae.model.mae import AuxMAE
+
+ARGUMENTS = {
+    "pool": "moments",
+    "max_samples": 200,
+    "labels_per_class": (0,),
+    "neighbours": 5,
+    "bootstrap": 50,
+    "seed": 0,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> AuxMAE:
+    torch.manual_seed(0)
+    return AuxMAE(["red", "green"], image_size=9, patch_size=3, width=16, depth=1, heads=2, decoder_depth=1)
+
+
+def scene(number: int, *, flipped: bool = False) -> LabelledScene:
+    """Stripes of two classes, of which one is bright; an unlabelled row, a corner without data."""
+    height, width = 20 + number % 3, 24
+    labels = np.repeat(np.arange(5) % 2, 5)[:height, None].repeat(width, axis=1).astype(np.int64)
+    image = torch.randn(2, height, width, generator=torch.Generator().manual_seed(number)) * 0.05
+    image[0] += torch.from_numpy(1 - labels if flipped else labels)
+    valid = torch.ones_like(image, dtype=torch.bool)
+    valid[:, :4, :5] = False
+    labels[7] = -1
+    return LabelledScene(image, valid, labels)
+
+
+def test_the_tested_scene_is_not_trained_on(model: AuxMAE) -> None:
+    """Where the bright class of one scene is the dark one of the other, what was learned there is wrong here."""
+    names, groups = ["one", "two"], np.arange(2)
+    alike = evaluate_across(model, scene, names, groups, **ARGUMENTS)
+    flipped = evaluate_across(model, lambda number: scene(number, flipped=number == 1), names, groups, **ARGUMENTS)
+    assert set(alike.reports) == {"one → two", "two → one"}
+    for split in alike.reports:
+        same, other = (
+            {result.accuracy for result in found.reports[split].results if result.features == "raw spectrum"}
+            for found in (alike, flipped)
+        )
+        assert min(same) > 0.95
+        assert max(other) < 0.05
+        kinds = {result.features for result in alike.reports[split].results}
+        assert {ENCODER, RANDOM, "raw spectrum", "raw patch", "random convolutions", "channel statistics"} <= kinds
+    assert alike.resampled == "windows"
+    assert alike.halves in ((["one"], ["two"]), (["two"], ["one"]))
+    assert alike.digests == flipped.digests
+    assert len(set(alike.digests.values())) == 2
+    usable = sum(int((scene(n).valid[0].numpy() & (scene(n).labels >= 0)).sum()) for n in range(2))
+    assert (alike.labelled, alike.used) == (usable, 400)
+
+
+def test_every_scene_gives_its_share_and_many_are_resampled_whole(model: AuxMAE) -> None:
+    names = [f"scene {number}" for number in range(44)]
+    groups = np.arange(44) // 2
+    result = evaluate_across(model, scene, names, groups, **{**ARGUMENTS, "max_samples": 100})
+    assert result.resampled == "scenes"
+    assert [len(half) for half in result.halves] == [22, 22]
+    for report in result.reports.values():
+        # 100 pixels of 22 scenes: four of each.
+        assert (report.train_samples, report.test_samples) == (88, 88)
+        assert not report.notices
+    first = set(result.halves[0])
+    assert all((names[n] in first) == (names[n + 1] in first) for n in range(0, 44, 2))
+    assert set(result.reports) == {"22 scenes → 22 scenes", "22 scenes → 22 scenes, back"}
+
+
+def test_a_scene_without_valid_pixels_costs_nothing(model: AuxMAE) -> None:
+    def read(number: int) -> LabelledScene:
+        found = scene(number)
+        return found._replace(valid=torch.zeros_like(found.valid)) if number == 2 else found
+
+    result = evaluate_across(model, read, ["a", "b", "empty"], np.arange(3), **ARGUMENTS)
+    assert all(report.results for report in result.reports.values())
+    nothing = evaluate_across(model, lambda _: read(2), ["a", "b"], np.arange(2), **ARGUMENTS)
+    assert nothing.used == 0
+    assert all(report.reason for report in nothing.reports.values())
+
+
+def test_untrained_weights_give_the_random_row(model: AuxMAE) -> None:
+    from auxmae.evaluation.probes import untrained
+
+    result = evaluate_across(untrained(model, seed=0), scene, ["one", "two"], np.arange(2), **ARGUMENTS)
+    for report in result.reports.values():
+        rows = {name: [r.to_dict() for r in report.results if r.features == name] for name in (ENCODER, RANDOM)}
+        for ours, floor in zip(rows[ENCODER], rows[RANDOM], strict=True):
+            assert {**ours, "features": ""} == {**floor, "features": ""}
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=40).filter(lambda groups: len(set(groups)) > 1), st.integers(0, 99))
+def test_halves_hold_whole_groups_and_neither_is_empty(groups: list[int], seed: int) -> None:
+    array = np.array(groups)
+    first = _first_half(array, seed)
+    assert 0 < first.sum() < len(first)
+    assert all(len(set(first[array == group].tolist())) == 1 for group in groups)
+    # As even as whole groups, largest first, allow: no half is larger than the other by more than a group.
+    largest = max(groups.count(group) for group in groups)
+    assert abs(int(first.sum()) - int((~first).sum())) <= largest
+
+
+def test_scenes_of_one_group_cannot_be_halved(model: AuxMAE) -> None:
+    with pytest.raises(ValueError, match="one group"):
+        evaluate_across(model, scene, ["one", "two"], np.zeros(2, dtype=np.int64), **ARGUMENTS)
