@@ -32,7 +32,7 @@ def command(
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", help="Passes over the images (train.epochs).")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimiser steps (train.max_steps).")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images a step (train.batch_size).")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Images a batch (train.batch_size).")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak rate (train.learning_rate).")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything (train.seed).")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps (run.device).")] = None,

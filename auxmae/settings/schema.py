@@ -288,9 +288,7 @@ class TrainSettings(Table):
     max_minutes: float = Field(
         default=0.0, ge=0, le=1e6, description="training time, minutes, at most; the schedule follows it (0: no limit)"
     )
-    batch_size: int = Field(
-        default=64, ge=1, le=1_000_000, description="images per optimiser step and device, before accumulation"
-    )
+    batch_size: int = Field(default=64, ge=1, le=1_000_000, description="images of a batch, over all processes together")
     accumulation: int = Field(default=1, ge=1, le=65536, description="batches per optimiser step")
     optimizer: Literal["adamw", "adam", "muon"] = Field(
         default="adamw",
