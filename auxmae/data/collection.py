@@ -334,21 +334,22 @@ def _open_all(
         except DataError as error:
             return error
 
-    files: list[ImageFile] = []
+    files, broken = list[ImageFile](), list[str]()
     # Opening is mostly waiting for the disk: a few threads hide it.
     with ThreadPoolExecutor(max_workers=min(8, len(paths))) as pool:
         for done, result in enumerate(pool.map(attempt, paths), start=1):
             if isinstance(result, ImageFile):
                 files.append(result)
             elif allow_broken:
-                notices.append(f"left out: {result.message}")
+                broken.append(result.message)
             else:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise DataError(result.message, hint=result.hint or "leave it out with data.exclude or data.allow_broken")
             if progress is not None:
                 progress(done, len(paths))
     if not files:
-        raise DataError(f"none of the {len(paths)} files can be read; the first: {notices[0]}")
+        raise DataError(f"none of the {len(paths)} files can be read; the first: {broken[0]}")
+    notices.extend(f"left out: {message}" for message in broken)
     return files
 
 

@@ -225,6 +225,13 @@ def test_broken_files(tmp_path: Path, kind: str) -> None:
     assert any("bad.tif" in notice for notice in collection.notices)
 
 
+def test_where_every_file_is_broken_the_reason_is_a_files(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_text("no image")
+    (tmp_path / "b.tif").symlink_to(tmp_path / "gone.tif")
+    with pytest.raises(DataError, match=r"none of the 1 files can be read; the first: .*a\.tif: cannot be read"):
+        open_collection(str(tmp_path), allow_broken=True)
+
+
 def test_image_without_a_valid_pixel(tmp_path: Path) -> None:
     write(tmp_path / "empty.tif", np.zeros((3, 16, 16), np.uint16), nodata=0)
     with pytest.raises(DataError, match="valid pixel"):
