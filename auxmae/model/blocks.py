@@ -40,13 +40,20 @@ class FeedForward(nn.Module):
         )
 
 
+class QKVLinear(nn.Linear):
+    """Queries, keys and values: three maps D → D, stored as one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 3 * width)
+
+
 class AxialAttention(nn.Module):
     """x + projection(attention(norm(x))) along one axis: "patch" (within a channel) or "channel" (at a place)."""
 
     def __init__(self, width: int, heads: int, axis: str, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = QKVLinear(width)
         self.projection = nn.Linear(width, width)
         self.heads = heads
         self.axis = axis
@@ -111,12 +118,7 @@ class MacaronBlock(nn.Module):
 def initialise(module: nn.Module) -> None:
     """Xavier-uniform matrices and zero biases, as the masked autoencoder's authors use (arXiv 2111.06377, appendix A)."""
     if isinstance(module, nn.Linear):
-        # q, k and v are three matrices of D × D that happen to be stored as one.
-        for part in (
-            module.weight.data.split(module.in_features)
-            if module.out_features == 3 * module.in_features
-            else (module.weight.data,)
-        ):
+        for part in module.weight.data.chunk(3 if isinstance(module, QKVLinear) else 1):
             torch.nn.init.xavier_uniform_(part)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

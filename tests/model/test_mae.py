@@ -323,6 +323,25 @@ def test_wavelength_embedding_and_its_need():
         tiny(["a", "b"], channel_embedding="wavelength")
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"width": 16, "hidden": 48},
+        {"width": 16, "decoder_width": 48},
+        {"width": 48, "channel_embedding": "wavelength", "wavelengths": [450.0, 550.0, 650.0]},
+    ],
+    ids=["hidden", "decoder", "wavelength"],
+)
+def test_matrices_fill_xavier_bounds_whatever_their_shapes(sizes):
+    """Of uniform draws within ±b the root mean square is b / √3; only queries, keys and values are three matrices in one."""
+    for name, parameter in tiny(3, **sizes).named_parameters():
+        if parameter.ndim == 2 and not name.endswith("channel_embedding.weight"):
+            outputs, inputs = parameter.shape
+            bound = (6 / (inputs + outputs / (3 if "qkv" in name else 1))) ** 0.5
+            assert parameter.abs().max() <= bound, name
+            assert parameter.square().mean().sqrt().item() == pytest.approx(bound / 3**0.5, rel=0.12), name
+
+
 def test_recompute_changes_no_gradient():
     image = torch.rand(2, 5, 16, 16)
     keep = ragged_keep(2, 5, 16, 4)
