@@ -218,8 +218,9 @@ class Trainer:
                         reason = "stopped early"
                         break
                     overdue = 0 < self.plan.checkpoint_seconds <= self.seconds - saved
-                    if epoch_ended or overdue:
+                    if epoch_ended or overdue or stop:
                         check_finite(self.team.mean(loss), self.step, self._what_is_left())
+                    if epoch_ended or overdue:
                         self.save()
                         saved = self.seconds
                     if stop:

@@ -17,6 +17,7 @@ from auxmae.errors import CheckpointError, DataError, SettingsError, UsageError
 from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import checkpoint as checkpoints
+from auxmae.training import trainer
 from auxmae.training.optimization import learning_rate_at, parameter_groups
 from auxmae.training.progress import EnduringReporter, SilentReporter
 from auxmae.training.run import create_run, open_run
@@ -98,8 +99,6 @@ def test_a_run_holds_everything(tmp_path):
 def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by):
     tables = {"train": {"optimizer": optimizer}}
     whole = train(settings_for(tmp_path / "whole", **tables))
-    from auxmae.training import trainer
-
     steps = []
     original = trainer.Trainer._train_step
 
@@ -122,6 +121,25 @@ def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by):
     assert resumed.masked_l1 == whole.masked_l1
     logged = [record["step"] for record in open_run(resumed.run).metrics() if record["kind"] == "train"]
     assert logged == sorted(set(logged))
+
+
+def test_an_interrupt_saves_no_weights_that_are_not_finite(tmp_path, monkeypatch):
+    original = trainer.Trainer._train_step
+
+    def until(self, batches):
+        if self.step == 4:
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(math.nan)
+        if self.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batches)
+
+    monkeypatch.setattr(trainer.Trainer, "_train_step", until)
+    settings = settings_for(tmp_path / "run", data={"samples_per_epoch": 0})  # four steps
+    with pytest.raises(DivergedError, match=r"became nan by step 6; the checkpoint .*last is from before"):
+        train(settings)
+    assert checkpoints.load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 4
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
 def test_nohup_outlives_a_closed_terminal(monkeypatch):
