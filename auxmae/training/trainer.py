@@ -286,23 +286,32 @@ class Trainer:
         return f"the checkpoint {folder} is from before" if folder.is_dir() else "nothing was saved yet"
 
     def _end_epoch(self, epoch: int, *, last: bool) -> bool:
-        """Validates, keeps the best, draws; returns whether to stop early."""
+        """Validates, keeps the best, draws; returns whether to stop early.
+
+        Args:
+            epoch: of the step's first batch; a step of several batches may have ended more epochs than that one.
+            last: no step follows.
+        """
         stop = False
-        number = epoch + 1
-        if self.validation is not None and (last or number % self.plan.validate_every == 0):
+        number = max(self.feed.epoch, epoch + 1)
+
+        def due(every: int) -> bool:
+            return every > 0 and number // every > epoch // every
+
+        if self.validation is not None and (last or due(self.plan.validate_every)):
             loss = self.validate()
             check_finite(loss, self.step, self._what_is_left())
             is_best, stop = self.stopping.update(loss)
-            self._record({"kind": "validation", "step": self.step, "epoch": epoch, "loss": loss})
+            self._record({"kind": "validation", "step": self.step, "epoch": number - 1, "loss": loss})
             if self.log_scalars:
                 self.log_scalars(self.step, {"validation/loss": loss})
             if is_best and self.team.first:
                 save_checkpoint(self.model, self.run.path / "checkpoints" / "best")
             mark = "  (best so far)" if is_best else ""
             self.reporter.message(f"epoch {number}: validation loss {loss:.4f}{mark}")
-        if self.probe and self.plan.probe_every and (last or number % self.plan.probe_every == 0):
-            self._probe(self.probe(), epoch)
-        if self.draw_figure and self.plan.figure_every and number % self.plan.figure_every == 0 and not last:
+        if self.probe and self.plan.probe_every and (last or due(self.plan.probe_every)):
+            self._probe(self.probe(), number - 1)
+        if self.draw_figure and due(self.plan.figure_every) and not last:
             self.draw_figure(number)
         return stop and not last
 

@@ -142,6 +142,21 @@ def test_an_interrupt_saves_no_weights_that_are_not_finite(tmp_path, monkeypatch
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
+def test_what_is_due_every_few_epochs_is_done_where_steps_span_epochs(tmp_path):
+    """One batch an epoch and two a step: every step ends two epochs, three steps six."""
+    result = train(
+        settings_for(
+            tmp_path / "run",
+            data={"samples_per_epoch": 0, "synthetic_images": 16},
+            train={"accumulation": 2, "max_steps": 3, "validate_every": 2, "figure_every": 4, "probe_every": 3},
+        )
+    )
+    records = open_run(result.run).metrics()
+    assert [(record["step"], record["epoch"]) for record in records if record["kind"] == "validation"] == [(1, 1), (2, 3), (3, 5)]
+    assert [record["step"] for record in records if record["kind"] == "probe"] == [2, 3]
+    assert [path.name for path in (result.run / "figures").glob("*epoch*")] == ["reconstruction-epoch-0004.png"]
+
+
 def test_nohup_outlives_a_closed_terminal(monkeypatch):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
