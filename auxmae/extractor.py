@@ -22,12 +22,12 @@ from auxmae.data.statistics import Scaling
 from auxmae.device import select_device
 from auxmae.errors import CheckpointError
 from auxmae.export.units import cut, make_layout
+from auxmae.model.folders import SETTINGS_NAME, locate
 from auxmae.model.inputs import Preparation
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pooling import pool_windows
 from auxmae.settings import settings_from_toml
 from auxmae.settings.schema import SettingsTree
-from auxmae.training.run import SETTINGS_NAME
 
 
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -40,7 +40,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     `fit` takes down what decides the features (model, channels, pool, scale): set anew, they count from the next `fit` on.
 
     Args:
-        model: a run or model folder, a hub repository, or an `AuxMAE`.
+        model: a run or model folder, "last" (the newest run under runs/), a hub repository, or an `AuxMAE`.
         channels: which of the model's channels the images have, in their order: names or indices; None: all.
         pool: "mean", "concat", "moments", "moments+embedding", "attention" or "cls"; see `AuxMAE.forward_features`.
             None: the run's eval.pool, of a model alone "moments".
@@ -88,10 +88,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if self.model is None:
             raise CheckpointError("FeatureExtractor has no model", hint="give it a run folder or an AuxMAE")
         images = _images(X)
-        self.model_ = self.model if isinstance(self.model, AuxMAE) else AuxMAE.from_pretrained(self.model)
+        source = self.model if isinstance(self.model, AuxMAE) else locate(self.model)
+        self.model_ = source if isinstance(source, AuxMAE) else AuxMAE.from_pretrained(source)
         preparation = Preparation(self.model_.channel_names, self.model_.groups, self.model_.patch_size)
         self.channels_ = preparation.select(self.channels, images.shape[1]).names
-        run = self._run_settings()
+        run = _run_settings(source)
         self.pool_ = self.pool or ("moments" if run is None else run.eval.pool)
         scaling = self.model_.scaling if self.scale else None
         self.scaling_ = Scaling.from_dict(scaling).select(self.channels_) if scaling else None
@@ -99,10 +100,6 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.n_features_in_ = images.shape[1]
         self.n_features_out_ = self._features(images[:1]).shape[1]
         return self
-
-    def _run_settings(self) -> SettingsTree | None:
-        path = None if isinstance(self.model, AuxMAE) else Path(str(self.model)) / SETTINGS_NAME
-        return None if path is None or not path.is_file() else settings_from_toml(path)
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Features (n, D) of images (n, C, h, w); h and w may differ from call to call."""
@@ -155,6 +152,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def _run_settings(source: AuxMAE | Path) -> SettingsTree | None:
+    path = None if isinstance(source, AuxMAE) else source / SETTINGS_NAME
+    return None if path is None or not path.is_file() else settings_from_toml(path)
 
 
 def _images(X: ArrayLike) -> NDArray[Any]:

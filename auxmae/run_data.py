@@ -13,10 +13,11 @@ from auxmae.build import Data, build_data, open_data
 from auxmae.data.statistics import Scaling
 from auxmae.errors import DataError, SettingsError
 from auxmae.model.embedding import ChannelSelection
+from auxmae.model.folders import SETTINGS_NAME
 from auxmae.model.mae import AuxMAE
 from auxmae.settings import load_settings
 from auxmae.settings.schema import DataSettings, SettingsTree
-from auxmae.training.run import SETTINGS_NAME, RunFolder
+from auxmae.training.run import RunFolder
 
 # How the files of one data set are read; another one's are other files.  The channels' names and wavelengths stay: they are
 # the model's.

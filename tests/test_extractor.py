@@ -157,7 +157,7 @@ def test_the_applicable_checks_of_scikit_learn_pass(folder):
         assert any("X must be images" in str(reason) for reason in reasons), f"{name}: {error!r}"
 
 
-def test_features_of_a_run_are_those_of_embed(folder, tmp_path):
+def test_features_of_a_run_are_those_of_embed(folder, tmp_path, monkeypatch):
     """Of images that are larger than the crops of training, with the run's own pooling."""
     x = images(5, side=20).astype(np.float32)
     x[1, :, :8, :8] = np.nan
@@ -166,7 +166,8 @@ def test_features_of_a_run_are_those_of_embed(folder, tmp_path):
     for number, image in enumerate(x):
         np.save(tmp_path / "data" / f"{number}.npy", image)
     run = create_run(
-        str(tmp_path / "run"), SettingsTree.model_validate({"data": {"nodata": -9999}, "eval": {"pool": "moments+embedding"}})
+        str(tmp_path / "runs" / "1"),
+        SettingsTree.model_validate({"data": {"nodata": -9999}, "eval": {"pool": "moments+embedding"}}),
     )
     model = auxmae.AuxMAE.from_pretrained(folder)
     model.save_pretrained(run.path / "checkpoints" / "last")
@@ -176,6 +177,8 @@ def test_features_of_a_run_are_those_of_embed(folder, tmp_path):
     found = auxmae.FeatureExtractor(run.path, batch_size=2).fit_transform(x)
     np.testing.assert_allclose(found, np.load(tmp_path / "out.npy"), rtol=1e-4, atol=1e-5)
     assert found.shape[1] == auxmae.FeatureExtractor(folder).fit_transform(x).shape[1] * 2
+    monkeypatch.chdir(tmp_path)
+    np.testing.assert_array_equal(auxmae.FeatureExtractor("last", batch_size=2).fit_transform(x), found)
 
 
 def test_eval_embed_and_the_transformer_agree_on_images_of_several_windows(folder, tmp_path):

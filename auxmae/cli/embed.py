@@ -43,9 +43,10 @@ def command(
     from auxmae.device import configure
     from auxmae.export.embed import embed
     from auxmae.export.formats import check_apart, check_format
+    from auxmae.model.folders import SETTINGS_NAME
     from auxmae.run_data import describe_reading, find_channels, fitting, left_behind, settings_on_data
     from auxmae.settings import load_settings
-    from auxmae.training.run import SETTINGS_NAME, open_run
+    from auxmae.training.run import open_run
 
     out = console(json_output=json_output)
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}

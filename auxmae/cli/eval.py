@@ -50,9 +50,10 @@ def command(
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
     from auxmae.export.embed import digest_model
+    from auxmae.model.folders import SETTINGS_NAME
     from auxmae.run_data import absolute_place, describe_reading, open_run_data, settings_on_data
     from auxmae.settings import load_settings
-    from auxmae.training.run import SETTINGS_NAME, open_run
+    from auxmae.training.run import open_run
     from auxmae.visuals.report import write_report
 
     out = console(json_output=json_output)

@@ -42,7 +42,9 @@ def command(
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="Processes that train together here, one a GPU; see also torchrun.")
     ] = None,
-    init_from: Annotated[str | None, typer.Option("--init-from", help="Start from the weights of a run or model.")] = None,
+    init_from: Annotated[
+        str | None, typer.Option("--init-from", help="Start from the weights of a run, 'last', or a model.")
+    ] = None,
     fast_dev_run: Annotated[bool, typer.Option("--fast-dev-run", help="Three steps, to see that everything works.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check settings and data, build the model, train nothing.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,

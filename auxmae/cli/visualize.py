@@ -28,9 +28,10 @@ def command(
     from auxmae.cli.console import console, print_json
     from auxmae.device import configure
     from auxmae.errors import DataError, UsageError
+    from auxmae.model.folders import SETTINGS_NAME
     from auxmae.run_data import open_run_data
     from auxmae.settings import load_settings
-    from auxmae.training.run import SETTINGS_NAME, open_run
+    from auxmae.training.run import open_run
     from auxmae.visuals.composite import choose_composite
     from auxmae.visuals.figures import check_channels, reconstruction_figure
 

@@ -16,9 +16,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from auxmae.errors import CheckpointError, SettingsError
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
+from auxmae.model.folders import CONFIG_NAME, WEIGHTS_NAME, find_model
 
 
 class Pretrained(nn.Module, PyTorchModelHubMixin):
@@ -39,54 +37,39 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
 
         Args:
             pretrained_model_name_or_path: a folder written by `save_pretrained` or a checkpoint of a run; a run folder
-                (its best checkpoint is taken); or the name of a hub repository.
+                (its best checkpoint is taken), or "last" for the newest one under runs/; or the name of a hub repository.
             options: of a download: passed to `huggingface_hub.snapshot_download` (revision, token, cache_dir, …).
 
         Raises:
             CheckpointError: nothing there, or what is there is broken or of another kind.
             TypeError: options for a folder, or unknown ones.
+            UsageError: "last", and there is no run.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            if options:
-                raise TypeError(f"{folder} is a folder, and nothing is downloaded: {', '.join(options)} cannot apply")
-        else:
-            folder = cls._download(str(pretrained_model_name_or_path), options)
-        if not (folder / CONFIG_NAME).is_file():
-            for which in ("best", "last"):
-                if (folder / "checkpoints" / which / CONFIG_NAME).is_file():
-                    folder = folder / "checkpoints" / which
-                    break
-        return cls._load_folder(folder)
-
-    @staticmethod
-    def _download(name: str, options: dict[str, Any]) -> Path:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise CheckpointError(
-                f"{name}: no such folder", hint="give a run folder, a checkpoint folder, or OWNER/NAME on the hub"
-            )
+        folder = find_model(pretrained_model_name_or_path, **options)
+        config = read_config(folder)
+        known = inspect.signature(cls.__init__).parameters
         try:
-            return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], **options))
-        except (OSError, HFValidationError, ValueError) as error:
-            raise CheckpointError(
-                f"{name}: neither a folder here nor reachable on the hub: {str(error).splitlines()[0]}"
-            ) from error
-
-    @classmethod
-    def _load_folder(cls, folder: Path) -> Self:
-        try:
-            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-            known = inspect.signature(cls.__init__).parameters
             model = cls(**{key: value for key, value in config.items() if key in known})
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{folder}: no {CONFIG_NAME}", hint="give a run folder or a checkpoint folder") from error
-        except (OSError, ValueError, TypeError, AttributeError, SettingsError) as error:
+        except (ValueError, TypeError, AttributeError, SettingsError) as error:
             raise CheckpointError(f"{folder / CONFIG_NAME}: broken: {error}") from error
         load_weights(model, folder)
         return model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The arguments of a saved model.
+
+    Raises:
+        CheckpointError: missing or broken.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: broken: {error}") from error
+    return config
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

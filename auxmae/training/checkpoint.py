@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from auxmae.errors import CheckpointError
+from auxmae.model.folders import find_checkpoint, set_aside
 from auxmae.model.mae import AuxMAE
 
 STATE_NAME = "training_state.pt"
@@ -29,7 +30,7 @@ def save_checkpoint(model: AuxMAE, folder: Path, state: dict[str, Any] | None = 
     Raises:
         CheckpointError: the disk is full or not writable; the previous checkpoint is untouched.
     """
-    fresh, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    fresh, old = folder.with_name(f".{folder.name}.new"), set_aside(folder)
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
@@ -63,14 +64,6 @@ def _unwritable(folder: Path, error: Exception) -> CheckpointError:
         if folder.is_dir()
         else "free some space, or choose another --output",
     )
-
-
-def find_checkpoint(folder: Path) -> Path:
-    """The checkpoint at `folder`, or the one that an interrupted swap left beside it."""
-    old = folder.with_name(f".{folder.name}.old")
-    if not folder.is_dir() and old.is_dir():
-        return old
-    return folder
 
 
 def load_state(folder: Path) -> dict[str, Any]:

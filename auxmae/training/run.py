@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from auxmae.errors import CheckpointError, UsageError
+from auxmae.errors import UsageError
+from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
 from auxmae.settings import settings_from_toml, write_settings
 from auxmae.settings.schema import SettingsTree
-from auxmae.training.checkpoint import find_checkpoint
-
-RUNS = Path("runs")
-SETTINGS_NAME = "settings.toml"
 
 
 @dataclass(frozen=True)
@@ -47,16 +44,7 @@ class RunFolder:
         Raises:
             CheckpointError: there is none, or it is broken.
         """
-        folder = self.checkpoint(which)
-        if which == "best" and not folder.is_dir():
-            folder = self.checkpoint("last")
-        if not folder.is_dir():
-            raise CheckpointError(
-                f"{self.path}: there is no checkpoint in it; the first is written at the end of an epoch, or when a training is "
-                "stopped",
-                hint="delete the folder and train anew, or name another run",
-            )
-        return AuxMAE.from_pretrained(folder)
+        return AuxMAE.from_pretrained(checkpoint_of_run(self.path, which))
 
     def note_data(self, data: str, split: str, files: str) -> None:
         """Notes what the run trains on: the data in words, the digest of the split, and that of the files' names and sizes."""
@@ -150,15 +138,7 @@ def open_run(name: str | Path) -> RunFolder:
     Raises:
         UsageError: there is no such run.
     """
-    if str(name) == "last":
-        runs = [path.parent for path in RUNS.glob(f"*/{SETTINGS_NAME}")]
-        if not runs:
-            raise UsageError(
-                f"there is no run under {RUNS.resolve()} yet",
-                hint="auxmae train makes one, or give a run folder's path",
-            )
-        return RunFolder(max(runs, key=lambda path: ((path / SETTINGS_NAME).stat().st_mtime, path.name)))
-    path = Path(name).expanduser()
+    path = locate(name)
     if not (path / SETTINGS_NAME).is_file():
         reason = "no such folder" if not path.exists() else f"no run folder: it holds no {SETTINGS_NAME}"
         raise UsageError(f"{path}: {reason}", hint="name a run folder, or 'last' for the newest one under runs/")

@@ -17,8 +17,9 @@ from auxmae.data.loading import Batch, Loader
 from auxmae.data.splits import how_to_hold_out
 from auxmae.device import configure, process_state_kept
 from auxmae.errors import CheckpointError, DataError, MissingDependencyError, UsageError
+from auxmae.model.folders import find_model
 from auxmae.model.mae import AuxMAE
-from auxmae.model.pretrained import load_weights
+from auxmae.model.pretrained import load_weights, read_config
 from auxmae.run_data import absolute_place
 from auxmae.settings.schema import EvalSettings, SettingsTree
 from auxmae.training.checkpoint import seed_everything
@@ -119,7 +120,7 @@ def train(
     Args:
         settings: every table; with `resume`, the run's own settings are used instead.
         resume: a run folder, or "last": goes on exactly where its last checkpoint was written.
-        init_from: a run or model folder whose weights to start from.
+        init_from: a run or model whose weights to start from: see `AuxMAE.from_pretrained`.
         fast_dev_run: three steps and one validation, to see that everything works.
         reporter: who is told how it goes.
         progress: told (done, total) while the data's statistics are computed.
@@ -134,7 +135,9 @@ def train(
     reporter = reporter or SilentReporter()
     if resume is not None and init_from is not None:
         raise UsageError("resume goes on with a run, init_from starts a new one: give one of them")
+    # Both before the processes meet: the newest run is soon the one that the first of them makes.
     run = open_run(resume) if resume is not None else None
+    weights = find_model(init_from) if init_from is not None else None
     if run is not None:
         settings = run.settings
     team = find_team()
@@ -145,7 +148,7 @@ def train(
     elif run is None:
         check_unused(settings.run.folder)
     with joined(team, device):
-        trained = _fit(settings, run, init_from, fast_dev_run, reporter, progress, clock, team, device)
+        trained = _fit(settings, run, weights, fast_dev_run, reporter, progress, clock, team, device)
     if not team.first:
         return TrainingResult(trained.run.path, trained.outcome, math.nan, {})
     few = _few(settings, fast_dev_run)
@@ -169,7 +172,7 @@ def _few(settings: SettingsTree, fast: bool) -> int:
 def _fit(
     settings: SettingsTree,
     run: RunFolder | None,
-    init_from: str | Path | None,
+    weights: Path | None,
     fast: bool,
     reporter: Reporter,
     progress: Progress | None,
@@ -208,7 +211,7 @@ def _fit(
             f"note: {channels} channels are {channels} tokens at every place: model.channel_groups = 'auto' (neighbouring "
             "channels share a token) trains faster"
         )
-    model = stored if stored is not None else _new_model(settings, data, init_from)
+    model = stored if stored is not None else _new_model(settings, data, weights)
     model.to(device)
     model.set_recompute(settings.train.recompute)
     if settings.train.compile:
@@ -275,24 +278,23 @@ def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None)
     return build_data(settings, image_size=model.image_size, scaling=scaling, progress=progress)
 
 
-def _new_model(settings: SettingsTree, data: Data, init_from: str | Path | None) -> AuxMAE:
-    if init_from is not None and str(init_from) == "last":
-        init_from = open_run("last").path
+def _new_model(settings: SettingsTree, data: Data, weights: Path | None) -> AuxMAE:
+    """The model of the settings, with the weights of a saved one where a folder is given.
+
+    Raises:
+        CheckpointError: that one has other channels, or is of another architecture.
+        SettingsError: see `build_model`.
+    """
     model = build_model(settings, data)
-    if init_from is not None:
-        source = AuxMAE.from_pretrained(init_from)
-        if source.channel_names != model.channel_names:
+    if weights is not None:
+        names = read_config(weights).get("channels")
+        if names != list(model.channel_names):
             raise CheckpointError(
-                f"{init_from} was trained on the channels {', '.join(source.channel_names)}, "
+                f"{weights} was trained on the channels {', '.join(map(str, names)) if isinstance(names, list) else names}, "
                 f"the data has {', '.join(model.channel_names)}",
                 hint="choose and order the channels with data.channels",
             )
-        folder = Path(init_from)
-        for candidate in (folder, folder / "checkpoints" / "best", folder / "checkpoints" / "last"):
-            if (candidate / "model.safetensors").is_file():
-                load_weights(model, candidate)
-                return model
-        model.load_state_dict(source.state_dict())
+        load_weights(model, weights)
     return model
 
 

@@ -1,0 +1,98 @@
+"""Where a saved model lies: a name → the folder that holds its `config.json` and `model.safetensors`.
+
+That is a folder written by `save_pretrained`, one downloaded from the Hugging Face hub, or a checkpoint of a run:
+RUN/checkpoints/best or RUN/checkpoints/last.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from auxmae.errors import CheckpointError, UsageError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+# What a run folder is known by.
+SETTINGS_NAME = "settings.toml"
+RUNS = Path("runs")
+
+
+def find_model(name: str | Path, **options: Any) -> Path:
+    """The folder of a saved model; what is on the hub is downloaded.
+
+    Args:
+        name, options: see `AuxMAE.from_pretrained`.
+
+    Raises:
+        CheckpointError: nothing there, or no model in what is there.
+        TypeError: options for a folder, or unknown ones.
+        UsageError: "last", and there is no run.
+    """
+    folder = find_checkpoint(locate(name))
+    if not folder.is_dir():
+        folder = _download(str(name), options)
+    elif options:
+        raise TypeError(f"{folder} is a folder, and nothing is downloaded: {', '.join(options)} cannot apply")
+    if (folder / CONFIG_NAME).is_file():
+        return folder
+    if (folder / "checkpoints").is_dir():
+        return checkpoint_of_run(folder)
+    raise CheckpointError(f"{folder}: no {CONFIG_NAME}", hint="give a run folder or a checkpoint folder")
+
+
+def locate(name: str | Path) -> Path:
+    """The path that a name means: "last" is the newest run under runs/.
+
+    Raises:
+        UsageError: "last", and there is no run.
+    """
+    if str(name) != "last":
+        return Path(name).expanduser()
+    runs = [path.parent for path in RUNS.glob(f"*/{SETTINGS_NAME}")]
+    if not runs:
+        raise UsageError(
+            f"there is no run under {RUNS.resolve()} yet", hint="auxmae train makes one, or give a run folder's path"
+        )
+    return max(runs, key=lambda path: ((path / SETTINGS_NAME).stat().st_mtime, path.name))
+
+
+def checkpoint_of_run(run: Path, which: str = "best") -> Path:
+    """The folder of a run's checkpoint, "best" or "last"; without validation there is no best one, and the last is taken.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for name in (which, "last"):
+        folder = find_checkpoint(run / "checkpoints" / name)
+        if folder.is_dir():
+            return folder
+    raise CheckpointError(
+        f"{run}: there is no checkpoint in it; the first is written at the end of an epoch, or when a training is stopped",
+        hint="delete the folder and train anew, or name another run",
+    )
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The checkpoint at `folder`, or the one that an interrupted swap left beside it."""
+    old = set_aside(folder)
+    return old if old.is_dir() and not folder.is_dir() else folder
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Where a checkpoint lies while another takes its place."""
+    return checkpoint.with_name(f".{checkpoint.name}.old")
+
+
+def _download(name: str, options: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise CheckpointError(
+            f"{name}: no such folder", hint="give a run folder, 'last', a checkpoint folder, or OWNER/NAME on the hub"
+        )
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], **options))
+    except (OSError, HFValidationError, ValueError) as error:
+        raise CheckpointError(f"{name}: neither a folder here nor reachable on the hub: {str(error).splitlines()[0]}") from error

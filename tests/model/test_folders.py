@@ -1,0 +1,66 @@
+"""Which folder a model's name means."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from auxmae.errors import CheckpointError, UsageError
+from auxmae.model.folders import find_model
+from auxmae.model.mae import AuxMAE
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.run import create_run
+from tests.model.small import tiny
+
+
+def make_run(folder, **widths):
+    """A run with checkpoints of these names, told by their widths."""
+    run = create_run(str(folder), SettingsTree())
+    for name, width in widths.items():
+        tiny(2, width=width).save_pretrained(folder / "checkpoints" / name)
+    return run
+
+
+def width(name):
+    return AuxMAE.from_pretrained(name).num_features
+
+
+def test_a_run_means_its_best_checkpoint_and_else_its_last(tmp_path):
+    run = make_run(tmp_path / "run", best=16, last=32)
+    best = run.path / "checkpoints" / "best"
+    assert width(run.path) == width(best) == width(str(best)) == run.load_model().num_features == 16
+    assert run.load_model("last").num_features == 32
+    assert width(make_run(tmp_path / "unvalidated", last=32).path) == 32
+    empty = make_run(tmp_path / "empty")
+    for load in (empty.load_model, lambda: AuxMAE.from_pretrained(empty.path)):
+        with pytest.raises(CheckpointError, match="there is no checkpoint in it") as told:
+            load()
+        assert "delete the folder" in told.value.hint
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        AuxMAE.from_pretrained(tmp_path)
+
+
+def test_a_checkpoint_that_a_killed_swap_set_aside_is_found(tmp_path):
+    run = make_run(tmp_path / "run", best=16, last=32)
+    best = run.path / "checkpoints" / "best"
+    best.rename(best.with_name(".best.old"))
+    assert width(run.path) == width(best) == run.load_model().num_features == 16
+
+
+def test_last_is_the_newest_run_for_the_python_interface_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="there is no run under"):
+        AuxMAE.from_pretrained("last")
+    for number, name in enumerate(("new", "old")):
+        run = make_run(tmp_path / "runs" / name, best=16 * (number + 1))
+        os.utime(run.path / "settings.toml", (1e9 - number, 1e9 - number))
+    assert find_model("last").parts == ("runs", "new", "checkpoints", "best")
+    assert width("last") == 16
+
+
+def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_run(tmp_path / "run", best=16)
+    assert torch.equal(*(AuxMAE.from_pretrained(name).mask_token for name in ("~/run", tmp_path / "run")))
