@@ -111,7 +111,7 @@ class Collection:
         order = self.channel_order[number]
         if order is not None:
             chosen = list(order)
-            image = replace(image, pixels=image.pixels[chosen], valid=image.valid[chosen])
+            image = MultiChannelImage(image.pixels[chosen], image.valid[chosen])
         return image
 
     def read_labels(self, item: int, window: Window | None = None) -> NDArray[np.int64] | None:

@@ -1,4 +1,4 @@
-"""What every reader returns: pixels, which of them are valid, and what the channels are called.
+"""What every reader returns: what a file holds and what its channels are called, its pixels, and which of them are valid.
 
 Shape letters: C channels, H rows, W columns.
 """
@@ -45,14 +45,10 @@ class MultiChannelImage:
     Attributes:
         pixels: (C, H, W) float32, in the units of the file (scale and offset of the file applied); 0 where not valid.
         valid: (C, H, W) bool, False for nodata, NaN and infinity.
-        channel_names: C names, or None where the file carries none.
-        wavelengths: C centre wavelengths in nm, or None where the file carries none.
     """
 
     pixels: NDArray[np.float32]
     valid: NDArray[np.bool_]
-    channel_names: tuple[str, ...] | None = None
-    wavelengths: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class ImageFile:
         read: read(index, window) → MultiChannelImage; index in [0, count), window None for the whole image.  Reads
             no more of the file than the window needs, where the format allows.  A module-level function or a
             functools.partial of one, so that loader processes can receive it.
-        channel_names, wavelengths: as in MultiChannelImage.
+        channel_names, wavelengths: C names, and C centre wavelengths in nm; None where the file carries none.
         labels: where the file itself carries a label for each image, the name of that array and its (count,) numbers or
             texts, as they are stored; else None.
         georeference: {"crs": str, "transform": six floats} where the file has one, else None.

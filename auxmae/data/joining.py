@@ -153,7 +153,7 @@ def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse:
         finest.height,
         finest.width,
         np.result_type(*(part.dtype for part in parts)),
-        partial(_read, tuple(readers), names),
+        partial(_read, tuple(readers)),
         names,
         tuple(waves) if len(waves) == len(parts) else None,
         georeference=finest.georeference,
@@ -162,10 +162,10 @@ def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse:
     )
 
 
-def _read(readers: tuple[tuple[Read, int], ...], names: tuple[str, ...], index: int, window: Window | None) -> MultiChannelImage:
+def _read(readers: tuple[tuple[Read, int], ...], index: int, window: Window | None) -> MultiChannelImage:
     found = [_read_repeated(read, factor, index, window) for read, factor in readers]
     pixels, valid = (np.concatenate([getattr(image, what) for image in found]) for what in ("pixels", "valid"))
-    return MultiChannelImage(pixels, valid, names)
+    return MultiChannelImage(pixels, valid)
 
 
 def _read_repeated(read: Read, factor: int, index: int, window: Window | None) -> MultiChannelImage:

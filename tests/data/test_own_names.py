@@ -186,7 +186,7 @@ def test_names_of_channels_however_they_are_stored(tmp_path, write):
     path = write(tmp_path / "a")
     collection = open_images(path, "auto", "HWCN" if path.suffix == ".mat" else "NCHW")
     assert collection.channel_names == ("DNA", "ER_1", "ER_2")
-    assert collection.files[0].read(0, None).channel_names == tuple(CHANNELS)
+    assert collection.files[0].channel_names == tuple(CHANNELS)
     assert np.array_equal(collection.read(2).pixels, IMAGES[2])
     pickle.loads(pickle.dumps(collection))
 

@@ -87,8 +87,9 @@ def test_nodata_scale_and_names_of_the_file(tmp_path):
         pixels = CUBE.astype(np.float32)
         pixels[1, 2, 3], pixels[0, 0, 0] = -1.0, np.nan
         file.write(pixels)
-    image = open_image(path).read(0, None)
-    assert image.channel_names == tuple("abcd")
+    opened = open_image(path)
+    assert opened.channel_names == tuple("abcd")
+    image = opened.read(0, None)
     assert not image.valid[1, 2, 3]
     assert not image.valid[0, 0, 0]
     assert image.pixels[0, 0, 0] == 0

@@ -7,7 +7,7 @@ rasterio elsewhere.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,6 @@ from auxmae.data.plates import is_group
 from auxmae.data.readers.arrays import as_text
 from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER, has_header
 from auxmae.errors import AuxMAEError, DataError, MissingDependencyError
-
-Opener = Callable[[Path, ReadOptions], ImageFile]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
+from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions
 from auxmae.data.readers.axes import (
     Axes,
     Shapes,
@@ -197,12 +196,6 @@ def described_names(attributes: Sequence[Mapping[str, Any]], count: int) -> tupl
     return next((names for names in found if names is not None and len(names) == count), None)
 
 
-def _read_named(
-    read: Callable[[int, Window | None], MultiChannelImage], names: tuple[str, ...], index: int, window: Window | None
-) -> MultiChannelImage:
-    return replace(read(index, window), channel_names=names)
-
-
 def array_file(
     path: Path,
     arrays: Shapes,
@@ -238,7 +231,6 @@ def array_file(
     labels = _own_labels(path, arrays, key, axes.size("N"), load, notices)
     channels = axes.size("C")
     names = described(key, channels) or _own_names(path, arrays, key, channels, load, notices)
-    plain = partial(read, key, axes)
     return ImageFile(
         path,
         axes.size("N"),
@@ -246,7 +238,7 @@ def array_file(
         axes.size("H"),
         axes.size("W"),
         np.dtype(kind),
-        plain if names is None else partial(_read_named, plain, names),
+        partial(read, key, axes),
         names,
         labels=labels,
         notices=tuple(notices),

@@ -79,8 +79,6 @@ def _as_stored(value: float, dtype: np.dtype[Any]) -> Any:
 def to_image(
     stored: NDArray[Any],
     encoding: Encoding,
-    names: tuple[str, ...] | None = None,
-    wavelengths: tuple[float, ...] | None = None,
     valid: NDArray[np.bool_] | None = None,
 ) -> MultiChannelImage:
     """Stored pixels (C, h, w) → float32 with a validity mask; what float32 cannot hold is not valid."""
@@ -93,7 +91,7 @@ def to_image(
     if not finite.all():
         mask &= finite
         pixels[~finite] = 0
-    return MultiChannelImage(pixels, mask, names, wavelengths)
+    return MultiChannelImage(pixels, mask)
 
 
 def cf_encoding(attributes: Mapping[str, Any]) -> Encoding:

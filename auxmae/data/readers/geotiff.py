@@ -86,7 +86,7 @@ def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOpti
         source.height,
         source.width,
         np.dtype(source.dtypes[0]),
-        partial(_read, path, pages, bands, options.nodata, described, waves),
+        partial(_read, path, pages, bands, options.nodata),
         described,
         waves,
         georeference=georeference,
@@ -123,17 +123,15 @@ def _read(
     pages: tuple[str, ...],
     bands: tuple[int, ...],
     nodata: float | None,
-    names: tuple[str, ...] | None,
-    waves: tuple[float, ...] | None,
     index: int,
     window: Window | None,
 ) -> MultiChannelImage:
     with reading(path):
         parts = [_read_page(page, bands, nodata, window) for page in pages]
         if len(parts) == 1:
-            return MultiChannelImage(parts[0].pixels, parts[0].valid, names, waves)
+            return parts[0]
         pixels, valid = (np.concatenate([getattr(part, what) for part in parts]) for what in ("pixels", "valid"))
-        return MultiChannelImage(pixels, valid, names, waves)
+        return MultiChannelImage(pixels, valid)
 
 
 def _read_page(page: str, bands: tuple[int, ...], nodata: float | None, window: Window | None) -> MultiChannelImage:

@@ -46,7 +46,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     channels = 1 if indexed or mode in _GREY else 3
     names = None if indexed else NAMES[channels]
     axes = Axes(("C", "H", "W"), (channels, height, width))
-    read = partial(_read, path, options.indexed, axes, options.nodata, names)
+    read = partial(_read, path, options.indexed, axes, options.nodata)
     notices = (f"{path.name}: its alpha channel is transparency: it says which pixels are valid",) if mode in _ALPHA else ()
     return ImageFile(path, 1, channels, height, width, np.dtype(np.uint8), read, names, notices=notices)
 
@@ -84,7 +84,6 @@ def _read(
     indexed: bool,
     axes: Axes,
     nodata: float | None,
-    names: tuple[str, ...] | None,
     index: int,
     window: Window | None,
 ) -> MultiChannelImage:
@@ -93,4 +92,4 @@ def _read(
         valid = arrays.get("valid")
         if valid is not None:
             valid = cut(valid, Axes(axes.tokens, (1, *axes.sizes[1:])), index, window)
-        return to_image(cut(arrays["pixels"], axes, index, window), Encoding().with_nodata(nodata), names, None, valid)
+        return to_image(cut(arrays["pixels"], axes, index, window), Encoding().with_nodata(nodata), valid)

@@ -56,7 +56,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
         names = None
     return ImageFile(
         path, found.size("N"), channels, found.size("H"), found.size("W"), np.dtype(dtype),
-        partial(_read, path, found, tuple(chosen), bool(masks), options.nodata, names), names, notices=tuple(notices),
+        partial(_read, path, found, tuple(chosen), bool(masks), options.nodata), names, notices=tuple(notices),
     )  # fmt: skip
 
 
@@ -164,7 +164,6 @@ def _read(
     chosen: tuple[int, ...],
     masked: bool,
     nodata: float | None,
-    names: tuple[str, ...] | None,
     index: int,
     window: Window | None,
 ) -> MultiChannelImage:
@@ -174,7 +173,7 @@ def _read(
         series, masks = _series(tiff)
         pixels = cut(Planes(path, [series[place] for place in chosen]), axes, index, window)
         valid = _valid(path, masks, axes, window) if masked else None
-        return to_image(pixels, Encoding().with_nodata(nodata), names, None, valid)
+        return to_image(pixels, Encoding().with_nodata(nodata), valid)
 
 
 def _valid(path: Path, masks: list[Any], axes: Axes, window: Window | None) -> NDArray[np.bool_] | None:
