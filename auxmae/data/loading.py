@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,32 +90,18 @@ class Loader:
 
     def limited(self, limit: int) -> Loader:
         """The same batches in a fixed order, of `limit` samples at most (0: all), chosen once by the seed."""
-        return Loader(
-            self.dataset,
-            self.batch_size,
-            shuffle=False,
-            seed=self.seed,
-            workers=self.workers,
-            pin_memory=self.pin_memory,
-            limit=limit,
-            channels=self.channels,
-        )
+        samples = min(len(self.dataset), limit) if limit else len(self.dataset)
+        return self._like(shuffle=False, drop_last=False, channel_sampling=0.0, samples=samples)
 
     def dealt(self, rank: int, size: int) -> Loader:
         """The part of every batch that is this process'."""
-        return Loader(
-            self.dataset,
-            self.batch_size,
-            shuffle=self.shuffle,
-            seed=self.seed,
-            workers=self.workers,
-            drop_last=self.drop_last,
-            channel_sampling=self.channel_sampling,
-            pin_memory=self.pin_memory,
-            limit=0 if self.shuffle else self.samples,
-            channels=self.channels,
-            part=(rank, size),
-        )
+        return self._like(part=(rank, size))
+
+    def _like(self, **changed: Any) -> Loader:
+        """The same but for some attributes, at its beginning and without processes yet."""
+        other = copy(self)
+        vars(other).update(changed, epoch=0, position=0, _plan=[], _processes=None)
+        return other
 
     def __len__(self) -> int:
         """Batches an epoch."""

@@ -90,15 +90,31 @@ def test_a_validation_pass_always_starts_anew() -> None:
 
 
 def test_channel_sampling() -> None:
-    loader = Loader(make(augment=False), 4, shuffle=False, channel_sampling=0.5)
-    plain = list(Loader(make(augment=False), 4, shuffle=False))
+    loader, plain = (Loader(make(augment=False), 4, shuffle=True, channel_sampling=share) for share in (0.5, 0.0))
     kept = set()
-    for batch, whole in zip(loader, plain, strict=True):
-        assert batch.channels is not None
-        assert torch.equal(batch.image, whole.image[:, batch.channels])
-        assert batch.channels.tolist() == sorted(set(batch.channels.tolist()))
-        kept.add(len(batch.channels))
-    assert kept <= {2, 3, 4}
+    for _ in range(8):
+        for batch, whole in zip(loader, plain, strict=True):
+            assert batch.channels is not None
+            assert torch.equal(batch.image, whole.image[:, batch.channels])
+            assert batch.channels.tolist() == sorted(set(batch.channels.tolist()))
+            kept.add(len(batch.channels))
+    assert kept == {2, 3, 4}
+
+
+def test_fewer_samples_and_a_part_of_them_go_together() -> None:
+    whole = Loader(make(augment=False), 4, shuffle=True, drop_last=True, channel_sampling=0.5, seed=3)
+    next(iter(whole))
+    few = list(whole.limited(6))
+    assert [len(batch.image) for batch in few] == [4, 2]
+    assert all(batch.channels is None for batch in few)
+    assert len(whole.limited(6).limited(0)) == 3
+    for parts in (
+        [whole.limited(6).dealt(rank, 2) for rank in range(2)],
+        [whole.dealt(rank, 2).limited(6) for rank in range(2)],
+    ):
+        for batch, *shares in zip(few, *parts, strict=True):
+            assert torch.equal(batch.image, torch.cat([share.image for share in shares]))
+    assert [len(batch.image) for batch in whole] == [4]  # goes on where it was
 
 
 @pytest.mark.slow
