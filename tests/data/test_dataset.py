@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auxmae.data.collection import Collection, memory_file
 from auxmae.data.dataset import ImageDataset
+from auxmae.data.image import ImageFile, MultiChannelImage, Window
 from auxmae.data.labels import LabelRaster
 from auxmae.data.loading import Loader
 from auxmae.data.splits import Part, split_collection
@@ -106,17 +108,59 @@ def test_large_images_are_looked_at_from_edge_to_edge() -> None:
     assert {(window.top, window.left) for window in first} == {(top, left) for top in (0, 24) for left in (0, 28, 56, 84)}
     assert {(window.left, window.height, window.width) for item, window in places if item == 2} == {(0, 9, 16), (17, 9, 16)}
     assert [window.top for item, window in places if item == 3] == [0, 328, 656, 984]
-    for dataset._on_disk, dataset._keeps_all, held in ((False, False, 0), (True, False, 1), (True, True, 4)):
-        image, valid, *_ = dataset.fetch(range(len(dataset)))
-        for (item, window), pixels, ok in zip(places, image, valid, strict=True):
-            rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
-            assert (pixels[ok].numpy() == arrays[item][:, rows, columns].reshape(-1)).all()
-        assert len(dataset._cache) == held
+    image, valid, *_ = dataset.fetch(range(len(dataset)))
+    for (item, window), pixels, ok in zip(places, image, valid, strict=True):
+        rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
+        assert (pixels[ok].numpy() == arrays[item][:, rows, columns].reshape(-1)).all()
     assert dataset.items([0, 8, 9]).tolist() == [0, 1, 2]
     assert len(ImageDataset(collection, part, image_size=16, augment=True)) == 4
     assert not ImageDataset(
         scenes([np.ones((1, 20, 20), np.float32)] * 2, "images"), Part("test", np.arange(2), part.blocks), image_size=16
     ).in_parts
+
+
+def on_disk(item: int, height: int, width: int, reads: list[tuple[int, bool]]) -> ImageFile:
+    """A file whose pixel (r, c) is item + r / 2**13, as if stored; `reads` is told of each read, and whether it is whole."""
+    rows_1HW = np.broadcast_to(item + np.arange(height, dtype=np.float32)[:, None] / 2**13, (1, height, width))
+
+    def read(index: int, window: Window | None) -> MultiChannelImage:
+        reads.append((item, window is None))
+        pixels = rows_1HW
+        if window is not None:
+            pixels = pixels[:, window.top : window.top + window.height, window.left : window.left + window.width]
+        return MultiChannelImage(pixels, np.broadcast_to(True, pixels.shape))
+
+    return ImageFile(Path(f"{item}.tif"), 1, 1, height, width, np.dtype(np.float32), read)
+
+
+@pytest.mark.parametrize(
+    ("side", "first", "second"),
+    [
+        (200, 3, 0),  # all fit into memory: each is read once
+        (5000, 3, 3),  # one at a time does: each is read once a pass
+        (8000, 48, 48),  # not even one: each of 16 windows is read alone
+    ],
+)
+def test_images_on_disk_are_read_as_seldom_as_memory_allows(side: int, first: int, second: int) -> None:
+    reads: list[tuple[int, bool]] = []
+    files = tuple(on_disk(item, side, side, reads) for item in range(3))
+    collection = replace(scenes([np.ones((1, 1, 1), np.float32)] * 3, "images"), files=files)
+    dataset = ImageDataset(collection, Part("test", np.arange(3), np.zeros((0, 5), dtype=np.int64)), image_size=16)
+    for expected in (first, second):
+        reads.clear()
+        image, *_ = dataset.fetch(range(len(dataset)))
+        places = [dataset.place(index) for index in range(len(dataset))]
+        assert [float(x[0, 0, 0]) for x in image] == [item + window.top / 2**13 for item, window in places]
+        assert len(reads) == expected
+        assert all(whole == (side < 8000) for _, whole in reads)
+
+
+def test_images_in_memory_are_not_kept_a_second_time() -> None:
+    array = np.zeros((1, 40, 40), np.float32)
+    dataset = ImageDataset(scenes([array], "images"), Part("test", np.arange(1), np.zeros((0, 5), dtype=np.int64)), image_size=16)
+    assert (dataset.fetch(range(len(dataset)))[0] == 0).all()
+    array += 7
+    assert (dataset.fetch(range(len(dataset)))[0] == 7).all()
 
 
 def test_batches_say_which_image_a_window_is_of() -> None:
