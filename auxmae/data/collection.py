@@ -3,8 +3,9 @@
 Shape letters: N images of an array, C channels, H rows, W columns.
 
 How `layout = "auto"` decides: the embedded scenes and files with an N axis are an *array*; labels in a raster mean
-*scenes*; one image alone is a *scene*; class folders mean *images*; otherwise fewer than 16 images of at least 48 px a
-side, or any image of more than 512 px, are *scenes*, and everything else is a folder of *images*.
+*scenes*; one image alone is a *scene*; class folders, or a table of labels, mean *images*; otherwise fewer than 5 images
+of at least 48 px a side, fewer than 16 of at least 144 px, or any image of more than 512 px are *scenes*, and everything
+else is a folder of *images*.
 """
 
 from __future__ import annotations
