@@ -25,7 +25,7 @@ from auxmae.data.channels import ChannelPlan, plan_channels
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
 from auxmae.data.joining import join_channels
-from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, label_size, load_labels, own_labels
+from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, label_place, label_size, load_labels, own_labels
 from auxmae.data.pairing import ImageNames
 from auxmae.errors import DataError
 
@@ -232,12 +232,7 @@ def open_collection(
     options = replace(options, plane=label_size(labels), plane_key=labels[1:] if labels.startswith(":") else None)
     notices: list[str] = []
     root, paths = find_files(source, exclude, notices)
-    label_path = _label_path(labels)
-    if label_path is not None and len(paths) > 1:
-        label_path = label_path.resolve()
-        apart = [path for path in paths if not path.resolve().is_relative_to(label_path)]
-        # Rasters may lie beside the images, in the same folder.
-        paths = apart or paths
+    paths = _without_label_files(paths, labels)
     files = _open_all(paths, options, allow_broken, notices, progress)
     files = _leave_out_labels(files, labels, notices)
     relative = [relative_path(file.path, root) for file in files]
@@ -320,8 +315,24 @@ def _synthetic(
     return collection
 
 
-def _label_path(labels: str) -> Path | None:
-    return None if labels in ("auto", "none") or labels.startswith(":") else Path(labels).expanduser()
+def _without_label_files(paths: list[Path], labels: str) -> list[Path]:
+    """The files but for those that `data.labels` names, unless these are images too."""
+    place = label_place(labels)
+    if place is None:
+        return paths
+    path, key = place
+    named = path.resolve()
+    # Rasters may lie in the images' own folder.
+    apart = [one for one in paths if not one.resolve().is_relative_to(named)] or paths
+    return paths if key and len(apart) < len(paths) and _holds_cube(path, key) else apart
+
+
+def _holds_cube(path: Path, key: str) -> bool:
+    """Whether a file of arrays holds one of an image's axes beside that of the labels."""
+    from auxmae.data.readers import ARRAY_SUFFIXES, list_arrays
+
+    arrays = list_arrays(path) if path.suffix.lower() in ARRAY_SUFFIXES else {}
+    return any(name != key and len(shape) > 2 for name, (shape, _) in arrays.items())
 
 
 def _open_all(

@@ -109,9 +109,10 @@ def label_size(labels: str) -> tuple[int, int] | None:
     """Rows and columns of the label map that `data.labels` names; None where it names none, or one that cannot be read."""
     from auxmae.data.readers import path_exists
 
-    if labels in ("auto", "none") or labels.startswith(":"):
+    place = label_place(labels)
+    if place is None:
         return None
-    path, key = _place(labels)
+    path, key = place
     if not path_exists(path) or path.suffix.lower() in TABLE_SUFFIXES or (path.is_dir() and not _holds_arrays(path)):
         return None
     try:
@@ -121,10 +122,12 @@ def label_size(labels: str) -> tuple[int, int] | None:
     return (found.file.height, found.file.width) if isinstance(found, LabelMap) else None
 
 
-def _place(labels: str) -> tuple[Path, str]:
-    """PATH or PATH:KEY → the path, and the key or ""."""
+def label_place(labels: str) -> tuple[Path, str] | None:
+    """`data.labels` of PATH or PATH:KEY → the path, and the key or ""; None where it names no file."""
     from auxmae.data.readers import path_exists
 
+    if labels in ("auto", "none") or labels.startswith(":"):
+        return None
     path = Path(labels).expanduser()
     if ":" in labels and not path_exists(path):
         before, _, key = labels.rpartition(":")
@@ -155,7 +158,8 @@ def load_labels(
     """
     if labels in ("auto", "none"):
         return Labels()
-    if labels.startswith(":"):
+    place = label_place(labels)
+    if place is None:
         if len(files) > 1:
             opened = [labels_from_array(file.path, labels[1:], notices) for file in files]
             if any(isinstance(one, np.ndarray) for one in opened):
@@ -168,7 +172,7 @@ def load_labels(
     else:
         from auxmae.data.readers import path_exists
 
-        path, key = _place(labels)
+        path, key = place
         if not path_exists(path):
             raise DataError(f"{path}: no such label file", hint="check data.labels (--labels)")
         if path.suffix.lower() in TABLE_SUFFIXES:

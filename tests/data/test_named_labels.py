@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from auxmae.data.collection import open_collection
 from auxmae.data.image import Window
@@ -245,3 +246,22 @@ def test_what_is_wrong_with_a_folder_of_rasters(tmp_path):
     raster(tmp_path / "masks" / "b.png", 2, size=32)
     with pytest.raises(DataError, match="the labels are 32×32 px, the images 64×64 px"):
         open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks"))
+
+
+@pytest.mark.parametrize("key", ["", ":gt"])
+def test_an_array_of_labels_beside_the_scene(tmp_path, key):
+    truth = RNG.integers(0, 4, (24, 30))
+    savemat(tmp_path / "scene.mat", {"scene": RNG.integers(1, 4000, (24, 30, 60))})
+    savemat(tmp_path / "gt.mat", {"gt": truth})
+    collection = open_collection(str(tmp_path), labels=f"{tmp_path / 'gt.mat'}{key}")
+    assert collection.relative_paths == ("scene.mat",)
+    assert np.array_equal(collection.read_labels(0), truth - 1)
+
+
+def test_a_file_of_labels_and_of_an_image_is_both(tmp_path):
+    truth = RNG.integers(1, 4, (24, 30))
+    for name in "ab":
+        savemat(tmp_path / f"{name}.mat", {"scene": RNG.integers(1, 4000, (24, 30, 60)), "gt": truth})
+    collection = open_collection(str(tmp_path), labels=f"{tmp_path / 'a.mat'}:gt")
+    assert collection.relative_paths == ("a.mat", "b.mat")
+    assert np.array_equal(collection.read_labels(0), truth - 1)
