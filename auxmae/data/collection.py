@@ -10,7 +10,7 @@ else is a folder of *images*.
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,6 +26,7 @@ from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
 from auxmae.data.joining import join_channels
 from auxmae.data.labels import TILE, LabelRaster, folder_labels, is_label_raster, label_place, label_size, load_labels, own_labels
+from auxmae.data.notices import said_once
 from auxmae.data.pairing import ImageNames
 from auxmae.errors import DataError
 
@@ -242,7 +243,7 @@ def open_collection(
         notices.append(
             "every file has one channel; where these are channels of one image, say how they are named with data.channel_pattern"
         )
-    notices.extend(_said_once(files))
+    notices.extend(said_once((file.path, file.notices) for file in files))
     plan = plan_channels(files, channels, wavelengths, notices)
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
@@ -365,32 +366,23 @@ def _open_all(
     return files
 
 
-def _said_once(files: Sequence[ImageFile]) -> list[str]:
-    """The files' notices, each once where only the name that it starts with differs."""
-    first, count = dict[str, str](), Counter[str]()
-    for file in files:
-        for notice in file.notices:
-            what = notice.removeprefix(f"{file.path.name}: ")
-            first.setdefault(what, notice)
-            count[what] += 1
-    return [notice if count[what] == 1 else f"{notice} ({count[what]} files)" for what, notice in first.items()]
-
-
 def _leave_out_labels(files: list[ImageFile], labels: str, notices: list[str]) -> list[ImageFile]:
     """Label rasters among multi-channel images are told from them: one channel, whole numbers, few values."""
     if len(files) < 2 or all(file.channels == 1 for file in files):
         return files
-    kept = []
-    for file in files:
-        if file.channels == 1 and is_label_raster(file):
-            if labels in ("auto", "none"):
-                notices.append(
-                    f"{file.path.name} looks like a label raster (one channel, few whole numbers) and is not "
-                    f"used as an image; use its labels with --labels {file.path}"
-                )
-        else:
-            kept.append(file)
-    return kept
+    rasters = [file.path for file in files if file.channels == 1 and is_label_raster(file)]
+    if len(rasters) == 1 and labels in ("auto", "none"):
+        notices.append(
+            f"{rasters[0].name} looks like a label raster (one channel, few whole numbers) and is not used as an image; "
+            f"use its labels with --labels {rasters[0]}"
+        )
+    elif rasters and labels in ("auto", "none"):
+        notices.append(
+            f"{len(rasters)} files, {rasters[0].name} the first, look like label rasters (one channel, few whole numbers) and "
+            f"are not used as images; use their labels with --labels {os.path.commonpath([path.parent for path in rasters])}"
+        )
+    left_out = set(rasters)
+    return [file for file in files if file.path not in left_out]
 
 
 def _choose_layout(layout: str, files: Sequence[ImageFile], has_classes: bool, has_raster: bool) -> Layout:

@@ -49,7 +49,8 @@ def map_from_raster(path: Path, notices: list[str]) -> LabelMap:
             hint="store class numbers in one channel; several are read where they are shares of classes, of one sum everywhere",
         )
     notices.append(
-        f"{path.name} has {file.channels} channels: each pixel's label is its largest (abundances; none where all are 0)"
+        f"{path.name}: its {file.channels} channels are taken for abundances: each pixel's label is its largest "
+        "(none where all are 0)"
     )
     return LabelMap(replace(file, channels=1, dtype=np.dtype(np.int64), read=partial(_read_argmax, file), channel_names=None))
 
@@ -85,7 +86,10 @@ def labels_from_array(path: Path, key: str, notices: list[str]) -> NDArray[Any] 
         return array
     abundances = False
     if array.ndim == 3 and not _whole(array):
-        notices.append(f"{where} is {' × '.join(map(str, array.shape))}: each pixel's label is its largest (abundances)")
+        notices.append(
+            f"{path.name}: labels of {' × '.join(map(str, array.shape))} are taken for abundances: each pixel's label is its "
+            "largest (none where all are 0)"
+        )
         known = np.isfinite(array).all(axis=2) & (array != 0).any(axis=2)
         classes = np.where(known, np.where(np.isfinite(array), array, -math.inf).argmax(axis=2), -1)
         maps, abundances = classes[None], True

@@ -18,6 +18,7 @@ from auxmae.data.files import find_files, relative_path
 from auxmae.data.georeference import describe_difference, same_place
 from auxmae.data.image import ImageFile, Window, diagonal, tiles
 from auxmae.data.label_files import LabelMap, labels_from_array, map_from_raster
+from auxmae.data.notices import said_once
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.data.plates import STORE
 from auxmae.data.tables import MISSING, TABLE_SUFFIXES, classes, rows_in_order, table_labels
@@ -161,7 +162,9 @@ def load_labels(
     place = label_place(labels)
     if place is None:
         if len(files) > 1:
-            opened = [labels_from_array(file.path, labels[1:], notices) for file in files]
+            told: list[list[str]] = [[] for _ in files]
+            opened = [labels_from_array(file.path, labels[1:], own) for file, own in zip(files, told, strict=True)]
+            notices.extend(said_once(zip((file.path for file in files), told, strict=True)))
             if any(isinstance(one, np.ndarray) for one in opened):
                 raise DataError(
                     f"labels {labels}: one label for each image is read from a single file, and there are {len(files)}",
@@ -252,7 +255,7 @@ def _from_folder(
     images = {path.resolve() for file in files for path in file.paths}
     maps: list[LabelMap | None] = [None] * len(files)
     used: dict[int, Path] = {}
-    strangers = []
+    strangers, told = [], dict[Path, list[str]]()
     for path in paths:
         if path.resolve() in images:
             continue
@@ -266,7 +269,8 @@ def _from_folder(
                 f"{image_names.relative_paths[index]}: both {used[index]} and {path} are called like it", hint="leave one there"
             )
         used[index] = path
-        found = labels_from_array(path, "", notices) if _holds_arrays(path) else map_from_raster(path, notices)
+        told[path] = []
+        found = labels_from_array(path, "", told[path]) if _holds_arrays(path) else map_from_raster(path, told[path])
         if not isinstance(found, LabelMap):
             raise DataError(f"{path}: one axis is no label raster", hint="check data.labels")
         maps[index] = found
@@ -278,6 +282,7 @@ def _from_folder(
     if strangers or len(used) < len(files):
         few = f"; {len(strangers)} are called like no image ({', '.join(strangers[:3])})" if strangers else ""
         notices.append(f"labels: {len(used)} of {len(files)} files have a raster in {folder}{few}")
+    notices.extend(said_once(told.items()))
     return _finish(maps, files, str(folder), ignored, notices)
 
 

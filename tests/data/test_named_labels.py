@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from auxmae.data.collection import open_collection
-from auxmae.data.image import Window
+from auxmae.data.image import ReadOptions, Window
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.errors import DataError
 
@@ -265,3 +265,30 @@ def test_a_file_of_labels_and_of_an_image_is_both(tmp_path):
     collection = open_collection(str(tmp_path), labels=f"{tmp_path / 'a.mat'}:gt")
     assert collection.relative_paths == ("a.mat", "b.mat")
     assert np.array_equal(collection.read_labels(0), truth - 1)
+
+
+def test_what_is_alike_of_many_label_files_is_told_once(tmp_path):
+    images(tmp_path / "data", "a", "b", "c")
+    shares = RNG.uniform(size=(16, 16, 3))
+    for name in "abc":
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        np.save(tmp_path / "labels" / f"{name}.npy", shares)
+    told = open_collection(str(tmp_path / "data"), labels=str(tmp_path / "labels")).notices
+    (told_once,) = (notice for notice in told if "abundances" in notice)
+    assert told_once.startswith("a.npy: labels of 16 × 16 × 3 are taken for abundances")
+    assert told_once.endswith(" (3 files)")
+    for name in "abc":
+        np.savez(tmp_path / f"{name}.npz", image=RNG.uniform(size=(5, 16, 16)), share=shares)
+    told = open_collection(str(tmp_path / "?.npz"), labels=":share", options=ReadOptions(key="image")).notices
+    assert [notice[-9:] for notice in told if "abundances" in notice] == ["(3 files)"]
+
+
+def test_many_masks_among_the_images_are_told_once_with_what_uses_them(tmp_path):
+    images(tmp_path, "x/a", "y/b", "y/c")
+    for name in ("x/a", "y/b", "y/c"):
+        Image.fromarray(RNG.integers(0, 3, (16, 16)).astype(np.uint8)).save(tmp_path / f"{name}_mask.png")
+    collection = open_collection(str(tmp_path), labels="none")
+    told = [notice for notice in collection.notices if "label raster" in notice]
+    assert [notice.split(" look")[0] for notice in told] == ["3 files, a_mask.png the first,"]
+    named = open_collection(str(tmp_path), labels=told[0].rpartition("--labels ")[2])
+    assert (named.relative_paths, named.has_label_maps) == (("x/a.npy", "y/b.npy", "y/c.npy"), True)

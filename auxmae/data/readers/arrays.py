@@ -158,7 +158,7 @@ def _own_labels(
         return None
     try:
         array = load(name)
-        entries = array if array.dtype.kind in "biuf" else as_text(array, f"{path}:{name}")
+        entries = array if array.dtype.kind in "biuf" else as_text(array, f"{path.name}: {name}")
     except DataError as error:
         notices.append(f"{error.message}: not taken")
         return None
