@@ -24,7 +24,7 @@ def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out:
             model,
             data.train.limited(0),
             data.test.limited(table.max_samples),
-            dense=data.collection.layout == "scenes",
+            dense=data.collection.has_label_maps,
             pool=table.pool,
             labels_per_class=table.finetune_labels,
             steps=table.finetune_steps,

@@ -34,7 +34,7 @@ def measure(
     if data.class_names:
         with out.status("Probing frozen features") as status:
             extractors = _extractors(model, data, table, device, seed)
-            patch_size = model.patch_size if data.collection.layout == "scenes" else None
+            patch_size = model.patch_size if data.collection.has_label_maps else None
             train, test = (
                 extract_all(extractors, part, patch_size=patch_size, limit=table.max_samples, seed=seed)
                 for part in (data.train, data.test)
@@ -72,7 +72,7 @@ def _extractors(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, 
     from auxmae.evaluation.features import encoder_extractor
     from auxmae.evaluation.probes import ENCODER, RANDOM, untrained
 
-    dense = data.collection.layout == "scenes"
+    dense = data.collection.has_label_maps
     initial = untrained(model, seed=seed).to(device)
     return {
         ENCODER: encoder_extractor(model, pool=settings.pool, device=device, dense=dense),

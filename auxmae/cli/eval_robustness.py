@@ -55,7 +55,7 @@ def measure(
             changes=changes,
             scaling=data.scaling.select(names),
             pool=settings.eval.pool,
-            patch_size=model.patch_size if data.collection.layout == "scenes" else None,
+            patch_size=model.patch_size if data.collection.has_label_maps else None,
             limit=settings.eval.max_samples,
             seed=settings.train.seed,
             mask_seed=settings.eval.mask_seed,

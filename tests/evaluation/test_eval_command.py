@@ -189,6 +189,49 @@ def write_scenes(folder: Path, names: tuple[str, ...], side: int = 48) -> tuple[
     return ("--data", str(folder / "scenes"), "--labels", str(folder / "labels"))
 
 
+@pytest.mark.parametrize("layout", [pytest.param("array", marks=pytest.mark.slow), "images"])
+def test_images_with_a_label_a_pixel_are_probed_patch_by_patch(run_folder: Path, tmp_path: Path, layout: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    generator = np.random.default_rng(0)
+    labels = generator.integers(1, 3, (20, 2, 2)).repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)
+    pixels = (generator.integers(0, 200, (20, 13, 16, 16)) + 1000 * labels[:, None].astype(np.int64)).astype(np.uint16)
+    images, masks = tmp_path / "images.npy", tmp_path / "masks.npy"
+    if layout == "array":
+        np.save(images, pixels)
+        np.save(masks, labels)
+    else:
+        images, masks = images.with_suffix(""), masks.with_suffix("")
+        images.mkdir()
+        masks.mkdir()
+        for i in range(20):
+            tifffile.imwrite(images / f"{i}.tif", pixels[i], metadata={"axes": "CYX"}, photometric="minisblack")
+            tifffile.imwrite(masks / f"{i}.tif", labels[i])
+    quick = (
+        "labels_per_class=[0]",
+        "finetune_labels=[0]",
+        "finetune_steps=40",
+        "finetune_seeds=1",
+        "bootstrap=10",
+        "mask_ratios=[]",
+    )
+    named = ("--data", str(images), "--labels", str(masks), "--set", f"data.layout={layout}")
+    settings = (part for each in quick for part in ("--set", f"eval.{each}"))
+    result = invoke(str(run), *named, *settings, "--finetune", *(["--robustness"] if layout == "array" else []), "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    # Two of the images are validated on; each has four patches of 8 px.
+    assert document["details"]["probe_samples"] == {"train": 4 * 10, "test": 4 * 8}
+    assert all(probe["accuracy"] > 0.9 for probe in document["probes"] if probe["features"] == "channel statistics")
+    assert document["finetuning"]["results"][0]["accuracy"] > 0.9
+    if layout == "array":
+        unchanged = document["robustness"]["results"][0]
+        assert unchanged["kind"] == "unchanged"
+        assert unchanged["accuracy"]["channel statistics"] > 0.9
+    # What is offered for scenes cuts each image in halves.
+    assert "--dense" not in result.stderr
+
+
 QUICK_DENSE = ("--set", "eval.labels_per_class=[0]", "--set", "eval.stride=8", "--dense", "--json")
 
 
