@@ -81,12 +81,13 @@ def _auto(value: Any) -> Any:
 
 def open_data(data: DataSettings, *, seed: int) -> Collection:
     """Opens what [data] names."""
+    nodata = None if data.nodata == "auto" else float(data.nodata)
     return open_collection(
         data.source,
         labels=data.labels,
         ignored_labels=_auto(data.ignored_labels),
         layout=data.layout,
-        options=ReadOptions(key=_auto(data.key), axes=_auto(data.axes), size=_auto(data.size), nodata=_auto(data.nodata)),
+        options=ReadOptions(key=_auto(data.key), axes=_auto(data.axes), size=_auto(data.size), nodata=nodata),
         channels=_auto(data.channels),
         wavelengths=_auto(data.wavelengths),
         channel_pattern=data.channel_pattern,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 
-from auxmae.run_data import absolute_place, left_behind, settings_on_data
+from auxmae.build import open_data
+from auxmae.run_data import absolute_place, describe_reading, left_behind, settings_on_data
 from auxmae.settings.schema import DataSettings, SettingsTree
 from auxmae.training.run import RunFolder, create_run
 
@@ -70,3 +74,19 @@ def test_places_are_said_without_dots_but_where_a_link_turns_off(tmp_path: Path,
     assert absolute_place("../link/../x.tif") == str(tmp_path / "link" / ".." / "x.tif")
     assert absolute_place("/../x.tif") == "/x.tif"
     assert absolute_place(":gt") == ":gt"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan"])
+def test_nodata_that_is_nan_says_that_all_numbers_are_data(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "image.tif"
+    pixels = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+    pixels[0, 2, 3] = np.nan
+    with rasterio.open(path, "w", driver="GTiff", height=3, width=4, count=1, dtype="float32", nodata=0) as target:
+        target.write(pixels)
+    settings = SettingsTree.model_validate({"data": {"source": str(path), "nodata": value}})
+    valid = open_data(settings.data, seed=0).read(0).valid
+    assert (valid == np.isfinite(pixels)).all()
+    # Written and read again, and said in JSON, the same data are the same.
+    run = create_run(str(tmp_path / "run"), settings)
+    said = describe_reading(settings_on_data(run).data)
+    assert json.loads(json.dumps(said, allow_nan=False)) == said == describe_reading(settings.data)

@@ -91,7 +91,11 @@ class DataSettings(Table):
         "the one called channel, names the channel, such as '_(B[0-9A]+)\\.tif$'; files whose paths differ in nothing else, and "
         "in nothing that further groups match ('_w([0-9])([0-9A-F-]+)\\.tif$', an identifier behind the channel), are one image",
     )
-    nodata: float | Auto = Field(default="auto", description="pixel value that means 'no data' ('auto': what the file says)")
+    nodata: float | Literal["auto", "nan"] = Field(
+        default="auto",
+        description="pixel value that means 'no data' ('auto': what the file says; nan: none but NaN and infinity, which never "
+        "count, whatever the file says)",
+    )
     exclude: tuple[str, ...] = Field(default=(), description="file name patterns to leave out, such as '*_mask.tif'")
     allow_broken: bool = Field(default=False, description="leave out unreadable files (each is named) instead of stopping")
     split: Literal["auto", "random", "group", "block"] = Field(
@@ -148,6 +152,12 @@ class DataSettings(Table):
             if self.wavelengths != "auto" and len(self.wavelengths) != len(self.channels):
                 raise ValueError(f"wavelengths has {len(self.wavelengths)} values for {len(self.channels)} channels")
         return self
+
+    @field_validator("nodata", mode="before")
+    @classmethod
+    def _name_nan(cls, value: object) -> object:
+        # A word equals itself, and JSON has it: evaluations and exports tell by it whether data are read as before.
+        return "nan" if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ScalingSettings(Table):

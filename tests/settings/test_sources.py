@@ -98,6 +98,8 @@ def test_options_not_given_and_named_options(tmp_path):
         ('model.channel_groups=[["a"], ["b", "c"]]', "model", "channel_groups", (("a",), ("b", "c"))),
         ("train.betas=[0.5, 0.9]", "train", "betas", (0.5, 0.9)),
         ("loss.kind=mse", "loss", "kind", "mse"),
+        ("data.nodata=-9999", "data", "nodata", -9999.0),
+        ("data.nodata=nan", "data", "nodata", "nan"),
         ("masking.mixture={shared = 1}", "masking", "mixture", {"shared": 1.0}),
     ],
 )
