@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from auxmae.evaluation.features import patch_labels
 from auxmae.evaluation.probes import Comparison, ProbeResult, draw_labels, untrained
 from auxmae.evaluation.scores import bootstrap_interval, paired_bootstrap, score
+from auxmae.training.optimization import learning_rate_at, parameter_groups
 
 if TYPE_CHECKING:
     from auxmae.data.loading import Loader
@@ -109,7 +110,7 @@ def run_finetuning(
 ) -> FinetuneReport:
     """Trains the whole network on labels, from the pre-trained weights and from random ones, and compares on the test part.
 
-    Both ways share labels, order of batches, optimiser (AdamW, one warm-up and a cosine), number of steps and head.
+    Both ways share labels, order of batches, optimiser (AdamW, a linear warm-up and a cosine), number of steps and head.
 
     Args:
         model: the pre-trained encoder; left as it is.
@@ -243,6 +244,11 @@ def _train(
     queue: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
     optimizer: torch.optim.Optimizer | None = None
     schedule: Any = None
+
+    def factor(step: int) -> float:
+        # Neither the first step nor the last one is at a rate of 0.
+        return learning_rate_at((step + 1) / (steps + 1), peak=1.0, final=0.0, warmup=_WARM_UP)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network.train()
@@ -254,10 +260,8 @@ def _train(
             target = torch.from_numpy(labels[rows]).to(device)
             logits = network(image.to(device), valid.to(device), loader.channels)
             if optimizer is None:
-                optimizer = torch.optim.AdamW(_groups(network), lr=learning_rate)
-                schedule = torch.optim.lr_scheduler.OneCycleLR(
-                    optimizer, learning_rate, total_steps=steps + 1, pct_start=_WARM_UP
-                )
+                optimizer = torch.optim.AdamW(parameter_groups(network, _WEIGHT_DECAY), lr=learning_rate)
+                schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
             loss = F.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=-1)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -266,15 +270,6 @@ def _train(
             schedule.step()
             if step % 10 == 0:
                 progress(f"step {step + 1}/{steps}, loss {loss.item():.3f}")
-
-
-def _groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Matrices decay, vectors do not."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": _WEIGHT_DECAY},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 @torch.inference_mode()

@@ -134,3 +134,11 @@ def test_labels_that_no_step_shows_are_told() -> None:
     (notice,) = run(model_of(), train, stripes(20, 2), seeds=1, steps=3).notices
     assert notice.startswith("With all labels, 3 steps of 8 show 24 of 40")
     assert not run(model_of(), train, stripes(20, 2), seeds=1, steps=5).notices
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9, 10])
+def test_any_number_of_steps_trains(steps: int) -> None:
+    said: list[str] = []
+    report = run(model_of(), stripes(16, 1), stripes(8, 2), steps=steps, seeds=1, progress=said.append)
+    assert len(report.results) == 2
+    assert any(f"step 1/{steps}" in text for text in said)
