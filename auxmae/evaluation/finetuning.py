@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from auxmae.evaluation.features import patch_labels
 from auxmae.evaluation.probes import Comparison, ProbeResult, draw_labels, untrained
 from auxmae.evaluation.scores import bootstrap_interval, paired_bootstrap, score
+from auxmae.model.pooling import pool_windows
 from auxmae.training.optimization import learning_rate_at, parameter_groups
 
 if TYPE_CHECKING:
@@ -228,6 +229,12 @@ def _is_first(owner: NDArray[np.int64]) -> NDArray[np.bool_]:
     return first
 
 
+def _windows(owner: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Rows of the windows of each image."""
+    order = np.argsort(owner, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(owner[order])) + 1)
+
+
 def _train(
     network: _Classifier,
     loader: Loader,
@@ -276,13 +283,14 @@ def _train(
 def _predict(
     network: _Classifier, loader: Loader, owner: NDArray[np.int64], device: torch.device | str, dense: bool
 ) -> NDArray[np.int64]:
-    """(n, N) indices of classes; the windows of one image have one, that of their mean probabilities."""
+    """(n, N) indices of classes; the windows of one image have one, that of their probabilities' mean (`pool_windows`)."""
     network.eval()
-    parts = [network(batch.image.to(device), batch.valid.to(device), batch.channels).softmax(2).cpu() for batch in loader]
-    probability = torch.cat(parts).numpy()
+    parts, counts = [], []
+    for batch in loader:
+        parts.append(network(batch.image.to(device), batch.valid.to(device), batch.channels).softmax(2).cpu())
+        counts.append(batch.valid.flatten(1).sum(1).cpu())
+    probability, valid = torch.cat(parts), torch.cat(counts)[:, None]
     if not dense:
-        _, number = np.unique(owner, return_inverse=True)
-        total = np.zeros((number.max() + 1, *probability.shape[1:]))
-        np.add.at(total, number, probability)
-        probability = total[number]
-    return np.asarray(probability.argmax(2), dtype=np.int64)
+        for rows in _windows(owner):
+            probability[rows] = pool_windows(probability[rows], valid[rows])
+    return probability.argmax(2).numpy()

@@ -116,6 +116,19 @@ def test_the_windows_of_an_image_are_labelled_and_judged_together() -> None:
     assert len(train.asked) == 12
 
 
+def test_a_window_of_few_valid_pixels_has_little_say() -> None:
+    whole = stripes(30, 2)
+    other = stripes(31, 2).image[1:]  # of each class the other one
+    test = Memory(torch.stack([whole.image, other, other], 1).flatten(0, 1), whole.label.repeat_interleave(3))
+    test.number = torch.arange(30).repeat_interleave(3)
+    # The other two windows of an image show two patches of sixteen.
+    test.valid[torch.arange(90) % 3 > 0, :, 4:] = False
+    test.valid[torch.arange(90) % 3 > 0, :, :, 8:] = False
+    test.image = test.image.masked_fill(~test.valid, 0.0)
+    report = run(model_of(), stripes(40, 1), test, steps=90, seeds=1)
+    assert {r.features: r.accuracy > 0.9 for r in report.results} == {FINE_TUNED: True, FROM_SCRATCH: True}
+
+
 def test_a_budget_shows_no_other_labels_and_untrained_weights_give_no_difference() -> None:
     from auxmae.evaluation.probes import untrained
 
