@@ -140,7 +140,8 @@ def command(
         if across is not None:
             document["across_scenes"] = across
     elif held.collection.has_label_maps:
-        out.print("Pixel by pixel, one half of each scene against the other, scenes against scenes, with maps: --dense", **plain)
+        ways = "one half of each scene against the other, with maps, and " if held.collection.layout == "scenes" else ""
+        out.print(f"Pixel by pixel, {ways}across images: --dense", **plain)
     document = with_earlier_sections(folder, {**document, "details": details}, out)
     try:
         path = folder.write_json("eval.json", document)

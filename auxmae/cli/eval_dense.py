@@ -48,8 +48,11 @@ def measure(
     names = scene_names(collection)
     class_names = data.class_names if testing is None else testing.class_names
     items = labelled_scenes(collection)
-    if len(items) > _MOST and testing is None:
-        text = f"{len(items)} images have labels for their pixels: {_MOST} are measured each by itself, all of them across images"
+    if testing is None and collection.layout != "scenes":
+        # Many small images, whose halves say little: they are measured across images alone.
+        items = []
+    elif testing is None and len(items) > _MOST:
+        text = f"{len(items)} scenes have labels for their pixels: {_MOST} are measured each by itself, all of them across scenes"
         out.print(text, style="yellow", highlight=False, soft_wrap=True)
         items = items[:_MOST]
     for item in items:

@@ -228,8 +228,13 @@ def test_images_with_a_label_a_pixel_are_probed_patch_by_patch(run_folder: Path,
         unchanged = document["robustness"]["results"][0]
         assert unchanged["kind"] == "unchanged"
         assert unchanged["accuracy"]["channel statistics"] > 0.9
-    # What is offered for scenes cuts each image in halves.
-    assert "--dense" not in result.stderr
+    assert "Pixel by pixel, across images: --dense" in result.stderr
+    if layout == "images":
+        result = invoke(str(run), *named, "--set", "eval.labels_per_class=[0]", "--set", "eval.bootstrap=10", "--dense", "--json")
+        document = json.loads(result.stdout)
+        assert document["dense"] == {}
+        assert [len(half) for half in document["across_scenes"]["halves"]] == [10, 10]
+        assert not (run / "maps").exists()
 
 
 QUICK_DENSE = ("--set", "eval.labels_per_class=[0]", "--set", "eval.stride=8", "--dense", "--json")
@@ -261,7 +266,7 @@ def test_scenes_are_measured_across_and_the_first_by_themselves(
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert list(document["dense"]) == ["one"]
-    assert "2 images have labels for their pixels: 1 are measured" in result.stderr
+    assert "2 scenes have labels for their pixels: 1 are measured" in result.stderr
     across = document["across_scenes"]
     assert set(across["splits"]) == {"one → three", "three → one"}
     assert "Across scenes, one → three" in result.stderr
