@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from auxmae.data.splits import Splits, resolve_image_size, split_collection
 from auxmae.data.statistics import ChannelStatistics, Scaling, compute_statistics, statistics_warnings
 from auxmae.errors import DataError, SettingsError
 from auxmae.model.mae import AuxMAE
+from auxmae.model.masking import usable_strategies
 from auxmae.settings.schema import DataSettings, ModelSettings, SettingsTree
 from auxmae.training.distributed import Team
 
@@ -223,24 +225,32 @@ def build_model(settings: SettingsTree, data: Data) -> AuxMAE:
     """The model that the settings describe, for the channels and the scaling that the data has.
 
     Raises:
-        SettingsError: an image is one patch, of which nothing can be hidden.
+        SettingsError: nothing can be hidden, of an image that is one patch or of a single channel.
     """
-    patch = settings.model.patch_size
-    if data.image_size <= patch and settings.masking.strategy != "channel":
+    patch, masking, sampling = settings.model.patch_size, settings.masking, settings.data.channel_sampling
+    if data.image_size <= patch and masking.strategy != "channel":
         raise SettingsError(
             f"crops of {data.image_size} px are one patch of model.patch_size = {patch} px, and none of it can be hidden",
             hint="lower model.patch_size, or raise model.image_size",
         )
-    return AuxMAE(
+    model = AuxMAE(
         data.collection.channel_names,
         image_size=data.image_size,
         wavelengths=data.collection.wavelengths,
-        mask_ratio=settings.masking.ratio,
-        mask_strategy=settings.masking.strategy,
-        mask_block_size=settings.masking.block_size,
-        mask_mixture=dict(settings.masking.mixture),
+        mask_ratio=masking.ratio,
+        mask_strategy=masking.strategy,
+        mask_block_size=masking.block_size,
+        mask_mixture=dict(masking.mixture),
         loss_kind=settings.loss.kind,
         normalize=settings.loss.normalize,
         scaling=data.scaling.to_dict(),
         **model_arguments(settings.model, len(data.collection.channel_names)),
     )
+    groups = len(model.groups)
+    usable = usable_strategies(masking.strategy, masking.mixture, groups)
+    if list(usable) == ["channel"] and groups - math.floor(sampling * groups) < 2:
+        raise SettingsError(
+            f"data.channel_sampling = {sampling} leaves one of {groups} channels at times, and hiding whole channels needs two",
+            hint="lower data.channel_sampling, or set masking.strategy to independent, shared or block",
+        )
+    return model

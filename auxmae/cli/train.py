@@ -83,7 +83,7 @@ def command(
     if dry_run:
         if settings is None:
             raise UsageError("--dry-run checks a new run, and --resume goes on with an old one")
-        _dry_run(settings, out, json_output, processes or 1)
+        _dry_run(settings, out, json_output, processes or 1, init_from)
         return
     if several:
         assert processes is not None
@@ -135,20 +135,37 @@ def statistics_progress(out: Console):  # type: ignore[no-untyped-def]
     return told
 
 
-def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes: int) -> None:
-    """Everything up to the first step: settings, data, one batch, the model, its memory."""
-    from auxmae.build import build_data, build_model
-    from auxmae.device import configure
-    from auxmae.training.distributed import Team
+def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes: int, init_from: str | None) -> None:
+    """Everything up to the first step: settings, run folder, data, one batch, the model, its memory."""
+    import torch
 
+    from auxmae.build import build_data
+    from auxmae.device import configure
+    from auxmae.model.folders import find_model
+    from auxmae.training.distributed import Team
+    from auxmae.training.optimization import make_optimizers, state_bytes
+    from auxmae.training.run import check_unused
+    from auxmae.training.session import check_settings, new_model
+
+    weights = None if init_from is None else find_model(init_from)
+    check_unused(settings.run.folder)
     Team(size=processes).share(settings.train.batch_size)
     device = configure(settings, processes - 1 if processes > 1 else None)
+    check_settings(settings, device, processes)
     data = build_data(settings, progress=statistics_progress(out))
-    model = build_model(settings, data)
+    model = new_model(settings, data, weights)
     batch = next(iter(data.train))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    # fp32 weights, gradients and two Adam moments.
-    state = 16 * parameters / 2**20
+    train = settings.train
+    optimizers = make_optimizers(
+        model,
+        train.optimizer,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        betas=train.betas,
+        device=torch.device("cpu"),
+    )
+    state = state_bytes(model, optimizers) / 2**20
     for notice in data.collection.notices:
         out.print(f"note: {notice}", highlight=False, soft_wrap=True)
     for warning in data.warnings():

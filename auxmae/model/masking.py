@@ -81,6 +81,24 @@ def _block_noise(
     return (squares + 1e-4 * jitter).reshape(batch, 1, rows * columns)
 
 
+def usable_strategies(strategy: str, mixture: Mapping[str, float] | None, channels: int) -> dict[str, float]:
+    """The strategies that are drawn for images of so many channels, each with its relative frequency.
+
+    Raises:
+        SettingsError: there is none, since "channel" needs two channels.
+    """
+    weights = (mixture or {}) if strategy == "mixed" else {strategy: 1.0}
+    usable = {name: float(weight) for name, weight in weights.items() if weight > 0 and (name != "channel" or channels > 1)}
+    if usable:
+        return usable
+    if strategy == "mixed":
+        raise SettingsError("masking.mixture has no strategy that works here", hint="give independent a positive weight")
+    raise SettingsError(
+        "masking.strategy = 'channel' hides whole channels (or groups that share a token), and there is only one",
+        hint="set masking.strategy to independent, shared or block",
+    )
+
+
 def draw_mask(
     batch: int,
     channels: int,
@@ -104,25 +122,17 @@ def draw_mask(
         generator: source of randomness, on `device`.
 
     Raises:
-        SettingsError: "channel" with a single channel.
+        SettingsError: see `usable_strategies`; or an unknown strategy.
     """
     device = torch.device(device or (generator.device if generator is not None else "cpu"))
     rows, columns = grid
     positions = rows * columns
+    usable = usable_strategies(strategy, mixture, channels)
     if strategy == "mixed":
-        names = [name for name, weight in (mixture or {}).items() if weight > 0 and (name != "channel" or channels > 1)]
-        if not names:
-            raise SettingsError("masking.mixture has no strategy that works here", hint="give independent a positive weight")
-        weights = torch.tensor([float((mixture or {})[name]) for name in names])
         # Drawn on the CPU: the choice steers Python, and a GPU would have to be waited for.
         cpu = generator if generator is not None and generator.device.type == "cpu" else None
-        strategy = names[int(torch.multinomial(weights, 1, generator=cpu))]
+        strategy = list(usable)[int(torch.multinomial(torch.tensor(list(usable.values())), 1, generator=cpu))]
     if strategy == "channel":
-        if channels < 2:
-            raise SettingsError(
-                "masking.strategy = 'channel' hides whole channels, and there is only one",
-                hint="set masking.strategy to independent, shared or block",
-            )
         shown = visible_count(channels, ratio)
         visible = _smallest(_draw(torch.rand, batch, channels, generator=generator, device=device), shown)
         seen = torch.zeros(batch, channels, 1, dtype=torch.bool, device=device).scatter_(1, visible[..., None], True)

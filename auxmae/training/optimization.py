@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -67,6 +68,15 @@ def make_optimizers(
     kind_of: Any = {"muon": torch.optim.AdamW, "adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
     optimizers.append(kind_of(groups, lr=rate, betas=betas, fused=fused, capturable=device.type == "cuda"))
     return optimizers
+
+
+def state_bytes(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """Memory of the weights, their gradients, and what the optimisers keep of each: Adam two moments, Muon one."""
+    total = 2 * sum(parameter.nbytes for parameter in model.parameters())
+    for optimizer in optimizers:
+        kept = sum(parameter.nbytes for group in optimizer.param_groups for parameter in group["params"])
+        total += kept if isinstance(optimizer, Muon) else 2 * kept
+    return total
 
 
 def learning_rate_at(progress: float, *, peak: float, final: float, warmup: float) -> float:

@@ -16,7 +16,7 @@ from auxmae.build import Data, Progress, build_data, build_model
 from auxmae.data.loading import Batch, Loader
 from auxmae.data.splits import how_to_hold_out
 from auxmae.device import configure, process_state_kept
-from auxmae.errors import CheckpointError, DataError, MissingDependencyError, UsageError
+from auxmae.errors import CheckpointError, DataError, MissingDependencyError, SettingsError, UsageError
 from auxmae.model.folders import find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import load_weights, read_config
@@ -25,6 +25,7 @@ from auxmae.settings.schema import EvalSettings, SettingsTree
 from auxmae.training.checkpoint import seed_everything
 from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import graphs_wanted
+from auxmae.training.optimization import autocast_dtype
 from auxmae.training.progress import Reporter, SilentReporter
 from auxmae.training.run import RunFolder, check_unused, create_run, open_run
 from auxmae.training.trainer import Outcome, Plan, Trainer
@@ -95,6 +96,24 @@ def make_plan(settings: SettingsTree, batches_per_epoch: int, *, graphs: bool, f
         checkpoint_seconds=60 * train.checkpoint_minutes,
         seed=train.seed,
     )
+
+
+def check_settings(settings: SettingsTree, device: torch.device, processes: int = 1) -> None:
+    """Finds, before there is a run folder, what else a step, a probe or a log would find wrong.
+
+    Raises:
+        MissingDependencyError: run.tensorboard without TensorBoard.
+        SettingsError: what is asked for cannot be on this device, or by this model.
+    """
+    graphs_wanted(settings, device, processes)
+    autocast_dtype(settings.train.precision, device)
+    if settings.run.tensorboard:
+        _tensorboard_writer()
+    if settings.train.probe_every and settings.eval.pool == "cls" and not settings.model.cls_tokens:
+        raise SettingsError(
+            "eval.pool = 'cls', by which train.probe_every pools too, needs a model with CLS tokens",
+            hint="set eval.pool = 'mean', or model.cls_tokens = true",
+        )
 
 
 def _with_absolute_source(settings: SettingsTree) -> SettingsTree:
@@ -181,7 +200,7 @@ def _fit(
     device: torch.device,
 ) -> _Trained:
     """Data, model, run folder, and all the steps; a given run goes on."""
-    graphs = graphs_wanted(settings, device, team.size)
+    check_settings(settings, device, team.size)
     seed_everything(settings.train.seed, deterministic=settings.train.deterministic)
     tensorboard = _tensorboard_writer() if settings.run.tensorboard and team.first else None
 
@@ -211,7 +230,7 @@ def _fit(
             f"note: {channels} channels are {channels} tokens at every place: model.channel_groups = 'auto' (neighbouring "
             "channels share a token) trains faster"
         )
-    model = stored if stored is not None else _new_model(settings, data, weights)
+    model = stored if stored is not None else new_model(settings, data, weights)
     model.to(device)
     model.set_recompute(settings.train.recompute)
     if settings.train.compile:
@@ -252,7 +271,7 @@ def _fit(
         data.train.dealt(team.rank, team.size),
         None if held is None else held.dealt(team.rank, team.size),
         folder,
-        make_plan(settings, len(data.train), graphs=graphs, fast=fast),
+        make_plan(settings, len(data.train), graphs=graphs_wanted(settings, device, team.size), fast=fast),
         device=device,
         reporter=reporter,
         draw_figure=draw_figure if _drawing() and team.first else None,
@@ -278,7 +297,7 @@ def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None)
     return build_data(settings, image_size=model.image_size, scaling=scaling, progress=progress)
 
 
-def _new_model(settings: SettingsTree, data: Data, weights: Path | None) -> AuxMAE:
+def new_model(settings: SettingsTree, data: Data, weights: Path | None) -> AuxMAE:
     """The model of the settings, with the weights of a saved one where a folder is given.
 
     Raises:

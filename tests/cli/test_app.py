@@ -63,6 +63,9 @@ def test_help_imports_no_torch(repository):
         (["eval", "last"], 2, ["no run"]),
         (["visualize", "elsewhere"], 2, ["elsewhere"]),
         (["train", "--config", "missing.toml"], 2, ["missing.toml"]),
+        (["train", "--dry-run", "--device", "cpu", "--set", "train.precision=bf16"], 2, ["train.precision"]),
+        (["train", "--dry-run", "--init-from", "nowhere"], 1, ["nowhere"]),
+        (["train", "--dry-run", "--output", "/"], 2, ["/ is not empty"]),
     ],
 )
 def test_a_fault_is_one_line_and_an_exit_code(auxmae, arguments, code, words):

@@ -19,7 +19,7 @@ from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import checkpoint as checkpoints
 from auxmae.training import session, trainer
-from auxmae.training.optimization import learning_rate_at, parameter_groups
+from auxmae.training.optimization import learning_rate_at, make_optimizers, parameter_groups, state_bytes
 from auxmae.training.progress import EnduringReporter, SilentReporter
 from auxmae.training.run import create_run, open_run
 from auxmae.training.session import train
@@ -60,6 +60,40 @@ def test_norms_biases_and_embeddings_are_not_decayed():
         plain = "norm" in name or name.endswith("bias") or "channel_embedding" in name or "token" in name
         assert (id(parameter) in others) == plain, name
     assert not decayed & others
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "muon"])
+def test_memory_is_that_of_weights_gradients_and_moments(kind):
+    model = AuxMAE(3, image_size=8, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+    options = {"learning_rate": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "device": torch.device("cpu")}
+    optimizers = make_optimizers(model, kind, **options)
+    counted = state_bytes(model, optimizers)
+    model(torch.rand(2, 3, 8, 8)).loss.backward()
+    held = [tensor for parameter in model.parameters() for tensor in (parameter, parameter.grad)]
+    for optimizer in optimizers:
+        optimizer.step()
+        held += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    assert counted == sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"train": {"precision": "bf16"}}, "train.precision = 'bf16' needs a CUDA GPU"),
+        ({"train": {"cuda_graphs": "on"}}, "train.cuda_graphs = 'on'"),
+        ({"train": {"probe_every": 1}, "eval": {"pool": "cls"}, "model": {"cls_tokens": False}}, "eval.pool = 'cls'"),
+        ({"masking": {"strategy": "channel"}, "data": {"channels": ("B04",)}}, "there is only one"),
+        ({"masking": {"strategy": "channel"}, "model": {"channel_groups": 13}}, "there is only one"),
+        ({"masking": {"strategy": "mixed", "mixture": {"channel": 1.0}}, "model": {"channel_groups": 13}}, "masking.mixture"),
+        ({"masking": {"strategy": "channel"}, "data": {"channel_sampling": 0.95}}, "leaves one of 13 channels"),
+    ],
+    ids=["precision", "graphs", "pool", "one channel", "one group", "mixture", "sampling"],
+)
+def test_a_wrong_setting_is_found_before_there_is_a_run_folder(tmp_path, tables, words):
+    with pytest.raises(SettingsError) as told:
+        train(settings_for(tmp_path / "run", **tables))
+    assert words in told.value.message
+    assert not (tmp_path / "run").exists()
 
 
 def test_early_stopping_waits_and_tolerates():
