@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from auxmae.data.collection import Collection, open_collection
 from auxmae.data.dataset import ImageDataset
-from auxmae.data.image import ReadOptions
+from auxmae.data.image import ReadOptions, diagonal
 from auxmae.data.loading import Loader
 from auxmae.data.splits import Splits, resolve_image_size, split_collection
 from auxmae.data.statistics import ChannelStatistics, Scaling, compute_statistics, statistics_warnings
@@ -27,6 +28,8 @@ Progress = Callable[[int, int], None]
 # Of channel_groups = "auto": a few large groups serve 198 bands better than many small ones, and cost less; of 64 bands eight
 # groups gave better features than four (`benchmarks/NOTES.md`).
 AUTO_GROUPS = 8
+# How many images are looked at to tell whether pixels have changed, and the side of the windows, px.
+SAMPLED_IMAGES, SAMPLED_SIDE = 16, 64
 
 
 @dataclass
@@ -68,6 +71,21 @@ class Data:
                 size = path.stat().st_size if path.is_file() else 0
                 digest.update(os.fsencode(path.name) + f" {size}\n".encode())
         return digest.hexdigest()[:16]
+
+    def sample_pixels(self) -> list[float]:
+        """What tells that files of the same names and sizes hold other pixels, whatever was copied or decoded anew since.
+
+        Of up to 16 images, the mean magnitude of the pixels in three windows.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        found = []
+        for item in np.unique(np.linspace(0, len(self.collection) - 1, SAMPLED_IMAGES, dtype=np.int64)).tolist():
+            windows = diagonal(*self.collection.size_of(item), SAMPLED_SIDE)
+            values = [np.abs(self.collection.read(item, window).pixels).mean(dtype=np.float64) for window in windows]
+            found.append(float(np.mean(values)))
+        return found
 
     def describe(self) -> str:
         return self.collection.describe()

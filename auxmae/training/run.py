@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from auxmae.errors import UsageError
 from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
@@ -46,17 +48,26 @@ class RunFolder:
         """
         return AuxMAE.from_pretrained(checkpoint_of_run(self.path, which))
 
-    def note_data(self, data: str, split: str, files: str) -> None:
-        """Notes what the run trains on: the data in words, the digest of the split, and that of the files' names and sizes."""
-        self.write_json("data.json", {"data": data, "split": split, "files": files})
+    def note_data(self, data: str, split: str, files: str, pixels: list[float]) -> None:
+        """Notes what the run trains on: the data in words, and what `changed_data` compares.
 
-    def changed_data(self, split: str, files: str) -> str | None:
-        """What the run was trained on, in words, where other digests were noted then; else None."""
+        Args:
+            split, files: digests of the split, and of the files' names and sizes.
+            pixels: a sample of them, see `Data.sample_pixels`.
+        """
+        self.write_json("data.json", {"data": data, "split": split, "files": files, "pixels": pixels})
+
+    def changed_data(self, split: str, files: str, pixels: list[float] | None = None) -> str | None:
+        """What the run was trained on, in words, where something else was noted then; else None."""
         path = self.path / "data.json"
         if not path.is_file():
             return None
         noted = json.loads(path.read_text(encoding="utf-8"))
-        return None if (noted["split"], noted["files"]) == (split, files) else str(noted["data"])
+        same = (noted["split"], noted["files"]) == (split, files)
+        if same and pixels is not None and "pixels" in noted:  # not in runs of before
+            # Another release of a library may decode a JPEG to slightly other values.
+            same = len(noted["pixels"]) == len(pixels) and np.allclose(noted["pixels"], pixels, rtol=1e-3, atol=0)
+        return None if same else str(noted["data"])
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""

@@ -209,7 +209,8 @@ def _fit(
     for notice in data.collection.notices:
         reporter.message(f"note: {notice}")
     reporter.message(f"data: {data.describe()}")
-    if run is not None and (trained_on := run.changed_data(data.digest, data.files_digest)) is not None:
+    trained_on = None if run is None else run.changed_data(data.digest, data.files_digest, data.sample_pixels())
+    if run is not None and trained_on is not None:
         raise DataError(
             f"{settings.data.source}: the data have changed since {run.path} was started with {trained_on}; what is held out now "
             "may have been trained on",
@@ -246,7 +247,7 @@ def _fit(
 
     def begun() -> RunFolder:
         new = create_run(settings.run.folder, _with_absolute_source(settings))
-        new.note_data(data.describe(), data.digest, data.files_digest)
+        new.note_data(data.describe(), data.digest, data.files_digest, data.sample_pixels())
         if data.statistics is not None:
             new.write_json("statistics.json", data.statistics.to_dict())
         return new

@@ -238,6 +238,30 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
     assert train(SettingsTree(), resume=run).outcome.step == 3
 
 
+@pytest.mark.parametrize("name", ["images.npy", "images.zarr"])
+def test_a_run_goes_on_with_its_own_pixels_alone(tmp_path, name):
+    """Written anew, in the same shape: refused where the pixels are others, whenever it was written."""
+    place = tmp_path / name
+    images = np.random.default_rng(0).normal(size=(20, 3, 32, 32)).astype(np.float32)
+
+    def write(array):
+        if name.endswith("npy"):
+            np.save(place, array)
+        else:
+            zarr = pytest.importorskip("zarr")
+            zarr.create_array(str(place), data=array, overwrite=True)
+
+    write(images)
+    settings = settings_for(tmp_path / "run", data={"source": str(place), "axes": "NCHW"}, train={"max_steps": 1})
+    run = train(settings).run
+    write(np.roll(images, 1, axis=0))
+    with pytest.raises(DataError, match=r"changed since .* was started with 20 images"):
+        train(SettingsTree(), resume=run)
+    write(images)
+    os.utime(place, (1e9, 1e9))
+    assert train(SettingsTree(), resume=run).outcome.step == 1
+
+
 def test_what_looks_wrong_is_said_before_training(tmp_path):
     data = folder_of_images(tmp_path / "data", *"abcdefghij", constant=1)
     heard = Heard()
