@@ -15,6 +15,7 @@ import torch
 from auxmae import api
 from auxmae.build import build_data, build_model
 from auxmae.errors import CheckpointError, DataError, SettingsError, UsageError
+from auxmae.model import mae
 from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import checkpoint as checkpoints
@@ -371,22 +372,78 @@ def test_training_time_is_that_of_the_clock(tmp_path):
     assert rates[-1] < 2e-3
 
 
+def trained(folder, **tables):
+    """The weights after two steps, which have to be finite; nothing is measured or drawn."""
+    tables["train"] = {"max_steps": 2, **tables.get("train", {})}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "_conclude", lambda trained, *rest: None)
+        train(settings_for(folder, **tables))
+    found = weights(folder)
+    assert all(value.isfinite().all() for value in found.values())
+    return found
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def by_default(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("default") / "run")
+
+
 @pytest.mark.parametrize(
     "tables",
     [
-        {"masking": {"strategy": "mixed"}},
-        {"loss": {"kind": "smooth_l1", "normalize": True}},
+        {"data": {"channel_sampling": 0.5}},
+        {"data": {"flips": False}},
         {"model": {"channel_groups": 4}},
         {"model": {"channel_embedding": "wavelength"}},
-        {"data": {"channel_sampling": 0.5}},
-        {"train": {"recompute": True, "accumulation": 2, "optimizer": "adam", "precision": "fp32", "max_steps": 3}},
-        {"model": {"channel_groups": 4}, "train": {"optimizer": "muon", "recompute": True, "accumulation": 2, "max_steps": 3}},
+        {"model": {"channel_attention": "slotwise"}},
+        {"model": {"embedding_activation": "gelu"}},
+        {"model": {"output_activation": "sigmoid"}, "scaling": {"method": "percentile"}},
+        {"masking": {"strategy": "shared"}},
+        {"masking": {"strategy": "block"}},
+        {"masking": {"strategy": "channel"}},
+        {"masking": {"strategy": "mixed"}},
+        {"masking": {"ratio": 0.5}},
+        {"loss": {"kind": "mse"}},
+        {"loss": {"kind": "smooth_l1"}},
+        {"loss": {"normalize": True}},
+        {"train": {"optimizer": "adam"}},
+        {"train": {"optimizer": "muon"}},
+        {"train": {"accumulation": 2}},
+        {"train": {"weight_decay": 0.5}},
+        {"train": {"clip_norm": 0.01}},
+        {"train": {"betas": (0.5, 0.95)}},
+        {"train": {"seed": 1}},
     ],
+    ids=lambda tables: ", ".join(f"{key}={value}" for values in tables.values() for key, value in values.items()),
 )
-def test_every_option_trains(tmp_path, tables):
-    tables.setdefault("train", {"max_steps": 3})
-    result = train(settings_for(tmp_path / "run", **tables))
-    assert math.isfinite(result.masked_l1)
+def test_every_option_trains_and_makes_a_difference(tmp_path, by_default, tables):
+    assert not same(trained(tmp_path / "run", **tables), by_default)
+
+
+def test_options_together_train_to_the_end(tmp_path):
+    tables = {
+        "model": {"channel_groups": 4, "channel_embedding": "wavelength"},
+        "masking": {"strategy": "mixed"},
+        "loss": {"kind": "smooth_l1", "normalize": True},
+        "train": {"optimizer": "muon", "recompute": True, "accumulation": 2, "max_steps": 3},
+    }
+    assert math.isfinite(train(settings_for(tmp_path / "run", **tables)).masked_l1)
+
+
+def test_recomputing_trains_the_same_weights(tmp_path, by_default, monkeypatch):
+    recomputed, original = [], mae.checkpoint
+
+    def counted(*arguments, **options):
+        recomputed.append(arguments[0])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(mae, "checkpoint", counted)
+    assert same(trained(tmp_path / "run", train={"recompute": True}), by_default)
+    assert len(recomputed) == 2 * 2  # two blocks, two steps
 
 
 def test_a_full_folder_is_refused(tmp_path):
