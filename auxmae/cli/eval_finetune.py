@@ -27,7 +27,7 @@ def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out:
             dense=data.collection.has_label_maps,
             pool=table.pool,
             labels_per_class=table.finetune_labels,
-            steps=table.finetune_steps,
+            steps=None if table.finetune_steps == "auto" else table.finetune_steps,
             seeds=table.finetune_seeds,
             learning_rate=table.finetune_learning_rate,
             bootstrap=table.bootstrap,

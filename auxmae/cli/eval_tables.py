@@ -153,15 +153,16 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
 
 def finetune_table(report: FinetuneReport) -> Table:
     """The whole network trained on labels, from pre-trained and from random weights."""
-    title = f"The whole network trained on labels: {report.steps} steps, {report.seeds} seeds"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    title = f"The whole network trained on labels: {report.seeds} seeds"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("labels", "weights"):
         table.add_column(column, no_wrap=True)
-    for column in ("accuracy", "95% interval", "± seeds", "class mean", "F1", "kappa"):
-        table.add_column(column, justify="right")
+    for column in ("steps", "accuracy", "95% interval", "± seeds", "class\nmean", "F1", "kappa"):
+        table.add_column(column, justify="right", no_wrap=True)
     for result in report.results:
         low, high = result.interval
-        cells = [f"{result.accuracy:.3f}", f"{low:.3f} – {high:.3f}", f"{result.spread:.3f}" if result.draws > 1 else ""]
+        spread = f"{result.spread:.3f}" if result.draws > 1 else ""
+        cells = [f"{report.steps[result.labels_per_class]}", f"{result.accuracy:.3f}", f"{low:.3f}–{high:.3f}", spread]
         cells += [f"{value:.3f}" for value in (result.average_accuracy, result.macro_f1, result.kappa)]
         table.add_row(str(result.labels_per_class or "all"), result.features, *cells)
     return table

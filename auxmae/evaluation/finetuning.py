@@ -33,6 +33,8 @@ PROBE = "whole network"
 _WEIGHT_DECAY = 0.05
 _WARM_UP = 0.1
 _CLIP = 1.0
+# Where nothing is said: enough for a few labels.
+_STEPS = 150
 # As many as there are draws of the labels.
 _SEEDS = 5
 
@@ -45,14 +47,15 @@ class FinetuneReport:
         results: one for each way and number of labels, `probe` = "whole network".
         comparisons: fine-tuned against from scratch.
         reason: why there is no result; empty where there is.
-        steps, seeds: of each training.
+        steps: number of labels per class → optimiser steps of each training.
+        seeds: trainings behind each figure.
         notices: what the reader of the figures should know, one sentence each.
     """
 
     results: list[ProbeResult]
     comparisons: list[Comparison]
     reason: str = ""
-    steps: int = 0
+    steps: dict[int, int] = field(default_factory=dict)
     seeds: int = 0
     notices: list[str] = field(default_factory=list)
 
@@ -62,7 +65,7 @@ class FinetuneReport:
             "results": [result.to_dict() for result in self.results],
             "comparisons": [comparison.to_dict() for comparison in self.comparisons],
             "reason": self.reason,
-            "steps": self.steps,
+            "steps": {str(budget): steps for budget, steps in self.steps.items()},
             "seeds": self.seeds,
             "notices": self.notices,
         }
@@ -101,7 +104,7 @@ def run_finetuning(
     dense: bool,
     pool: str,
     labels_per_class: Sequence[int],
-    steps: int,
+    steps: int | None,
     seeds: int,
     learning_rate: float,
     bootstrap: int,
@@ -119,7 +122,7 @@ def run_finetuning(
         dense: one label for each patch instead of one for each image.
         pool: see `AuxMAE.forward_features`.
         labels_per_class: budgets; 0: all.
-        steps: of each training.
+        steps: of each training; None: 150, or as many as show every labelled image or window once.
         seeds: trainings of each way and budget: other labels, weights and order; at most 5.
         learning_rate: the highest.
         bootstrap: resamples behind the intervals.
@@ -140,10 +143,20 @@ def run_finetuning(
         reason = "labels of at least two classes in the training part, and some in the test part, are needed"
         return FinetuneReport([], [], f"No fine-tuning: {reason}.")
     results, comparisons, notices = [], [], []
+    taken: dict[int, int] = {}
     for budget in labels_per_class:
-        draws = draw_labels(y, budget, seed=seed)
+        targets = []
+        for chosen in draw_labels(y, budget, seed=seed):
+            given = np.full_like(table, -1)
+            given[rows[chosen], places[chosen]] = np.searchsorted(classes, y[chosen])
+            if not dense:
+                for windows in _windows(owner):
+                    given[windows] = given[windows[0]]
+            targets.append(given)
         right = {}
-        shown, wanted = steps * train.batch_size, len(np.unique(rows[draws[0]]))
+        wanted = max(int((given >= 0).any(axis=1).sum()) for given in targets)
+        taken[budget] = steps or max(_STEPS, -(-wanted // train.batch_size))
+        shown = taken[budget] * train.batch_size
         if shown < wanted:
             notices.append(
                 f"With {budget or 'all'} labels, {steps} steps of {train.batch_size} show {shown} of {wanted} labelled images or "
@@ -152,16 +165,11 @@ def run_finetuning(
         for name in (FINE_TUNED, FROM_SCRATCH):
             predicted = []
             for number in range(min(seeds, _SEEDS)):
-                chosen = draws[number % len(draws)]
-                given = np.full_like(table, -1)
-                given[rows[chosen], places[chosen]] = np.searchsorted(classes, y[chosen])
-                if not dense:
-                    _, first, image = np.unique(owner, return_index=True, return_inverse=True)
-                    given = given[first][image]
+                given = targets[number % len(targets)]
                 start = copy.deepcopy(model) if name == FINE_TUNED else untrained(model, seed=seed + number).to(device)
                 network = _Classifier(start, len(classes), pool, dense)
                 what = f"{name}, {budget or 'all'} labels, seed {number + 1}"
-                _train(network, train, given, steps, learning_rate, seed + number, device, partial(_tell, say, what))
+                _train(network, train, given, taken[budget], learning_rate, seed + number, device, partial(_tell, say, what))
                 say(f"{what}: testing")
                 found = _predict(network, test, test_owner, device, dense)
                 predicted.append(classes[found[test_rows, test_places]])
@@ -170,7 +178,7 @@ def run_finetuning(
         difference = paired_bootstrap(right[FINE_TUNED], right[FROM_SCRATCH], groups, resamples=bootstrap, seed=seed)
         ours, theirs = (float(right[name].mean()) for name in (FINE_TUNED, FROM_SCRATCH))
         comparisons.append(Comparison(PROBE, budget, f"network {FROM_SCRATCH}", ours, theirs, difference))
-    return FinetuneReport(results, comparisons, "", steps, min(seeds, _SEEDS), notices)
+    return FinetuneReport(results, comparisons, "", taken, min(seeds, _SEEDS), notices)
 
 
 def _tell(say: Callable[[str], None], what: str, done: str) -> None:

@@ -391,7 +391,11 @@ class EvalSettings(Table):
     finetune_labels: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default=(20, 0), description="labelled samples per class that `auxmae eval --finetune` trains on (0: all)"
     )
-    finetune_steps: int = Field(default=150, ge=1, description="optimiser steps of each training by `auxmae eval --finetune`")
+    finetune_steps: Annotated[int, Field(ge=1)] | Auto = Field(
+        default="auto",
+        description="optimiser steps of each training by `auxmae eval --finetune` ('auto': 150, or as many as show every "
+        "labelled image or window once)",
+    )
     finetune_seeds: int = Field(
         default=2, ge=1, le=5, description="trainings by `auxmae eval --finetune` for each figure: other labels, weights, order"
     )

@@ -155,3 +155,15 @@ def test_any_number_of_steps_trains(steps: int) -> None:
     report = run(model_of(), stripes(16, 1), stripes(8, 2), steps=steps, seeds=1, progress=said.append)
     assert len(report.results) == 2
     assert any(f"step 1/{steps}" in text for text in said)
+
+
+def test_where_nothing_is_said_of_steps_every_label_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from auxmae.evaluation import finetuning
+
+    monkeypatch.setattr(finetuning, "_STEPS", 2)
+    train = in_windows(stripes(15, 1))
+    report = run(model_of(), train, stripes(20, 2), seeds=1, steps=None, labels_per_class=(2, 0))
+    assert train.asked == set(range(45))
+    # Batches of 8: 4 images of 3 windows, and 15 such.
+    assert report.steps == {2: 2, 0: 6}
+    assert not report.notices
