@@ -30,13 +30,18 @@ def corners_of(file: ImageFile, system: str | None = None) -> NDArray[np.float64
     own = str(file.georeference["crs"])
     if system is None or system == own:
         return corners
-    from rasterio.errors import RasterioError
+    moved = reproject(corners, own, system)
+    return corners if moved is None else moved
+
+
+def reproject(points: NDArray[np.float64], own: str, system: str) -> NDArray[np.float64] | None:
+    """Points (n, 2) of one reference system in another; None where nothing leads from the one to the other."""
     from rasterio.warp import transform
 
     try:
-        return np.stack(transform(own, system, *corners.T.tolist())[:2], axis=1)
-    except RasterioError:
-        return corners
+        return np.stack(transform(own, system, *points.T.tolist())[:2], axis=1)
+    except Exception:  # what GDAL says of a local system arrives as a private class of rasterio's
+        return None
 
 
 def same_place(one: ImageFile, other: ImageFile) -> bool:

@@ -1,8 +1,9 @@
 """Training, validation and test parts: at random, by group, or by spatial block, none overlapping another.
 
 Neighbouring pixels of one scene are alike, so scenes are held out by blocks by default: a crop lies in the blocks of one
-part only.  Scenes that overlap on the ground are held out at the same ground; without a georeference, scenes of equal size at
-the same blocks: they may be dates of one place.
+part only.  Scenes that overlap on the ground are held out at the same ground, to a pixel where their grids differ; without a
+georeference, scenes of equal size at the same blocks: they may be dates of one place.  Images that overlap on the ground are
+held out together where that leaves parts of about the sizes asked for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
+from auxmae.data.footprints import Footprints, connecting_pairs, overlapping_pairs
 from auxmae.data.georeference import Mosaic, find_mosaics
 from auxmae.errors import DataError, SettingsError
 
@@ -26,6 +28,10 @@ _NAMES = ("train", "validation", "test")
 MAX_BLOCKS = 8
 # As many as there are parts.
 _FEWEST_BLOCKS = 3
+# Of no part: a block on ground that several parts hold.
+_LEFT_OUT = -1
+# Draws among which the parts of about the sizes asked for are found, where images are held out together.
+_DRAWS = 20
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Part:
         items: (n,) int64 images of the collection (empty where the part holds blocks).
         blocks: (n, 5) int64: scene, top, left, height, width of every block, px.
         groups: (n,) int64 number of what each image or block belongs to and is alike with: a group of `data.group_pattern`, the
-            same ground of several scenes; None: each stands for itself.
+            same ground of several scenes or images; None: each stands for itself.
     """
 
     name: str
@@ -106,7 +112,7 @@ def split_collection(
     Args:
         collection: the images.
         method: "random" (stratified by class), "group", "block", or "auto": group where there is a pattern for it, block for
-            scenes, random otherwise.
+            scenes, random otherwise, where images that overlap on the ground fall into one part.
         validation_fraction, test_fraction: share of images or blocks.
         image_size: side of a crop, px: a block is at least as wide.
         block_size: side of a block, px; None: about an eighth of the scene.
@@ -118,6 +124,7 @@ def split_collection(
         SettingsError: the method does not fit the layout.
     """
     scenes = collection.layout == "scenes"
+    keep_together = method == "auto"
     if method == "auto":
         method = "group" if group_pattern else "block" if scenes else "random"
     if method == "block" and not scenes:
@@ -130,18 +137,37 @@ def split_collection(
     notices: list[str] = []
     blocks = np.zeros((0, 5), dtype=np.int64)
     together: NDArray[np.int64] | None = None
+    overlaps = np.zeros((0, 2), dtype=np.int64)
+    if method != "block":
+        overlaps = connecting_pairs([collection.file_of(item) for item in range(len(collection))])
     if method == "block":
         blocks, keys = _cut(collection, image_size, block_size, notices)
         assigned = _assign_blocks(keys, fractions, random)
         index_of = {key: index for index, key in enumerate(dict.fromkeys(keys))}
         together = np.array([index_of[key] for key in keys], dtype=np.int64)
+        number_of = {place: number for number, place in enumerate(dict.fromkeys(place for place, _ in keys))}
+        places = np.array([number_of[place] for place, _ in keys], dtype=np.int64)
+        assigned = _follow_ground(collection, blocks, places, together, assigned, notices)
+        kept = assigned != _LEFT_OUT
+        blocks, assigned, together = blocks[kept], assigned[kept], together[kept]
     elif method == "group":
         names = _groups(collection, group_pattern)
         assigned = _assign_groups(names, fractions, random)
         together = np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
     else:
         labels = collection.labels if collection.labels is not None else np.zeros(len(collection), dtype=np.int64)
-        assigned = _assign_stratified(labels, fractions, random)
+        if keep_together and len(overlaps):
+            together = _connected(overlaps, len(collection))
+            drawn = _assign_together(labels, together, fractions, random)
+        if together is None or drawn is None:
+            together, assigned = None, _assign_stratified(labels, fractions, random)
+        else:
+            assigned = drawn
+            alike = np.bincount(together)[together] > 1
+            notices.append(
+                f"{alike.sum()} of {len(collection)} images overlap others on the ground, such as "
+                f"{_names(collection, overlaps[0])}: those that do are held out together (data.split = 'random' draws each alone)"
+            )
     if scenes and method != "block":
         sizes = np.array([collection.size_of(item) for item in range(len(collection))], dtype=np.int64)
         numbers = np.arange(len(collection), dtype=np.int64)[:, None]
@@ -152,8 +178,14 @@ def split_collection(
             "images of one file fall into different parts; where they show the same thing, as points in time or slices do, hold "
             "out whole files with data.group_pattern = '(.*)'"
         )
-    if scenes and method != "block":
-        notices.extend(_overlaps(collection, assigned))
+    apart = overlaps[assigned[overlaps[:, 0]] != assigned[overlaps[:, 1]]]
+    if len(apart):
+        notices.append(
+            ("scenes" if scenes else "images")
+            + f" of different parts overlap on the ground, such as {_names(collection, apart[0])}; "
+            + ("data.split = 'block' holds the same ground out of all, and " if scenes else "")
+            + "data.group_pattern holds out together what it names"
+        )
     noun = "block" if method == "block" else "group" if method == "group" else "image"
     for number, fraction in ((VALIDATION, validation_fraction), (TEST, test_fraction)):
         if fraction > 0 and not (assigned == number).any():
@@ -174,16 +206,18 @@ def split_collection(
     return Splits(part(TRAIN), part(VALIDATION), part(TEST), method, digest, tuple(notices))
 
 
-def _overlaps(collection: Collection, assigned: NDArray[np.int64]) -> list[str]:
-    """Says that scenes of different parts show the same ground, where they do."""
-    spots, _ = find_mosaics([collection.file_of(item) for item in range(len(collection))])
-    parts: dict[int, set[int]] = {}
-    for spot, part in zip(spots, assigned.tolist(), strict=True):
-        if spot is not None:
-            parts.setdefault(spot.place, set()).add(part)
-    if all(len(found) == 1 for found in parts.values()):
-        return []
-    return ["scenes of different parts overlap on the ground; data.split = 'block' holds the same ground out of all"]
+def _names(collection: Collection, items: NDArray[np.int64]) -> str:
+    """The files of two images, for people."""
+    return " and ".join(collection.relative_paths[number] for number in collection.items[items, 0].tolist())
+
+
+def _connected(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """(count,) the number of the images that each is connected with by pairs (K, 2), itself among them."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
 def how_to_hold_out(collection: Collection) -> str:
@@ -244,6 +278,21 @@ def _assign_stratified(
     assigned[order[:test]] = TEST
     assigned[order[test : test + validation]] = VALIDATION
     return assigned
+
+
+def _assign_together(
+    labels: NDArray[np.int64], units: NDArray[np.int64], fractions: tuple[float, float], random: np.random.Generator
+) -> NDArray[np.int64] | None:
+    """Units of images drawn as images are, each by the class of its first; None where a part has not half of its share."""
+    first = np.unique(units, return_index=True)[1]
+    wanted = np.array((1 - sum(fractions), *fractions)) * len(units)
+
+    def sizes(assigned: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.bincount(assigned, minlength=len(_NAMES))
+
+    draws = [_assign_stratified(labels[first], fractions, random)[units] for _ in range(_DRAWS)]
+    best = min(draws, key=lambda assigned: float(np.abs(sizes(assigned) - wanted).sum()))
+    return best if (sizes(best) >= (wanted / 2).astype(np.int64)).all() else None
 
 
 def _groups(collection: Collection, pattern: str) -> list[str]:
@@ -377,11 +426,68 @@ def _assign_blocks(
     return np.array([of_unit[key] for key in keys], dtype=np.int64)
 
 
+def _follow_ground(
+    collection: Collection,
+    blocks: NDArray[np.int64],
+    places: NDArray[np.int64],
+    units: NDArray[np.int64],
+    assigned: NDArray[np.int64],
+    notices: list[str],
+) -> NDArray[np.int64]:
+    """Holds ground out of scenes on other grids too: a block there takes over the part of the blocks that it overlaps.
+
+    Args:
+        collection: the scenes.
+        blocks: (n, 5).
+        places: (n,) which blocks are on one grid of overlapping scenes.
+        units: (n,) which blocks of these show the same ground.
+        assigned: (n,) part of each.
+        notices: told what was done.
+
+    Returns:
+        (n,) part of each; a block that overlaps blocks of several parts is of none, `_LEFT_OUT`.
+    """
+    placed = np.flatnonzero([collection.file_of(scene).georeference is not None for scene in blocks[:, 0].tolist()])
+    if len(np.unique(places[placed])) < 2:
+        return assigned
+    footprints = Footprints.of([collection.file_of(scene) for scene in blocks[placed, 0].tolist()], blocks[placed, 1:])
+    area = np.zeros(len(blocks))
+    area[placed] = np.linalg.norm(np.diff(footprints.corners_N42[:, :3], axis=1), axis=2).prod(axis=1)
+    # Of many dates of one block the first stands for all.
+    alike = np.concatenate([units[placed, None], footprints.corners_N42.reshape(len(placed), -1)], axis=1)
+    first = np.unique(alike, axis=0, return_index=True)[1]
+    pairs = [placed[first[found]] for found in overlapping_pairs(footprints.select(first))]
+    pairs_K2 = np.concatenate([np.zeros((0, 2), dtype=np.int64), *pairs])
+    pairs_K2 = pairs_K2[places[pairs_K2[:, 0]] != places[pairs_K2[:, 1]]]
+    if not len(pairs_K2):
+        return assigned
+    # Small blocks take over from large ones, within which they may lie.
+    order = sorted(set(places[pairs_K2].reshape(-1).tolist()), key=lambda place: -float(area[places == place].max()))
+    rank = {place: number for number, place in enumerate(order)}
+    above: dict[int, set[int]] = {}
+    place_of, part_of = (dict(zip(units.tolist(), values.tolist(), strict=True)) for values in (places, assigned))
+    for pair in np.unique(units[pairs_K2], axis=0).tolist():
+        upper, lower = sorted(pair, key=lambda unit: rank[place_of[unit]])
+        above.setdefault(lower, set()).add(upper)
+    for unit in sorted(above, key=lambda unit: rank[place_of[unit]]):
+        parts = {part_of[other] for other in above[unit]} - {_LEFT_OUT}
+        if parts:
+            part_of[unit] = parts.pop() if len(parts) == 1 else _LEFT_OUT
+    followed = np.array([part_of[unit] for unit in units.tolist()], dtype=np.int64)
+    lost = int((followed == _LEFT_OUT).sum())
+    notices.append(
+        f"scenes of different pixels or reference systems overlap, such as {_names(collection, blocks[pairs_K2[0], 0])}: their "
+        "blocks are held out at the same ground, to a pixel"
+        + (f", and {lost} of {len(blocks)} blocks, which lie on ground of several parts, are left out" if lost else "")
+        + "; data.exclude leaves scenes out, data.group_pattern holds out whole ones"
+    )
+    return followed
+
+
 def scene_groups(collection: Collection, group_pattern: str = "") -> NDArray[np.int64]:
-    """(items,) number of each scene's group: by the pattern where there is one, else the ground that scenes share."""
+    """(items,) number of each image's group: by the pattern where there is one, else of those that share ground."""
     if group_pattern:
         names = np.array(_groups(collection, group_pattern))
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
-    spots, mosaics = find_mosaics([collection.file_of(item) for item in range(len(collection))])
-    alone = len(mosaics) + np.arange(len(collection))
-    return np.array([alone[item] if spot is None else spot.place for item, spot in enumerate(spots)], dtype=np.int64)
+    files = [collection.file_of(item) for item in range(len(collection))]
+    return _connected(connecting_pairs(files), len(files))

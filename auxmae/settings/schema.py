@@ -101,7 +101,7 @@ class DataSettings(Table):
     split: Literal["auto", "random", "group", "block"] = Field(
         default="auto",
         description="how images are held out: at random, by group, or by spatial block (auto: by group where there is a "
-        "group_pattern, by block for scenes)",
+        "group_pattern, by block for scenes, else at random, images that overlap on the ground together)",
     )
     group_pattern: str = Field(
         default="",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,12 +149,150 @@ def test_the_same_numbers_in_two_zones_are_two_places() -> None:
     assert set(splits.test.blocks[:, 0]) == {0, 1}
 
 
+def placed(files: list[tuple[int, int, str, list[float]]], layout: str = "scenes") -> Collection:
+    """Images of (height, width, reference system, the six numbers of the transform)."""
+    collection = make([file[:2] for file in files], layout)
+    collection.files = tuple(
+        replace(file, georeference={"crs": system, "transform": transform})
+        for file, (_, _, system, transform) in zip(collection.files, files, strict=True)
+    )
+    return collection
+
+
+def pixel_centres(collection: Collection, part: Part, scene: int) -> np.ndarray:
+    """(n, 2) x and y of every pixel that a part has of a scene."""
+    matrix = np.array(collection.file_of(scene).georeference["transform"]).reshape(2, 3)
+    found = [np.zeros((0, 2))]
+    for top, left, height, width in part.blocks[part.blocks[:, 0] == scene, 1:].tolist():
+        rows, columns = np.mgrid[top : top + height, left : left + width] + 0.5
+        found.append(np.stack([columns.ravel(), rows.ravel(), np.ones(rows.size)], axis=1) @ matrix.T)
+    return np.concatenate(found)
+
+
+def deep_inside(collection: Collection, part: Part, scene: int, points: np.ndarray, margin: float) -> np.ndarray:
+    """Which points, in the scene's reference system, lie in a part's blocks of it, by more than a margin from their edges."""
+    matrix = np.array(collection.file_of(scene).georeference["transform"]).reshape(2, 3)
+    columns, rows = np.linalg.solve(matrix[:, :2], (points - matrix[:, 2]).T)
+    margin /= abs(matrix[0, 0])
+    inside = np.zeros(len(points), dtype=bool)
+    for top, left, height, width in part.blocks[part.blocks[:, 0] == scene, 1:].tolist():
+        inside |= (
+            (columns > left + margin) & (columns < left + width - margin) & (rows > top + margin) & (rows < top + height - margin)
+        )
+    return inside
+
+
+@given(
+    scenes=st.lists(
+        st.tuples(*[st.integers(50, 120)] * 2, st.sampled_from([10.0, 20.0, 25.0, 30.0]), *[st.integers(0, 900)] * 2),
+        min_size=2,
+        max_size=3,
+    ),
+    image_size=st.integers(4, 24),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=30, deadline=None)
+def test_other_pixels_hold_out_the_same_ground(scenes: list[tuple], image_size: int, seed: int) -> None:
+    files = [(h, w, "EPSG:32633", [size, 0, 5e5 + x, 0, -size, 6e6 - y]) for h, w, size, x, y in scenes]
+    collection = placed(files)
+    splits = split_collection(collection, image_size=image_size, seed=seed)
+    for one, other in itertools.permutations(range(len(files)), 2):
+        coarser = max(scenes[one][2], scenes[other][2])
+        for part, held in ((splits.train, splits.test), (splits.train, splits.validation), (splits.validation, splits.test)):
+            for a, b in ((part, held), (held, part)):
+                assert not deep_inside(collection, b, other, pixel_centres(collection, a, one), coarser).any()
+
+
+def test_a_scene_and_its_coarser_copy_lose_nothing() -> None:
+    files = [(240, 300, "EPSG:32633", [10.0, 0, 5e5, 0, -10.0, 6e6]), (120, 150, "EPSG:32633", [20.0, 0, 5e5, 0, -20.0, 6e6])]
+    collection = placed(files)
+    splits = split_collection(collection, image_size=12)
+    for maps in zip(
+        *(painted(p, [file[:2] for file in files]) for p in (splits.train, splits.validation, splits.test)), strict=True
+    ):
+        assert (sum(maps) == 1).all()
+    assert {0, 1} == set(splits.test.blocks[:, 0]) == set(splits.train.blocks[:, 0])
+    (told,) = (notice for notice in splits.notices if "different pixels" in notice)
+    assert "p0/0.tif and p0/1.tif" in told or "p0/1.tif and p0/0.tif" in told
+    assert "data.group_pattern" in told
+
+
+def test_scenes_of_two_zones_hold_out_the_same_ground() -> None:
+    """Beside the meridian that parts UTM zones 33 and 34, where their grids are at an angle of five degrees."""
+    from rasterio.warp import transform
+
+    def to(system: str, other: str, points: np.ndarray) -> np.ndarray:
+        return np.stack(transform(system, other, *points.T)[:2], axis=1)
+
+    zones = ("EPSG:32633", "EPSG:32634")
+    corners = [to("EPSG:4326", zone, np.array([[18.0, 52.0]]))[0] for zone in zones]
+    collection = placed([(300, 300, zone, [10.0, 0, x, 0, -10.0, y]) for zone, (x, y) in zip(zones, corners, strict=True)])
+    splits = split_collection(collection, image_size=24, seed=1)
+    checked = 0
+    for one, other in ((0, 1), (1, 0)):
+        for part, held in itertools.permutations((splits.train, splits.validation, splits.test), 2):
+            points = to(zones[one], zones[other], pixel_centres(collection, part, one))
+            assert not deep_inside(collection, held, other, points, 10.0).any()
+            checked += len(points)
+    assert checked > 10_000
+    assert any("left out" in notice for notice in splits.notices)
+
+
 def test_groups_of_one_ground_in_different_parts_are_told() -> None:
     collection = georeferenced([(0, 0, 60, 60)] * 10)
     splits = split_collection(collection, method="group", group_pattern=r"(\d+)\.tif", image_size=16)
     assert any("overlap on the ground" in notice for notice in splits.notices)
     apart = georeferenced([(0, 100 * number, 60, 60) for number in range(10)])
     assert not split_collection(apart, method="group", group_pattern=r"(\d+)\.tif", image_size=16).notices
+
+
+def chips(count: int, stride: float, dates: int = 1, labels: np.ndarray | None = None) -> Collection:
+    """Georeferenced images of 32 px in a row, `stride` px apart, each `dates` times."""
+    files = [(32, 32, "EPSG:32633", [10.0, 0, 5e5 + 10 * stride * (i // dates), 0, -10.0, 6e6]) for i in range(count)]
+    return replace(placed(files, "images"), labels=labels)
+
+
+def test_images_of_one_ground_are_held_out_together() -> None:
+    labels = np.arange(120) // 3 % 4
+    splits = split_collection(chips(120, 32, 3, labels), image_size=32, seed=2)
+    parts = [{item // 3 for item in part.items.tolist()} for part in (splits.train, splits.validation, splits.test)]
+    assert [len(part) for part in parts] == [28, 4, 8]
+    assert len(set.union(*parts)) == 40
+    assert np.bincount(labels[splits.test.items], minlength=4).min() >= 3
+    assert len(set(splits.test.groups.tolist())) == 8
+    (told,) = splits.notices
+    assert told.startswith("120 of 120 images overlap others on the ground, such as p0/0.tif and p0/1.tif")
+    alone = split_collection(chips(120, 32, 3, labels), method="random", image_size=32, seed=2)
+    assert len({item // 3 for item in alone.test.items.tolist()}) > 8
+    (told,) = alone.notices
+    assert "images of different parts overlap on the ground, such as p" in told
+    assert "data.group_pattern" in told
+
+
+def test_images_side_by_side_are_drawn_as_without_a_georeference() -> None:
+    for stride in (32, 33, 31.5):
+        beside = split_collection(chips(50, stride), image_size=32)
+        plain = split_collection(make([(32, 32)] * 50, "images"), image_size=32)
+        assert beside.digest == plain.digest
+        assert beside.notices == ()
+
+
+def test_images_that_all_overlap_are_told() -> None:
+    splits = split_collection(chips(50, 16), image_size=32)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (35, 5, 10)
+    assert splits.test.groups is None
+    (told,) = splits.notices
+    assert "images of different parts overlap" in told
+
+
+def test_a_large_place_does_not_leave_too_little_to_train_on() -> None:
+    for seed in range(10):
+        collection = chips(100, 32)
+        collection.files = (collection.files[0],) * 50 + collection.files[50:]
+        splits = split_collection(collection, image_size=32, seed=seed)
+        parts = (splits.train, splits.validation, splits.test)
+        assert [len(set(part.items.tolist()) & set(range(50))) for part in parts] == [50, 0, 0]
+        assert min(len(splits.validation) / 10, len(splits.test) / 20) >= 0.5
 
 
 def test_many_small_scenes_without_a_place_have_all_parts() -> None:
