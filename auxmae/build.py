@@ -136,6 +136,7 @@ def split_data(collection: Collection, data: DataSettings, *, image_size: int, s
 def build_data(
     settings: SettingsTree,
     *,
+    collection: Collection | None = None,
     image_size: int | None = None,
     scaling: Scaling | None = None,
     augment: bool = True,
@@ -146,6 +147,7 @@ def build_data(
 
     Args:
         settings: the whole tree.
+        collection: the data set that they name, where it is open already.
         image_size: side of the crops, px, over the settings'.
         scaling: a stored scaling to use instead of fitting one.
         augment: random crops, flips and order for the training part.
@@ -153,7 +155,8 @@ def build_data(
         team: the processes that build it together; the first one computes the statistics for all.
     """
     data, train = settings.data, settings.train
-    collection = open_data(data, seed=train.seed)
+    if collection is None:
+        collection = open_data(data, seed=train.seed)
     size = image_size or resolve_image_size(collection, _auto(settings.model.image_size), settings.model.patch_size)
     splits = split_data(collection, data, image_size=size, seed=train.seed)
     statistics = None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from auxmae.build import Data, build_data, open_data
+from auxmae.data.collection import Collection
 from auxmae.data.statistics import Scaling
 from auxmae.errors import DataError, SettingsError
 from auxmae.model.embedding import ChannelSelection
@@ -56,6 +57,7 @@ def settings_on_data(
     labels: str | None = None,
     overrides: Sequence[str] = (),
     batch_size: int | None = None,
+    device: str | None = None,
 ) -> SettingsTree:
     """The settings of a run, on its own data set or on another one.
 
@@ -66,12 +68,13 @@ def settings_on_data(
         run: the run.
         source, labels: another data set, in place of the run's.
         overrides: further settings, "table.key=value".
-        batch_size: images per batch, over the settings'.
+        batch_size, device: images per batch, and where to compute, over the settings'.
 
     Raises:
         DataError: the run's own data set is gone.
     """
-    settings = load_settings(run.path / SETTINGS_NAME, overrides=overrides, environ={}).settings
+    path, options = run.path / SETTINGS_NAME, {"run.device": device}
+    settings = load_settings(path, overrides=overrides, options=options, environ={}).settings
     own, data, train = run.settings.data, settings.data, settings.train
     given = {text.partition("=")[0].strip() for text in overrides}
 
@@ -151,33 +154,41 @@ def find_channels(
     return choose(named), missing
 
 
-def open_run_data(
-    run: RunFolder,
-    model: AuxMAE,
-    *,
-    source: str | None = None,
-    labels: str | None = None,
-    overrides: Sequence[str] = (),
-    batch_size: int | None = None,
-    allow_missing: bool = False,
-) -> Data:
-    """The data set of a run, or another one, as the run's model takes it: its scaling, its crop size, no augmentation.
+def open_run_collection(
+    run: RunFolder, model: AuxMAE, settings: SettingsTree, *, overrides: Sequence[str] = (), allow_missing: bool = False
+) -> tuple[SettingsTree, Collection, tuple[str, ...]]:
+    """Opens the data set of a run, or another one, with the channels of the run's model.
 
     Args:
         run, model: the run and a model loaded from it.
-        source, labels, overrides, batch_size: see `settings_on_data`.
-        allow_missing: do without the model's channels that the data set lacks (`Data.missing`).
+        settings: from `settings_on_data`.
+        overrides: what was given to it.
+        allow_missing: do without the model's channels that the data set lacks.
+
+    Returns:
+        The settings with data.channels chosen, the images, and the model's channels that are left out.
 
     Raises:
         DataError: the data set lacks a channel that the model was trained on.
     """
-    settings = settings_on_data(run, source=source, labels=labels, overrides=overrides, batch_size=batch_size)
-    scaling = Scaling.from_dict(model.scaling) if model.scaling else Scaling.identity(model.channel_names)
-    changed, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
+    chosen, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
     with fitting(settings.data.source, model):
-        found = build_data(changed, image_size=model.image_size, scaling=scaling, augment=False)
-    found.collection.notices.extend(left_behind(run, settings))
-    names = changed.data.channels
+        collection = open_data(chosen.data, seed=chosen.train.seed)
+    collection.notices.extend(left_behind(run, settings))
+    return chosen, collection, missing
+
+
+def open_run_data(
+    run: RunFolder, model: AuxMAE, settings: SettingsTree, *, overrides: Sequence[str] = (), allow_missing: bool = False
+) -> Data:
+    """The data set of a run, or another one, as the run's model takes it: its scaling, its crop size, no augmentation.
+
+    Args, errors: see `open_run_collection`; the channels that are left out are `Data.missing`.
+    """
+    chosen, collection, missing = open_run_collection(run, model, settings, overrides=overrides, allow_missing=allow_missing)
+    scaling = Scaling.from_dict(model.scaling) if model.scaling else Scaling.identity(model.channel_names)
+    found = build_data(chosen, collection=collection, image_size=model.image_size, scaling=scaling, augment=False)
+    names = chosen.data.channels
     if tuple(names) != tuple(model.channel_names):
         found.missing = missing
         for loader in (found.train, found.validation, found.test):

@@ -38,14 +38,11 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Write the features of images (or of every patch: --dense) to a file; an interrupted call goes on where it stopped."""
-    from auxmae.build import open_data
     from auxmae.cli.console import console, print_json
     from auxmae.device import configure
     from auxmae.export.embed import embed
     from auxmae.export.formats import check_apart, check_format
-    from auxmae.model.folders import SETTINGS_NAME
-    from auxmae.run_data import describe_reading, find_channels, fitting, left_behind, settings_on_data
-    from auxmae.settings import load_settings
+    from auxmae.run_data import describe_reading, open_run_collection, settings_on_data
     from auxmae.training.run import open_run
 
     out = console(json_output=json_output)
@@ -53,18 +50,13 @@ def command(
     output = output.expanduser()
     check_format(output, overwrite=overwrite)
     folder, overrides = open_run(run), set_ or []
-    settings = load_settings(
-        folder.path / SETTINGS_NAME, overrides=overrides, options={"run.device": device}, environ={}
-    ).settings
+    settings = settings_on_data(folder, source=data, labels=labels, overrides=overrides, batch_size=batch_size, device=device)
     chosen_pool = pool or settings.eval.pool
     where = configure(settings)
     model = folder.load_model(checkpoint).to(where)
-    settings = settings_on_data(folder, source=data, labels=labels, overrides=overrides, batch_size=batch_size)
-    settings, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
-    with fitting(settings.data.source, model):
-        collection = open_data(settings.data, seed=settings.train.seed)
+    settings, collection, missing = open_run_collection(folder, model, settings, overrides=overrides, allow_missing=allow_missing)
     check_apart(output, collection, labels=settings.data.labels, exclude=settings.data.exclude)
-    for notice in [*collection.notices, *left_behind(folder, settings)]:
+    for notice in collection.notices:
         out.print(f"note: {notice}", **plain)
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {collection.describe()}", **plain)
     if missing:

@@ -50,9 +50,7 @@ def command(
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
     from auxmae.export.embed import digest_model
-    from auxmae.model.folders import SETTINGS_NAME
     from auxmae.run_data import absolute_place, describe_reading, open_run_data, settings_on_data
-    from auxmae.settings import load_settings
     from auxmae.training.run import open_run
     from auxmae.visuals.report import write_report
 
@@ -60,16 +58,12 @@ def command(
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     folder = open_run(run)
     overrides = set_ or []
-    settings = load_settings(
-        folder.path / SETTINGS_NAME, overrides=overrides, options={"run.device": device}, environ={}
-    ).settings
+    settings = settings_on_data(folder, source=data, labels=labels, overrides=overrides, batch_size=batch_size, device=device)
     if test_labels is not None and not dense:
         raise SettingsError("--test-labels names pixels, which --dense measures", hint="add --dense")
     where = configure(settings)
     model = folder.load_model(checkpoint).to(where)
-    held = open_run_data(
-        folder, model, source=data, labels=labels, overrides=overrides, batch_size=batch_size, allow_missing=allow_missing
-    )
+    held = open_run_data(folder, model, settings, overrides=overrides, allow_missing=allow_missing)
     if dense and not held.collection.has_label_maps:
         raise DataError(f"{held.describe()}: --dense needs a label for each pixel", hint="name a label raster with --labels")
     if held.test is None:
@@ -83,12 +77,11 @@ def command(
             f"{absent}The figures are those of the other {len(held.collection.channel_names)} channels.", style="yellow", **plain
         )
 
-    used = settings_on_data(folder, source=data, labels=labels, overrides=overrides)
     testing = None
     if test_labels is not None:
-        other = used.data.model_copy(update={"labels": test_labels, "channels": "auto", "wavelengths": "auto"})
-        testing = eval_dense.TestLabels(held.collection, open_data(other, seed=used.train.seed), test_labels)
-    reading = describe_reading(used.data)
+        other = settings.data.model_copy(update={"labels": test_labels, "channels": "auto", "wavelengths": "auto"})
+        testing = eval_dense.TestLabels(held.collection, open_data(other, seed=settings.train.seed), test_labels)
+    reading = describe_reading(settings.data)
     own_source = reading["data.source"] == describe_reading(folder.settings.data)["data.source"]
     trained_on = folder.changed_data(held.digest, held.files_digest) if own_source else None
     if trained_on is not None:
@@ -116,7 +109,7 @@ def command(
         "model": digest_model(model),
         "source": reading["data.source"],
         "labels": reading["data.labels"],
-        "own_images": are_own_images(folder.settings, used) and trained_on is None,
+        "own_images": are_own_images(folder.settings, settings) and trained_on is None,
         "held_out_as_in_training": trained_on is None if own_source else None,
         "settings": reading,
         **({"test_labels": absolute_place(test_labels)} if test_labels is not None else {}),

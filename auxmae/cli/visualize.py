@@ -28,9 +28,7 @@ def command(
     from auxmae.cli.console import console, print_json
     from auxmae.device import configure
     from auxmae.errors import DataError, UsageError
-    from auxmae.model.folders import SETTINGS_NAME
-    from auxmae.run_data import open_run_data
-    from auxmae.settings import load_settings
+    from auxmae.run_data import open_run_data, settings_on_data
     from auxmae.training.run import open_run
     from auxmae.visuals.composite import choose_composite
     from auxmae.visuals.figures import check_channels, reconstruction_figure
@@ -40,23 +38,20 @@ def command(
     if output is not None and output.exists() and not overwrite:
         raise UsageError(f"{output} exists", hint="choose another --output, or add --overwrite")
     folder = open_run(run)
-    settings = load_settings(
-        folder.path / SETTINGS_NAME, overrides=set_ or [], options={"run.device": device}, environ={}
-    ).settings
-    target = configure(settings)
-    model = folder.load_model(checkpoint).to(target)
-    shown = [name.strip() for name in channels.split(",") if name.strip()] if channels else []
-    check_channels(shown, model.channel_names)
     # The run's own labels had a part in which images are held out; those of other data do not matter.
-    opened = open_run_data(
+    settings = settings_on_data(
         folder,
-        model,
         source=data,
         labels=None if data is None else "none",
         overrides=set_ or [],
         batch_size=images,
-        allow_missing=allow_missing,
+        device=device,
     )
+    target = configure(settings)
+    model = folder.load_model(checkpoint).to(target)
+    shown = [name.strip() for name in channels.split(",") if name.strip()] if channels else []
+    check_channels(shown, model.channel_names)
+    opened = open_run_data(folder, model, settings, overrides=set_ or [], allow_missing=allow_missing)
     names = opened.collection.channel_names
     check_channels(shown, names)
     wavelengths = model.wavelengths and [model.wavelengths[model.channel_names.index(name)] for name in names]

@@ -179,6 +179,12 @@ def _groups_of(model: AuxMAE, channels: Tensor) -> Tensor:
     return torch.tensor(list(dict.fromkeys(number[model.channel_names[channel]] for channel in channels.tolist())))
 
 
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """The stream of draws of one image, whatever the batches: of a seed and the image's place in the sequence."""
+    # On the CPU, so that every device draws the same; the factor keeps the streams of neighbouring seeds apart.
+    return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+
+
 def draw_fixed_masks(model: AuxMAE, image: Tensor, *, seed: int, first: int, ratio: float | None = None) -> Tensor:
     """Visible positions (B, G, K) of a batch, −1 = padding, each image's drawn from (seed, place in the sequence).
 
@@ -189,11 +195,8 @@ def draw_fixed_masks(model: AuxMAE, image: Tensor, *, seed: int, first: int, rat
         first: place of the batch's first image in the sequence.
         ratio: part of the patches that is hidden; None: as in training.
     """
-    masks = []
-    for index in range(first, first + image.shape[0]):
-        # On the CPU, so that every device hides the same patches; an odd factor spreads neighbouring seeds.
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-        masks.append(model.draw_mask((1, *image.shape[1:]), generator, ratio=ratio))
+    numbers = range(first, first + image.shape[0])
+    masks = [model.draw_mask((1, *image.shape[1:]), image_generator(seed, number), ratio=ratio) for number in numbers]
     longest = max(mask.shape[2] for mask in masks)
     return torch.cat([torch.nn.functional.pad(mask, (0, longest - mask.shape[2]), value=-1) for mask in masks])
 

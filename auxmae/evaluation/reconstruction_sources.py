@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from auxmae.evaluation.reconstruction import to_pixels
+from auxmae.evaluation.reconstruction import image_generator, to_pixels
 from auxmae.evaluation.reconstruction_floors import FLOORS, Floor, predict_floors
 from auxmae.model.masking import visible_count
 
@@ -111,7 +111,9 @@ def evaluate_sources(
             if len(present) < 2 or grid[0] * grid[1] < 2:
                 return None
             masks = [
-                source_masks(len(present), grid[0] * grid[1], (images + i) % len(present), _generator(seed, images + i), model)
+                source_masks(
+                    len(present), grid[0] * grid[1], (images + i) % len(present), image_generator(seed, images + i), model
+                )
                 for i in range(size)
             ]
             of_channel = torch.tensor([present.index(group_of[names[column]]) for column in columns.tolist()])
@@ -178,10 +180,6 @@ def source_masks(
         AS_TRAINED: drawn,
     }
     return visible, own & places
-
-
-def _generator(seed: int, index: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
 
 
 def _positions(visible_BGN: Tensor) -> Tensor:

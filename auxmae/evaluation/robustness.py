@@ -23,7 +23,7 @@ from auxmae.evaluation.feature_floors import COMMON_SCALE, STATISTICS
 from auxmae.evaluation.features import Extractor, Features, extract_all
 from auxmae.evaluation.logistic import Logistic, principal_axes
 from auxmae.evaluation.probes import ENCODER, RANDOM
-from auxmae.evaluation.reconstruction import ReconstructionResult, evaluate_reconstruction
+from auxmae.evaluation.reconstruction import ReconstructionResult, evaluate_reconstruction, image_generator
 from auxmae.model.pooling import CHANNEL_BY_CHANNEL, WITH_EMBEDDING
 
 if TYPE_CHECKING:
@@ -255,13 +255,8 @@ def _changed(
     for batch in batches:
         image = batch.image
         if change.kind == NOISE:
-            # Each image has a stream of its own, whatever the batches.
-            noise = torch.stack(
-                [
-                    torch.randn(image.shape[1:], generator=torch.Generator().manual_seed((seed * 1_000_003 + images + i) % 2**63))
-                    for i in range(len(image))
-                ]
-            )
+            streams = [image_generator(seed, images + i) for i in range(len(image))]
+            noise = torch.stack([torch.randn(image.shape[1:], generator=stream) for stream in streams])
             image = image + change.value * deviation[:, None, None] * noise
         elif change.kind == GAIN:
             image = scaling.apply(scaling.invert(image) * change.value)

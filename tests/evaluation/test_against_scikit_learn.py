@@ -28,13 +28,13 @@ def logistic(strength: float, tolerance: float = 1e-4):
 
 @pytest.mark.slow
 def test_floors_are_those_of_scikit_learn(tmp_path: Path) -> None:
-    from auxmae.run_data import open_run_data
+    from auxmae.run_data import open_run_data, settings_on_data
     from auxmae.training.run import open_run
 
     folder = make_run(tmp_path / "run")
     document = json.loads(invoke(str(folder), "--json", "--set", "eval.labels_per_class=[0]").stdout)
     run = open_run(folder)
-    data = open_run_data(run, run.load_model("last"))
+    data = open_run_data(run, run.load_model("last"), settings_on_data(run))
     # The images and the split are the data's affair; everything from here on is done without the project.
     parts = {}
     for name, loader in (("train", data.train), ("test", data.test)):
