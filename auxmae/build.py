@@ -91,8 +91,9 @@ class Data:
         return self.collection.describe()
 
     def warnings(self) -> list[str]:
-        """What looks wrong with the channels, one sentence each; nothing where a stored scaling was given."""
-        return [] if self.statistics is None else statistics_warnings(self.statistics, self.collection.dtype)
+        """What looks wrong with files and channels, one sentence each; of channels nothing where a stored scaling was given."""
+        found = [] if self.statistics is None else statistics_warnings(self.statistics, self.collection.dtype)
+        return [*self.collection.warnings, *found]
 
 
 def _auto(value: Any) -> Any:

@@ -62,7 +62,7 @@ def stats(
             samples=table.samples,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    warnings = statistics_warnings(statistics, collection.dtype)
+    warnings = [*collection.warnings, *statistics_warnings(statistics, collection.dtype)]
     parts = {name: dataset.images for name, dataset in sets.items()}
     counts, unlabelled = collection.label_counts()
     if json_:

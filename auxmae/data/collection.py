@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from auxmae.data.band_files import suggest_pattern
 from auxmae.data.channels import ChannelPlan, plan_channels
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, tiles
@@ -63,6 +64,7 @@ class Collection:
         labels: (items,) int64 class of every image (−1: none), or None.
         label_rasters: for each file its label raster or None.
         relative_paths: for each file its path below the source.
+        warnings: what looks wrong with the files, one sentence each.
     """
 
     source: str
@@ -77,6 +79,7 @@ class Collection:
     labels: NDArray[np.int64] | None = None
     label_rasters: tuple[LabelRaster | None, ...] = ()
     relative_paths: tuple[str, ...] = field(default=())
+    warnings: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Number of images or scenes."""
@@ -232,6 +235,7 @@ def open_collection(
         options = replace(options, channels=1 if channel_pattern else len(channels or ()))
     options = replace(options, plane=label_size(labels), plane_key=labels[1:] if labels.startswith(":") else None)
     notices: list[str] = []
+    warnings: list[str] = []
     root, paths = find_files(source, exclude, notices)
     paths = _without_label_files(paths, labels)
     files = _open_all(paths, options, allow_broken, notices, progress)
@@ -239,6 +243,11 @@ def open_collection(
     relative = [relative_path(file.path, root) for file in files]
     if channel_pattern:
         files, relative = join_channels(files, relative, channel_pattern, allow_broken, notices)
+    elif (pattern := suggest_pattern(files, relative)) is not None:
+        warnings.append(
+            f"the files look like the channels of images, one a file, and each is read as an image of its own: --set "
+            f"data.channel_pattern='{pattern}' joins them"
+        )
     elif len(files) > 1 and all(file.channels == 1 for file in files):
         notices.append(
             "every file has one channel; where these are channels of one image, say how they are named with data.channel_pattern"
@@ -265,6 +274,7 @@ def open_collection(
         None,
         (),
         tuple(relative),
+        warnings,
     )
     if found.per_image is not None:
         if len(found.per_image) != len(items):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -78,7 +79,7 @@ def join_channels(
     if coarser:
         notices.append(f"of several resolutions the finest is taken: {', '.join(sorted(coarser, key=natural_order))}")
     names = tuple(sorted({name for channels in images.values() for name in channels}, key=natural_order))
-    joined, paths, coarse = list[ImageFile](), list[str](), dict[str, int]()
+    joined, paths, coarse = list[ImageFile](), list[str](), dict[str, tuple[int, Path]]()
     for path, channels in images.items():
         if missing := [name for name in names if name not in channels]:
             lacks = f"{path}: there is no file for its channel{'s' * (len(missing) > 1)} {', '.join(missing[:_SHOWN])}"
@@ -94,8 +95,24 @@ def join_channels(
         paths.append(path)
     if not joined:
         raise DataError(f"no image has all of the channels {', '.join(names)}", hint="correct data.channel_pattern")
-    notices.extend(f"channel {name} is {factor} times coarser: its pixels are repeated" for name, factor in coarse.items())
+    notices.extend(
+        f"channel {name} is {factor} times coarser: its pixels are repeated; data.exclude leaves files such as {path.name} out"
+        for name, (factor, path) in coarse.items()
+    )
+    notices.extend(_of_other_types(names, images.values()))
     return joined, paths
+
+
+def _of_other_types(names: Sequence[str], images: Iterable[dict[str, ImageFile]]) -> list[str]:
+    """Says which channels are stored in another type than most: flags of quality beside reflectances, for one."""
+    first = {name: file for channels in reversed([*images]) for name, file in channels.items()}
+    most = Counter(file.dtype for file in first.values()).most_common(1)[0][0]
+    return [
+        f"channel {name} is stored as {first[name].dtype}, most others as {most}: where it holds no measurement, leave files "
+        f"such as {first[name].path.name} out with data.exclude"
+        for name in names
+        if first[name].dtype != most
+    ]
 
 
 def _common(path: str, found: re.Match[str]) -> str:
@@ -124,7 +141,7 @@ def _without(path: str, start: int, end: int) -> str:
     return whole.with_suffix(whole.suffix.lower()).as_posix()
 
 
-def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse: dict[str, int]) -> ImageFile:
+def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse: dict[str, tuple[int, Path]]) -> ImageFile:
     """One image; its grid is that of the largest file, and what is coarser by a whole number is repeated."""
     finest = max(parts, key=lambda part: part.height * part.width)
     readers: list[tuple[Read, int]] = []
@@ -142,7 +159,7 @@ def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse:
                 hint="warp the files to one grid, correct data.channel_pattern, or leave some out with data.exclude",
             )
         if factor > 1:
-            coarse[name] = factor
+            coarse.setdefault(name, (factor, part.path))
         readers.append((part.read, factor))
     told = [f"{Path(path).name}: {notice.removeprefix(f'{part.path.name}: ')}" for part in parts for notice in part.notices]
     waves = [part.wavelengths[0] for part in parts if part.wavelengths is not None]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.io import savemat
 from typer.testing import CliRunner
 
@@ -62,3 +66,18 @@ def test_without_labels_nothing_is_said_of_them(tmp_path: Path) -> None:
     assert "label" not in stats(*arguments)
     document = json.loads(stats(*arguments, "--json"))
     assert (document["labels"], document["unlabelled"]) == ({}, 20)
+
+
+def test_bands_read_as_images_are_a_warning_here_and_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for row, band in itertools.product(range(6), ("SR_B2", "SR_B3")):
+        path = tmp_path / "data" / f"LC08_{row}_{band}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(RNG.integers(0, 255, (32, 32)).astype(np.uint8)).save(path)
+    shown = stats("data")
+    assert "nothing looks wrong" not in shown
+    (pattern,) = re.findall(r"warning: the files look like .* --set (data.channel_pattern=\S+(?: \S+)*) joins them", shown)
+    assert "2 channels (SR_B2, SR_B3)" in stats("data", "--set", *shlex.split(pattern))
+    done = CliRunner().invoke(app, ["train", "--data", "data", "--preset", "tiny", "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "warning: the files look like the channels of images" in done.output

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
+from auxmae.build import open_data
 from auxmae.data.collection import open_collection
 from auxmae.data.image import Window
 from auxmae.data.joining import _without
 from auxmae.errors import DataError
+from auxmae.settings import load_settings
 
 RNG = np.random.default_rng(3)
 
@@ -76,8 +80,8 @@ def test_coarser_channels_are_repeated(tmp_path):
     fine, coarse, flat = (store(tmp_path / f"s_{name}.tif", side) for name, side in (("a", 60), ("b", 20), ("c", 1)))
     collection = open_collection(str(tmp_path), channel_pattern=r"_(\w)\.tif", layout="images")
     assert {
-        "channel b is 3 times coarser: its pixels are repeated",
-        "channel c is 60 times coarser: its pixels are repeated",
+        "channel b is 3 times coarser: its pixels are repeated; data.exclude leaves files such as s_b.tif out",
+        "channel c is 60 times coarser: its pixels are repeated; data.exclude leaves files such as s_c.tif out",
     } <= {*collection.notices}
     whole = np.stack([fine, np.kron(coarse, np.ones((3, 3))), np.kron(flat, np.ones((60, 60)))])
     assert np.array_equal(collection.read(0).pixels, whole)
@@ -164,3 +168,62 @@ def test_sentinel_2_as_delivered(tmp_path):
     assert collection.channel_names == ("B01", "B02", "B05", "B08", "B8A")
     assert np.array_equal(collection.read(0).pixels, np.stack([arrays[name] for name in collection.channel_names]))
     assert "of several resolutions the finest is taken: B02" in collection.notices
+
+
+LANDSAT = "LC08_L2SP_19{row}026_20200517_20200820_02_T1_{band}.TIF"
+
+
+@pytest.mark.parametrize(
+    ("name", "bands"),
+    [
+        (LANDSAT, ("SR_B1", "SR_B2", "SR_B7", "ST_B10")),
+        ("T33TV{row}_20200517_{band}.tif", ("B02", "B03", "B8A")),
+        ("T33TV{row}_20200517_{band}_20m.tif", ("B02", "B8A")),
+        ("{band}/{row}.tif", ("B1", "B2")),
+        ("p{row}/{band}.tif", ("red", "green", "nir", "red_edge2")),
+        ("r03 c0{row} f1-{band}.tif", ("ch1", "ch2", "ch10")),
+        ("cell{row}_{band}.tif", ("C01", "C02")),
+        ("ortho{row}-{band}.tif", ("Blue", "Green", "RedEdge", "NIR")),
+    ],
+)
+def test_files_that_look_like_channels_are_told_with_what_joins_them(tmp_path, name, bands):
+    arrays = {row: np.stack([store(tmp_path / name.format(row=row, band=band)) for band in bands]) for row in (1, 2, 3)}
+    plain = open_collection(str(tmp_path))
+    assert len(plain) == 3 * len(bands)
+    (told,) = plain.warnings
+    command = shlex.split(told[told.index("--set") :].removesuffix(" joins them"))
+    source = load_settings(None, overrides=command[1:], options={"data.source": str(tmp_path)}).settings.data
+    joined = open_data(source, seed=0)
+    assert joined.warnings == []
+    assert set(joined.channel_names) == set(bands)
+    assert len(joined) == 3
+    order = [bands.index(name) for name in joined.channel_names]
+    for item in range(3):
+        assert any(np.array_equal(joined.read(item).pixels, array[order]) for array in arrays.values())
+
+
+def test_other_files_beside_the_bands_do_not_hide_them(tmp_path):
+    for row, band in itertools.product((1, 2), ("SR_B1", "SR_B2", "SR_B3", "QA_PIXEL")):
+        store(tmp_path / LANDSAT.format(row=row, band=band))
+    (told,) = open_collection(str(tmp_path)).warnings
+    pattern = told.split("'")[1]
+    assert open_collection(str(tmp_path), channel_pattern=pattern).channel_names == ("SR_B1", "SR_B2", "SR_B3")
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("x_B1", "y_B1", "z_B1"), ("x_B1", "x_B2", "y_B1"), ("B1", "tree", "house")])
+def test_images_of_one_channel_are_no_bands(tmp_path, names):
+    for name in names:
+        store(tmp_path / f"{name}.tif")
+    assert open_collection(str(tmp_path)).warnings == []
+
+
+def test_a_channel_of_another_type_is_told_with_a_way_out(tmp_path):
+    for row, (band, kind) in itertools.product((1, 2), (("B1", np.int16), ("B2", np.int16), ("QA", np.uint8))):
+        store(tmp_path / f"m{row}_{band}.tif", dtype=kind)
+    options = {"channel_pattern": r"_(B\d|QA)\.tif$", "layout": "images"}
+    (told,) = (notice for notice in open_collection(str(tmp_path), **options).notices if "uint8" in notice)
+    assert told.startswith("channel QA is stored as uint8, most others as int16")
+    assert "files such as m1_QA.tif out with data.exclude" in told
+    apart = open_collection(str(tmp_path), exclude=["*_QA.tif"], **options)
+    assert apart.channel_names == ("B1", "B2")
+    assert not any("stored as" in notice for notice in apart.notices)
