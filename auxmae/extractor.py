@@ -5,6 +5,7 @@ Shape letters: n images, C channels, D features; h, w pixels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             None: the run's eval.pool, of a model alone "moments".
         scale: apply the model's own scaling to raw pixels; False where the images are scaled already.
         batch_size: images per forward pass.
-        device: where to compute: "auto", "cpu", "mps", "cuda" or "cuda:N".
+        device: where to compute: "auto", "cpu", "mps", "cuda" or "cuda:N"; None: where the `AuxMAE` is, else the CPU.
+            An `AuxMAE` itself is never moved: elsewhere a copy of it computes.
 
     Attributes:
         model_: the loaded model; channels_: names of the images' channels; pool_: how features are pooled.
@@ -63,7 +65,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         pool: str | None = None,
         scale: bool = True,
         batch_size: int = 32,
-        device: str = "cpu",
+        device: str | None = None,
     ) -> None:
         self.model = model
         self.channels = channels
@@ -117,7 +119,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     @torch.inference_mode()
     def _features(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        device = select_device(str(self.device))
+        here = next(self.model_.parameters()).device
+        device = here if self.device is None else select_device(str(self.device))
+        if self.model_ is self.model and device != here:
+            # The caller's own.
+            self.model_ = copy.deepcopy(self.model_)
         model = self.model_.to(device)
         # As the readers do it, which take one image's channels; those of all images are alike here.
         stored = images.reshape(-1, *images.shape[2:])
