@@ -92,7 +92,7 @@ def command(
             **plain,
         )
 
-    reconstruction, reconstructed = eval_reconstruction.measure(model, held, settings, where, out)
+    reconstruction, reconstructed, linear = eval_reconstruction.measure(model, held, settings, where, out)
     report, extractors, train = eval_probes.measure(model, held, settings, where, out)
     document: dict[str, Any] = {
         "split": held.digest,
@@ -126,7 +126,9 @@ def command(
     if finetune:
         document["finetuning"] = eval_finetune.measure(model, held, settings, where, out)
     if robustness:
-        document["robustness"] = eval_robustness.measure(model, held, settings, extractors, train, where, folder, out, unwritten)
+        document["robustness"] = eval_robustness.measure(
+            model, held, settings, extractors, train, linear, where, folder, out, unwritten
+        )
     if dense:
         document["dense"] = eval_dense.measure(model, held, settings, where, folder, out, unwritten, testing)
         across = None if testing is not None else eval_dense.measure_across(model, held, settings, where, out)

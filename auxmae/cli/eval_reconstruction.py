@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
+    from auxmae.evaluation.linear_floor import LinearFloor
     from auxmae.evaluation.reconstruction import ReconstructionResult
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import SettingsTree
@@ -22,8 +23,8 @@ _SOURCE_IMAGES = 100
 
 def measure(
     model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out: Console
-) -> tuple[ReconstructionResult, dict[str, object]]:
-    """Reconstructs, prints the tables → (the result at the run's own mask ratio, "reconstruction" in the document).
+) -> tuple[ReconstructionResult, dict[str, object], LinearFloor]:
+    """Reconstructs, prints the tables → (the result at the run's own mask ratio, "reconstruction" in the document, the floor).
 
     The linear floor is fitted once, on training images at the run's own mask ratio, and used at every other mask too, as the
     model is.
@@ -59,8 +60,9 @@ def measure(
         out.print(ratio_table(ratios))
     if sources is not None:
         out.print(sources_table(sources))
-    return result, {
+    document = {
         **result.to_dict(),
         "ratios": {ratio: each.to_dict() for ratio, each in ratios.items()},
         "sources": None if sources is None else sources.to_dict(),
     }
+    return result, document, linear

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from auxmae.build import Data
     from auxmae.evaluation.features import Extractor, Features
+    from auxmae.evaluation.linear_floor import LinearFloor
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import SettingsTree
     from auxmae.training.run import RunFolder
@@ -25,6 +26,7 @@ def measure(
     settings: SettingsTree,
     extractors: Mapping[str, Extractor],
     known: Mapping[str, Features],
+    linear: LinearFloor,
     device: Any,
     folder: RunFolder,
     out: Console,
@@ -32,7 +34,7 @@ def measure(
 ) -> dict[str, object]:
     """Measures, prints the table, draws the figure into the run folder; the content of "robustness" in the document.
 
-    `extractors` and `known` are as for `evaluate_robustness`; `unwritten` gets the figure if it cannot be written.
+    `extractors`, `known` and `linear` are as for `evaluate_robustness`; `unwritten` gets the figure if it cannot be written.
     """
     from auxmae.cli.eval_files import attempt
     from auxmae.cli.eval_tables import robustness_table
@@ -60,6 +62,7 @@ def measure(
             seed=settings.train.seed,
             mask_seed=settings.eval.mask_seed,
             device=device,
+            linear=linear,
             progress=lambda what: status.update(f"Changing the images: {what}"),
         )
     out.print(robustness_table(results))

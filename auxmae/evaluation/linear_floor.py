@@ -6,7 +6,7 @@ h, w pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,6 +52,7 @@ class LinearFloor:
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        self.covariance = covariance
         variance = covariance.diagonal()
         self.mean = mean
         self.spread = variance.clamp(min=max(_FLAT * float(variance.max()), 1e-30)).sqrt()
@@ -95,6 +96,11 @@ class LinearFloor:
         if moments is None:
             raise DataError("no image to fit the linear floor on", hint="lower data.test_fraction")
         return cls(*moments.finish())
+
+    def select(self, channels: Sequence[int]) -> LinearFloor:
+        """The same of some of the C channels, by index: what the others say is forgotten."""
+        both = torch.tensor([*channels, *(len(self.mean) // 2 + channel for channel in channels)], device=self.mean.device)
+        return LinearFloor(self.mean[both], self.covariance[both][:, both])
 
     @torch.inference_mode()
     def __call__(self, image: Tensor, hidden: Tensor, valid: Tensor | None = None, interpolated: Tensor | None = None) -> Tensor:

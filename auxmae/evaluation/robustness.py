@@ -21,6 +21,7 @@ from auxmae.errors import DataError
 from auxmae.evaluation.classifiers import fit_logistic, standard
 from auxmae.evaluation.feature_floors import COMMON_SCALE, STATISTICS
 from auxmae.evaluation.features import Extractor, Features, extract_all
+from auxmae.evaluation.linear_floor import LINEAR, LinearFloor
 from auxmae.evaluation.logistic import Logistic, principal_axes
 from auxmae.evaluation.probes import ENCODER, RANDOM
 from auxmae.evaluation.reconstruction import ReconstructionResult, evaluate_reconstruction, image_generator
@@ -66,7 +67,7 @@ class RobustnessResult:
         kind, label, value: of the change.
         accuracy: kind of features → accuracy of its logistic regression; floors that the change leaves no way to compute
             are missing.  Empty without labels.
-        masked_l1, floor_l1: error of the reconstruction, and of the better floor, on the channels that are left.
+        masked_l1, floor_l1: error of the reconstruction, and of the best floor, on the channels that are left.
         unchanged_l1: the model's error on the same channels of unchanged images.
         draws: how many.
     """
@@ -135,6 +136,7 @@ def evaluate_robustness(
     seed: int,
     mask_seed: int,
     device: torch.device | str,
+    linear: LinearFloor | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[RobustnessResult]:
     """Accuracy and reconstruction error under every change; see `RobustnessResult`.
@@ -157,6 +159,7 @@ def evaluate_robustness(
         seed: of samples and noise.
         mask_seed: of the masks.
         device: where the model is.
+        linear: one more floor of the reconstruction, fitted on unchanged training images.
         progress: told what is being done.
     """
     say = progress or (lambda text: None)
@@ -183,8 +186,11 @@ def evaluate_robustness(
                 if name in classifiers
             }
             accuracy = _accuracies(classifiers, adapted, changed, patch_size, limit, seed)
+        kept = [c for c in range(len(fill)) if c not in change.dropped]
+        floors = {} if linear is None else {LINEAR: linear.select(kept)}
+        left = (_without(batch, change) for batch in changed)
         try:
-            result = evaluate_reconstruction(model, (_without(batch, change) for batch in changed), seed=mask_seed, device=device)
+            result = evaluate_reconstruction(model, left, seed=mask_seed, device=device, more_floors=floors)
         except DataError:
             # Of a single patch nothing can be hidden.
             found.setdefault((change.kind, change.value), []).append(
@@ -194,12 +200,12 @@ def evaluate_robustness(
         unchanged = unchanged or result
         # Both sides are means over the channels that are left, each of the same weight.
         channels = [name for name in result.per_channel if name in unchanged.per_channel]
-        same, ours, *floors = (
+        same, ours, *theirs = (
             float(np.mean([errors[name] for name in channels]))
             for errors in (unchanged.per_channel, result.per_channel, *result.floors_per_channel.values())
         )
         found.setdefault((change.kind, change.value), []).append(
-            RobustnessResult(change.kind, change.label, change.value, accuracy, ours, min(floors), same)
+            RobustnessResult(change.kind, change.label, change.value, accuracy, ours, min(theirs), same)
         )
     return [_mean(results) for results in found.values()]
 

@@ -127,6 +127,17 @@ def test_an_exact_linear_relation_is_recovered() -> None:
     assert float((floor(alike[20:], hidden) - alike[20:]).abs()[hidden].mean()) < 3e-3
 
 
+def test_without_a_channel_it_is_as_where_the_channel_shows_nothing() -> None:
+    image = fields(10, 3, 16, seed=8)
+    floor = fit(model_of(), batch_of(image[:8]))
+    random = torch.Generator().manual_seed(2)
+    hidden = (torch.rand(2, 3, 4, 4, generator=random) < 0.6).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    hidden[:, 1] = True
+    left = [2, 0]
+    expected = floor(image[8:], hidden)[:, left]
+    torch.testing.assert_close(floor.select(left)(image[8:, left], hidden[:, left]), expected, rtol=0, atol=1e-4)
+
+
 def test_hidden_and_invalid_pixels_are_never_read() -> None:
     floor = fit(model_of(), batch_of(fields(8, 3, 16, seed=7)))
     random = torch.Generator().manual_seed(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from auxmae.data.loading import Batch
 from auxmae.data.statistics import Scaling
 from auxmae.evaluation.feature_floors import RAW_PIXELS, STATISTICS, raw_extractor
 from auxmae.evaluation.features import encoder_extractor, extract_all, statistics_extractor
+from auxmae.evaluation.linear_floor import LinearFloor
 from auxmae.evaluation.probes import ENCODER
 from auxmae.evaluation.robustness import (
     COUNT,
@@ -55,7 +57,9 @@ def images(count: int, seed: int, side: int = 16) -> list[Batch]:
     return [Batch(image[i : i + 7], valid[i : i + 7], label[i : i + 7], None, None) for i in range(0, count, 7)]
 
 
-def measure(model: AuxMAE, pool: str, changes: list[Change]) -> dict[tuple[str, float], RobustnessResult]:
+def measure(
+    model: AuxMAE, pool: str, changes: list[Change], scaling: Scaling = SCALING
+) -> dict[tuple[str, float], RobustnessResult]:
     extractors = {
         ENCODER: encoder_extractor(model, pool=pool, device="cpu", dense=False),
         STATISTICS: statistics_extractor(),
@@ -68,7 +72,7 @@ def measure(model: AuxMAE, pool: str, changes: list[Change]) -> dict[tuple[str, 
         extractors,
         extract_all(extractors, images(42, 1)),
         changes=changes,
-        scaling=SCALING,
+        scaling=scaling,
         pool=pool,
         patch_size=None,
         limit=100,
@@ -109,8 +113,27 @@ def test_what_the_classes_hang_on_is_missed_when_it_goes(model: AuxMAE, pool: st
     assert {STATISTICS, ENCODER} <= set(found[(SIZE, 12)].accuracy)
     assert found[(COUNT, 2)].draws == 3
     assert found[(NOISE, 1.0)].floor_l1 > found[(NOISE, 0.1)].floor_l1
-    # The same masks and channels: the floor's error grows in proportion to the gain where the scale has no offset.
-    assert found[(GAIN, 1.4)].masked_l1 != found[(GAIN, 0.7)].masked_l1
+
+
+def test_errors_of_the_simple_floors_are_proportional_to_the_gain(model: AuxMAE) -> None:
+    without_offset = replace(SCALING, shift=(0.0, 0.0, 0.0))
+    changes = [Change(UNCHANGED, "", 0.0), Change(GAIN, "", 0.7), Change(GAIN, "", 1.4)]
+    before, less, more = measure(model, "mean", changes, without_offset).values()
+    assert less.floor_l1 == pytest.approx(0.7 * before.floor_l1, rel=1e-4)
+    assert more.floor_l1 == pytest.approx(1.4 * before.floor_l1, rel=1e-4)
+
+
+def test_the_linear_floor_is_one_of_the_floors_under_every_change(model: AuxMAE) -> None:
+    # Red and green are alike: where one of them is hidden the other one tells it, unless it is left out.
+    train, test = ([b._replace(image=b.image[:, [0, 0, 2]]) for b in images(42, seed)] for seed in (1, 2))
+    linear = LinearFloor.fit(model, train, seed=1, device="cpu")
+    settings = {"scaling": SCALING, "pool": "mean", "patch_size": None, "limit": 100, "seed": 0, "mask_seed": 0, "device": "cpu"}
+    changes = [Change(UNCHANGED, "", 0.0), Change(LEFT_OUT, "", 2.0, (2,)), Change(LEFT_OUT, "", 0.0, (0,))]
+    simple, beside = (
+        [r.floor_l1 for r in evaluate_robustness(model, train, lambda _: test, {}, {}, changes=changes, **settings, linear=floor)]
+        for floor in (None, linear)
+    )
+    assert [b < 0.9 * a for a, b in zip(simple, beside, strict=True)] == [True, True, False]
 
 
 def test_changes_of_pixels_are_those_of_the_label() -> None:
