@@ -112,6 +112,7 @@ def command(
         "own_images": are_own_images(folder.settings, settings) and trained_on is None,
         "held_out_as_in_training": trained_on is None if own_source else None,
         "settings": reading,
+        "eval": settings.eval.model_dump(mode="json"),
         **({"test_labels": absolute_place(test_labels)} if test_labels is not None else {}),
         "channels": list(held.collection.channel_names),
         "data": held.describe(),

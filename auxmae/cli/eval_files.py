@@ -63,9 +63,9 @@ def are_own_images(own: SettingsTree, used: SettingsTree) -> bool:
 
 
 def with_earlier_sections(folder: RunFolder, document: dict[str, Any], out: Console) -> dict[str, Any]:
-    """The document, and what the eval.json that is there holds beyond it of the same model, data, labels and split.
+    """The document, and what the eval.json that is there holds beyond it of the same model, data, labels, split and [eval].
 
-    One of another model or other data is kept under another name.
+    One of another model, other data or other settings is kept under another name.
     """
     path = folder.path / "eval.json"
     try:
@@ -78,9 +78,12 @@ def with_earlier_sections(folder: RunFolder, document: dict[str, Any], out: Cons
         aside = path.with_name(time.strftime("eval-%Y-%m-%d-%H%M%S.json", time.localtime(path.stat().st_mtime)))
         with contextlib.suppress(OSError):
             path.rename(aside)
-            text = f"The eval.json of another model, other data or another split is kept as {aside}"
+            text = f"The eval.json of another model, other data or other settings is kept as {aside}"
             out.print(text, highlight=False, soft_wrap=True)
     kept = {name: earlier[name] for name in _SECTIONS if name in earlier and name not in document} if same else {}
+    if "dense" in kept and "test_labels" in earlier["details"]:
+        # Which pixels the section is of.
+        document = {**document, "details": {**document["details"], "test_labels": earlier["details"]["test_labels"]}}
     if kept:
         text = f"Kept from an earlier call on the same model and data: {', '.join(kept)}"
         out.print(text, highlight=False, soft_wrap=True)
@@ -89,4 +92,4 @@ def with_earlier_sections(folder: RunFolder, document: dict[str, Any], out: Cons
 
 def _identity(document: dict[str, Any]) -> list[Any]:
     details = document["details"]
-    return [document["split"], *(details[name] for name in ("model", "settings", "channels"))]
+    return [document["split"], *(details[name] for name in ("model", "settings", "channels", "eval"))]

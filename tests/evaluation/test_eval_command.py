@@ -124,8 +124,9 @@ def test_sections_measured_earlier_stay_for_the_same_model_and_data(
     assert sections("--finetune") == {"finetuning"}
     assert sections("--robustness") == {"finetuning", "robustness"}
     assert sections() == {"finetuning", "robustness"}
-    # Another split, other labels, other images, other weights: nothing of before holds.
-    for change in (("--set", "data.test_fraction=0.3"), ("--labels", "none"), ("--data", str(write_images(tmp_path / "i", 13)))):
+    # Another split, other labels, other images, other features, other weights: nothing of before holds.
+    data = ("--data", str(write_images(tmp_path / "i", 13)))
+    for change in (("--set", "data.test_fraction=0.3"), ("--labels", "none"), data, ("--set", "eval.pool=mean")):
         assert sections("--finetune") >= {"finetuning"}
         assert sections(*change) == set()
     assert sections("--finetune") == {"finetuning"}
@@ -303,6 +304,10 @@ def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path) -> None:
     assert split[0] == "given pixels"
     assert (split[1]["train"], split[1]["test"]) == (int(near.sum() * 48), int((~near).sum() * 48))
     without_dense = [each for each in QUICK_DENSE if each != "--dense"]
+    # What is kept of it later still says which pixels it is of.
+    later = json.loads(invoke(str(run), *scenes, *without_dense, *given[2:]).stdout)
+    assert list(later["dense"]["one"]["splits"]) == ["given pixels"]
+    assert later["details"]["test_labels"] == str(tmp_path / "tested")
     assert "--dense" in str(invoke(str(run), *scenes, *without_dense, *given).exception)
     none = invoke(str(run), *scenes, *QUICK_DENSE, "--test-labels", "none")
     assert "no label for each pixel" in str(none.exception)
