@@ -72,8 +72,7 @@ class TrainingResult:
 def make_plan(settings: SettingsTree, batches_per_epoch: int, *, graphs: bool, fast: bool = False) -> Plan:
     """[train] counted out in steps; `max_steps`, when set, decides, else the epochs do."""
     train = settings.train
-    steps_per_epoch = max(batches_per_epoch // train.accumulation, 1)
-    steps = train.max_steps or train.epochs * steps_per_epoch
+    steps = train.max_steps or max(train.epochs * batches_per_epoch // train.accumulation, 1)
     return Plan(
         steps=min(steps, FAST_DEV_STEPS) if fast else steps,
         max_seconds=60 * train.max_minutes,

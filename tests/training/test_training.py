@@ -178,6 +178,12 @@ def test_an_interrupt_saves_no_weights_that_are_not_finite(tmp_path, monkeypatch
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
+@pytest.mark.parametrize(("batches", "accumulation", "steps"), [(1, 2, 2), (5, 1, 20), (5, 3, 6), (1, 9, 1)])
+def test_four_epochs_are_at_most_four_passes(batches, accumulation, steps):
+    tree = SettingsTree.model_validate({"train": {"epochs": 4, "max_steps": 0, "accumulation": accumulation}})
+    assert session.make_plan(tree, batches, graphs=False).steps == steps
+
+
 def test_what_is_due_every_few_epochs_is_done_where_steps_span_epochs(tmp_path):
     """One batch an epoch and two a step: every step ends two epochs, three steps six."""
     result = train(
