@@ -107,7 +107,7 @@ def find_channels(
         settings: of the data set.
         model: whose channels are wanted.
         overrides: where they set data.channels, those names stand (a data set without names is named by them).
-        allow_missing: leave out channels that the data set lacks.
+        allow_missing: leave out channels that the data set lacks, and those that share a token with one of them.
 
     Returns:
         The settings with data.channels chosen, and the model's channels that are left out.
@@ -149,7 +149,16 @@ def find_channels(
     missing = tuple(name for name in model.channel_names if name not in named)
     if missing and not allow_missing:
         raise DataError(f"{settings.data.source} lacks the channels {', '.join(missing)}; {wanted}", hint=hint)
-    # A group of channels is one token: it cannot be there in part.
+    if missing:
+        # A group of channels is one token: what is there of it in part goes with what is not.
+        whole = {name for group in model.groups if set(group) <= set(named) for name in group}
+        if not whole:
+            raise DataError(
+                f"{settings.data.source} lacks the channels {', '.join(missing)}, and so one of every group that shares a token",
+                hint="give all channels of a group, or train with model.channel_groups = 1",
+            )
+        named = tuple(name for name in named if name in whole)
+        missing = tuple(name for name in model.channel_names if name not in whole)
     ChannelSelection(model.groups, model.channel_names, named)
     return choose(named), missing
 

@@ -60,7 +60,7 @@ def command(
         out.print(f"note: {notice}", **plain)
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {collection.describe()}", **plain)
     if missing:
-        out.print(f"note: left out, since the data lack them: {', '.join(missing)}", style="yellow", **plain)
+        out.print(f"note: left out (missing, or sharing a token with one that is): {', '.join(missing)}", style="yellow", **plain)
 
     state = {"rows": 0, "total": 0}
     with out.status("Embedding") as status:

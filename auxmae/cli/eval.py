@@ -72,7 +72,7 @@ def command(
         out.print(f"note: {notice}", **plain)
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {held.describe()}", **plain)
     if held.missing:
-        absent = f"Left out on purpose, as the data lack them: {', '.join(held.missing)}. "
+        absent = f"Left out on purpose (missing, or sharing a token with one that is): {', '.join(held.missing)}. "
         out.print(
             f"{absent}The figures are those of the other {len(held.collection.channel_names)} channels.", style="yellow", **plain
         )

@@ -90,5 +90,7 @@ def command(
         )
     else:
         text = f"picture: {path}\ncolours: {composite.description}"
-        text += f"\nleft out, since the data lack them: {', '.join(opened.missing)}" if opened.missing else ""
+        text += (
+            f"\nleft out (missing, or sharing a token with one that is): {', '.join(opened.missing)}" if opened.missing else ""
+        )
         console().print(text, highlight=False, soft_wrap=True)

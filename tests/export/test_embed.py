@@ -316,7 +316,7 @@ def test_missing_channels_are_refused_and_dropped_on_purpose(run, tmp_path):
     assert "green" in str(refused.exception)
     result = invoke(*arguments, "--allow-missing")
     assert result.exit_code == 0, result.output
-    assert "left out, since the data lack them: green" in result.output
+    assert "left out (missing, or sharing a token with one that is): green" in result.output
     expected = make_model().forward_features(torch.from_numpy((pixels - 10) / 100), channels=["red", "blue"], pool="moments")
     by_path = {
         row["path"]: vector for row, vector in zip(rows_of(tmp_path / "out.npy"), np.load(tmp_path / "out.npy"), strict=True)
@@ -336,13 +336,17 @@ def test_missing_channels_are_refused_and_dropped_on_purpose(run, tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "named.npy"), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_half_a_channel_group_is_refused(tmp_path):
+def test_what_is_there_of_a_channel_group_in_part_is_left_out(tmp_path):
     from auxmae.run_data import find_channels
 
     model = make_model(channel_groups=[["blue", "green"], ["red"]])
     write_tiles(tmp_path / "tiles", names=("blue", "red"))
     settings = SettingsTree.model_validate({"data": {"source": str(tmp_path / "tiles")}})
-    with pytest.raises(DataError, match="'green' is missing"):
+    chosen, missing = find_channels(settings, model, allow_missing=True)
+    assert (chosen.data.channels, missing) == (("red",), ("blue", "green"))
+    write_tiles(tmp_path / "part", names=("blue",))
+    settings = SettingsTree.model_validate({"data": {"source": str(tmp_path / "part")}})
+    with pytest.raises(DataError, match="lacks the channels green, red, and so one of every group"):
         find_channels(settings, model, allow_missing=True)
     write_tiles(tmp_path / "whole", names=("blue", "green"))
     # A list of wavelengths of all channels is no obstacle.
