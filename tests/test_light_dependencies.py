@@ -19,7 +19,10 @@ LIGHT = (
     "torch", "triton", "numpy", "safetensors", "huggingface_hub",
     "typer", "rich", "pydantic", "pydantic-settings", "tomli", "pytest",
 )  # fmt: skip
-HEAVY = ("rasterio", "h5py", "scipy", "sklearn", "zarr", "matplotlib", "tifffile", "PIL", "hypothesis", "pyarrow", "tomlkit")
+HEAVY = (
+    "rasterio", "shapely", "h5py", "scipy", "sklearn", "zarr",
+    "matplotlib", "tifffile", "PIL", "hypothesis", "pyarrow", "tomlkit",
+)  # fmt: skip
 
 
 def distributions():

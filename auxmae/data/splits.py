@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
 from auxmae.data.footprints import Footprints, connecting_pairs, overlapping_pairs
-from auxmae.data.georeference import Mosaic, find_mosaics
+from auxmae.data.georeference import Mosaic, find_mosaics, transform_of
 from auxmae.errors import DataError, SettingsError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -450,30 +450,28 @@ def _follow_ground(
     placed = np.flatnonzero([collection.file_of(scene).georeference is not None for scene in blocks[:, 0].tolist()])
     if len(np.unique(places[placed])) < 2:
         return assigned
-    footprints = Footprints.of([collection.file_of(scene) for scene in blocks[placed, 0].tolist()], blocks[placed, 1:])
-    area = np.zeros(len(blocks))
-    area[placed] = np.linalg.norm(np.diff(footprints.corners_N42[:, :3], axis=1), axis=2).prod(axis=1)
-    # Of many dates of one block the first stands for all.
-    alike = np.concatenate([units[placed, None], footprints.corners_N42.reshape(len(placed), -1)], axis=1)
-    first = np.unique(alike, axis=0, return_index=True)[1]
-    pairs = [placed[first[found]] for found in overlapping_pairs(footprints.select(first))]
-    pairs_K2 = np.concatenate([np.zeros((0, 2), dtype=np.int64), *pairs])
+    files = [collection.file_of(scene) for scene in blocks[placed, 0].tolist()]
+    footprints = Footprints.of(files, blocks[placed, 1:])
+    pairs_K2 = placed[np.concatenate(list(overlapping_pairs(footprints)))]
     pairs_K2 = pairs_K2[places[pairs_K2[:, 0]] != places[pairs_K2[:, 1]]]
     if not len(pairs_K2):
         return assigned
     # Small blocks take over from large ones, within which they may lie.
-    order = sorted(set(places[pairs_K2].reshape(-1).tolist()), key=lambda place: -float(area[places == place].max()))
-    rank = {place: number for number, place in enumerate(order)}
+    largest = np.zeros(places.max() + 1)
+    pixel_area = np.abs(np.linalg.det([transform_of(file)[:, :2] for file in files]))
+    np.maximum.at(largest, places[placed], pixel_area * footprints.pixels)
+    rank = np.argsort(np.argsort(-largest, kind="stable"))
+    part_of, rank_of = (np.zeros(units.max() + 1, dtype=np.int64) for _ in range(2))
+    part_of[units], rank_of[units] = assigned, rank[places]
     above: dict[int, set[int]] = {}
-    place_of, part_of = (dict(zip(units.tolist(), values.tolist(), strict=True)) for values in (places, assigned))
-    for pair in np.unique(units[pairs_K2], axis=0).tolist():
-        upper, lower = sorted(pair, key=lambda unit: rank[place_of[unit]])
+    for one, other in np.unique(units[pairs_K2], axis=0).tolist():
+        upper, lower = sorted((one, other), key=rank_of.__getitem__)
         above.setdefault(lower, set()).add(upper)
-    for unit in sorted(above, key=lambda unit: rank[place_of[unit]]):
-        parts = {part_of[other] for other in above[unit]} - {_LEFT_OUT}
+    for unit in sorted(above, key=rank_of.__getitem__):
+        parts = set(part_of[list(above[unit])].tolist()) - {_LEFT_OUT}
         if parts:
             part_of[unit] = parts.pop() if len(parts) == 1 else _LEFT_OUT
-    followed = np.array([part_of[unit] for unit in units.tolist()], dtype=np.int64)
+    followed = part_of[units]
     lost = int((followed == _LEFT_OUT).sum())
     notices.append(
         f"scenes of different pixels or reference systems overlap, such as {_names(collection, blocks[pairs_K2[0], 0])}: their "
