@@ -109,6 +109,10 @@ class Collection:
         file = self.file_of(item)
         return file.height, file.width
 
+    def names_of(self, items: NDArray[np.int64]) -> str:
+        """The files of two images, for people."""
+        return " and ".join(self.relative_paths[number] for number in self.items[items, 0].tolist())
+
     def read(self, item: int, window: Window | None = None) -> MultiChannelImage:
         """The pixels of an image or of a window of it, its channels in the order of `channel_names`."""
         number, index = (int(value) for value in self.items[item])

@@ -78,6 +78,15 @@ def _forest(edges: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return np.stack(tree.nonzero(), axis=1).astype(np.int64)
 
 
+def connected(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """(count,) the number of the images that each is connected with by pairs (K, 2), itself among them."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
+
+
 def overlapping_pairs(footprints: Footprints) -> Iterator[NDArray[np.int64]]:
     """Pairs (K, 2) that share more than a pixel of the coarser one in every direction, piece by piece.
 

@@ -1,9 +1,6 @@
-"""Where images lie on the earth, as far as their files say so: on one grid, on overlapping ones, or elsewhere."""
+"""Where images lie on the earth, as far as their files say so."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,66 +64,3 @@ def _pixel(one: ImageFile, other: ImageFile) -> float:
     assert other.georeference is not None
     files = (one, other) if one.georeference["crs"] == other.georeference["crs"] else (other,)
     return float(max(np.abs(transform_of(file)[:, :2]).max() for file in files))
-
-
-class Spot(NamedTuple):
-    """Where an image lies among those that it overlaps.
-
-    Attributes:
-        place: number of these images together.
-        top, left: px from the corner of their common extent.
-    """
-
-    place: int
-    top: int
-    left: int
-
-
-class Mosaic(NamedTuple):
-    """Images that overlap on one grid: an extent of height × width px, their shortest side, and how many footprints differ."""
-
-    height: int
-    width: int
-    shortest: int
-    footprints: int
-
-
-def find_mosaics(files: Sequence[ImageFile]) -> tuple[list[Spot | None], list[Mosaic]]:
-    """Which images show overlapping ground on one grid of pixels: each one's spot (None: no georeference), and their extents.
-
-    Images of other pixels or another reference system are places of their own.  A shift by part of a pixel is none.
-    """
-    spots: list[Spot | None] = [None] * len(files)
-    mosaics: list[Mosaic] = []
-    by_grid: dict[tuple[object, ...], list[int]] = {}
-    for number, file in enumerate(files):
-        if file.georeference is not None:
-            matrix = transform_of(file)
-            by_grid.setdefault((str(file.georeference["crs"]), *np.round(matrix[:, :2].ravel(), 9).tolist()), []).append(number)
-    for members in by_grid.values():
-        step = transform_of(files[members[0]])[:, :2]
-        origin = np.array([transform_of(files[number])[:, 2] for number in members])
-        if not np.linalg.det(step):
-            continue
-        # (n, 2) columns and rows from the first one's corner.
-        shift = np.round((origin - origin[0]) @ np.linalg.inv(step).T).astype(np.int64)
-        size = np.array([(files[number].width, files[number].height) for number in members], dtype=np.int64)
-        for chosen in _touching(shift, shift + size):
-            first, last = shift[chosen].min(axis=0), (shift + size)[chosen].max(axis=0)
-            boxes = {(*start, *side) for start, side in zip(shift[chosen].tolist(), size[chosen].tolist(), strict=True)}
-            width, height = (last - first).tolist()
-            for index in chosen.tolist():
-                left, top = (shift[index] - first).tolist()
-                spots[members[index]] = Spot(len(mosaics), top, left)
-            mosaics.append(Mosaic(height, width, int(size[chosen].min()), len(boxes)))
-    return spots, mosaics
-
-
-def _touching(start: NDArray[np.int64], end: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Indices of boxes (n, 2) that overlap, directly or by way of others, together."""
-    group = np.arange(len(start))
-    for index in range(1, len(start)):
-        met = np.flatnonzero(((start[:index] < end[index]) & (start[index] < end[:index])).all(axis=1))
-        for old in np.unique(group[met]):
-            group[group == old] = index
-    return [np.flatnonzero(group == number) for number in np.unique(group)]

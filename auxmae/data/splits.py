@@ -10,26 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from auxmae.data.blocks import FEWEST_BLOCKS, LEFT_OUT, cut_scenes, follow_ground
 from auxmae.data.collection import Collection
-from auxmae.data.footprints import Footprints, connecting_pairs, overlapping_pairs
-from auxmae.data.georeference import Mosaic, find_mosaics, transform_of
+from auxmae.data.footprints import connected, connecting_pairs
 from auxmae.errors import DataError, SettingsError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 _NAMES = ("train", "validation", "test")
-# Blocks a side of a large scene: enough to spread each part over it, few enough to leave room for crops.
-MAX_BLOCKS = 8
-# As many as there are parts.
-_FEWEST_BLOCKS = 3
-# Of no part: a block on ground that several parts hold.
-_LEFT_OUT = -1
 # Draws among which the parts of about the sizes asked for are found, where images are held out together.
 _DRAWS = 20
 
@@ -141,14 +134,14 @@ def split_collection(
     if method != "block":
         overlaps = connecting_pairs([collection.file_of(item) for item in range(len(collection))])
     if method == "block":
-        blocks, keys = _cut(collection, image_size, block_size, notices)
+        blocks, keys = cut_scenes(collection, image_size, block_size, notices)
         assigned = _assign_blocks(keys, fractions, random)
         index_of = {key: index for index, key in enumerate(dict.fromkeys(keys))}
         together = np.array([index_of[key] for key in keys], dtype=np.int64)
         number_of = {place: number for number, place in enumerate(dict.fromkeys(place for place, _ in keys))}
         places = np.array([number_of[place] for place, _ in keys], dtype=np.int64)
-        assigned = _follow_ground(collection, blocks, places, together, assigned, notices)
-        kept = assigned != _LEFT_OUT
+        assigned = follow_ground(collection, blocks, places, together, assigned, notices)
+        kept = assigned != LEFT_OUT
         blocks, assigned, together = blocks[kept], assigned[kept], together[kept]
     elif method == "group":
         names = _groups(collection, group_pattern)
@@ -157,7 +150,7 @@ def split_collection(
     else:
         labels = collection.labels if collection.labels is not None else np.zeros(len(collection), dtype=np.int64)
         if keep_together and len(overlaps):
-            together = _connected(overlaps, len(collection))
+            together = connected(overlaps, len(collection))
             drawn = _assign_together(labels, together, fractions, random)
         if together is None or drawn is None:
             together, assigned = None, _assign_stratified(labels, fractions, random)
@@ -166,7 +159,8 @@ def split_collection(
             alike = np.bincount(together)[together] > 1
             notices.append(
                 f"{alike.sum()} of {len(collection)} images overlap others on the ground, such as "
-                f"{_names(collection, overlaps[0])}: those that do are held out together (data.split = 'random' draws each alone)"
+                f"{collection.names_of(overlaps[0])}: those that do are held out together "
+                "(data.split = 'random' draws each alone)"
             )
     if scenes and method != "block":
         sizes = np.array([collection.size_of(item) for item in range(len(collection))], dtype=np.int64)
@@ -182,7 +176,7 @@ def split_collection(
     if len(apart):
         notices.append(
             ("scenes" if scenes else "images")
-            + f" of different parts overlap on the ground, such as {_names(collection, apart[0])}; "
+            + f" of different parts overlap on the ground, such as {collection.names_of(apart[0])}; "
             + ("data.split = 'block' holds the same ground out of all, and " if scenes else "")
             + "data.group_pattern holds out together what it names"
         )
@@ -204,20 +198,6 @@ def split_collection(
     collection.notices.extend(notice for notice in notices if notice not in collection.notices)
     digest = _digest(collection, assigned, blocks)
     return Splits(part(TRAIN), part(VALIDATION), part(TEST), method, digest, tuple(notices))
-
-
-def _names(collection: Collection, items: NDArray[np.int64]) -> str:
-    """The files of two images, for people."""
-    return " and ".join(collection.relative_paths[number] for number in collection.items[items, 0].tolist())
-
-
-def _connected(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """(count,) the number of the images that each is connected with by pairs (K, 2), itself among them."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
 def how_to_hold_out(collection: Collection) -> str:
@@ -335,82 +315,6 @@ def _assign_groups(names: Sequence[str], fractions: tuple[float, float], random:
     return of_group[member]
 
 
-def _cut(
-    collection: Collection, image_size: int, block_size: int | None, notices: list[str]
-) -> tuple[NDArray[np.int64], list[tuple[object, int]]]:
-    """→ blocks (n, 5) of all scenes, and for each the key of its place and its number there."""
-    if block_size is not None and block_size < image_size:
-        raise SettingsError(
-            f"data.block_size ({block_size} px) is smaller than a crop ({image_size} px)", hint="raise data.block_size"
-        )
-    blocks: list[tuple[int, int, int, int, int]] = []
-    keys: list[tuple[object, int]] = []
-    most = None if block_size else MAX_BLOCKS
-    spots, mosaics = find_mosaics([collection.file_of(item) for item in range(len(collection))])
-    shared: dict[object, int] = {}
-    shifted = False
-    # Scenes that overlap on the ground are cut along the same lines of it.
-    lines = [_common_edges(mosaic, block_size or image_size, most) for mosaic in mosaics]
-    for item in range(len(collection)):
-        height, width = collection.size_of(item)
-        spot = spots[item]
-        if spot is None:
-            rows, columns = (_edges(side, block_size or image_size, most) for side in (height, width))
-            key: tuple[object, ...] = (height, width)
-            if (len(rows) - 1) * (len(columns) - 1) < _FEWEST_BLOCKS:
-                # Nothing says that they show one place, and held out together they would leave a part empty.
-                key = (*key, item)
-            cells = _cells(rows, columns, 0, 0, height, width, 1)
-        else:
-            key = ("ground", spot.place)
-            shifted |= mosaics[spot.place].footprints > 1
-            cells = _cells(*lines[spot.place], spot.top, spot.left, height, width, image_size)
-        shared[key] = shared.get(key, 0) + 1
-        for number, box in cells:
-            blocks.append((item, *box))
-            keys.append((key, number))
-    if shifted:
-        lost = len(collection) - len({block[0] for block in blocks})
-        notices.append(
-            "scenes that overlap are held out at the same ground; strips narrower than a crop at their edges are left out"
-            + (f", and {lost} of {len(collection)} scenes, which are nothing but such strips" if lost else "")
-        )
-    elif any(count > 1 for count in shared.values()):
-        notices.append("scenes of the same size and place are held out at the same blocks, as they may show the same place")
-    return np.array(blocks, dtype=np.int64).reshape(-1, 5), keys
-
-
-def _common_edges(mosaic: Mosaic, block: int, most: int | None) -> tuple[list[int], list[int]]:
-    """Rows and columns at which the scenes of one place are cut, px from its corner."""
-    if mosaic.footprints > 1 and most is not None:
-        # As wide as those of its smallest scene alone.
-        block, most = max(block, mosaic.shortest // most), None
-    return _edges(mosaic.height, block, most), _edges(mosaic.width, block, most)
-
-
-def _cells(
-    rows: list[int], columns: list[int], top: int, left: int, height: int, width: int, least: int
-) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
-    """(number of the cell, (top, left, height, width) within a scene) of what a scene at (top, left) has of each cell.
-
-    Of that nothing narrower than `least` px counts, unless the whole scene is.
-    """
-    for row, (upper, lower) in enumerate(pairwise(rows)):
-        for column, (near, far) in enumerate(pairwise(columns)):
-            y, x = max(upper, top), max(near, left)
-            h, w = min(lower, top + height) - y, min(far, left + width) - x
-            if h >= min(least, height) and w >= min(least, width):
-                yield row * len(columns) + column, (y - top, x - left, h, w)
-
-
-def _edges(side: int, block: int, most: int | None) -> list[int]:
-    """Edges that cut a side into equal blocks, each at least `block` wide (or the whole side)."""
-    count = max(side // block, 1)
-    if most is not None:
-        count = min(count, most)
-    return [side * number // count for number in range(count + 1)]
-
-
 def _assign_blocks(
     keys: Sequence[tuple[object, int]], fractions: tuple[float, float], random: np.random.Generator
 ) -> NDArray[np.int64]:
@@ -419,67 +323,11 @@ def _assign_blocks(
     for unit in units:
         by_place.setdefault(unit[0], []).append(unit)
     # Each place has its own held-out blocks where it has enough of them, so that every scene is tested.
-    pools = list(by_place.values()) if all(len(pool) >= _FEWEST_BLOCKS for pool in by_place.values()) else [units]
+    pools = list(by_place.values()) if all(len(pool) >= FEWEST_BLOCKS for pool in by_place.values()) else [units]
     of_unit: dict[tuple[object, int], int] = {}
     for pool in pools:
         of_unit.update(zip(pool, _draw(len(pool), fractions, random).tolist(), strict=True))
     return np.array([of_unit[key] for key in keys], dtype=np.int64)
-
-
-def _follow_ground(
-    collection: Collection,
-    blocks: NDArray[np.int64],
-    places: NDArray[np.int64],
-    units: NDArray[np.int64],
-    assigned: NDArray[np.int64],
-    notices: list[str],
-) -> NDArray[np.int64]:
-    """Holds ground out of scenes on other grids too: a block there takes over the part of the blocks that it overlaps.
-
-    Args:
-        collection: the scenes.
-        blocks: (n, 5).
-        places: (n,) which blocks are on one grid of overlapping scenes.
-        units: (n,) which blocks of these show the same ground.
-        assigned: (n,) part of each.
-        notices: told what was done.
-
-    Returns:
-        (n,) part of each; a block that overlaps blocks of several parts is of none, `_LEFT_OUT`.
-    """
-    placed = np.flatnonzero([collection.file_of(scene).georeference is not None for scene in blocks[:, 0].tolist()])
-    if len(np.unique(places[placed])) < 2:
-        return assigned
-    files = [collection.file_of(scene) for scene in blocks[placed, 0].tolist()]
-    footprints = Footprints.of(files, blocks[placed, 1:])
-    pairs_K2 = placed[np.concatenate(list(overlapping_pairs(footprints)))]
-    pairs_K2 = pairs_K2[places[pairs_K2[:, 0]] != places[pairs_K2[:, 1]]]
-    if not len(pairs_K2):
-        return assigned
-    # Small blocks take over from large ones, within which they may lie.
-    largest = np.zeros(places.max() + 1)
-    pixel_area = np.abs(np.linalg.det([transform_of(file)[:, :2] for file in files]))
-    np.maximum.at(largest, places[placed], pixel_area * footprints.pixels)
-    rank = np.argsort(np.argsort(-largest, kind="stable"))
-    part_of, rank_of = (np.zeros(units.max() + 1, dtype=np.int64) for _ in range(2))
-    part_of[units], rank_of[units] = assigned, rank[places]
-    above: dict[int, set[int]] = {}
-    for one, other in np.unique(units[pairs_K2], axis=0).tolist():
-        upper, lower = sorted((one, other), key=rank_of.__getitem__)
-        above.setdefault(lower, set()).add(upper)
-    for unit in sorted(above, key=rank_of.__getitem__):
-        parts = set(part_of[list(above[unit])].tolist()) - {_LEFT_OUT}
-        if parts:
-            part_of[unit] = parts.pop() if len(parts) == 1 else _LEFT_OUT
-    followed = part_of[units]
-    lost = int((followed == _LEFT_OUT).sum())
-    notices.append(
-        f"scenes of different pixels or reference systems overlap, such as {_names(collection, blocks[pairs_K2[0], 0])}: their "
-        "blocks are held out at the same ground, to a pixel"
-        + (f", and {lost} of {len(blocks)} blocks, which lie on ground of several parts, are left out" if lost else "")
-        + "; data.exclude leaves scenes out, data.group_pattern holds out whole ones"
-    )
-    return followed
 
 
 def scene_groups(collection: Collection, group_pattern: str = "") -> NDArray[np.int64]:
@@ -488,4 +336,4 @@ def scene_groups(collection: Collection, group_pattern: str = "") -> NDArray[np.
         names = np.array(_groups(collection, group_pattern))
         return np.unique(names, return_inverse=True)[1].astype(np.int64)
     files = [collection.file_of(item) for item in range(len(collection))]
-    return _connected(connecting_pairs(files), len(files))
+    return connected(connecting_pairs(files), len(files))
