@@ -217,6 +217,16 @@ def test_a_scene_and_its_coarser_copy_lose_nothing() -> None:
     assert "data.group_pattern" in told
 
 
+def test_blocks_of_the_smaller_area_follow_those_of_the_larger_however_long_they_are() -> None:
+    square = (400, 400, "EPSG:32633", [20.0, 0, 5e5, 0, -20.0, 6e6])  # blocks of 1000 m by 1000 m
+    strip = (30, 3000, "EPSG:32633", [10.0, 0, 5e5, 0, -10.0, 6e6 - 4e3])  # of 100 m by 3750 m
+    splits = split_collection(placed([square, strip]), image_size=10)
+    sizes = [square[:2], strip[:2]]
+    maps = [painted(part, sizes) for part in (splits.train, splits.validation, splits.test)]
+    assert (sum(of_part[0] for of_part in maps) == 1).all()
+    assert not (sum(of_part[1] for of_part in maps) == 1).all()
+
+
 def test_scenes_of_two_zones_hold_out_the_same_ground() -> None:
     """Beside the meridian that parts UTM zones 33 and 34, where their grids are at an angle of five degrees."""
     from rasterio.warp import transform
