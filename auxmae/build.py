@@ -151,7 +151,8 @@ def build_data(
         collection: the data set that they name, where it is open already.
         image_size: side of the crops, px, over the settings'.
         scaling: a stored scaling to use instead of fitting one.
-        augment: random crops, flips and order for the training part.
+        augment: random crops, flips and order for the training part, and a validation part in windows side by side; else all
+            parts are to be measured, and the windows of scenes cover their blocks, as those of the test part always do.
         progress: told (done, total) while statistics are computed.
         team: the processes that build it together; the first one computes the statistics for all.
     """
@@ -179,13 +180,14 @@ def build_data(
             statistics, method=table.method, transform=table.transform, cofactor=table.cofactor, clip=table.clip
         )
 
-    def loader(part: Any, *, random: bool) -> Loader | None:
+    def loader(part: Any, *, random: bool = False, cover: bool = not augment) -> Loader | None:
         dataset = ImageDataset(
             collection,
             part,
             image_size=size,
             scaling=scaling,
             augment=random,
+            cover=cover,
             flips=data.flips,
             samples=data.samples_per_epoch,
             seed=train.seed,
@@ -215,8 +217,8 @@ def build_data(
         scaling,
         statistics,
         training,
-        loader(splits.validation, random=False),
-        loader(splits.test, random=False),
+        loader(splits.validation),
+        loader(splits.test, cover=True),
     )
 
 

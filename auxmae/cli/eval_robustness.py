@@ -86,6 +86,6 @@ def _batches(data: Data, side: int | None, settings: SettingsTree) -> Any:
     room = int(part.blocks[:, 3:].min()) if len(part.blocks) else data.collection.smallest_side()
     if side > room:
         return None
-    dataset = ImageDataset(data.collection, part, image_size=side, scaling=data.scaling, seed=settings.train.seed)
+    dataset = ImageDataset(data.collection, part, image_size=side, scaling=data.scaling, cover=True, seed=settings.train.seed)
     loader = Loader(dataset, data.test.batch_size, shuffle=False, seed=data.test.seed, limit=most, channels=data.test.channels)
     return loader if len(dataset) else None

@@ -47,7 +47,8 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
 
     With `augment`, crops and flips are drawn from (seed, epoch, index) alone.  A crop of a scene lies in the part's own
     blocks.  Without, a sample is one of the windows that lie side by side in a block, or spread over an image from edge to
-    edge, 16 of an image at most; none overlaps another.  What is smaller is padded (not valid).
+    edge, 16 of an image at most; none overlaps another, but for those that `cover` a block.  What is smaller is padded (not
+    valid).
 
     Args:
         collection: the images.
@@ -55,6 +56,8 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         image_size: side of a sample, px.
         scaling: pixel values → network inputs; None: pixels as they are.
         augment: random crops and flips.
+        cover: without `augment`, windows reach over all of a block, and overlap where they have to; a pixel that several of them
+            hold has its label in the first one alone, so that none counts twice.
         flips: whether augmentation flips.
         samples: with `augment`, how many samples an epoch has at least: images and windows are drawn again, cut otherwise.
         seed: of the augmentation.
@@ -71,6 +74,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         image_size: int,
         scaling: Scaling | None = None,
         augment: bool = False,
+        cover: bool = False,
         flips: bool = True,
         samples: int = 0,
         seed: int = 0,
@@ -82,10 +86,10 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         self.augment, self.flips, self.seed = augment, flips, seed
         self.epoch = 0
         if len(part.blocks):
-            self._windows = _grid(part.blocks, image_size)
+            self._windows = _grid(part.blocks, image_size, cover=cover and not augment)
             self.images = len(self._windows)
         else:
-            self._windows = np.zeros((0, 6), dtype=np.int64) if augment else _spread(collection, part.items, image_size)
+            self._windows = np.zeros((0, 8), dtype=np.int64) if augment else _spread(collection, part.items, image_size)
             self.images = len(part.items)
         self._samples = (max(self.images, samples) if self.images else 0) if augment else len(self._windows)
         # Blocks of each scene, to find those that a crop touches.
@@ -156,7 +160,8 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
             if maps is not None:
                 found = self.collection.read_labels(item, window)
                 if found is not None:
-                    maps[row, :h, :w] = _flip(found, flips)
+                    rows, columns = (0, 0) if self.augment else self._windows[index, 6:]
+                    maps[row, rows:h, columns:w] = _flip(found, flips)[rows:, columns:]
         x, valid_tensor = torch.from_numpy(image), torch.from_numpy(valid)
         if self.scaling is not None:
             x = self.scaling.apply(x)
@@ -172,7 +177,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
     def _place(self, index: int) -> tuple[int, Window, tuple[bool, bool]]:
         random = np.random.default_rng((self.seed, self.epoch, index)) if self.augment else None
         if random is None:
-            item, top, left, height, width, _ = (int(value) for value in self._windows[index])
+            item, top, left, height, width = (int(value) for value in self._windows[index, :5])
         elif len(self.part.blocks):
             item = int(self._windows[index % self.images, 0])
             top, left, height, width = self._crop(item, random)
@@ -229,24 +234,36 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         return {**self.__dict__, "_cache": {}}
 
 
-def _grid(blocks: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """(n, 6) scene, top, left, height, width, and number of the block, of windows side by side, centred in their blocks, at
-    least one a block.
+def _grid(blocks: NDArray[np.int64], size: int, *, cover: bool) -> NDArray[np.int64]:
+    """(n, 8) scene, top, left, height, width, number of the block, and how many of the first rows and columns earlier windows
+    hold, of windows in blocks, at least one a block: side by side in its middle, or (`cover`) spread evenly from edge to edge.
     """
-    windows: list[tuple[int, int, int, int, int, int]] = []
+    windows: list[tuple[int, ...]] = []
     for block, (scene, top, left, height, width) in enumerate(blocks.tolist()):
         h, w = min(size, height), min(size, width)
-        rows, columns = height // h, width // w
-        y, x = top + (height - rows * h) // 2, left + (width - columns * w) // 2
-        windows.extend((scene, y + row * h, x + column * w, h, w, block) for row in range(rows) for column in range(columns))
-    return np.array(windows, dtype=np.int64).reshape(-1, 6)
+        rows, columns = _starts(height, h, cover=cover), _starts(width, w, cover=cover)
+        windows.extend(
+            (scene, top + y, left + x, h, w, block, held_rows, held_columns)
+            for y, held_rows in rows
+            for x, held_columns in columns
+        )
+    return np.array(windows, dtype=np.int64).reshape(-1, 8)
+
+
+def _starts(length: int, side: int, *, cover: bool) -> list[tuple[int, int]]:
+    """First pixel of each window along a block's side, and how many of its pixels the window before it holds."""
+    if cover:
+        starts = np.linspace(0, length - side, -(-length // side)).round().astype(int).tolist()
+    else:
+        starts = [(length % side) // 2 + side * number for number in range(length // side)]
+    return [(start, max(before + side - start, 0)) for before, start in zip([-side, *starts], starts, strict=False)]
 
 
 def _spread(collection: Collection, items: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """(n, 6) image, top, left, height, width, and the image's place in `items`, of windows spread evenly over images, those of
-    one image one after the other.
+    """(n, 8) image, top, left, height, width, the image's place in `items`, and 0, 0 (see `_grid`), of windows spread evenly
+    over images, those of one image one after the other.
     """
-    windows: list[tuple[int, int, int, int, int, int]] = []
+    windows: list[tuple[int, ...]] = []
     for entry, item in enumerate(items.tolist()):
         full = collection.size_of(item)
         height, width = (min(size, side) for side in full)
@@ -255,8 +272,8 @@ def _spread(collection: Collection, items: NDArray[np.int64], size: int) -> NDAr
             np.linspace(0, side - size, count).round().astype(int).tolist() if count > 1 else [max(side - size, 0) // 2]
             for side, count in zip(full, counts, strict=True)
         )
-        windows.extend((item, top, left, height, width, entry) for top in rows for left in columns)
-    return np.array(windows, dtype=np.int64).reshape(-1, 6)
+        windows.extend((item, top, left, height, width, entry, 0, 0) for top in rows for left in columns)
+    return np.array(windows, dtype=np.int64).reshape(-1, 8)
 
 
 def _flip(array: NDArray[Any], flips: tuple[bool, bool]) -> NDArray[Any]:

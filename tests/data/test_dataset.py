@@ -95,6 +95,36 @@ def test_evaluation_is_the_pixels_themselves() -> None:
         assert sample.label_map is None
 
 
+@given(side=st.tuples(st.integers(3, 70), st.integers(3, 70)), image_size=st.integers(2, 24), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_windows_that_cover_blocks_show_every_pixel_and_each_label_once(
+    side: tuple[int, int], image_size: int, seed: int
+) -> None:
+    height, width = side
+    numbers = np.arange(height * width, dtype=np.float32).reshape(1, height, width)
+    collection = scenes([numbers])
+    classes = memory_file(numbers[None], Path("labels.tif"))
+    collection = replace(collection, label_rasters=(LabelRaster(classes, tuple(range(height * width))),))
+    splits = split_collection(collection, image_size=image_size, seed=seed)
+    for part in (splits.train, splits.test):
+        inside = np.zeros((height, width), dtype=bool)
+        for _, top, left, h, w in part.blocks.tolist():
+            inside[top : top + h, left : left + w] = True
+        dataset = ImageDataset(collection, part, image_size=image_size, cover=True)
+        if not len(dataset):
+            continue
+        image, valid, _, labels = dataset.fetch(range(len(dataset)))
+        expected = numbers[0][inside]
+        assert np.unique(image[valid]).tolist() == expected.tolist()
+        assert labels is not None
+        # In its own place, once.
+        assert torch.equal(labels[labels >= 0].float(), image[:, 0][labels >= 0])
+        assert sorted(labels[labels >= 0].tolist()) == expected.tolist()
+        # Each block by as few windows as reach over it.
+        fewest = sum(-(-h // min(image_size, h)) * -(-w // min(image_size, w)) for *_, h, w in part.blocks.tolist())
+        assert len(dataset) == fewest
+
+
 def test_large_images_are_looked_at_from_edge_to_edge() -> None:
     arrays = [np.arange(h * w, dtype=np.float32).reshape(1, h, w) for h, w in ((40, 100), (16, 16), (9, 33), (1000, 20))]
     collection = scenes(arrays, "images")
