@@ -6,12 +6,15 @@ Shape letters: n samples, R draws of the labels.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 # Samples of one image or group are alike, so whole ones are resampled, unless there are too few of them to say anything.
 FEWEST_GROUPS = 10
+# Of so few units that differ a paired bootstrap makes too much: all of their signs are tried, 2**8 at most.
+_FEW_DIFFER = 8
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def bootstrap_interval(
 
     Draws of the labels and images are both resampled with replacement, so that the interval covers the luck of the
     labels and of the test part.  Where fewer than 10 images hold the samples, the samples themselves are resampled;
-    such an interval is too narrow, since neighbouring samples are alike.
+    such an interval is too narrow, since neighbouring samples are alike.  Where what is resampled is all of one accuracy, as
+    where all predictions are right, no resample differs: the interval is Wilson's (1927) then, of as many trials.
 
     Args:
         correct: (R, n) bool.
@@ -63,7 +67,15 @@ def bootstrap_interval(
         seed: of the resampling.
         level: of the interval.
     """
-    return _interval(_resampled(correct.astype(np.float64), groups, resamples, seed), level)
+    low, high = _interval(_resampled(correct.astype(np.float64), groups, resamples, seed), level)
+    return _wilson(low, len(np.unique(_units(groups))), level) if low == high else (low, high)
+
+
+def _wilson(share: float, trials: int, level: float) -> tuple[float, float]:
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z / (1 + z**2 / trials) * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,9 @@ def paired_bootstrap(
     """Paired bootstrap test of two accuracies (Efron and Tibshirani 1993, chapter 16).
 
     Both are resampled together, images and draws as in `bootstrap_interval`.  The p-value is twice the smaller share
-    of resamples on either side of no difference, each with one added, so that it is never 0.
+    of resamples on either side of no difference, each with one added, so that it is never 0.  Of few units that differ it
+    would be too small: up to 8 of them it is at least that of the exact permutation test of their signs (Fisher 1935, section
+    21), which for single samples and one draw is the exact form of McNemar's (1947).
 
     Args:
         first, second: (R, n) bool, whether each prediction is right; the same samples and draws.
@@ -98,7 +112,18 @@ def paired_bootstrap(
     gain = first.astype(np.float64) - second
     values = _resampled(gain, groups, resamples, seed)
     tail = min(int((values <= 0).sum()), int((values >= 0).sum()))
-    return Difference(float(gain.mean()), _interval(values, 0.95), min(1.0, 2 * (tail + 1) / (resamples + 1)))
+    p_value = max(2 * (tail + 1) / (resamples + 1), _sign_flips(np.bincount(_units(groups), weights=gain.sum(axis=0))))
+    return Difference(float(gain.mean()), _interval(values, 0.95), min(1.0, p_value))
+
+
+def _sign_flips(gain: NDArray[np.float64]) -> float:
+    """Part of the signs of few units' gains whose sum is as far from 0 as theirs; 0 where more than 8 differ."""
+    differing = gain[gain != 0]
+    if len(differing) > _FEW_DIFFER:
+        return 0.0
+    signs = 1 - 2 * (np.arange(2 ** len(differing))[:, None] >> np.arange(len(differing)) & 1)
+    # The gains are whole numbers: their sums are exact.
+    return float((np.abs(signs @ differing) >= abs(differing.sum())).mean())
 
 
 def _interval(values: NDArray[np.float64], level: float) -> tuple[float, float]:
@@ -107,12 +132,16 @@ def _interval(values: NDArray[np.float64], level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _units(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,) number of what is resampled that holds each sample: its group, or itself where groups are few."""
+    codes: NDArray[np.int64] = np.unique(groups, return_inverse=True)[1]
+    return np.arange(len(groups)) if codes.max() + 1 < FEWEST_GROUPS else codes
+
+
 def _resampled(gain: NDArray[np.float64], groups: NDArray[np.int64], resamples: int, seed: int) -> NDArray[np.float64]:
     """(resamples,) means of `gain` (R, n) over resampled draws and groups."""
     generator = np.random.default_rng(seed)
-    codes = np.unique(groups, return_inverse=True)[1]
-    if codes.max() + 1 < FEWEST_GROUPS:
-        codes = np.arange(gain.shape[1])
+    codes = _units(groups)
     units = int(codes.max()) + 1
     sizes = np.bincount(codes, minlength=units)
     sums = np.stack([np.bincount(codes, weights=row, minlength=units) for row in gain])

@@ -63,3 +63,36 @@ def test_the_paired_test_agrees_with_mcnemar_and_is_seldom_wrong() -> None:
         noise = np.random.default_rng(seed).random((2, 200)) < 0.7
         wrong += paired_bootstrap(noise[:1], noise[1:], np.arange(200), resamples=200, seed=seed).p_value < 0.05
     assert wrong <= 9
+
+
+@pytest.mark.parametrize(("better", "worse"), [(4, 0), (5, 0), (6, 1), (7, 1), (5, 3), (0, 5), (0, 0)])
+@pytest.mark.parametrize("count", [12, 400])
+def test_few_differences_are_no_surer_than_mcnemar(better: int, worse: int, count: int) -> None:
+    from scipy.stats import binomtest
+
+    right = np.zeros((2, 1, count), dtype=bool)
+    right[0, 0, :better] = right[1, 0, better : better + worse] = True
+    found = paired_bootstrap(right[0], right[1], np.arange(count), resamples=1000, seed=0)
+    exact = binomtest(better, better + worse).pvalue if better + worse else 1.0
+    assert found.p_value >= exact * (1 - 1e-9)
+    # Samples of one group count once.
+    groups = np.repeat(np.arange(count), 5)
+    of_groups = paired_bootstrap(*(np.repeat(one, 5, axis=1) for one in right), groups, resamples=1000, seed=0)
+    assert of_groups.p_value >= exact * (1 - 1e-9)
+    # Nor do more draws of the same make it surer.
+    drawn = paired_bootstrap(*(np.repeat(one, 5, axis=0) for one in right), np.arange(count), resamples=1000, seed=0)
+    assert drawn.p_value >= exact * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_interval_of_a_clean_sweep_is_wilsons(share: float) -> None:
+    from scipy.stats import binomtest
+
+    for correct, groups in (
+        (np.ones(12), np.arange(12)),
+        (np.ones(60), np.repeat(np.arange(12), 5)),
+        (np.ones(12), np.zeros(12)),
+    ):
+        low, high = bootstrap_interval((correct * share)[None] > 0, groups.astype(np.int64), resamples=200, seed=0)
+        expected = binomtest(round(12 * share), 12).proportion_ci(method="wilson")
+        assert (low, high) == pytest.approx((expected.low, expected.high))
