@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from auxmae.benchmark.gate import EXACT, FREE, Results, Verdict, judge
-from auxmae.benchmark.peers import PlainAuxiliaryMAE
-from auxmae.model.blocks import NORM_EPS
-from auxmae.model.embedding import sincos_positions
+from auxmae.benchmark.peers import PlainAuxiliaryMAE, sincos_table
 from auxmae.model.mae import AuxMAE
 from auxmae.training.optimization import autocast
 
@@ -60,9 +58,6 @@ def counterparts(plain: PlainAuxiliaryMAE) -> dict[str, Tensor]:
 @torch.no_grad()
 def share_weights(ours: AuxMAE, plain: PlainAuxiliaryMAE) -> None:
     """Gives ours the plain design's weights, whose norms and biases are drawn first: as they start they would hide faults."""
-    for module in plain.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.eps = NORM_EPS
     for parameter in plain.parameters():
         if parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
@@ -85,8 +80,7 @@ def check_model(ours: AuxMAE, plain: PlainAuxiliaryMAE, device: torch.device, dt
     cpu = torch.device("cpu")
     plain.double()
     # Its table was rounded to fp32, and would stay so.
-    side = size // ours.patch_size
-    plain.positions = sincos_positions(side, side, plain.positions.shape[1])
+    plain.positions = sincos_table(size // ours.patch_size, plain.positions.shape[1])
     expected = _of_plain(plain, image.double(), noise, cpu, torch.float32)
     verdict = judge(_of_ours(ours.double(), image.double(), noise, cpu, torch.float32), expected, expected, EXACT)
     if not verdict.correct:

@@ -3,9 +3,10 @@
 AuxiliaryMAE's design as published: per-channel tokens and CLS tokens, a macaron block with attention over patches and then
 over channels, independent masks, a decoder of the encoder's kind, sigmoid output, L1 on the hidden patches.  Written
 straightforwardly: `nn.MultiheadAttention` with permuted copies, every patch embedded, every patch decoded by the head, and
-channel attention between the k-th kept patches of all channels.
+channel attention between the k-th kept patches of all channels.  Nothing is shared with AuxMAE itself, so that a change there
+is noticed where the two are compared.
 
-Shapes: B batch, C channels, N positions, K visible, T tokens of a channel, D width.
+Shapes: B batch, C channels, N positions, K visible, T tokens of a channel, D width, P pixels of a patch.
 """
 
 from __future__ import annotations
@@ -13,13 +14,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from auxmae.model.embedding import sincos_positions
+
+def sincos_table(side: int, width: int) -> Tensor:
+    """(N, D) float64: sine and cosine of row and column at D/4 frequencies from 1 down to 10⁻⁴ (arXiv 2111.06377, code)."""
+    angle = torch.arange(side).double()[:, None] * 1e4 ** (-torch.arange(width // 4).double() / (width // 4))
+    wave = torch.cat([angle.sin(), angle.cos()], 1)
+    return torch.cat([wave.repeat_interleave(side, 0), wave.repeat(side, 1)], 1)
+
+
+class _Norm(nn.LayerNorm):
+    """With the epsilon of the masked autoencoder's authors (arXiv 2111.06377, code)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=1e-6)
 
 
 class _FeedForward(nn.Sequential):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__(
-            nn.LayerNorm(width),
+            _Norm(width),
             nn.Linear(width, hidden),
             nn.GELU(),
             nn.Dropout(dropout),
@@ -32,9 +45,9 @@ class _Block(nn.Module):
     def __init__(self, width: int, hidden: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.first = _FeedForward(width, hidden, dropout)
-        self.patch_norm = nn.LayerNorm(width)
+        self.patch_norm = _Norm(width)
         self.patch = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
-        self.channel_norm = nn.LayerNorm(width)
+        self.channel_norm = _Norm(width)
         self.channel = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
         self.second = _FeedForward(width, hidden, dropout)
 
@@ -83,14 +96,20 @@ class PlainAuxiliaryMAE(nn.Module):
         self.decoder_channel = nn.Parameter(torch.randn(channels, 1, width) * 0.02)
         self.cls = nn.Parameter(torch.randn(1, 1, 1, width) * 0.02)
         self.mask = nn.Parameter(torch.randn(1, 1, 1, width) * 0.02)
-        self.register_buffer("positions", sincos_positions(side, side, width).float())
-        self.encoder = nn.Sequential(*(_Block(width, hidden, heads, dropout) for _ in range(depth)), nn.LayerNorm(width))
+        self.register_buffer("positions", sincos_table(side, width).float())
+        self.encoder = nn.Sequential(*(_Block(width, hidden, heads, dropout) for _ in range(depth)), _Norm(width))
         self.decoder_embed = nn.Linear(width, width)
-        self.decoder = nn.Sequential(*(_Block(width, hidden, heads, dropout) for _ in range(decoder_depth)), nn.LayerNorm(width))
+        self.decoder = nn.Sequential(*(_Block(width, hidden, heads, dropout) for _ in range(decoder_depth)), _Norm(width))
         self.head = nn.Linear(width, patch_size**2)
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
         """(B, C, h, w) → scalar L1 of the hidden patches; those of the smallest noise (B, C, N) are kept, by default drawn."""
+        prediction, patches, masked = self.predict(image, noise)
+        loss: Tensor = ((prediction - patches).abs() * masked).sum() / (masked.sum() * prediction.shape[-1])
+        return loss
+
+    def predict(self, image: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward` → every patch predicted (B, C, N, P), the patches themselves, and (B, C, N, 1) bool: it was hidden."""
         batch, channels, height, width = image.shape
         p = self.patch_size
         patches = image.view(batch, channels, height // p, p, width // p, p).permute(0, 1, 2, 4, 3, 5).flatten(4).flatten(2, 3)
@@ -108,6 +127,4 @@ class PlainAuxiliaryMAE(nn.Module):
         tokens = torch.cat([x[:, :, 1:], hidden], 2).gather(2, back[..., None].expand(-1, -1, -1, d)) + self.positions
         x = torch.cat([x[:, :, :1], tokens], 2) + self.decoder_channel
         prediction = self.head(self.decoder(x)[:, :, 1:]).sigmoid()
-        masked = (back >= kept)[..., None]
-        loss: Tensor = ((prediction - patches).abs() * masked).sum() / (masked.sum() * prediction.shape[-1])
-        return loss
+        return prediction, patches, (back >= kept)[..., None]

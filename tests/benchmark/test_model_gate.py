@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from auxmae_kernels import attention_reference, reference
@@ -9,6 +11,7 @@ from auxmae_kernels import attention_reference, reference
 from auxmae.benchmark.cases import ModelCase
 from auxmae.benchmark.model_gate import LOOKED_UP, counterparts
 from auxmae.benchmark.suites import OURS, PLAIN, RECOMPUTED, check_ours, model_suite, our_model, plain_model
+from auxmae.model.embedding import sincos_positions
 
 CPU = torch.device("cpu")
 TINY = ModelCase("tiny", 2, channels=3, image_size=32, patch_size=8, width=32, hidden=64, heads=4, depth=1, decoder_depth=1)
@@ -52,6 +55,14 @@ def test_a_fault_in_a_part_is_found(monkeypatch, module, name, fault, reason):
     status, said = check_ours(TINY, CPU, torch.float32)
     assert status == "wrong"
     assert reason in said
+
+
+@pytest.mark.parametrize(("name", "value"), [("NORM_EPS", 1e-3), ("sincos_positions", scaled(sincos_positions))])
+def test_a_changed_constant_or_table_is_found(monkeypatch, name, value):
+    # Everywhere, as if its definition were another: the plain design must not follow.
+    for module in [module for path, module in sys.modules.items() if path.startswith("auxmae.") and hasattr(module, name)]:
+        monkeypatch.setattr(module, name, value)
+    assert check_ours(TINY, CPU, torch.float32)[0] == "wrong"
 
 
 def test_a_fault_without_gradients_alone_is_found(monkeypatch):
