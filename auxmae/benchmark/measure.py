@@ -178,11 +178,17 @@ def interleaved(
     }
 
 
+class WrongResultError(RuntimeError):
+    """A provider computes something else."""
+
+
 def attempt(work: Callable[[], object], device: torch.device) -> tuple[str, str]:
-    """Runs work once: ("ok", ""), or ("out of memory" or "failed", why, on one line) where it cannot run."""
+    """Runs work once: ("ok", ""); ("out of memory" or "failed", why, on one line) where it cannot run; or ("wrong", why)."""
     try:
         work()
         _synchronize(device)
+    except WrongResultError as error:
+        status, text = "wrong", str(error)
     except torch.OutOfMemoryError as error:
         status, text = "out of memory", str(error)
     except RuntimeError as error:

@@ -107,7 +107,7 @@ def _of_ours(model: AuxMAE, image: Tensor, noise: Tensor, device: torch.device, 
             with torch.no_grad():
                 free = model(images, places).loss
             loss = model(images, places).loss
-        found |= _named(way, loss, free, weights)
+        found |= named(way, loss, free, weights)
     return found
 
 
@@ -118,11 +118,12 @@ def _of_plain(model: PlainAuxiliaryMAE, image: Tensor, noise: Tensor, device: to
         with torch.no_grad():
             free = model(image, noise)
         loss = model(image, noise)
-    found = _named("", loss, free, counterparts(model))
+    found = named("", loss, free, counterparts(model))
     return found | {f"{name}{LOOKED_UP}": tensor for name, tensor in found.items()}
 
 
-def _named(way: str, loss: Tensor, free: Tensor, weights: Mapping[str, Tensor]) -> Results:
+def named(way: str, loss: Tensor, free: Tensor, weights: Mapping[str, Tensor]) -> Results:
+    """A loss, its value where no gradients follow, and its gradients by some of the weights, flat and on the CPU."""
     compared = [weights[name] for name in _COMPARED]
     gradients = torch.autograd.grad(loss, compared, torch.full_like(loss, LOSS_SCALE), materialize_grads=True)
     found = {"loss": loss.detach(), f"loss{FREE}": free}

@@ -1,6 +1,6 @@
 """The model suite: training step and forward pass beside other ways to learn from the same images.
 
-Ours gets figures only where it computes what the plain published design does, see `model_gate`.
+Ours and its variants get figures only where they compute what the plain published design does, see `model_gate` and `timed_gate`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from auxmae.benchmark.cases import MASK_RATIO, ModelCase
 from auxmae.benchmark.device import occupation
 from auxmae.benchmark.environment import architecture
 from auxmae.benchmark.gate import Verdict
+from auxmae.benchmark.graphed import replayed
 from auxmae.benchmark.joint import JointMAE, vit_mae
 from auxmae.benchmark.measure import FIRST_VISIT, Visit, attempt, interleaved
 from auxmae.benchmark.model_gate import check_model
 from auxmae.benchmark.peers import PlainAuxiliaryMAE
 from auxmae.benchmark.roofline import achieved, flops
+from auxmae.benchmark.timed_gate import check_timed
 from auxmae.model.mae import AuxMAE
-from auxmae.training.graph import WARMUP_STEPS, beside, capture_cuda_graph
 from auxmae.training.optimization import autocast
 
 OURS = "auxmae"
@@ -101,6 +102,22 @@ def check_ours(case: ModelCase, device: torch.device, dtype: torch.dtype) -> tup
     return status, reason
 
 
+def _verdicts(
+    case: ModelCase, models: dict[str, nn.Module], device: torch.device, dtype: torch.dtype, *, learns: bool
+) -> dict[str, tuple[str, str]]:
+    """Each of ours → ("ok", "") or a status and its reason; they end with other weights."""
+    # As a graph it is the same model, whose replays are compared when it is captured.
+    ours = {name: model for name, model in models.items() if isinstance(model, AuxMAE) and not name.endswith(GRAPHED)}
+    small = check_ours(case, device, dtype)
+    if small[0] != "ok":
+        found = dict.fromkeys(ours, small)
+    else:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            found = check_timed(ours, plain_model(case).to(device), case.batch, device, dtype, learns=learns)
+    return found | {OURS + GRAPHED: found[OURS]}
+
+
 def build_providers(
     case: ModelCase,
     *,
@@ -170,13 +187,15 @@ def model_passes(
         "images_per_second", "parameters", "flops", their rate and part of the ceiling, "kernel_launches",
         "device_idle_share", "host_idle_share", "sizes", "dtype", "arch"}.  Figures are None unless the status is "ok".
     """
-    judged = check_ours(case, device, dtype) if visit.first else ("ok", "")
     torch.manual_seed(0)
     image = torch.rand(case.batch, case.channels, case.image_size, case.image_size, device=device)
     models = build_providers(
         case, peers=peers, compile_too=compile_too, recompute_too=recompute_too, graph_too=graph_too
     )  # fmt: skip
     models = {name: model.to(device) for name, model in models.items()}
+    if progress and visit.first:
+        progress(f"{case.name}: comparing {OURS} with the {PLAIN}")
+    judged = _verdicts(case, models, device, dtype, learns="step" in passes) if visit.first else {}
     optimizers = {
         name: torch.optim.AdamW(
             model.parameters(), lr=1e-4, fused=device.type in ("cpu", "cuda"), capturable=device.type == "cuda"
@@ -201,21 +220,23 @@ def model_passes(
             # Without gradients there is nothing to compute again.
             if not (pass_ == "forward" and name.endswith(RECOMPUTED)) and visit.wants((suite, case.name, name, pass_))
         }
-        works |= {name: _replayed(work, device) for name, work in works.items() if name.endswith(GRAPHED)}
+        runs: dict[str, Callable[[], object]] = {
+            name: replayed(work, device, optimizers[name]) if name.endswith(GRAPHED) else work for name, work in works.items()
+        }
         outcomes = {}
-        for name, work in works.items():
+        for name, work in runs.items():
             if progress:
                 progress(f"{case.name}: {name}")
-            wrong = name.startswith(OURS) and judged[0] != "ok"
-            outcomes[name] = judged if wrong else attempt(work, device)
+            verdict = judged.get(name, ("ok", ""))
+            outcomes[name] = attempt(work, device) if verdict[0] == "ok" else verdict
             # Gradients of a step that ran out of memory would be in the way of all others.
             optimizers[name].zero_grad(set_to_none=True)
-        able = {name: work for name, work in works.items() if outcomes[name][0] == "ok"}
+        able = {name: work for name, work in runs.items() if outcomes[name][0] == "ok"}
         timings = interleaved(
             able, device=device, repeats=repeats, resident={name: resident(name) for name in able}, visit=visit, progress=progress
         )
         rows = []
-        for name in works:
+        for name in runs:
             status, reason = outcomes[name]
             timing = timings.get(name)
             row: dict[str, Any] = {
@@ -237,7 +258,7 @@ def model_passes(
                 "dtype": str(dtype).removeprefix("torch."),
                 "arch": architecture(device),
             }
-            row |= occupation(works[name], device) if timing and visit.first else {}
+            row |= occupation(runs[name], device) if timing and visit.first else {}
             rows.append(row | achieved(row, limits))
         yield rows
 
@@ -248,35 +269,25 @@ def _loss(model: nn.Module, image: torch.Tensor, dtype: torch.dtype) -> torch.Te
     return loss
 
 
-def _forward(model: nn.Module, image: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
+def _forward(model: nn.Module, image: torch.Tensor, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
     @torch.no_grad()
-    def work() -> None:
-        _loss(model, image, dtype)
+    def work() -> torch.Tensor:
+        return _loss(model, image, dtype)
 
     return work
 
 
-def _step(model: nn.Module, image: torch.Tensor, dtype: torch.dtype, optimizer: torch.optim.Optimizer) -> Callable[[], object]:
-    def work() -> None:
-        _loss(model, image, dtype).backward()
+def _step(
+    model: nn.Module, image: torch.Tensor, dtype: torch.dtype, optimizer: torch.optim.Optimizer
+) -> Callable[[], torch.Tensor]:
+    def work() -> torch.Tensor:
+        loss = _loss(model, image, dtype)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
     return work
-
-
-def _replayed(work: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The work as a CUDA graph, captured by the first call."""
-    replays: list[Callable[[], None]] = []
-
-    def run() -> None:
-        if not replays:
-            for _ in range(WARMUP_STEPS):
-                beside(work, device)
-            replays.append(capture_cuda_graph(work, []))
-        replays[0]()
-
-    return run
 
 
 def _flops(case: ModelCase, provider: str, pass_: str, device: torch.device) -> int:

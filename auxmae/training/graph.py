@@ -208,7 +208,7 @@ class GraphedStep:
         except RuntimeError as error:
             why = f"the step cannot be captured as a CUDA graph: {str(error).splitlines()[0]}"
         else:
-            if _alike(found, expected) and torch.equal(self.step.masks.get_state(), drawn):
+            if alike(found, expected) and torch.equal(self.step.masks.get_state(), drawn):
                 self.replays += 1
                 return self._loss, self._norm
             why = (
@@ -224,7 +224,7 @@ class GraphedStep:
         return self.step.compute(given)
 
 
-def _alike(found: Sequence[float], expected: Sequence[float]) -> bool:
+def alike(found: Sequence[float], expected: Sequence[float]) -> bool:
     """Whether two steps' loss and gradient norm are the same; NaN is like NaN, which the loop's own watch reports."""
     return all(
         one == other or (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=tolerance)

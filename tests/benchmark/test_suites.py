@@ -10,7 +10,7 @@ import pytest
 import torch
 from auxmae_kernels import products
 
-from auxmae.benchmark import suites
+from auxmae.benchmark import graphed, suites
 from auxmae.benchmark.cases import ModelCase
 from auxmae.benchmark.suites import FUSED, GRAPHED, JOINT, OURS, PLAIN, model_suite
 
@@ -127,7 +127,7 @@ def test_a_provider_that_cannot_run_gets_no_figure_and_the_others_do(monkeypatch
 def test_a_graph_is_captured_once_and_replayed(monkeypatch):
     """With a stand-in for the capture; the real one is measured in the GPU tests."""
     captured = []
-    monkeypatch.setattr(suites, "capture_cuda_graph", lambda work, generators: captured.append(work) or work)
+    monkeypatch.setattr(graphed, "capture_cuda_graph", lambda work, generators: captured.append(work) or work)
     found = by_key(model_suite(TINY, device=CPU, repeats=3, peers=(PLAIN,), graph_too=True))
     assert len(captured) == 4  # forward pass and step, ours and the plain design's: a graph is no merit of ours
     for name, provider in itertools.product(("forward", "step"), (OURS, PLAIN)):
