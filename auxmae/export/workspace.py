@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from auxmae.errors import AuxMAEError, UsageError
 from auxmae.export.extract import FACTS
+from auxmae.locking import take_lock
 
 # After a crash of the machine at most this much work is done again; a signal loses nothing.
 SAVE_SECONDS = 5.0
@@ -65,11 +65,9 @@ class Workspace:
         self._streams: list[BinaryIO] = []
         with writing(output):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "lock").open("a")
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = take_lock(self.folder / "lock")
             except BlockingIOError as error:
-                self._lock.close()
                 raise UsageError(f"{output}: another export is writing it", hint="wait, or choose another --output") from error
             if restart:
                 for path in self.folder.iterdir():

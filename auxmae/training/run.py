@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from auxmae.errors import UsageError
+from auxmae.locking import take_lock
 from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
 from auxmae.settings import settings_from_toml, write_settings
@@ -35,6 +37,19 @@ class RunFolder:
     @property
     def figures(self) -> Path:
         return self.path / "figures"
+
+    def lock(self) -> TextIO:
+        """Keeps every other training out until it is closed.
+
+        Raises:
+            UsageError: another one has it, or the folder cannot be written to.
+        """
+        try:
+            return take_lock(self.path / ".lock")
+        except BlockingIOError as error:
+            raise UsageError(f"{self.path}: another training is writing it", hint="wait for it, or stop it") from error
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot be written: {error.strerror}", hint="check who may write there") from error
 
     def checkpoint(self, which: str) -> Path:
         """The folder of the checkpoint "best" or "last"."""
@@ -115,32 +130,44 @@ def check_unused(folder: str) -> None:
         )
 
 
-def create_run(folder: str, settings: SettingsTree) -> RunFolder:
+def create_run(folder: str, settings: SettingsTree, *, held: ExitStack | None = None) -> RunFolder:
     """Makes a run folder and writes the effective settings into it.
 
     Args:
         folder: the path, or "auto" for runs/DATE-TIME.
+        held: until it is closed the folder is locked, see `RunFolder.lock`.
 
     Raises:
-        UsageError: the folder holds something already, or cannot be made.
+        UsageError: the folder holds something already, is being written, or cannot be made.
     """
-    if folder == "auto":
-        stamp = time.strftime("%Y-%m-%d-%H%M%S")
-        path = RUNS / stamp
-        for attempt in range(2, 1000):
-            if not path.exists():
-                break
-            path = RUNS / f"{stamp}-{attempt}"
-    else:
-        path = Path(folder).expanduser()
-    check_unused(str(path))
     try:
-        (path / "figures").mkdir(parents=True, exist_ok=True)
+        path = _new_folder() if folder == "auto" else Path(folder).expanduser()
+        check_unused(str(path))
+        path.mkdir(parents=True, exist_ok=True)
+        run = RunFolder(path)
+        if held is not None:
+            held.enter_context(run.lock())
+        run.figures.mkdir(exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
         write_settings(settings, path / SETTINGS_NAME)
     except OSError as error:
-        raise UsageError(f"{path}: the run folder cannot be made: {error.strerror}", hint="choose another --output") from error
-    return RunFolder(path)
+        place = RUNS if folder == "auto" else folder
+        raise UsageError(f"{place}: the run folder cannot be made: {error.strerror}", hint="choose another --output") from error
+    return run
+
+
+def _new_folder() -> Path:
+    """runs/DATE-TIME, made by this process: others may begin in the same second."""
+    stamp = time.strftime("%Y-%m-%d-%H%M%S")
+    path, attempt = RUNS / stamp, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            attempt += 1
+            path = RUNS / f"{stamp}-{attempt}"
+        else:
+            return path
 
 
 def open_run(name: str | Path) -> RunFolder:

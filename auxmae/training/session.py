@@ -6,6 +6,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,12 +166,15 @@ def train(
         reporter, progress = SilentReporter(), None
     elif run is None:
         check_unused(settings.run.folder)
-    with joined(team, device):
-        trained = _fit(settings, run, weights, fast_dev_run, reporter, progress, clock, team, device)
-    if not team.first:
-        return TrainingResult(trained.run.path, trained.outcome, math.nan, {})
-    few = _few(settings, fast_dev_run)
-    return _conclude(trained, device, reporter, settings.eval, few or settings.eval.max_images)
+    with ExitStack() as held:
+        if run is not None and team.first:
+            held.enter_context(run.lock())
+        with joined(team, device):
+            trained = _fit(settings, run, weights, fast_dev_run, reporter, progress, clock, team, device, held)
+        if not team.first:
+            return TrainingResult(trained.run.path, trained.outcome, math.nan, {})
+        few = _few(settings, fast_dev_run)
+        return _conclude(trained, device, reporter, settings.eval, few or settings.eval.max_images)
 
 
 @dataclass(frozen=True)
@@ -197,8 +201,9 @@ def _fit(
     clock: Callable[[], float],
     team: Team,
     device: torch.device,
+    held: ExitStack,
 ) -> _Trained:
-    """Data, model, run folder, and all the steps; a given run goes on."""
+    """Data, model, run folder, which stays locked while `held` is open, and all the steps; a given run goes on."""
     check_settings(settings, device, team.size)
     seed_everything(settings.train.seed, deterministic=settings.train.deterministic)
     tensorboard = _tensorboard_writer() if settings.run.tensorboard and team.first else None
@@ -245,7 +250,7 @@ def _fit(
         reporter.message("note: matplotlib is not installed, so no figures are drawn: pip install matplotlib")
 
     def begun() -> RunFolder:
-        new = create_run(settings.run.folder, _with_absolute_source(settings))
+        new = create_run(settings.run.folder, _with_absolute_source(settings), held=held)
         new.note_data(data.describe(), data.digest, data.files_digest, data.sample_pixels())
         if data.statistics is not None:
             new.write_json("statistics.json", data.statistics.to_dict())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import json
 import math
 import os
 import signal
+import subprocess
+import sys
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -15,10 +20,12 @@ import torch
 from auxmae import api
 from auxmae.build import build_data, build_model
 from auxmae.errors import CheckpointError, DataError, SettingsError, UsageError
+from auxmae.locking import take_lock
 from auxmae.model import mae
 from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import checkpoint as checkpoints
+from auxmae.training import run as runs
 from auxmae.training import session, trainer
 from auxmae.training.optimization import learning_rate_at, make_optimizers, parameter_groups, state_bytes
 from auxmae.training.progress import EnduringReporter, SilentReporter
@@ -157,6 +164,65 @@ def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by):
     assert resumed.masked_l1 == whole.masked_l1
     logged = [record["step"] for record in open_run(resumed.run).metrics() if record["kind"] == "train"]
     assert logged == sorted(set(logged))
+
+
+def test_only_one_training_writes_a_run(tmp_path, monkeypatch):
+    original = trainer.Trainer._train_step
+    refused = []
+
+    def meanwhile(self, batches):
+        if not refused:
+            before = (self.run.path / "settings.toml").read_bytes()
+            for call in (
+                lambda: train(SettingsTree(), resume=self.run.path),
+                # As by one that found the folder empty in the same moment.
+                lambda: create_run(str(self.run.path), SettingsTree(), held=ExitStack()),
+            ):
+                with pytest.raises(UsageError) as told:
+                    call()
+                refused.append(told.value)
+            assert (self.run.path / "settings.toml").read_bytes() == before
+        return original(self, batches)
+
+    monkeypatch.setattr(trainer.Trainer, "_train_step", meanwhile)
+    monkeypatch.setattr(runs, "check_unused", lambda folder: None)
+    for start in (
+        lambda: train(settings_for(tmp_path / "run", train={"max_steps": 2})),
+        lambda: train(SettingsTree(), resume=tmp_path / "run"),
+    ):
+        refused.clear()
+        settings = tmp_path / "run" / "settings.toml"
+        if settings.exists():
+            settings.write_text(settings.read_text().replace("max_steps = 2", "max_steps = 3"))
+        start()
+        assert [error.message for error in refused] == [f"{tmp_path / 'run'}: another training is writing it"] * 2
+        assert {error.hint for error in refused} == {"wait for it, or stop it"}
+
+
+def test_the_lock_of_a_killed_process_is_gone(tmp_path, repository):
+    code = "import sys, time; from pathlib import Path; from auxmae.locking import take_lock\n"
+    code += "lock = take_lock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "lock"], cwd=repository, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(BlockingIOError):
+            take_lock(tmp_path / "lock")
+        other.kill()
+    take_lock(tmp_path / "lock").close()
+
+
+def test_without_locks_of_the_file_system_nothing_is_locked(tmp_path, monkeypatch):
+    def unknown(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with take_lock(tmp_path / "lock"), take_lock(tmp_path / "lock"):
+        pass
+
+
+def test_trainings_that_begin_together_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs.time, "strftime", lambda form: "now")
+    assert [str(create_run("auto", SettingsTree()).path) for _ in range(3)] == ["runs/now", "runs/now-2", "runs/now-3"]
 
 
 def test_an_interrupt_saves_no_weights_that_are_not_finite(tmp_path, monkeypatch):
