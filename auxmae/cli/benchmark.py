@@ -13,6 +13,7 @@ import typer
 
 from auxmae.cli.console import console, print_json
 from auxmae.errors import AuxMAEError, DataError, MissingDependencyError, UsageError
+from auxmae.writing import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +103,7 @@ def command(
             request,
             target,
             lambda text: progress.print(text, highlight=False),
-            record=None if output is None else partial(_write, output),
+            record=None if output is None else partial(_record, output),
         )
     except KernelUnavailableError as error:
         raise AuxMAEError(str(error)) from error
@@ -138,15 +139,8 @@ def _settings(data: str | None) -> SettingsTree:
     return load_settings(None, options={} if data is None else {"data.source": data}).settings
 
 
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """Writes the document whole or not at all: the one of the case before is still there when the disk is full."""
-    partial_path = path.with_name(f"{path.name}.partial")
-    try:
-        partial_path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial_path.replace(path)
-    except OSError as error:
-        partial_path.unlink(missing_ok=True)
-        raise AuxMAEError(f"{path}: cannot be written: {error.strerror}") from error
+def _record(path: Path, document: dict[str, Any]) -> None:
+    write_text(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
 def _check_writable(path: Path) -> None:

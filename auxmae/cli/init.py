@@ -21,7 +21,7 @@ def command(
     """Write a settings file in which every setting is explained."""
     from auxmae.errors import UsageError
     from auxmae.settings import FILE_NAME, starter_text
-    from auxmae.settings.starter import write_text
+    from auxmae.writing import write_text
 
     text = starter_text(preset)
     path = output / FILE_NAME if output.is_dir() else output

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from auxmae.errors import AuxMAEError, SettingsError
+from auxmae.errors import SettingsError
 from auxmae.settings import wording
 from auxmae.settings.presets import PRESETS
 from auxmae.settings.schema import SettingsTree
+from auxmae.writing import write_text
 
 COMMENT_WIDTH = 100
 
@@ -63,24 +63,6 @@ def write_settings(settings: SettingsTree, path: Path) -> Path:
         AuxMAEError: the file cannot be written.
     """
     return write_text(path, settings_text(settings))
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 text file, whole or not at all.
-
-    Raises:
-        AuxMAEError: the file cannot be written.
-    """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        try:
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-    except OSError as error:
-        raise AuxMAEError(f"{path}: cannot be written: {error.strerror or error}") from None
-    return path
 
 
 def _text(settings: SettingsTree, header: str, left_out: frozenset[str]) -> str:

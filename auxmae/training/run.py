@@ -17,6 +17,7 @@ from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_ch
 from auxmae.model.mae import AuxMAE
 from auxmae.settings import settings_from_toml, write_settings
 from auxmae.settings.schema import SettingsTree
+from auxmae.writing import replacing
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,18 @@ class RunFolder:
     def truncate_metrics(self, step: int) -> None:
         """Forgets what was logged after `step`, so that a resumed run logs it once."""
         kept = [record for record in self.metrics() if record.get("step", 0) <= step]
-        self.metrics_path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        with replacing(self.metrics_path) as draft:
+            draft.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
     def write_json(self, name: str, content: object) -> Path:
-        """Writes a JSON document into the folder."""
+        """Writes a JSON document into the folder, whole or not at all.
+
+        Raises:
+            OSError: it cannot be written; the one from before is untouched.
+        """
         path = self.path / name
-        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
 
 

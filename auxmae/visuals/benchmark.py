@@ -16,6 +16,7 @@ from auxmae.benchmark.ratios import base_of, ratio
 from auxmae.benchmark.scaling import AXES, break_even, curves
 from auxmae.benchmark.suites import JOINT, OURS, PLAIN
 from auxmae.errors import AuxMAEError
+from auxmae.writing import replacing
 
 Row = dict[str, Any]
 
@@ -65,11 +66,13 @@ def draw(document: dict[str, Any], folder: Path) -> list[Path]:
             if figure is not None:
                 path = folder / f"{name}.png"
                 FigureCanvasAgg(figure)
-                figure.savefig(path, dpi=120)
+                with replacing(path) as draft:
+                    figure.savefig(draft, dpi=120, format="png")
                 written.append(path)
                 shown.append({"title": title, "data": base64.b64encode(path.read_bytes()).decode()})
         page = folder / "benchmark.html"
-        page.write_text(_page(document, shown), encoding="utf-8")
+        with replacing(page) as draft:
+            draft.write_text(_page(document, shown), encoding="utf-8")
     except OSError as error:
         raise AuxMAEError(f"{folder}: the figures cannot be written: {error.strerror or error}") from error
     return [*written, page]

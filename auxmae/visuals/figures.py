@@ -21,6 +21,7 @@ from torch import Tensor
 
 from auxmae.errors import AuxMAEError, UsageError
 from auxmae.visuals.composite import choose_composite, stretch, stretch_limits
+from auxmae.writing import replacing
 
 if TYPE_CHECKING:
     from auxmae.model.mae import Reconstruction
@@ -183,11 +184,12 @@ def _plottable(metrics: Sequence[dict[str, Any]], kind: str) -> list[dict[str, A
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Writes a PNG and makes its folder; raises AuxMAEError where that fails."""
+    """Writes a PNG, whole or not at all, and makes its folder; raises AuxMAEError where that fails."""
     FigureCanvasAgg(figure)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110, facecolor="white", format="png")
+        with replacing(path) as draft:
+            figure.savefig(draft, dpi=110, facecolor="white", format="png")
     except OSError as error:
         raise AuxMAEError(
             f"{path}: the figure cannot be written: {error.strerror or error}", hint="choose another place"

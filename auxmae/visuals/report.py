@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 
 from auxmae.errors import AuxMAEError
+from auxmae.writing import replacing
 
 # In this order, then whatever else there is.
 _FIRST = ("reconstruction", "curves", "visualize")
@@ -60,7 +61,8 @@ def write_report(run_folder: Path) -> Path:
     )
     path = run_folder / "report.html"
     try:
-        path.write_text(page, encoding="utf-8")
+        with replacing(path) as draft:
+            draft.write_text(page, encoding="utf-8")
     except OSError as error:
         raise AuxMAEError(f"{path}: the report cannot be written: {error.strerror or error}") from error
     return path
