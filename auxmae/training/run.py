@@ -92,20 +92,28 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl that are whole."""
-        records = []
-        if self.metrics_path.exists():
-            for line in self.metrics_path.read_text(encoding="utf-8").splitlines():
-                try:
-                    records.append(json.loads(line))
-                except ValueError:
-                    continue  # the last line of a killed run may be a fragment
-        return records
+        return self._read_metrics()[0]
 
-    def truncate_metrics(self, step: int) -> None:
-        """Forgets what was logged after `step`, so that a resumed run logs it once."""
-        kept = [record for record in self.metrics() if record.get("step", 0) <= step]
+    def _read_metrics(self) -> tuple[list[dict[str, Any]], int]:
+        """The records, and how many lines are none: that of a killed run may be a fragment, a bad disk damages any."""
+        lines = self.metrics_path.read_bytes().splitlines() if self.metrics_path.exists() else []
+        records = []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and isinstance(record.get("step", 0), (int, float)):
+                records.append(record)
+        return records, len(lines) - len(records)
+
+    def truncate_metrics(self, step: int) -> int:
+        """Forgets what was logged after `step`, so that a resumed run logs it once; how many lines were unreadable."""
+        records, unreadable = self._read_metrics()
+        kept = [record for record in records if record.get("step", 0) <= step]
         with replacing(self.metrics_path) as draft:
             draft.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        return unreadable
 
     def write_json(self, name: str, content: object) -> Path:
         """Writes a JSON document into the folder, whole or not at all.

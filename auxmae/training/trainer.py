@@ -183,8 +183,9 @@ class Trainer:
     def resume(self) -> None:
         """Takes up the run's last checkpoint (the weights are the model's already)."""
         self.load_state_dict(load_state(self.run.checkpoint("last")))
-        if self.team.first:
-            self.run.truncate_metrics(self.step)
+        if self.team.first and (unreadable := self.run.truncate_metrics(self.step)):
+            lines = "1 line is" if unreadable == 1 else f"{unreadable} lines are"
+            self.reporter.message(f"note: {self.run.metrics_path}: {lines} damaged and left out")
 
     def save(self) -> None:
         """Writes the last checkpoint."""

@@ -225,6 +225,19 @@ def test_trainings_that_begin_together_have_folders_of_their_own(tmp_path, monke
     assert [str(create_run("auto", SettingsTree()).path) for _ in range(3)] == ["runs/now", "runs/now-2", "runs/now-3"]
 
 
+def test_damaged_metrics_are_left_out_with_one_note(tmp_path):
+    run = open_run(train(settings_for(tmp_path / "run", train={"max_steps": 2})).run)
+    whole = run.metrics()
+    with run.metrics_path.open("ab") as file:
+        file.write(b'[]\n{"step": "two"}\n\xff\xfe{"kind": "train", "step": 2}\n{"kind": "tra')
+    assert run.metrics() == whole
+    heard = Heard()
+    train(SettingsTree(), resume=run.path, reporter=heard)
+    told = f"note: {run.metrics_path}: 4 lines are damaged and left out"
+    assert [text for text in heard.messages if "are damaged" in text] == [told]
+    assert [json.loads(line) for line in run.metrics_path.read_text().splitlines()] == whole
+
+
 def test_an_interrupt_saves_no_weights_that_are_not_finite(tmp_path, monkeypatch):
     original = trainer.Trainer._train_step
 
