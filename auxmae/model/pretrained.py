@@ -6,6 +6,7 @@ package's version) and `model.safetensors`.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from pathlib import Path
@@ -30,6 +31,9 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
         config = {"auxmae_version": __version__, **self.config}
         (save_directory / CONFIG_NAME).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         safetensors.torch.save_model(self, str(save_directory / WEIGHTS_NAME))
+        with contextlib.suppress(PermissionError):  # of a file system without modes
+            # safetensors leaves it to the owner alone; who may read the configuration, made as any file, may read this too.
+            (save_directory / WEIGHTS_NAME).chmod((save_directory / CONFIG_NAME).stat().st_mode)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
@@ -80,9 +84,12 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     """
     path = folder / WEIGHTS_NAME
     try:
+        with path.open("rb"):
+            pass  # safetensors says of every file that it may not read that there is none
         missing, unexpected = safetensors.torch.load_model(model, str(path), strict=False)
     except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         raise CheckpointError(f"{path}: other shapes than this model's: {(lines or [str(error)])[0]}") from error

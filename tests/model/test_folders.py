@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from auxmae.errors import CheckpointError, UsageError
 from auxmae.model.folders import find_model
 from auxmae.model.mae import AuxMAE
+from auxmae.model.pretrained import load_weights
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.run import create_run
 from tests.model.small import tiny
@@ -64,3 +66,31 @@ def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     make_run(tmp_path / "run", best=16)
     assert torch.equal(*(AuxMAE.from_pretrained(name).mask_token for name in ("~/run", tmp_path / "run")))
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_whoever_may_read_new_files_may_read_the_weights(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        tiny().save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").glob("*.*")}
+    assert modes == {0o666 & ~mask}
+
+
+def test_weights_that_may_not_be_read_are_not_called_missing(tmp_path, monkeypatch):
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    tmp_path.chmod(0o755)
+    (tmp_path / "model.safetensors").chmod(0)
+    monkeypatch.chdir(tmp_path)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)  # root may read everything
+        with pytest.raises(CheckpointError) as told:
+            load_weights(model, Path())
+    finally:
+        os.seteuid(user)
+    assert told.value.message == "model.safetensors: cannot be read: Permission denied"
