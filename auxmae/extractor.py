@@ -27,7 +27,7 @@ from auxmae.model.folders import SETTINGS_NAME, locate
 from auxmae.model.inputs import Preparation
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pooling import pool_windows
-from auxmae.settings import settings_from_toml
+from auxmae.settings import check_run_settings, settings_from_toml
 from auxmae.settings.schema import SettingsTree
 
 
@@ -162,7 +162,10 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 def _run_settings(source: AuxMAE | Path) -> SettingsTree | None:
     path = None if isinstance(source, AuxMAE) else source / SETTINGS_NAME
-    return None if path is None or not path.is_file() else settings_from_toml(path)
+    if path is None or not path.is_file():
+        return None
+    check_run_settings(path)
+    return settings_from_toml(path)
 
 
 def _images(X: ArrayLike) -> NDArray[Any]:

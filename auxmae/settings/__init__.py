@@ -2,7 +2,14 @@
 
 from auxmae.settings.presets import PRESETS
 from auxmae.settings.schema import SettingsTree
-from auxmae.settings.sources import FILE_NAME, InvalidSettingsError, Loaded, load_settings, settings_from_toml
+from auxmae.settings.sources import (
+    FILE_NAME,
+    InvalidSettingsError,
+    Loaded,
+    check_run_settings,
+    load_settings,
+    settings_from_toml,
+)
 from auxmae.settings.starter import preset_settings, settings_text, starter_text, write_settings
 
 __all__ = [
@@ -11,6 +18,7 @@ __all__ = [
     "InvalidSettingsError",
     "Loaded",
     "SettingsTree",
+    "check_run_settings",
     "load_settings",
     "preset_settings",
     "settings_from_toml",

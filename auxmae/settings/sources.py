@@ -169,6 +169,18 @@ def settings_from_toml(path: Path) -> SettingsTree:
     return load_settings(path, environ={}).settings
 
 
+def check_run_settings(path: Path) -> None:
+    """Says that a run's settings file is not the whole one that was written: defaults in its place would be another run's.
+
+    Raises:
+        SettingsError: it is not, or cannot be read.
+    """
+    written = read_document(path, str(path)).data
+    own = written.get("data")
+    if not all(written.get(name) for name in wording.tables()) or not isinstance(own, dict) or "source" not in own:
+        raise SettingsError(f"{path} is empty or incomplete", hint="put back the one that the run wrote")
+
+
 def _locate(config: Path | None, cwd: Path | None) -> tuple[Path | None, str]:
     folder = Path.cwd() if cwd is None else cwd
     if config is not None:

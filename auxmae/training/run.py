@@ -15,7 +15,7 @@ from auxmae.errors import UsageError
 from auxmae.locking import take_lock
 from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
-from auxmae.settings import settings_from_toml, write_settings
+from auxmae.settings import check_run_settings, settings_from_toml, write_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.writing import replacing
 
@@ -189,10 +189,11 @@ def open_run(name: str | Path) -> RunFolder:
     """Opens a run folder by path, or the newest one under runs/ as "last".
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run, or its settings are not whole.
     """
     path = locate(name)
     if not (path / SETTINGS_NAME).is_file():
         reason = "no such folder" if not path.exists() else f"no run folder: it holds no {SETTINGS_NAME}"
         raise UsageError(f"{path}: {reason}", hint="name a run folder, or 'last' for the newest one under runs/")
+    check_run_settings(path / SETTINGS_NAME)
     return RunFolder(path)

@@ -20,6 +20,7 @@ import torch
 from auxmae import api
 from auxmae.build import build_data, build_model
 from auxmae.errors import CheckpointError, DataError, SettingsError, UsageError
+from auxmae.extractor import FeatureExtractor
 from auxmae.locking import take_lock
 from auxmae.model import mae
 from auxmae.model.mae import AuxMAE
@@ -540,6 +541,21 @@ def test_a_full_folder_is_refused(tmp_path):
         open_run(tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
         open_run(tmp_path / "none")
+
+
+@pytest.mark.parametrize("kept", ["", "# only a comment\n", "half", "[data]\n"])
+def test_settings_of_a_run_that_are_not_whole_are_no_defaults(tmp_path, kept):
+    run = create_run(str(tmp_path / "run"), settings_for(tmp_path / "run"))
+    assert open_run(run.path).settings.data.synthetic_images == 48
+    path = run.path / "settings.toml"
+    text = path.read_text()
+    path.write_text(text[: text.index("\n[masking]") + 1] if kept == "half" else kept)
+    model = AuxMAE(2, image_size=8, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+    model.save_pretrained(run.path / "checkpoints" / "last")
+    for read in (lambda: open_run(run.path), lambda: FeatureExtractor(run.path).fit(np.ones((1, 2, 8, 8)))):
+        with pytest.raises(SettingsError) as told:
+            read()
+        assert told.value.message == f"{path} is empty or incomplete"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
