@@ -45,6 +45,8 @@ CHECKED_IMAGES = 2000
 _CHECK_SIDE = 512
 # Every integer up to this one is a float32.
 _EXACT = 2**24
+# An image whose largest value is beyond so many times the median image's is told of.
+_FAR = 1e6
 
 
 @dataclass
@@ -112,6 +114,11 @@ class Collection:
     def names_of(self, items: NDArray[np.int64]) -> str:
         """The files of two images, for people."""
         return " and ".join(self.relative_paths[number] for number in self.items[items, 0].tolist())
+
+    def name_of(self, item: int) -> str:
+        """The file of an image, and which one of it where it holds several, for people."""
+        number, index = (int(value) for value in self.items[item])
+        return self.relative_paths[number] + (f", image {index}" if self.files[number].count > 1 else "")
 
     def read(self, item: int, window: Window | None = None) -> MultiChannelImage:
         """The pixels of an image or of a window of it, its channels in the order of `channel_names`."""
@@ -434,6 +441,7 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
         return
     keep = np.zeros(len(collection), dtype=bool)
     largest = 0.0
+    magnitudes = np.zeros(len(collection))
     for item in range(len(collection)):
         file = collection.file_of(item)
         try:
@@ -441,8 +449,9 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
                 image = collection.read(item, window)
                 if image.valid.any():
                     keep[item] = True
+                    magnitudes[item] = np.abs(image.pixels).max()
                     if file.dtype.kind in "iu":
-                        largest = max(largest, float(np.abs(image.pixels).max()))
+                        largest = max(largest, magnitudes[item])
                     break
         except DataError as error:
             if not allow_broken:
@@ -461,6 +470,15 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
         collection.notices.append(
             f"integers above {_EXACT} (here up to {largest:.4g}) are rounded to float32, to multiples of "
             f"{np.spacing(np.float32(largest)):.0f}: where smaller differences matter, subtract an offset from the files first"
+        )
+    # Of all parts, where statistics are of the training part alone.
+    typical = float(np.median(magnitudes[keep]))
+    far = np.flatnonzero(keep & (magnitudes > _FAR * typical)) if typical > 0 else []
+    if len(far):
+        more = f" and {len(far) - 1} other{'s' * (len(far) > 2)}" if len(far) > 1 else ""
+        collection.warnings.append(
+            f"{collection.name_of(int(far[0]))}{more}: values up to {magnitudes[far].max():.3g}, where images mostly reach "
+            f"{typical:.3g}: leave out with data.exclude, or set data.nodata if that value means no data"
         )
     collection.items = collection.items[keep]
     if collection.labels is not None:

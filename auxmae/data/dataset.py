@@ -17,6 +17,7 @@ from auxmae.data.collection import Collection
 from auxmae.data.image import MultiChannelImage, Window
 from auxmae.data.splits import Part
 from auxmae.data.statistics import Scaling
+from auxmae.errors import DataError
 
 # Small data sets are decoded once and kept: float32 pixels and validity take 5 bytes a value.
 _CACHE_BYTES = 256 * 2**20
@@ -24,6 +25,8 @@ _CACHE_BYTES = 256 * 2**20
 _ATTEMPTS = 16
 # An image larger than a sample is looked at in so many windows a side, at most: a large field in many would cost hours.
 _WINDOWS = 4
+# Scaled values beyond this are no measurements: the squares of an image's, summed, overflow float32, and all that is computed is NaN.
+_LARGEST = 1e15
 
 
 class Sample(NamedTuple):
@@ -141,7 +144,11 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         return Sample(image[0], valid[0], int(label[0]), None if label_map is None else label_map[0])
 
     def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """A batch, scaled in one go: image and valid (B, C, h, w), label (B,), label_map (B, h, w) or None."""
+        """A batch, scaled in one go: image and valid (B, C, h, w), label (B,), label_map (B, h, w) or None.
+
+        Raises:
+            DataError: a file cannot be read, or a valid pixel is, scaled, beyond what can be computed with.
+        """
         size, channels = self.image_size, len(self.channel_names)
         image = np.zeros((len(indices), channels, size, size), dtype=np.float32)
         valid = np.zeros(image.shape, dtype=bool)
@@ -167,7 +174,23 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
             x = self.scaling.apply(x)
         if not valid.all():
             x = x.masked_fill(~valid_tensor, 0.0)
+        if self.scaling is not None and x.numel():
+            self._check_range(x, indices)
         return x, valid_tensor, torch.from_numpy(label), None if maps is None else torch.from_numpy(maps)
+
+    def _check_range(self, x: Tensor, indices: Sequence[int]) -> None:
+        """Raises DataError where scaled pixels x (B, C, h, w) hold NaN or a value beyond `_LARGEST`."""
+        low, high = torch.aminmax(x)
+        if low >= -_LARGEST and high <= _LARGEST:
+            return
+        row, channel, *_ = (~(x.abs() <= _LARGEST)).nonzero()[0].tolist()
+        item, window = self.place(indices[row])
+        value = float(np.abs(self._read(item, window).pixels[channel]).max())
+        raise DataError(
+            f"{self.collection.name_of(item)}: channel {self.channel_names[channel]} holds {value:.3g}, too far beyond the values "
+            "that the scaling was made for to compute with",
+            hint=f"leave the file out with data.exclude, or, if the value means no data, set data.nodata = {value!r}",
+        )
 
     def place(self, index: int) -> tuple[int, Window]:
         """Which image of the collection sample `index` comes from, and where in it."""

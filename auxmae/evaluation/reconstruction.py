@@ -94,7 +94,7 @@ def evaluate_reconstruction(
         progress: called with the number of images done, after every batch.
 
     Raises:
-        DataError: there is no image, or not one valid pixel was hidden.
+        DataError: there is no image, not one valid pixel was hidden, or an error is not finite.
     """
     device = torch.device(device)
     floors = (*FLOORS, *(more_floors or {}))
@@ -139,6 +139,12 @@ def evaluate_reconstruction(
     if not pixels.sum():
         raise DataError("not one hidden pixel is valid: there is nothing to compare with", hint="check data.nodata")
     overall = (total.sum(dim=1) / pixels.sum()).tolist()
+    unknown = [name for name, error in zip(("the model", *floors), overall, strict=True) if not math.isfinite(error)]
+    if unknown:
+        raise DataError(
+            f"the reconstruction error of {', '.join(unknown)} is not a finite number, so nothing can be said of it",
+            hint="look at the images with `auxmae data stats`; of the model alone, its training has diverged",
+        )
     rows = [
         {name: float(error / number) for name, error, number in zip(names, line.tolist(), pixels.tolist(), strict=True) if number}
         for line in total

@@ -392,7 +392,10 @@ def _conclude(trained: _Trained, device: torch.device, reporter: Reporter, setti
         chosen = held_out.limited(limit)
         if chosen.samples < held_out.samples:
             reporter.message(f"note: measured on {chosen.samples} of {held_out.samples} held-out images or windows")
-        measured = evaluate_reconstruction(best, chosen, seed=settings.mask_seed, device=device)
+        try:
+            measured = evaluate_reconstruction(best, chosen, seed=settings.mask_seed, device=device)
+        except DataError as error:
+            raise DataError(f"the training is done, in {run.path}, but not measured: {error.message}", hint=error.hint) from error
         masked_l1, floors, per_channel = measured.masked_l1, dict(measured.floors), dict(measured.per_channel)
     figure = None
     if _drawing():

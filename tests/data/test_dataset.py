@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auxmae.data.collection import Collection, memory_file
+from auxmae.data.collection import Collection, memory_file, open_collection
 from auxmae.data.dataset import ImageDataset
-from auxmae.data.image import ImageFile, MultiChannelImage, Window
+from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.labels import LabelRaster
 from auxmae.data.loading import Loader
 from auxmae.data.splits import Part, split_collection
-from auxmae.data.statistics import Scaling
+from auxmae.data.statistics import Scaling, compute_statistics
+from auxmae.errors import DataError
 
 
 def scenes(arrays: list[np.ndarray], layout: str = "scenes") -> Collection:
@@ -252,3 +254,25 @@ def test_augmentation_follows_seed_epoch_and_index_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(forward, backward, strict=True))
     second.set_epoch(4)
     assert any(not torch.equal(a, second[index].image) for index, a in enumerate(forward))
+
+
+def test_a_value_beyond_computing_is_an_error_that_names_file_image_and_channel(tmp_path: Path) -> None:
+    images = np.random.default_rng(5).random((6, 3, 16, 16)).astype(np.float32)
+    images[4, 1, 5, 5] = 3e38
+    np.save(tmp_path / "images.npy", images)
+    collection = open_collection(str(tmp_path / "images.npy"), options=ReadOptions(axes="NCHW"))
+    assert any("image 4: values up to 3e+38" in warning for warning in collection.warnings)
+    part = Part("all", np.arange(6), np.zeros((0, 5), dtype=np.int64))
+    plain = ImageDataset(collection, part, image_size=16)
+    others = ImageDataset(collection, Part("others", np.arange(4), part.blocks), image_size=16)
+    scaling = Scaling.fit(compute_statistics(others))
+    dataset = ImageDataset(collection, part, image_size=16, scaling=scaling)
+    assert torch.isfinite(dataset.fetch([0, 5])[0]).all()
+    assert plain.fetch([4])[0].max() == np.float32(3e38)
+    with pytest.raises(DataError, match=r"images\.npy, image 4: channel C2 holds 3e\+38") as caught:
+        dataset.fetch([3, 4])
+    assert "data.exclude" in str(caught.value)
+    value = float(re.findall(r"data\.nodata = (\S+?)\)?$", str(caught.value))[0])
+    mended = open_collection(str(tmp_path / "images.npy"), options=ReadOptions(axes="NCHW", nodata=value))
+    assert ImageDataset(mended, part, image_size=16, scaling=scaling).fetch([4])[1].sum() == 3 * 256 - 1
+    assert not mended.warnings

@@ -186,3 +186,13 @@ def test_a_higher_mask_ratio_hides_more_and_is_harder() -> None:
     assert half.pixels == image.numel() // 2
     assert most.pixels > 0.85 * image.numel()
     assert most.floors["interpolation"] > half.floors["interpolation"]
+
+
+def test_an_error_that_is_not_finite_is_told_instead_of_printed():
+    class Diverged(Shifted):
+        def reconstruct(self, *args, **kwargs):
+            result = super().reconstruct(*args, **kwargs)
+            return SimpleNamespace(**{**vars(result), "prediction": result.prediction * float("nan")})
+
+    with pytest.raises(DataError, match="error of the model is not a finite number"):
+        evaluate_reconstruction(Diverged(), batches(*make(4), 2), seed=0, device="cpu")
