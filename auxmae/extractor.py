@@ -104,13 +104,24 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
-        """Features (n, D) of images (n, C, h, w); h and w may differ from call to call."""
+        """Features (n, D) of images (n, C, h, w); h and w may differ from call to call.
+
+        Raises:
+            ValueError: X is no stack of such images, or features are not finite: of weights or pixels too large to compute with.
+        """
         check_is_fitted(self, "model_")
         images = _images(X)
         if images.shape[1] != self.n_features_in_:
             raise ValueError(f"X has {images.shape[1]} channels, but FeatureExtractor was fitted with {self.n_features_in_}")
         size = max(int(self.batch_size), 1)
-        return np.concatenate([self._features(images[start : start + size]) for start in range(0, len(images), size)])
+        features = np.concatenate([self._features(images[start : start + size]) for start in range(0, len(images), size)])
+        bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        if len(bad):
+            raise ValueError(
+                f"the features of {len(bad)} of {len(images)} images are not finite, the first X[{bad[0]}]: its pixels are "
+                "too far from those of training, or the model has diverged"
+            )
+        return features
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """ "auxmae0", "auxmae1", …"""

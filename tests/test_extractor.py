@@ -221,3 +221,11 @@ def test_eval_embed_and_the_transformer_agree_on_images_of_several_windows(folde
     np.testing.assert_allclose(of_eval, np.load(tmp_path / "out.npy"), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(of_transformer, np.load(tmp_path / "out.npy"), rtol=1e-5, atol=1e-6)
     assert len({row.tobytes() for row in of_eval}) == len(x)
+
+
+def test_features_that_are_not_finite_are_an_error_that_says_which(folder):
+    x = images().astype(np.float32)
+    extractor = auxmae.FeatureExtractor(folder, batch_size=4, pool="mean").fit(x)
+    x[5, 1, 2, 3] = 3e38
+    with pytest.raises(ValueError, match=r"1 of 9 images are not finite, the first X\[5\]"):
+        extractor.transform(x)

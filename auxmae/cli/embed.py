@@ -40,6 +40,7 @@ def command(
     """Write the features of images (or of every patch: --dense) to a file; an interrupted call goes on where it stopped."""
     from auxmae.cli.console import console, print_json
     from auxmae.device import configure
+    from auxmae.errors import DataError
     from auxmae.export.embed import embed
     from auxmae.export.formats import check_apart, check_format
     from auxmae.run_data import describe_reading, open_run_collection, settings_on_data
@@ -102,12 +103,18 @@ def command(
                 "rows": result.rows,
                 "features": result.width,
                 "resumed": result.resumed,
+                "not_finite": result.not_finite,
                 "pool": chosen_pool,
                 "dense": dense,
                 "part": part,
                 "channels": list(collection.channel_names),
                 "missing": list(missing),
             }
+        )
+    if result.not_finite:
+        raise DataError(
+            f"{result.output}: {result.not_finite} of {result.rows} rows are not finite; the first: {result.first_not_finite}",
+            hint="look for values far out with `auxmae data stats`; where all rows are, the model has diverged",
         )
 
 

@@ -25,7 +25,7 @@ _CACHE_BYTES = 256 * 2**20
 _ATTEMPTS = 16
 # An image larger than a sample is looked at in so many windows a side, at most: a large field in many would cost hours.
 _WINDOWS = 4
-# Scaled values beyond this are no measurements: the squares of an image's, summed, overflow float32, and all that is computed is NaN.
+# Scaled values beyond this are no measurements: their squares, summed over an image, overflow float32.
 _LARGEST = 1e15
 
 
@@ -187,8 +187,8 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         item, window = self.place(indices[row])
         value = float(np.abs(self._read(item, window).pixels[channel]).max())
         raise DataError(
-            f"{self.collection.name_of(item)}: channel {self.channel_names[channel]} holds {value:.3g}, too far beyond the values "
-            "that the scaling was made for to compute with",
+            f"{self.collection.name_of(item)}: channel {self.channel_names[channel]} holds {value:.3g}, too far beyond "
+            "the values that the scaling was made for to compute with",
             hint=f"leave the file out with data.exclude, or, if the value means no data, set data.nodata = {value!r}",
         )
 

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from auxmae.data.collection import SYNTHETIC, Collection
 from auxmae.data.splits import Part
 from auxmae.errors import DataError
 from auxmae.export.extract import UnitEncoder
 from auxmae.export.formats import check_format, open_table, publish
-from auxmae.export.units import chunks, make_layout, plan_units, row_windows
+from auxmae.export.units import Unit, chunks, make_layout, plan_units, row_windows
 from auxmae.export.workspace import Workspace, writing
 from auxmae.model.mae import AuxMAE
+
+# Features looked at in one go.
+_BLOCK = 2**22
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What was written: rows and features per row, and how many of the rows an interrupted call had left."""
+    """What was written: rows and features per row, and how many of the rows an interrupted call had left.
+
+    `not_finite` rows hold NaN or infinity; the first of them is of the image `first_not_finite`.
+    """
 
     output: Path
     rows: int
     width: int
     resumed: int
+    not_finite: int = 0
+    first_not_finite: str | None = None
 
 
 def embed(
@@ -110,11 +120,32 @@ def embed(
                 for window in row_windows(unit, layout):
                     yield path, index, window.top, window.left, window.height, window.width
 
+        # Of the whole file: what an earlier call has left counts too.
+        bad = _rows_not_finite(work.features_path)
+        first = None if not len(bad) else _unit_of(units, int(bad[0]))
+
         with writing(output):
             table = open_table(work.features_path, work.facts_path, places=places, class_names=collection.class_names, about=said)
             publish(table, output, work.folder)
             work.remove()
-        return Embedded(output, total, work.width, resumed)
+        return Embedded(output, total, work.width, resumed, len(bad), None if first is None else collection.name_of(first.item))
+
+
+def _rows_not_finite(path: Path) -> NDArray[np.int64]:
+    """Which rows of a file of features hold NaN or infinity."""
+    features = np.load(path, mmap_mode="r")
+    step = max(_BLOCK // max(features.shape[1], 1), 1)
+    found = [
+        start + np.flatnonzero(~np.isfinite(features[start : start + step]).all(axis=1))
+        for start in range(0, len(features), step)
+    ]
+    return np.concatenate(found)
+
+
+def _unit_of(units: Sequence[Unit], row: int) -> Unit:
+    """The unit that a row is of."""
+    ends = np.cumsum([unit.rows for unit in units])
+    return units[int(np.searchsorted(ends, row, side="right"))]
 
 
 def _digest(parts: Any) -> str:

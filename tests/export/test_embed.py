@@ -420,3 +420,21 @@ def test_a_killed_process_loses_nothing(run, tmp_path, repository, how):
     assert how == signal.SIGKILL or 0 < document["resumed"] < 1500
     embed(make_model(), open_collection(str(tmp_path / "many")), tmp_path / "whole.npy", pool="moments")
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), np.load(tmp_path / "whole.npy"), rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_are_not_finite_are_told_after_the_output_is_whole(tmp_path, run):
+    pixels = write_tiles(tmp_path / "tiles")
+    path = sorted((tmp_path / "tiles").rglob("*.tif"))[2]
+    image = tifffile.imread(path)
+    image[0, 3, 3] = 3e38
+    tifffile.imwrite(path, image, metadata={"axes": "CYX", "Channel": {"Name": list(NAMES)}})
+    output = tmp_path / "out.npy"
+    done = invoke(run, "--output", output, "--json")
+    assert done.exit_code == 1
+    assert isinstance(done.exception, DataError)
+    name = path.relative_to(tmp_path / "tiles").as_posix()
+    assert f"1 of {len(pixels)} rows are not finite; the first: {name}" in str(done.exception)
+    assert json.loads(done.stdout)["not_finite"] == 1
+    assert np.isfinite(np.load(output)).all(axis=1).tolist() == [number != 2 for number in range(len(pixels))]
+    dense = invoke(run, "--output", tmp_path / "dense.npy", "--dense")
+    assert f"16 of {16 * len(pixels)} rows are not finite; the first: {name}" in str(dense.exception)
