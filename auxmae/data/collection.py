@@ -473,7 +473,7 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
         )
     # Of all parts, where statistics are of the training part alone.
     typical = float(np.median(magnitudes[keep]))
-    far = np.flatnonzero(keep & (magnitudes > _FAR * typical)) if typical > 0 else []
+    far = np.flatnonzero(keep & (typical > 0) & (magnitudes > _FAR * typical))
     if len(far):
         more = f" and {len(far) - 1} other{'s' * (len(far) > 2)}" if len(far) > 1 else ""
         collection.warnings.append(

@@ -267,14 +267,16 @@ def _fit(
         for name, value in values.items():
             log.add_scalar(name, value, step)
 
-    held = None if data.validation is None else data.validation.limited(_few(settings, fast) or settings.train.validation_samples)
+    validation = (
+        None if data.validation is None else data.validation.limited(_few(settings, fast) or settings.train.validation_samples)
+    )
     if not team.first:
         # As many numbers as another process draws, for dropout, would be the same ones.
         torch.manual_seed(team.seed(settings.train.seed))
     trainer = Trainer(
         model,
         data.train.dealt(team.rank, team.size),
-        None if held is None else held.dealt(team.rank, team.size),
+        None if validation is None else validation.dealt(team.rank, team.size),
         folder,
         make_plan(settings, len(data.train), graphs=graphs_wanted(settings, device, team.size), fast=fast),
         device=device,
