@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
+    from auxmae.data.loading import Loader
     from auxmae.evaluation.linear_floor import LinearFloor
     from auxmae.evaluation.reconstruction import ReconstructionResult
     from auxmae.model.mae import AuxMAE
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 
 # Training images or windows that the linear floor is fitted on, at most.
 _FLOOR_IMAGES = 200
-# Held-out images that are reconstructed at each of eval.mask_ratios, at most.
+# Held-out images or windows that are reconstructed at each of eval.mask_ratios, at most.
 _RATIO_IMAGES = 200
-# Held-out images that are reconstructed from one source at a time, at most.
+# Held-out images or windows that are reconstructed from one source at a time, at most.
 _SOURCE_IMAGES = 100
 
 
@@ -41,28 +42,39 @@ def measure(
         linear = LinearFloor.fit(model, data.train.limited(_FLOOR_IMAGES), seed=seed + 1, device=device)
         common: dict[str, Any] = {"seed": seed, "device": device, "more_floors": {LINEAR: linear}}
         status.update("Reconstructing held-out images")
+        held = data.test.limited(most)
         result = evaluate_reconstruction(
             model,
-            data.test.limited(most),
+            held,
             **common,
             progress=lambda images: status.update(f"Reconstructing held-out images: {images}"),
         )
         ratios = {}
+        of_ratios = data.test.limited(min(most or _RATIO_IMAGES, _RATIO_IMAGES))
         for ratio in settings.eval.mask_ratios:
             status.update(f"Reconstructing with {ratio:.0%} hidden")
-            some = data.test.limited(min(most or _RATIO_IMAGES, _RATIO_IMAGES))
-            ratios[f"{ratio:g}"] = evaluate_reconstruction(model, some, **common, ratio=ratio)
+            ratios[f"{ratio:g}"] = evaluate_reconstruction(model, of_ratios, **common, ratio=ratio)
         status.update("Reconstructing from one source at a time")
-        some = data.test.limited(min(most or _SOURCE_IMAGES, _SOURCE_IMAGES))
-        sources = evaluate_sources(model, some, **common)
-    out.print(reconstruction_table(result))
+        of_sources = data.test.limited(min(most or _SOURCE_IMAGES, _SOURCE_IMAGES))
+        sources = evaluate_sources(model, of_sources, **common)
+    out.print(reconstruction_table(result, _count(held)))
     if ratios:
-        out.print(ratio_table(ratios))
+        out.print(ratio_table(ratios, _count(of_ratios)))
     if sources is not None:
-        out.print(sources_table(sources))
+        out.print(sources_table(sources, _count(of_sources)))
     document = {
         **result.to_dict(),
         "ratios": {ratio: each.to_dict() for ratio, each in ratios.items()},
         "sources": None if sources is None else sources.to_dict(),
     }
     return result, document, linear
+
+
+def _count(held: Loader) -> str:
+    """How many of what is measured, for people: windows are not taken for images."""
+    images, windows = held.count_images(), held.samples
+    plural = "" if images == 1 else "s"
+    if held.dataset.collection.layout == "scenes":
+        return f"{windows} held-out window{'' if windows == 1 else 's'} of {images} scene{plural}"
+    counted = f"{images} held-out image{plural}"
+    return f"{windows} windows of {counted}" if held.dataset.in_parts else counted

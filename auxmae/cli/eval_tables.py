@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _SHOWN_CHANNELS = 24
 
 
-def reconstruction_table(result: ReconstructionResult) -> Table:
-    """Errors by channel, beside the floors."""
+def reconstruction_table(result: ReconstructionResult, measured: str) -> Table:
+    """Errors by channel, beside the floors; `measured`: how many of what."""
     floors = result.floors
-    table = Table(title=f"Masked L1, scaled units, {result.images} held-out images", title_justify="left")
+    table = Table(title=f"Masked L1, scaled units, {measured}", title_justify="left")
     table.add_column("channel", overflow="fold")
     table.add_column("model", justify="right")
     for name in floors:
@@ -45,12 +45,10 @@ def reconstruction_table(result: ReconstructionResult) -> Table:
     return table
 
 
-def ratio_table(results: Mapping[str, ReconstructionResult]) -> Table:
+def ratio_table(results: Mapping[str, ReconstructionResult], measured: str) -> Table:
     """What is measured at several mask ratios, each beside the best floor's."""
     first = next(iter(results.values()))
-    table = Table(
-        title=f"By mask ratio, {first.images} held-out images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    table = Table(title=f"By mask ratio, {measured}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     beside = "best\nfloor"
     for column in ("hidden", "masked\nL1", beside, "PSNR,\ndB", beside, "angle,\n°", beside, "SSIM", beside):
         table.add_column(column, justify="right")
@@ -78,9 +76,9 @@ def _cell(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def sources_table(sources: ReconstructionSources) -> Table:
+def sources_table(sources: ReconstructionSources, measured: str) -> Table:
     """What the same hidden patches are reconstructed from."""
-    title = f"Where it comes from: the same patches by what is visible, {sources.images} images"
+    title = f"Where it comes from: the same patches by what is visible, {measured}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     # Broken so that 80 columns hold them.
     floors = ("\n".join(wrap(name.replace("polation", "- polation"), 8)) for name in sources.floors[next(iter(sources.floors))])

@@ -93,6 +93,10 @@ class Loader:
         samples = min(len(self.dataset), limit) if limit else len(self.dataset)
         return self._like(shuffle=False, drop_last=False, channel_sampling=0.0, samples=samples)
 
+    def count_images(self) -> int:
+        """How many images or scenes the samples of a pass in a fixed order are of."""
+        return len(np.unique(self.dataset.items(self._order(0).tolist())))
+
     def dealt(self, rank: int, size: int) -> Loader:
         """The part of every batch that is this process'."""
         return self._like(part=(rank, size))

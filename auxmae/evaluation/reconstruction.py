@@ -31,7 +31,7 @@ class ReconstructionResult:
         per_channel: of the model, by channel name; a channel without a hidden valid pixel is left out.
         floors: of each floor ("mean", "interpolation", and those given beside them), over all channels.
         floors_per_channel: floor → channel name → error.
-        images: images measured.
+        windows: images, or windows of them, measured.
         pixels: hidden valid pixels measured, all channels together.
         psnr: peak signal-to-noise ratio on the hidden valid pixels, dB, for a peak of 1 (scaled units).
         spectral_angle: mean angle, degrees, between the true and the predicted spectra of pixels with a hidden channel, over
@@ -45,7 +45,7 @@ class ReconstructionResult:
     per_channel: dict[str, float]
     floors: dict[str, float]
     floors_per_channel: dict[str, dict[str, float]]
-    images: int
+    windows: int
     pixels: int = field(default=0)
     psnr: float | None = None
     spectral_angle: float | None = None
@@ -157,7 +157,7 @@ def evaluate_reconstruction(
         per_channel=rows[0],
         floors=dict(zip(floors, overall[1:], strict=True)),
         floors_per_channel=dict(zip(floors, rows[1:], strict=True)),
-        images=images,
+        windows=images,
         pixels=int(pixels.sum()),
         psnr=psnr[0],
         spectral_angle=angle_means[0],

@@ -43,13 +43,13 @@ class ReconstructionSources:
         masked_l1: source → error of the model.
         per_channel: source → channel → error of the model.
         floors: source → floor → error, from the same visible pixels.
-        images: images measured.
+        windows: images, or windows of them, measured.
     """
 
     masked_l1: dict[str, float]
     per_channel: dict[str, dict[str, float]]
     floors: dict[str, dict[str, float]]
-    images: int
+    windows: int
 
     def recovered(self, source: str) -> float:
         """Part of the error with `ELSEWHERE` alone that a source takes away; 0: nothing, 1: all."""
@@ -140,7 +140,7 @@ def evaluate_sources(
             for row, source in enumerate(SOURCES)
         },
         floors={source: dict(zip(floors, overall[row][1:], strict=True)) for row, source in enumerate(SOURCES)},
-        images=images,
+        windows=images,
     )
 
 

@@ -112,7 +112,7 @@ def paired_bootstrap(
     gain = first.astype(np.float64) - second
     values = _resampled(gain, groups, resamples, seed)
     tail = min(int((values <= 0).sum()), int((values >= 0).sum()))
-    of_units = np.asarray(np.bincount(_units(groups), weights=gain.sum(axis=0)), dtype=np.float64)
+    of_units = np.bincount(_units(groups), weights=gain.sum(axis=0)).astype(np.float64)
     p_value = max(2 * (tail + 1) / (resamples + 1), _sign_flips(of_units))
     return Difference(float(gain.mean()), _interval(values, 0.95), min(1.0, p_value))
 

@@ -57,8 +57,10 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     assert written["verdict"]
     details = document["details"]
     assert (details["source"], details["labels"], details["checkpoint"]) == ("synthetic", "auto", "best")
-    # Scenes of 64 px in 16 windows each.
-    assert (details["own_images"], details["probe_reason"], details["images"]) == (True, "", 48 * 16)
+    # Images of 64 px in 16 windows each.
+    assert (details["own_images"], details["probe_reason"]) == (True, "")
+    assert (details["images"], details["windows"]) == (48, 48 * 16)
+    assert "768 windows of 48 held-out images" in result.stderr
     assert details["probe_samples"]["test"] == 48
     assert 0 < details["majority"] < 1
     assert "channel statistics" in result.stderr
@@ -435,3 +437,20 @@ def test_other_images_than_in_training_are_told(tmp_path: Path) -> None:
     assert told() == (True, False)
     # What was measured on other data is there still.
     assert json.loads(next(run.glob("eval-*.json")).read_text())["split"]
+
+
+def test_windows_of_a_scene_and_whole_images_are_called_what_they_are(run_folder: Path, tmp_path: Path) -> None:
+    quick = ("--set", "eval.mask_ratios=[]", "--set", "eval.max_images=3", "--json")
+    images = write_images(tmp_path / "images", 13, count=20)
+    scene = tmp_path / "scene.tif"
+    pixels = np.random.default_rng(0).integers(0, 4000, (13, 80, 80), dtype=np.uint16)
+    tifffile.imwrite(scene, pixels, metadata={"axes": "CYX"}, photometric="minisblack")
+    for data, count, words in (
+        (("--data", str(images)), 3, "3 held-out images"),
+        (("--data", str(scene), "--set", "data.layout=scenes"), 1, "3 held-out windows of 1 scene"),
+    ):
+        result = invoke(str(run_folder), *quick, *data)
+        assert result.exit_code == 0, result.output
+        assert words in result.stderr
+        details = json.loads(result.stdout)["details"]
+        assert (details["images"], details["windows"]) == (count, 3)

@@ -65,7 +65,7 @@ def test_errors_are_those_of_the_model_on_hidden_valid_pixels() -> None:
     result = evaluate_reconstruction(model, batches(image, valid, 3), seed=5, device="cpu", progress=seen.append)
     assert model.training
     assert seen == [3, 6, 7]
-    assert result.images == 7
+    assert result.windows == 7
     assert list(result.per_channel) == ["red", "green", "blue"]
     np.testing.assert_allclose(list(result.per_channel.values()), [0.25, 0.5, 0.75], rtol=1e-6)
 
