@@ -19,6 +19,8 @@ PROBES = ("k-NN", "logistic regression")
 # Inverse strengths of the penalty that the validation part chooses from.
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 3
+# Below so many groups single samples are folded.
+FEWEST_TO_FOLD = 2 * _FOLDS
 # Above this many samples one validation part (a third) is as good as three, and takes a third of the time.
 _ONE_FOLD = 600
 _SEED = 0
@@ -102,7 +104,7 @@ def validation_folds(y: NDArray[np.int64], groups: NDArray[np.int64]) -> list[tu
     if not len(rows):
         return []
     own = groups[rows]
-    if len(np.unique(own)) >= 2 * _FOLDS:
+    if len(np.unique(own)) >= FEWEST_TO_FOLD:
         splits = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=_SEED).split(rows, y[rows], own)
     else:
         folds = min(_FOLDS, int(counts[counts > 1].min()))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from auxmae.evaluation.classifiers import PROBES, predict
+from auxmae.evaluation.classifiers import FEWEST_TO_FOLD, PROBES, predict
 from auxmae.evaluation.feature_floors import COMMON_SCALE
 from auxmae.evaluation.features import Features
 from auxmae.evaluation.scores import FEWEST_GROUPS, Difference, bootstrap_interval, paired_bootstrap, score
@@ -187,6 +187,12 @@ def run_probes(
         notices.append(
             f"The {len(held_out)} test samples lie in {units} group{'s' * (units > 1)}, too few to be resampled: intervals and "
             "tests take them for independent, and are narrower than they should be."
+        )
+    own = len(np.unique(reference.groups))
+    if own < min(FEWEST_TO_FOLD, len(reference)):
+        notices.append(
+            f"The {len(reference)} training samples lie in {own} group{'s' * (own > 1)}, too few to choose the penalty of the "
+            "logistic regression on whole ones: it is chosen on single samples, which are alike within a group, and may be too weak."
         )
     short = [n for n in labels_per_class if n > counts.min()]
     if short:

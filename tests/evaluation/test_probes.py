@@ -235,3 +235,12 @@ def test_copies_are_counted() -> None:
     assert find_copies(train, test) == 0
     test.x[[2, 5]] = train.x[[7, 7]]
     assert find_copies(train, test) == 2
+
+
+@pytest.mark.parametrize(("groups", "told"), [(1, True), (5, True), (6, False), (60, False)])
+def test_a_penalty_that_is_chosen_on_single_samples_is_told(groups: int, told: bool) -> None:
+    y = labels(60, 3, 0)
+    few = make(y, 2.0, seed=1)
+    few = Features(few.x, few.y, np.arange(60) % groups)
+    report = run_probes({ENCODER: few}, {ENCODER: make(y, 2.0, seed=2)}, labels_per_class=(0,), **SETTINGS)
+    assert any("penalty" in notice and f"{groups} group" in notice for notice in report.notices) is told
