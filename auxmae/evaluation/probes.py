@@ -192,7 +192,7 @@ def run_probes(
     if own < min(FEWEST_TO_FOLD, len(reference)):
         notices.append(
             f"The {len(reference)} training samples lie in {own} group{'s' * (own > 1)}, too few to choose the penalty of the "
-            "logistic regression on whole ones: it is chosen on single samples, which are alike within a group, and may be too weak."
+            "logistic regression on whole ones: it is chosen on single samples, and may be too weak for other groups."
         )
     short = [n for n in labels_per_class if n > counts.min()]
     if short:

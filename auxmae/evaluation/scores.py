@@ -75,7 +75,8 @@ def _wilson(share: float, trials: int, level: float) -> tuple[float, float]:
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * (share * (1 - share) / trials + z**2 / (4 * trials**2)) ** 0.5
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    # Where the share is 0 or 1 it is an end of the interval, whatever rounding makes of it.
+    return max(min(middle - half, share), 0.0), min(max(middle + half, share), 1.0)
 
 
 @dataclass(frozen=True)
