@@ -7,6 +7,9 @@ from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile
 
+# Files that lie apart by less of a pixel are taken for aligned: corners are rounded when they are written, or reprojected.
+_ALIGNED = 0.05
+
 
 def transform_of(file: ImageFile) -> NDArray[np.float64]:
     """(2, 3): x, y of a column and row are the matrix times (column, row, 1), of a file that has a georeference."""
@@ -47,6 +50,14 @@ def same_place(one: ImageFile, other: ImageFile) -> bool:
         return True
     apart = np.abs(corners_of(one, str(other.georeference["crs"])) - corners_of(other))
     return bool((apart <= _pixel(one, other) / 2).all())
+
+
+def describe_shift(one: ImageFile, other: ImageFile) -> str | None:
+    """By how much of a pixel two files in the `same_place` lie beside each other, for people; None: by less than a twentieth."""
+    if one.georeference is None or other.georeference is None:
+        return None
+    apart = np.abs(corners_of(one, str(other.georeference["crs"])) - corners_of(other)).max() / _pixel(one, other)
+    return f"{apart:.2f} of a pixel" if apart >= _ALIGNED else None
 
 
 def describe_difference(one: ImageFile, other: ImageFile) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.files import find_files, relative_path
-from auxmae.data.georeference import describe_difference, same_place
+from auxmae.data.georeference import describe_difference, describe_shift, same_place
 from auxmae.data.image import ImageFile, Window, diagonal, tiles
 from auxmae.data.label_files import LabelMap, labels_from_array, map_from_raster
 from auxmae.data.notices import said_once
@@ -324,6 +324,15 @@ def _finish(
         notices.append(
             f"the labels apply to the {sum(fits)} images of their size and place; {len(missing)} others have none ({few})"
         )
+    shifts = [
+        (
+            file.path,
+            [f"{file.path.name}: the labels lie {shift} beside the image, and are taken for its pixels' (as up to half of one)"],
+        )
+        for raster, file, fit in zip(rasters, files, fits, strict=True)
+        if raster is not None and fit and (shift := describe_shift(raster, file)) is not None
+    ]
+    notices.extend(said_once(shifts))
     unique = [raster for raster, fit in zip(rasters, fits, strict=True) if raster is not None and fit][: 1 if shared else None]
     values: set[int] = set()
     for raster in unique:

@@ -410,6 +410,17 @@ def test_a_label_raster_lies_where_its_scene_does(tmp_path):
             open_collection(str(scene), labels=str(placed(tmp_path / "off.tif", truth, east)))
 
 
+def test_labels_beside_the_pixels_are_told(tmp_path):
+    scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
+    truth = RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8)
+    for east, epsg, shift in ((400_005, 32633, "0.50"), (399_998, 32633, "0.20"), (400_000.4, 32633, ""), (400_000, 25833, "")):
+        labels = placed(tmp_path / "truth.tif", truth, east, epsg=epsg)
+        notices = [notice for notice in open_collection(str(scene), labels=str(labels)).notices if "beside" in notice]
+        assert [notice.split(",")[0] for notice in notices] == (
+            [f"scene.tif: the labels lie {shift} of a pixel beside the image"] if shift else []
+        )
+
+
 def test_the_same_numbers_in_another_zone_are_another_place(tmp_path):
     scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
     labels = placed(tmp_path / "truth.tif", RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8), 400_000, epsg=32634)
