@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from auxmae.data.blocks import FEWEST_BLOCKS, LEFT_OUT, cut_scenes, follow_ground
 from auxmae.data.collection import Collection
 from auxmae.data.footprints import connected, connecting_pairs
+from auxmae.data.group_names import suggest_groups
 from auxmae.errors import DataError, SettingsError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -162,6 +163,17 @@ def split_collection(
                 f"{collection.names_of(overlaps[0])}: those that do are held out together "
                 "(data.split = 'random' draws each alone)"
             )
+    found = None
+    if keep_together and method == "random" and not scenes and together is None:
+        paths = [collection.relative_paths[number] for number in np.unique(collection.items[:, 0]).tolist()]
+        found = suggest_groups(paths, len(collection.class_names))
+    if found is not None:
+        warning = (
+            f"images such as {found.example[0]} and {found.example[1]} look like several of one thing ({found.number} sets), "
+            f"and each is held out alone: --set data.group_pattern='{found.pattern}' keeps a set's together, --set "
+            "data.split=random says that they are independent"
+        )
+        collection.warnings.extend([warning] if warning not in collection.warnings else [])
     if scenes and method != "block":
         sizes = np.array([collection.size_of(item) for item in range(len(collection))], dtype=np.int64)
         numbers = np.arange(len(collection), dtype=np.int64)[:, None]

@@ -81,3 +81,18 @@ def test_bands_read_as_images_are_a_warning_here_and_in_training(tmp_path: Path,
     done = CliRunner().invoke(app, ["train", "--data", "data", "--preset", "tiny", "--dry-run"])
     assert done.exit_code == 0, done.output
     assert "warning: the files look like the channels of images" in done.output
+
+
+def test_images_whose_names_look_like_groups_are_a_warning_with_the_pattern(tmp_path: Path) -> None:
+    for well, field in itertools.product(("A01", "A02", "B01", "B02", "C01", "C02"), (1, 2, 3)):
+        path = tmp_path / "data" / f"plate1_{well}_f{field}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(RNG.integers(0, 255, (32, 32, 3)).astype(np.uint8)).save(path)
+    source = str(tmp_path / "data")
+    shown = stats(source)
+    assert "plate1_A01_f1.png and plate1_A01_f2.png look like several of one thing (6 sets)" in shown
+    assert "nothing looks wrong" not in shown
+    (pattern,) = re.findall(r"--set (data.group_pattern='.*') keeps", shown)
+    grouped = stats(source, "--set", *shlex.split(pattern))
+    assert "split: group" in grouped
+    assert "look like several" not in grouped + stats(source, "--set", "data.split=random")
