@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from auxmae.build import model_arguments
+from auxmae.build import build_data, model_arguments
 from auxmae.model.mae import AuxMAE
-from auxmae.settings.schema import ModelSettings
+from auxmae.settings.schema import ModelSettings, SettingsTree
 
 
 @pytest.mark.parametrize(
@@ -27,3 +30,21 @@ def test_given_groups_stay_as_they_are() -> None:
     listed = (("a", "c"), ("b",))
     assert model_arguments(ModelSettings(channel_groups=listed), 3)["channel_groups"] == listed
     assert model_arguments(ModelSettings(channel_groups=2), 3)["channel_groups"] == 2
+
+
+def test_what_is_measured_of_scenes_is_all_of_it_and_statistics_stay(tmp_path: Path) -> None:
+    np.save(tmp_path / "scene.npy", np.random.default_rng(0).random((145, 145, 3), dtype=np.float32))
+    data = {"source": str(tmp_path / "scene.npy"), "layout": "scenes", "axes": "HWC"}
+    tree = SettingsTree.model_validate({"data": data, "model": {"image_size": 10, "patch_size": 2}})
+    trained, measured = build_data(tree), build_data(tree, augment=False)
+    # 15 × 17 px hold one window of 10 px, and four cover them.
+    for loader in (measured.train, measured.validation, measured.test, trained.test):
+        assert loader is not None
+        seen = np.zeros((145, 145), dtype=bool)
+        for index in range(len(loader.dataset)):
+            _, window = loader.dataset.place(index)
+            seen[window.top : window.top + window.height, window.left : window.left + window.width] = True
+        assert seen.sum() == loader.dataset.part.blocks[:, 3:].prod(axis=1).sum()
+    assert trained.statistics == measured.statistics
+    assert trained.validation is not None
+    assert len(trained.validation.dataset) == len(trained.splits.validation)
