@@ -165,6 +165,27 @@ def test_a_wrong_specification_judges_nobody(monkeypatch):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_specification_that_is_wrong_at_the_timed_size_alone_judges_nobody(monkeypatch, function):
+    right = getattr(reference, function)
+
+    def fault(*arguments, **named):
+        out = right(*arguments, **named)
+        tensors = [each for each in (*arguments, *named.values()) if isinstance(each, torch.Tensor)]
+        if not any(tensor.ndim == 4 and tensor.shape[1] == 4 for tensor in tensors):
+            return out
+        return (1.01 * out[0], out[1]) if isinstance(out, tuple) else 1.01 * out
+
+    monkeypatch.setattr(reference, function, fault)
+    assert specification_fault(function, CPU) == ""
+    four = Shape("four", 2, 4, 16, 4, 16, 2)
+    (rows, *_) = kernel_suite([four], device=CPU, dtype=torch.float32, repeats=1, chosen=lambda name: name.startswith(function))
+    for row in rows:
+        assert (row["status"], row["median_ms"], row["samples_ms"]) == ("unchecked", None, [])
+        assert "is wrong itself" in row["reason"]
+        assert "/four" in row["reason"]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_image_by_image_is_the_same_as_all_at_once(function):
     builds = kernel_cases([TINY], CPU, torch.float64)
     for build in (build for name, build in builds.items() if name.startswith(function)):
