@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +147,33 @@ def _model_words(rows: list[Row]) -> list[str]:
         ]
         parts[0] += " of the plain published design"
         said.append(f"{f'{case}, ' if several else ''}{provider}: {'; '.join(parts)}.")
+    for case in dict.fromkeys(row["case"] for row in rows):
+        beside = _peer_words([row for row in rows if row["case"] == case])
+        said += [f"{case}, {words}" if several else words for words in beside]
     return said + _work_words(rows)
+
+
+def _peer_words(rows: list[Row]) -> list[str]:
+    """Of one case: ours beside the other peers; memory is said where it is more."""
+    from auxmae.benchmark.suites import FUSED, JOINT, OURS
+
+    measured = {(row["provider"], row["pass"]): row for row in rows if row["median_ms"] is not None}
+    said = []
+    for peer in (JOINT, FUSED):
+        parts = []
+        for pass_ in ("step", "forward"):
+            own, base = measured.get((OURS, pass_)), measured.get((peer, pass_))
+            if own is None or base is None:
+                continue
+            found = _ratio(own, base)
+            part = f"a {_PASSES[pass_]} takes {found.value:.2f} × the time ({found.verdict})"
+            known = own["peak_bytes"] is not None and base["peak_bytes"]
+            if known and _memory(own, base) == "more":
+                part += f" and uses {own['peak_bytes'] / base['peak_bytes']:.2f} × the memory"
+            parts.append(part)
+        if parts:
+            said.append(f"{OURS} beside {peer}: {'; '.join(parts)}.")
+    return said
 
 
 def _work_words(rows: list[Row]) -> list[str]:
@@ -174,20 +201,17 @@ def _kernel_words(rows: list[Row]) -> list[str]:
     from auxmae.benchmark.kernel_suite import EAGER, OURS, TRITON
 
     counts = {"faster": 0, "slower": 0, "neither": 0}
-    same_code = False
+    # Over the eager reference where that is the same code.
+    dispatched: list[float] = []
     for row in rows:
         if row["provider"] != OURS or row["median_ms"] is None:
             continue
         # Where dispatch takes PyTorch, the eager reference is the same code: no win and no loss.
         itself = {OURS, TRITON} | ({EAGER} if row["backend"] == "torch" else set())
-        same_code |= EAGER in itself
-        others = [
-            other
-            for other in rows
-            if (other["case"], other["pass"]) == (row["case"], row["pass"])
-            and other["provider"] not in itself
-            and other["median_ms"] is not None
-        ]
+        twin = next((other for other in _others(row, rows) if other["provider"] == EAGER), None)
+        if EAGER in itself and twin is not None:
+            dispatched.append(_ratio(row, twin).value)
+        others = [other for other in _others(row, rows) if other["provider"] not in itself]
         if others:
             verdict = _ratio(row, min(others, key=lambda other: float(other["median_ms"]))).verdict
             counts[verdict if verdict in counts else "neither"] += 1
@@ -197,12 +221,19 @@ def _kernel_words(rows: list[Row]) -> list[str]:
             f"Of {sum(counts.values())} measurements, ours is faster than the best other provider in {counts['faster']}, slower "
             f"in {counts['slower']}, and neither (within the spread, the same, or too few samples) in {counts['neither']}."
         )
-    if same_code:
+    if dispatched:
         said.append(
-            "Where ours runs PyTorch, it is the eager provider's code behind the dispatch: what lies between them is some "
-            "microseconds a call, and the machine's scatter."
+            "Where ours runs PyTorch, it is the eager provider's code behind the dispatch: it takes "
+            f"{min(dispatched):.2f} to {max(dispatched):.2f} × its time, {statistics.median(dispatched):.2f} × in the median of "
+            f"{len(dispatched)} measurements; what the dispatch costs a call weighs most on the shortest."
         )
     return said
+
+
+def _others(row: Row, rows: list[Row]) -> list[Row]:
+    """Every provider's figure of a row's case and pass."""
+    same = [other for other in rows if (other["case"], other["pass"]) == (row["case"], row["pass"])]
+    return [other for other in same if other["median_ms"] is not None]
 
 
 def _scaling_words(rows: list[Row]) -> list[str]:
@@ -226,7 +257,20 @@ def _scaling_words(rows: list[Row]) -> list[str]:
             which = f"{ahead.pop()} attention stays ahead" if len(ahead) == 1 else "joint attention gets ahead"
             ends = [f"at {size} {times[size]:.2f} ×" for size in dict.fromkeys((min(times), max(times)))]
             said.append(f"{grows}, {which}: joint attention takes {', '.join(ends)} our time.")
-    return said
+    return said + _scaling_memory_words(rows)
+
+
+def _scaling_memory_words(rows: list[Row]) -> list[str]:
+    from auxmae.benchmark.ratios import base_of
+    from auxmae.benchmark.suites import OURS
+
+    own = [row for row in rows if row["provider"] == OURS and row.get("peak_bytes")]
+    found = [row["peak_bytes"] / base["peak_bytes"] for row in own if (base := base_of(rows, row)) and base["peak_bytes"]]
+    if not found:
+        return []
+    more = len([ratio for ratio in found if round(ratio, 2) > 1])
+    span = f"{min(found):.2f} to {max(found):.2f} × the memory of joint attention"
+    return [f"Factorised attention uses {span}: more of it in {more} of {len(found)} cases."]
 
 
 def _data_words(rows: list[Row]) -> list[str]:

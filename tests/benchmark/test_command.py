@@ -98,6 +98,42 @@ def test_the_result_in_words_says_losses_like_wins(run):
     assert f"{OURS} (recompute): a training step takes 1.34 × the time (slower) and 0.33 × the memory (less)" in said
 
 
+def test_ours_is_told_beside_every_peer_with_memory_where_it_is_more(run):
+    run.rows[:] = [
+        row(OURS, "step", [14.0, 14.1, 14.2], 126),
+        row(OURS, "forward", [5.0, 5.1, 5.2], 90),
+        row(JOINT, "step", [10.0, 10.1, 10.2], 100),
+        row(JOINT, "forward", [10.0, 10.1, 10.2], 100),
+        row(FUSED, "step", [1.0, 1.1, 1.2], 20),
+    ]
+    said = words(run().stdout)
+    assert (
+        f"{OURS} beside {JOINT}: a training step takes 1.40 × the time (slower) and uses 1.26 × the memory; "
+        "a forward pass takes 0.50 × the time (faster)."
+    ) in said
+    assert f"{OURS} beside {FUSED}: a training step takes 12.82 × the time (slower) and uses 6.30 × the memory." in said
+
+
+def test_what_the_dispatch_costs_is_told_as_measured():
+    rows = [
+        row(provider, "forward", samples, 1) | {"suite": "kernels", "case": case, "backend": "torch"}
+        for case, ours in (("a", 1.47), ("b", 1.06), ("c", 1.1))
+        for provider, samples in ((OURS, [ours] * 3), ("eager", [1.0] * 3))
+    ]
+    (said,) = benchmark_tables._kernel_words(rows)
+    assert "it takes 1.06 to 1.47 × its time, 1.10 × in the median of 3 measurements" in said
+
+
+def test_the_scaling_suite_tells_memory():
+    rows = [
+        row(provider, "step", [1.0], mib) | {"suite": "scaling", "case": case, "axis": "channels", "sizes": {"channels": size}}
+        for case, size, ours in (("a", 2, 120), ("b", 8, 90))
+        for provider, mib in ((OURS, ours), (JOINT, 100))
+    ]
+    said = benchmark_tables._scaling_words(rows)[-1]
+    assert said == "Factorised attention uses 0.90 to 1.20 × the memory of joint attention: more of it in 1 of 2 cases."
+
+
 def test_a_difference_within_the_spread_is_called_so(run):
     said = words(run().stdout)
     assert (
