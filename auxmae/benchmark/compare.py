@@ -26,9 +26,10 @@ class Change:
 
     Attributes:
         key: suite, case, provider, pass.
-        verdict: "slower" and "faster" beyond the threshold and the spread of both, "the same"; "lost" (a figure before, none
-            now, although it was to be measured); "not measured after", "not measured before", "not measured" (no figure in
-            either); "another machine", whose times say nothing.
+        verdict: "slower" and "faster" beyond the threshold and the spread of both, "the same" (a ratio to the provider that it is
+            compared with must have changed so too, where both documents have it: load slows both down); "lost" (a figure
+            before, none now, although it was to be measured); "not measured after", "not measured before", "not measured" (no
+            figure in either); "another machine", whose times say nothing.
         reason: why it was lost; or that a verdict rests on the threshold alone.
     """
 
@@ -55,6 +56,9 @@ def read_document(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{path}: no JSON: {error}", hint="give a file that `auxmae benchmark --output` wrote") from error
+    other = _other_kind(document)
+    if other is not None:
+        raise DataError(f"{path}: {other[0]}, not one of a benchmark", hint=other[1])
     rows = document.get("rows") if isinstance(document, dict) else None
     whole = isinstance(rows, list) and all(
         isinstance(row, dict) and {"suite", "case", "provider", "pass", "median_ms", "samples_ms"} <= row.keys() for row in rows
@@ -71,6 +75,22 @@ def read_document(path: Path) -> dict[str, Any]:
     return dict(document)
 
 
+def _other_kind(document: Any) -> tuple[str, str] | None:
+    """What another document of this project is, and what shows it; None for all else."""
+    keys = document.keys() if isinstance(document, dict) else set()
+    if keys >= {"arguments", "trainings"}:
+        return (
+            "a document of representation.py",
+            '`python benchmarks/representation.py` with its "arguments" makes and prints it; read it as JSON',
+        )
+    if "rows" not in keys and "split" in keys:
+        return (
+            "an eval.json document",
+            "`auxmae eval RUN` makes it and prints its figures; read it as JSON",
+        )
+    return None
+
+
 def _is_median(value: Any, samples: Any) -> bool:
     if not isinstance(samples, list) or not all(isinstance(number, int | float) for number in (*samples, value or 0)):
         return False
@@ -83,10 +103,14 @@ def compare(before: dict[str, Any], after: dict[str, Any], threshold: float) -> 
     """Every measurement of either document; `threshold` is the part by which a median may grow on the same machine."""
     same_machine = machine(before) == machine(after)
     old, new = _by_key(before), _by_key(after)
+    beside = {key: (one, two) for key, one, two in agreement(before, after) if one.agrees(two) is not None}
     return [
-        _change(key, old.get(key), new.get(key), threshold if same_machine else None, missed=_is_missed(key, after))
+        _change(
+            key, old.get(key), new.get(key), threshold if same_machine else None, beside.get(key),
+            missed=_is_missed(key, after),
+        )
         for key in dict.fromkeys([*old, *new])
-    ]
+    ]  # fmt: skip
 
 
 def _by_key(document: dict[str, Any]) -> dict[Key, dict[str, Any]]:
@@ -106,7 +130,15 @@ def _is_missed(key: Key, document: dict[str, Any]) -> bool:
     return asked and (OURS not in found if provider == OURS else not found)
 
 
-def _change(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None, threshold: float | None, *, missed: bool) -> Change:
+def _change(
+    key: Key,
+    old: dict[str, Any] | None,
+    new: dict[str, Any] | None,
+    threshold: float | None,
+    beside: tuple[Ratio, Ratio] | None,
+    *,
+    missed: bool,
+) -> Change:
     before, after = (None if row is None else row["median_ms"] for row in (old, new))
     if after is None or new is None:
         if before is None:
@@ -119,13 +151,26 @@ def _change(key: Key, old: dict[str, Any] | None, new: dict[str, Any] | None, th
     if threshold is None:
         return Change(key, before, after, "another machine")
     unsure = min(len(old["samples_ms"]), len(new["samples_ms"])) < FEWEST
-    apart = unsure or not _overlap(old["samples_ms"], new["samples_ms"])
+    apart = unsure or not _overlap(_visit_medians(old), _visit_medians(new))
+    growth = [after / before]
+    if beside is not None:
+        one, two = beside
+        # The providers took turns, so what slowed all of them down is not in the ratio.
+        apart, growth = not one.agrees(two), [*growth, two.value / one.value]
     reason = NO_SPREAD if unsure else ""
-    if after > before * (1 + threshold) and apart:
+    if apart and min(growth) > 1 + threshold:
         return Change(key, before, after, "slower", reason)
-    if before > after * (1 + threshold) and apart:
+    if apart and 1 / max(growth) > 1 + threshold:
         return Change(key, before, after, "faster", reason)
     return Change(key, before, after, "the same")
+
+
+def _visit_medians(row: dict[str, Any]) -> list[float]:
+    """The median of each visit, whose rounds are alike; of one visit its rounds."""
+    samples = row["samples_ms"]
+    length = row.get("samples_a_visit") or len(samples)
+    medians = [median(samples[start : start + length]) for start in range(0, len(samples), length)]
+    return medians if len(medians) > 1 else samples
 
 
 def _overlap(one: list[float], other: list[float]) -> bool:

@@ -208,6 +208,55 @@ def test_rounds_of_a_single_visit_are_told(run):
         assert ("Spreads of a single visit" in said) == told
 
 
+def beside(ours, plain, **more):
+    rows = document(ours)["rows"] + document(plain, provider=PLAIN)["rows"]
+    return {"device": {"name": "x"}, "rows": [row | more for row in rows]}
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain", "verdict"),
+    [
+        # Load that slowed both down, and a fault that slowed ours.
+        ([13.0, 13.1, 13.2], [26.0, 26.1, 26.2], "the same"),
+        ([13.0, 13.1, 13.2], [20.0, 20.1, 20.2], "slower"),
+        ([16.0, 16.1, 16.2], [26.0, 26.1, 26.2], "slower"),
+        ([7.0, 7.1, 7.2], [14.0, 14.1, 14.2], "the same"),
+        ([7.0, 7.1, 7.2], [20.0, 20.1, 20.2], "faster"),
+        # A peer that became faster makes ours no slower.
+        ([10.0, 10.1, 10.2], [15.0, 15.1, 15.2], "the same"),
+    ],
+)
+def test_load_that_slowed_down_both_is_no_regression(ours, plain, verdict):
+    change, _ = compare(beside([10.0, 10.1, 10.2], [20.0, 20.1, 20.2]), beside(ours, plain), 0.1)
+    assert (change.key[2], change.verdict) == (OURS, verdict)
+
+
+def test_the_rounds_of_a_visit_count_as_one():
+    # The last visit before and the first one after touch; the middle half of six rounds would leave them out.
+    before, after = [10.0, 10.0, 10.1, 10.1, 10.1, 12.6], [10.6, 12.0, 12.6, 12.6, 12.7, 12.7]
+    for length, verdict in ((2, "the same"), (6, "slower")):
+        documents = [document(samples) for samples in (before, after)]
+        for each in documents:
+            each["rows"][0]["samples_a_visit"] = length
+        (change,) = compare(*documents, 0.1)
+        assert change.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "way"),
+    [
+        ({"split": {}, "probes": {}}, "an eval.json document", "auxmae eval"),
+        ({"arguments": {}, "trainings": []}, "a document of representation.py", "benchmarks/representation.py"),
+    ],
+)
+def test_another_kind_of_document_is_called_what_it_is(tmp_path, content, kind, way):
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    done = CliRunner().invoke(app, ["benchmark", "--from", str(tmp_path / "a.json")])
+    assert isinstance(done.exception, DataError)
+    assert kind in done.exception.message
+    assert way in done.exception.hint
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"rows": [{"suite": "model"}]}', '{"rows": 3}'])
 def test_a_file_of_another_kind(run, content):
     done = run(document([1.0]), content)
