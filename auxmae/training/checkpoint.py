@@ -6,10 +6,13 @@ A checkpoint is a folder: `model.safetensors` and `config.json` (see `model.pret
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import pickle
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from auxmae.model.folders import find_checkpoint, set_aside
 from auxmae.model.mae import AuxMAE
 
 STATE_NAME = "training_state.pt"
+# A disk with less free than this is full: a file system keeps a few blocks back.
+FULL_BYTES = 2**20
 
 
 def save_checkpoint(model: AuxMAE, folder: Path, state: dict[str, Any] | None = None) -> None:
@@ -45,25 +50,41 @@ def save_checkpoint(model: AuxMAE, folder: Path, state: dict[str, Any] | None = 
             folder.rename(old)
         fresh.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError) as error:
-        # torch.save reports a full disk as RuntimeError, safetensors as its own error below.
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise _unwritable(folder, error) from error
     except Exception as error:
+        # Asked before what was written is deleted, as torch.save tells of a full disk in words of its own alone.
+        code = _cause(folder, error)
         shutil.rmtree(fresh, ignore_errors=True)
-        if type(error).__name__ == "SafetensorError":
-            raise _unwritable(folder, error) from error
+        if isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError":
+            raise _unwritable(folder, error, code) from error
         raise
 
 
-def _unwritable(folder: Path, error: Exception) -> CheckpointError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-    return CheckpointError(
-        f"{folder}: the checkpoint cannot be written: {reason}",
-        hint="free some space, then go on with --resume: the checkpoint from before is untouched"
+def _cause(folder: Path, error: Exception) -> int | None:
+    """The system's error number behind a failed save, as far as it can be known."""
+    if isinstance(error, OSError):
+        return error.errno
+    if told := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(told[1])
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder.parent).free < FULL_BYTES:
+            return errno.ENOSPC
+    return None
+
+
+def _unwritable(folder: Path, error: Exception, code: int | None) -> CheckpointError:
+    reason = str(error).splitlines()[0] if code is None else os.strerror(code)
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        mended = "free some space"
+    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        mended = "see to it that you may write there"
+    else:
+        mended = "see whether the file system is in order"
+    kept = (
+        ", then go on with --resume: the checkpoint from before is untouched"
         if folder.is_dir()
-        else "free some space, or choose another --output",
+        else ", or choose another --output"
     )
+    return CheckpointError(f"{folder}: the checkpoint cannot be written: {reason}", hint=mended + kept)
 
 
 def load_state(folder: Path) -> dict[str, Any]:

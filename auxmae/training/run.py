@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from auxmae.errors import UsageError
+from auxmae.errors import CheckpointError, UsageError
 from auxmae.locking import take_lock
 from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
@@ -64,6 +64,18 @@ class RunFolder:
         """
         return AuxMAE.from_pretrained(checkpoint_of_run(self.path, which))
 
+    def check_there(self) -> None:
+        """To be called before a training writes: nothing is to grow where the folder was.
+
+        Raises:
+            CheckpointError: somebody has moved or deleted it.
+        """
+        if not self.path.is_dir():
+            raise CheckpointError(
+                f"run folder {self.path} no longer exists (moved or deleted)",
+                hint="where it was moved, go on from its last checkpoint: auxmae train --resume ITS-NEW-PLACE",
+            )
+
     def note_data(self, data: str, split: str, files: str, pixels: list[float]) -> None:
         """Notes what the run trains on: the data in words, and what `changed_data` compares.
 
@@ -86,7 +98,12 @@ class RunFolder:
         return None if same else str(noted["data"])
 
     def log(self, record: dict[str, Any]) -> None:
-        """Appends one line to metrics.jsonl."""
+        """Appends one line to metrics.jsonl.
+
+        Raises:
+            CheckpointError: the run folder is gone.
+        """
+        self.check_there()
         with self.metrics_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -145,12 +162,12 @@ def check_unused(folder: str) -> None:
         )
 
 
-def create_run(folder: str, settings: SettingsTree, *, held: ExitStack | None = None) -> RunFolder:
+def create_run(folder: str, settings: SettingsTree, *, locks: ExitStack | None = None) -> RunFolder:
     """Makes a run folder and writes the effective settings into it.
 
     Args:
         folder: the path, or "auto" for runs/DATE-TIME.
-        held: until it is closed the folder is locked, see `RunFolder.lock`.
+        locks: until it is closed the folder is locked, see `RunFolder.lock`.
 
     Raises:
         UsageError: the folder holds something already, is being written, or cannot be made.
@@ -160,8 +177,8 @@ def create_run(folder: str, settings: SettingsTree, *, held: ExitStack | None = 
         check_unused(str(path))
         path.mkdir(parents=True, exist_ok=True)
         run = RunFolder(path)
-        if held is not None:
-            held.enter_context(run.lock())
+        if locks is not None:
+            locks.enter_context(run.lock())
         run.figures.mkdir(exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
         write_settings(settings, path / SETTINGS_NAME)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from auxmae.data.loading import Batch, Loader
 from auxmae.data.splits import how_to_hold_out
 from auxmae.device import configure, process_state_kept
 from auxmae.errors import CheckpointError, DataError, MissingDependencyError, SettingsError, UsageError
-from auxmae.model.folders import find_model
+from auxmae.model.folders import RUNS, find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import load_weights, read_config
 from auxmae.run_data import absolute_place
@@ -26,7 +27,7 @@ from auxmae.settings.schema import EvalSettings, SettingsTree
 from auxmae.training.checkpoint import seed_everything
 from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import graphs_wanted
-from auxmae.training.optimization import autocast_dtype
+from auxmae.training.optimization import autocast_dtype, make_optimizers, state_bytes
 from auxmae.training.progress import Reporter, SilentReporter
 from auxmae.training.run import RunFolder, check_unused, create_run, open_run
 from auxmae.training.trainer import Outcome, Plan, Trainer
@@ -166,11 +167,11 @@ def train(
         reporter, progress = SilentReporter(), None
     elif run is None:
         check_unused(settings.run.folder)
-    with ExitStack() as held:
+    with ExitStack() as locks:
         if run is not None and team.first:
-            held.enter_context(run.lock())
+            locks.enter_context(run.lock())
         with joined(team, device):
-            trained = _fit(settings, run, weights, fast_dev_run, reporter, progress, clock, team, device, held)
+            trained = _fit(settings, run, weights, fast_dev_run, reporter, progress, clock, team, device, locks)
         if not team.first:
             return TrainingResult(trained.run.path, trained.outcome, math.nan, {})
         few = _few(settings, fast_dev_run)
@@ -201,9 +202,9 @@ def _fit(
     clock: Callable[[], float],
     team: Team,
     device: torch.device,
-    held: ExitStack,
+    locks: ExitStack,
 ) -> _Trained:
-    """Data, model, run folder, which stays locked while `held` is open, and all the steps; a given run goes on."""
+    """Data, model, run folder, which stays locked while `locks` is open, and all the steps; a given run goes on."""
     check_settings(settings, device, team.size)
     seed_everything(settings.train.seed, deterministic=settings.train.deterministic)
     tensorboard = _tensorboard_writer() if settings.run.tensorboard and team.first else None
@@ -250,12 +251,14 @@ def _fit(
         reporter.message("note: matplotlib is not installed, so no figures are drawn: pip install matplotlib")
 
     def begun() -> RunFolder:
-        new = create_run(settings.run.folder, _with_absolute_source(settings), held=held)
+        new = create_run(settings.run.folder, _with_absolute_source(settings), locks=locks)
         new.note_data(data.describe(), data.digest, data.files_digest, data.sample_pixels())
         if data.statistics is not None:
             new.write_json("statistics.json", data.statistics.to_dict())
         return new
 
+    if team.first:
+        _check_space(Path(settings.run.folder) if run is None else run.path, model, settings.train.optimizer)
     folder = team.by_first(lambda: run or begun())
     log = tensorboard(str(folder.path / "tensorboard")) if tensorboard else None
 
@@ -294,6 +297,29 @@ def _fit(
     if log is not None:
         log.close()
     return _Trained(data, folder, outcome)
+
+
+def _check_space(folder: Path, model: AuxMAE, optimizer: str) -> None:
+    """Says before any step that what is learned could not be saved: one checkpoint is written before the other is deleted.
+
+    Raises:
+        CheckpointError: there is too little space.
+    """
+    device = next(model.parameters()).device
+    optimizers = make_optimizers(model, optimizer, learning_rate=0.0, weight_decay=0.0, betas=(0.9, 0.95), device=device)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    # Gradients are not saved.
+    size = state_bytes(model, optimizers) - weights
+    last = folder / "checkpoints" / "last"
+    needed = 2 * size - (sum(path.stat().st_size for path in last.iterdir()) if last.is_dir() else 0)
+    place = (RUNS if str(folder) == "auto" else folder.expanduser()).absolute()
+    usage = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.is_dir()))
+    if usage.total > 0 and usage.free < needed:  # some network file systems tell nothing
+        raise CheckpointError(
+            f"{place}: two checkpoints, the last and the next one, take {needed / 2**20:.1f} MiB more, and "
+            f"{usage.free / 2**20:.1f} MiB are free there",
+            hint="free some space" if last.is_dir() else "free some space, or choose another --output",
+        )
 
 
 def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None) -> Data:
@@ -356,6 +382,7 @@ def _draw(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name:
     """The reconstruction figure of the first held-out images, always under the same masks."""
     from auxmae.visuals.figures import reconstruction_figure
 
+    run.check_there()
     held = _held_out(data)
     # Of large images the first samples are windows of one.
     batch: Batch = next(iter(held.limited(4) if held.dataset.in_parts else held))

@@ -191,7 +191,11 @@ class Trainer:
         """Writes the last checkpoint."""
         state = self.state_dict()
         if self.team.first:
-            save_checkpoint(self.model, self.run.path / "checkpoints" / "last", state)
+            self._write_checkpoint("last", state)
+
+    def _write_checkpoint(self, name: str, state: dict[str, Any] | None = None) -> None:
+        self.run.check_there()
+        save_checkpoint(self.model, self.run.path / "checkpoints" / name, state)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
@@ -307,7 +311,7 @@ class Trainer:
             if self.log_scalars:
                 self.log_scalars(self.step, {"validation/loss": loss})
             if is_best and self.team.first:
-                save_checkpoint(self.model, self.run.path / "checkpoints" / "best")
+                self._write_checkpoint("best")
             mark = "  (best so far)" if is_best else ""
             self.reporter.message(f"epoch {number}: validation loss {loss:.4f}{mark}")
         if self.probe and self.plan.probe_every and (last or due(self.plan.probe_every)):

@@ -8,10 +8,12 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,7 +179,7 @@ def test_only_one_training_writes_a_run(tmp_path, monkeypatch):
             for call in (
                 lambda: train(SettingsTree(), resume=self.run.path),
                 # As by one that found the folder empty in the same moment.
-                lambda: create_run(str(self.run.path), SettingsTree(), held=ExitStack()),
+                lambda: create_run(str(self.run.path), SettingsTree(), locks=ExitStack()),
             ):
                 with pytest.raises(UsageError) as told:
                     call()
@@ -575,6 +577,69 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     # A crash between the two renames of a swap leaves only the old one.
     folder.rename(folder.with_name(".last.old"))
     assert checkpoints.load_state(folder) == {"step": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "words", "hint"),
+    [
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+            0,
+            "No space left",
+            "free some space",
+        ),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 0"), 2**40, "unexpected pos", "in order"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2**40, "quota exceeded", "free some space"),
+        (PermissionError(errno.EACCES, "Permission denied"), 2**40, "Permission denied", "you may write there"),
+        (OSError(errno.EROFS, "Read-only file system"), 2**40, "Read-only", "you may write there"),
+        (OSError(errno.EIO, "Input/output error"), 2**40, "Input/output", "in order"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_says_why_and_what_to_do(tmp_path, monkeypatch, error, free, words, hint):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(checkpoints.torch, "save", fail)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(total=2**41, free=free))
+    model = AuxMAE(2, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+    with pytest.raises(CheckpointError) as told:
+        checkpoints.save_checkpoint(model, tmp_path / "checkpoints" / "last", {"step": 1})
+    assert words in told.value.message
+    assert hint in told.value.hint
+    assert ("free some space" in told.value.hint) == (hint == "free some space")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_too_little_space_for_checkpoints_is_said_before_training(tmp_path, monkeypatch, optimizer):
+    tables = {"train": {"max_steps": 2, "optimizer": optimizer}, "model": {"width": 128}}
+    first = train(settings_for(tmp_path / "first", **tables)).run
+    saved = sum(path.stat().st_size for path in (first / "checkpoints" / "last").iterdir())
+    free = 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(total=2**41, free=free))
+    free = int(1.5 * saved)
+    with pytest.raises(CheckpointError, match=rf"two checkpoints.* [\d.]+ MiB more, and {free / 2**20:.1f} MiB are free"):
+        train(settings_for(tmp_path / "second", **tables))
+    assert not (tmp_path / "second").exists()
+    # One of the two is there.
+    assert train(SettingsTree(), resume=first).outcome.step == 2
+    free = int(2.1 * saved)
+    assert train(settings_for(tmp_path / "second", **tables)).outcome.step == 2
+
+
+@pytest.mark.parametrize("when", [1, 3])
+def test_a_run_folder_that_is_moved_away_is_not_made_anew(tmp_path, monkeypatch, when):
+    original = trainer.Trainer._train_step
+
+    def moving(self, batches):
+        if self.step == when:
+            self.run.path.rename(tmp_path / "moved")
+        return original(self, batches)
+
+    monkeypatch.setattr(trainer.Trainer, "_train_step", moving)
+    with pytest.raises(CheckpointError) as told:
+        train(settings_for(tmp_path / "run"))
+    assert told.value.message == f"run folder {tmp_path / 'run'} no longer exists (moved or deleted)"
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
 
 def test_a_broken_state_is_named(tmp_path):
