@@ -43,6 +43,12 @@ def absolute_place(name: str) -> str:
     return str(Path(*parts))
 
 
+def check_named(option: str, name: str | None) -> None:
+    """Raises SettingsError for an empty name, as of an unset variable in a script: it would mean the working directory."""
+    if name == "":
+        raise SettingsError(f"{option}: '' is wrong, expected non-empty text")
+
+
 def describe_reading(data: DataSettings) -> dict[str, Any]:
     """Every setting that decides which pixels are read and which label they have, by its full name, JSON-able."""
     names = ("source", "labels", "ignored_labels", *_READING, "channels", "wavelengths", "synthetic_images")
@@ -72,7 +78,10 @@ def settings_on_data(
 
     Raises:
         DataError: the run's own data set is gone.
+        SettingsError: see `load_settings`; or an empty name.
     """
+    check_named("--data", source)
+    check_named("--labels", labels)
     path, options = run.path / SETTINGS_NAME, {"run.device": device}
     settings = load_settings(path, overrides=overrides, options=options, environ={}).settings
     own, data, train = run.settings.data, settings.data, settings.train

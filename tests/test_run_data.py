@@ -10,6 +10,7 @@ import pytest
 import rasterio
 
 from auxmae.build import open_data
+from auxmae.errors import SettingsError
 from auxmae.run_data import absolute_place, describe_reading, left_behind, settings_on_data
 from auxmae.settings.schema import DataSettings, SettingsTree
 from auxmae.training.run import RunFolder, create_run
@@ -33,6 +34,12 @@ def run(tmp_path: Path) -> RunFolder:
     (tmp_path / "own.mat").touch()
     data = {"source": str(tmp_path / "own.mat"), "labels": ":gt", "wavelengths": (1.0, 2.0), "test_fraction": 0.3, **READING}
     return create_run(str(tmp_path / "run"), SettingsTree.model_validate({"data": data}))
+
+
+@pytest.mark.parametrize("name", ["source", "labels"])
+def test_an_empty_name_is_not_the_working_directory(run: RunFolder, name: str) -> None:
+    with pytest.raises(SettingsError, match="'' is wrong, expected non-empty text"):
+        settings_on_data(run, **{name: ""})  # type: ignore[arg-type]
 
 
 def test_how_the_runs_own_files_are_read_is_not_said_of_other_files(run: RunFolder, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def command(
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
     from auxmae.export.embed import digest_model
-    from auxmae.run_data import absolute_place, describe_reading, open_run_data, settings_on_data
+    from auxmae.run_data import absolute_place, check_named, describe_reading, open_run_data, settings_on_data
     from auxmae.training.run import open_run
     from auxmae.visuals.report import write_report
 
@@ -59,6 +59,7 @@ def command(
     folder = open_run(run)
     overrides = set_ or []
     settings = settings_on_data(folder, source=data, labels=labels, overrides=overrides, batch_size=batch_size, device=device)
+    check_named("--test-labels", test_labels)
     if test_labels is not None and not dense:
         raise SettingsError("--test-labels names pixels, which --dense measures", hint="add --dense")
     where = configure(settings)

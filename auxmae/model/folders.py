@@ -45,8 +45,10 @@ def locate(name: str | Path) -> Path:
     """The path that a name means: "last" is the newest run under runs/.
 
     Raises:
-        UsageError: "last", and there is no run.
+        UsageError: "last", and there is no run; or an empty name.
     """
+    if not str(name).strip():
+        raise UsageError("the name of a run or model is empty", hint="give a run folder, or 'last' for the newest under runs/")
     if str(name) != "last":
         return Path(name).expanduser()
     runs = [path.parent for path in RUNS.glob(f"*/{SETTINGS_NAME}")]

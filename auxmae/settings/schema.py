@@ -54,6 +54,7 @@ class DataSettings(Table):
     )
     labels: str = Field(
         default="auto",
+        min_length=1,
         description="'auto' (class folders, or an array of the image file called labels, label, targets, target or y), 'none', "
         "the path of a label raster, of a folder of them called like the images, or of a CSV table with the images' names, "
         "PATH:KEY for an array in an HDF5, MATLAB or npz file or a table's column, or :KEY for an array in the image file itself",
