@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from auxmae import __version__
 from auxmae.cli import benchmark, config, data, doctor, embed, eval, init, interrupts, train, visualize
-from auxmae.cli.console import print_json, replace_unencodable
+from auxmae.cli.console import print_json, replace_unencodable, require_stdout
 from auxmae.cli.processes import say_fault
 from auxmae.errors import AuxMAEError
 
@@ -68,6 +68,9 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     replace_unencodable()
     try:
+        if "--json" in arguments:
+            # Before the work whose result would be lost.
+            require_stdout()
         app(args=arguments)
     except AuxMAEError as error:
         if debug:
@@ -89,8 +92,26 @@ def _in_printing(error: Exception) -> bool:
     return modules[-1].partition(".")[0] in ("rich", "typer", "click") or modules[-1] == print_json.__module__
 
 
+def _of_memory(error: Exception) -> str | None:
+    """ ": " and what was asked for, where memory was short, or nothing where that is not told; None of any other fault."""
+    told = str(error).partition("\n")[0]
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError):
+            return f": {told}" if told and cause is error else ""
+        cause = cause.__cause__ or cause.__context__
+    if type(error).__name__ == "OutOfMemoryError":  # of a GPU
+        return f": {told}"
+    if isinstance(error, RuntimeError) and "can't allocate memory" in told:  # of PyTorch on a CPU
+        return told[told.index("can't allocate memory") + len("can't allocate memory") :]
+    unmapped = isinstance(error, ImportError) and "failed to map segment from shared object" in str(error)
+    return "" if unmapped or (isinstance(error, OSError) and error.errno == errno.ENOMEM) else None
+
+
 def _in_words(error: Exception) -> str:
     """One line about an exception that no command has turned into an AuxMAEError."""
+    if (short := _of_memory(error)) is not None:
+        return f"not enough memory{short} (free some, or ask for less: a smaller train.batch_size or model.preset)"
     if isinstance(error, OSError) and error.strerror:
         # Only what was opened by its name is named in the exception.
         name = error.filename or ("stdout" if _in_printing(error) else "")

@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from auxmae.errors import UsageError
+
 
 def console(*, json_output: bool = False, quiet: bool = False) -> Console:
     """A rich console on stdout, or on stderr where stdout belongs to a JSON document.
@@ -19,8 +21,19 @@ def console(*, json_output: bool = False, quiet: bool = False) -> Console:
     return Console(stderr=json_output, quiet=quiet, markup=False, emoji=False)
 
 
+def require_stdout() -> None:
+    """Says that a JSON document, which is to go to stdout, cannot.
+
+    Raises:
+        UsageError: stdout is closed.
+    """
+    if sys.stdout is None:
+        raise UsageError("stdout is closed, and the JSON document goes there", hint="leave out >&-, or send it to a file: > FILE")
+
+
 def print_json(document: Any) -> None:
     """Prints one JSON document on stdout, escaped where stdout cannot encode it: JSON loses nothing by that."""
+    require_stdout()
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -66,6 +67,10 @@ def test_help_imports_no_torch(repository):
         (["train", "--dry-run", "--device", "cpu", "--set", "train.precision=bf16"], 2, ["train.precision"]),
         (["train", "--dry-run", "--init-from", "nowhere"], 1, ["nowhere"]),
         (["train", "--dry-run", "--output", "/"], 2, ["/ is not empty"]),
+        (["train", "--labels", ""], 2, ["--labels", "non-empty"]),
+        (["data", "stats", "synthetic", "--labels", ""], 2, ["--labels", "non-empty"]),
+        (["train", "--init-from", ""], 2, ["is empty"]),
+        (["embed", "", "--output", "features.npy"], 2, ["is empty"]),
     ],
 )
 def test_a_fault_is_one_line_and_an_exit_code(auxmae, arguments, code, words):
@@ -126,6 +131,47 @@ def test_a_fault_of_the_system_is_one_line(monkeypatch, capsys):
         app.main()
     assert stopped.value.code == 1
     assert capsys.readouterr().err == "error: runs/x/metrics.jsonl: No space left on device (free some space)\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "not enough memory ("),
+        (np._core._exceptions._ArrayMemoryError((2, 3), np.dtype("u1")), "not enough memory: Unable to allocate 6"),
+        (
+            RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"
+            ),
+            "not enough memory: you tried to allocate 8 bytes",
+        ),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "not enough memory ("),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "not enough memory ("),
+    ],
+)
+def test_too_little_memory_is_no_fault_of_auxmae(monkeypatch, capsys, error, words):
+    from auxmae.cli import app
+
+    def short(args):
+        raise error
+
+    monkeypatch.setattr(app, "app", short)
+    monkeypatch.setattr(sys, "argv", ["auxmae", "train"])
+    with pytest.raises(SystemExit) as stopped:
+        app.main()
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {words}")
+    assert "train.batch_size" in line
+
+
+@pytest.mark.parametrize("arguments", [["data", "stats", "synthetic", "--json"], ["config", "schema"]])
+def test_json_for_a_closed_stdout_is_refused_in_a_line(repository, arguments):
+    path = os.pathsep.join([str(repository), str(repository / "kernels")])
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "auxmae", *arguments]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: stdout is closed")
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("ascii", "?"), ("utf-8", "×")])
