@@ -39,6 +39,10 @@ class DataError(AuxMAEError):
     """A file or a data set cannot be used as it is."""
 
 
+class ResourceError(AuxMAEError):
+    """The machine does not give what reading a file takes: the file itself may be whole."""
+
+
 class CheckpointError(AuxMAEError):
     """A run folder or a checkpoint is missing, broken, or does not fit."""
 

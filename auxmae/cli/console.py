@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ def replace_unencodable() -> None:
     # stderr writes escapes for that by itself.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def one_line(text: str) -> str:
+    """The text with escapes in place of control characters and of bytes that are no UTF-8, which a file's name may hold."""
+
+    def shown(character: str) -> str:
+        kind, number = unicodedata.category(character), ord(character)
+        if kind == "Cs" and 0xDC80 <= number <= 0xDCFF:  # a byte, as Python keeps it in a name
+            return f"\\x{number - 0xDC00:02x}"
+        return character.encode("unicode_escape").decode() if kind in ("Cc", "Cs") else character
+
+    return "".join(map(shown, text))
 
 
 def settings_line(file: Path | None) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from auxmae.cli.console import one_line
 from auxmae.errors import AuxMAEError, PeerLostError
 from auxmae.training.stopping import stopping_signals
 
@@ -45,7 +46,7 @@ def say_fault(error: Exception, words: str) -> None:
     if isinstance(error, PeerLostError) and STARTED in os.environ:
         return
     who = f" (process {int(os.environ['RANK']) + 1} of {os.environ['WORLD_SIZE']})" if is_silent() else ""
-    print(f"error{who}: {words}", file=sys.stderr)
+    print(f"error{who}: {one_line(words)}", file=sys.stderr)
 
 
 def run_together(count: int, arguments: Sequence[str]) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from auxmae.data.dataset import ImageDataset
-from auxmae.errors import DataError
+from auxmae.errors import AuxMAEError
 
 
 class Batch(NamedTuple):
@@ -186,7 +186,7 @@ class Loader:
             )
         for result in self._processes:
             if isinstance(result, _Fault):
-                raise DataError(result.message, hint=result.hint)
+                raise result.kind(result.message, hint=result.hint)
             yield Batch(*result)
 
 
@@ -199,8 +199,9 @@ class _Request(NamedTuple):
 
 
 class _Fault(NamedTuple):
-    """A DataError on its way from a loader process: an exception itself would arrive wrapped in a traceback."""
+    """An error on its way from a loader process: an exception itself would arrive wrapped in a traceback."""
 
+    kind: type[AuxMAEError]
     message: str
     hint: str | None
 
@@ -230,8 +231,8 @@ class _Source(Dataset[Any]):
     def __getitem__(self, request: _Request) -> Batch | _Fault:
         try:
             return self.load(request)
-        except DataError as error:
-            return _Fault(error.message, error.hint)
+        except AuxMAEError as error:
+            return _Fault(type(error), error.message, error.hint)
 
 
 def _pinned(batch: Batch) -> Batch:

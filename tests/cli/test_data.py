@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +99,14 @@ def test_images_whose_names_look_like_groups_are_a_warning_with_the_pattern(tmp_
     grouped = stats(source, "--set", *shlex.split(pattern))
     assert "split: group" in grouped
     assert "look like several" not in grouped + stats(source, "--set", "data.split=random")
+
+
+def test_a_name_that_is_no_utf8_is_one_line_that_says_so(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/caf\xe9\nnoir.tif"
+    with open(path, "wb") as file:
+        file.write(b"II*\0 broken")
+    done = subprocess.run([sys.executable, "-m", "auxmae", "data", "stats", str(tmp_path)], capture_output=True, check=False)
+    (line,) = done.stderr.decode("ascii").splitlines()
+    assert done.returncode == 1
+    assert r"/caf\xe9\nnoir.tif: cannot be read" in line
+    assert "rename it: its name is not UTF-8" in line

@@ -15,7 +15,7 @@ from auxmae.data.dataset import ImageDataset
 from auxmae.data.image import MultiChannelImage, Window
 from auxmae.data.loading import Batch, Loader
 from auxmae.data.splits import Part
-from auxmae.errors import DataError
+from auxmae.errors import AuxMAEError, DataError, ResourceError
 
 
 def make(count: int = 11, *, augment: bool = True) -> ImageDataset:
@@ -34,8 +34,8 @@ def same(a: Batch, b: Batch) -> bool:
     return all((x is None and y is None) or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)
 
 
-def broken(index: int, window: Window | None) -> MultiChannelImage:
-    raise DataError("broken.tif: cannot be read", hint="leave it out")
+def broken(kind: type[AuxMAEError], index: int, window: Window | None) -> MultiChannelImage:
+    raise kind("broken.tif: cannot be read", hint="leave it out")
 
 
 def test_every_sample_once() -> None:
@@ -128,13 +128,13 @@ def test_workers_change_nothing() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_data_errors_arrive_as_themselves(workers: int) -> None:
+@pytest.mark.parametrize(("workers", "kind"), [(0, DataError), (1, DataError), (1, ResourceError)])
+def test_errors_arrive_as_themselves(workers: int, kind: type[AuxMAEError]) -> None:
     dataset = make()
     collection = dataset.collection
-    files = (replace(collection.files[0], read=partial(broken)),)
+    files = (replace(collection.files[0], read=partial(broken, kind)),)
     dataset = ImageDataset(replace(collection, files=files), dataset.part, image_size=8)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(kind) as caught:
         list(Loader(dataset, 4, shuffle=False, workers=workers))
     assert caught.value.message == "broken.tif: cannot be read"
     assert caught.value.hint == "leave it out"

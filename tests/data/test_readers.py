@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,9 +14,10 @@ import scipy.io
 import tifffile
 from PIL import Image
 
-from auxmae.data.image import ReadOptions, Window
-from auxmae.data.readers import open_image
-from auxmae.errors import DataError
+from auxmae.data.collection import open_collection
+from auxmae.data.image import ImageFile, ReadOptions, Window
+from auxmae.data.readers import numpy_files, open_image
+from auxmae.errors import DataError, ResourceError
 
 CUBE = np.random.default_rng(0).integers(1, 60000, (4, 17, 23)).astype(np.uint16)
 
@@ -144,3 +147,35 @@ def test_a_huge_scene_is_read_by_windows(tmp_path):
     file = open_image(path)
     assert (file.height, file.width) == (20000, 20000)
     assert (file.read(0, Window(19000, 19000, 16, 16)).pixels == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "said", "hint"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files", "ulimit -n"),
+        (PermissionError(errno.EACCES, "Permission denied"), "permission denied", "who may read"),
+        (OSError(errno.EIO, "Input/output error"), "input/output error", "disk"),
+        (RuntimeError("a.npy: Too many open files"), "too many open files", "ulimit -n"),
+        (AttributeError("module 'rasterio' has no attribute 'errors'"), "rasterio cannot be loaded", "ulimit -n"),
+        (ImportError("libz.so: no such file", name="rasterio"), "rasterio cannot be loaded", "installed whole"),
+        (MemoryError(), "too large for memory", "windows"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_broken_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, said: str, hint: str
+) -> None:
+    for number in range(3):
+        np.save(tmp_path / f"{number}.npy", np.random.default_rng(number).random((3, 16, 16)))
+    opened = numpy_files.open_file
+
+    def open_file(path: Path, options: ReadOptions) -> ImageFile:
+        if path.name == "1.npy":
+            raise fault
+        return opened(path, options)
+
+    monkeypatch.setattr(numpy_files, "open_file", open_file)
+    for allow_broken in (False, True):
+        with pytest.raises(ResourceError, match=said) as caught:
+            open_collection(str(tmp_path), options=ReadOptions(axes="CHW"), allow_broken=allow_broken)
+        assert "1.npy" in caught.value.message
+        assert hint in str(caught.value.hint)

@@ -6,7 +6,10 @@ rasterio elsewhere.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from auxmae.data.image import ImageFile, ReadOptions
 from auxmae.data.plates import is_group
 from auxmae.data.readers.arrays import as_text
 from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER, has_header
-from auxmae.errors import AuxMAEError, DataError, MissingDependencyError
+from auxmae.errors import AuxMAEError, DataError, MissingDependencyError, ResourceError
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,17 @@ READERS: dict[str, Reader] = {
 }
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _VECTORS = frozenset({".geojson", ".shp", ".gpkg", ".kml"})
+# What no file is to blame for, and what to do about it.
+_RESOURCES = {
+    errno.EMFILE: "raise the number of open files: ulimit -n",
+    errno.ENFILE: "close other programs, or raise the system's number of open files",
+    errno.ENOMEM: "free some memory, or use fewer data.workers",
+    errno.EACCES: "check who may read it",
+    errno.EPERM: "check who may read it",
+    errno.EIO: "check the disk or the connection to it",
+}
+# Python's words for a package of which only a part could be imported.
+_HALF_IMPORTED = re.compile(r"(partially initialized )?module '(\w+)[\w.]*' has no attribute")
 # Characters of a path in the message that it is too long.
 _SHOWN = 100
 ARRAY_SUFFIXES = frozenset({".npy", ".npz", ".h5", ".hdf5", ".he5", ".nc", ".nc4", ".mat", ".zarr"})
@@ -89,7 +103,9 @@ def _reader(path: Path) -> Any:
     reader = READERS[suffix]
     try:
         importlib.import_module(reader.package)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != reader.package:
+            raise
         extra = f"auxmae[{reader.extra}]" if reader.extra else reader.package
         raise MissingDependencyError(
             f"{path}: reading {suffix} needs {reader.package}, which is not installed", hint=f"pip install '{extra}'"
@@ -99,13 +115,19 @@ def _reader(path: Path) -> Any:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns whatever a format's library raises about a file into a DataError that names the file."""
+    """Turns whatever a format's library raises about a file into an error that names the file.
+
+    Raises:
+        DataError: the file is broken, or of another kind.
+        ResourceError: files, memory or permission are lacking, or a package cannot be loaded: no fault of the file.
+        MissingDependencyError: a package is not installed.
+    """
     try:
         yield
     except AuxMAEError:
         raise
     except MemoryError as error:
-        raise DataError(
+        raise ResourceError(
             f"{path}: too large for memory",
             hint="store it in a format that is read by windows, such as a tiled GeoTIFF",
         ) from error
@@ -115,24 +137,63 @@ def reading(path: Path) -> Iterator[None]:
             raise MissingDependencyError(
                 f"{path}: its compression needs imagecodecs, which is not installed", hint="pip install 'auxmae[codecs]'"
             ) from error
+        refused = _refused(path, error)
+        if refused is not None:
+            raise refused from error
         # GDAL's own words stand in the exception behind rasterio's.
         told = error.__cause__ or error.__context__ if "previous exception" in str(error) else error
         reason = (str(told or error).splitlines() or [""])[0][:200] or type(error).__name__
-        raise DataError(
-            f"{path}: cannot be read: {reason}", hint="is it complete, and of the kind that its suffix says?"
-        ) from error
+        hint = "is it complete, and of the kind that its suffix says?"
+        if not _is_utf8(path):
+            hint = "rename it: its name is not UTF-8"
+        raise DataError(f"{path}: cannot be read: {reason}", hint=hint) from error
+
+
+def _refused(path: Path, error: BaseException) -> ResourceError | None:
+    """What the machine lacks, where that is behind an exception or one that led to it."""
+    chain: list[BaseException] = []
+    following: BaseException | None = error
+    while following is not None and following not in chain:
+        chain.append(following)
+        following = following.__cause__ or following.__context__
+    for one in chain:
+        # GDAL, HDF5 and the loader of shared libraries give the system's words, without its number.
+        number = one.errno if isinstance(one, OSError) else None
+        codes = [code for code in _RESOURCES if number == code or os.strerror(code).lower() in str(one).lower()]
+        if codes:
+            return ResourceError(f"{path}: {os.strerror(codes[0]).lower()}", hint=_RESOURCES[codes[0]])
+    for one in chain:
+        half = _HALF_IMPORTED.match(str(one)) if isinstance(one, AttributeError) else None
+        if half or isinstance(one, ImportError):
+            what = half[2] if half else getattr(one, "name", None) or "a package"
+            return ResourceError(
+                f"{path}: {what} cannot be loaded: {(str(one).splitlines() or [''])[0][:200]}",
+                hint="is it installed whole? too few open files (ulimit -n) prevent it too",
+            )
+    return None
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether a name's bytes are UTF-8, as many libraries expect."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def path_exists(path: Path) -> bool:
     """Whether there is such a file or folder.
 
     Raises:
-        DataError: a name that is too long, or a folder that may not be looked into.
+        DataError: a name that is too long.
+        ResourceError: a folder that may not be looked into.
     """
     try:
         return path.exists()
     except OSError as error:
-        raise DataError(f"{str(path)[:_SHOWN]}: cannot be opened: {error.strerror}", hint="check the path") from error
+        refused = _refused(Path(str(path)[:_SHOWN]), error)
+        raise refused or DataError(f"{str(path)[:_SHOWN]}: cannot be opened: {error.strerror}", hint="check the path") from error
 
 
 def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  # noqa: B008 (immutable)
@@ -145,11 +206,13 @@ def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  
     Raises:
         DataError: unreadable, ambiguous, or empty.
         MissingDependencyError: the format's library is not installed.
+        ResourceError: no fault of the file: see `reading`.
     """
     path = Path(path)
     if not path_exists(path):
         raise DataError(f"{path}: there is no such file")
-    module = _reader(path)
+    with reading(path):
+        module = _reader(path)
     if path.is_dir() and _suffix(path) != ".zarr":
         raise DataError(f"{path}: is a folder, not a file")
     if path.is_file() and path.stat().st_size == 0:
@@ -169,8 +232,8 @@ def list_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     Raises:
         DataError: unreadable.
     """
-    module = _reader(path)
     with reading(path):
+        module = _reader(path)
         arrays: dict[str, tuple[tuple[int, ...], str]] = module.list_arrays(path)
     return arrays
 
