@@ -368,6 +368,7 @@ def _open_all(
         except DataError as error:
             return error
 
+    instead = "leave it out with data.exclude or data.allow_broken"
     files, broken = list[ImageFile](), list[str]()
     # Opening is mostly waiting for the disk: a few threads hide it.
     with ThreadPoolExecutor(max_workers=min(8, len(paths))) as pool:
@@ -378,7 +379,7 @@ def _open_all(
                 broken.append(result.message)
             else:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise DataError(result.message, hint=result.hint or "leave it out with data.exclude or data.allow_broken")
+                raise DataError(result.message, hint=result.hint or (instead if len(paths) > 1 else None))
             if progress is not None:
                 progress(done, len(paths))
     if not files:

@@ -348,3 +348,21 @@ def test_a_label_map_that_fits_two_ways_tells_nothing(tmp_path):
     np.save(tmp_path / "y.npy", RNG.integers(0, 5, (30, 30)))
     with pytest.raises(DataError, match="which axis of 30 × 30 × 30"):
         open_collection(str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"))
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((4, 32, 32), np.complex64), r"of complex64 \(.*abs\(\).*real and imaginary"),
+        (np.zeros((4, 32, 32), "datetime64[s]"), r"of datetime64\[s\] \(store real numbers"),
+        (np.full((4, 32, 32), "word"), r"of <U4 \(store real numbers"),
+        (np.zeros((4, 32, 32), [("a", "f4")]), r"of (void|\|V4).* \(store real numbers"),
+        (np.zeros((0, 3, 32, 32)), r"an axis is 0 \(0 × 3 × 32 × 32\)"),
+        (np.zeros((0, 32)), r"an axis of its array is 0 \(0 × 32\)"),
+    ],
+)
+def test_an_array_that_is_no_image_says_its_type_or_its_empty_axis(tmp_path, array, said):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(DataError, match=said) as caught:
+        open_collection(str(tmp_path / "a.npy"))
+    assert "data.exclude" not in str(caught.value)

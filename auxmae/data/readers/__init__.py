@@ -220,7 +220,7 @@ def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  
     with reading(path):
         file: ImageFile = module.open_file(path, options)
     if min(file.count, file.channels, file.height, file.width) < 1:
-        raise DataError(f"{path}: holds no pixels ({file.channels} × {file.height} × {file.width})")
+        raise DataError(f"{path}: holds no pixels: an axis is 0 ({file.count} × {file.channels} × {file.height} × {file.width})")
     if file.dtype.kind not in "uifb":
         raise DataError(f"{path}: pixels of type {file.dtype} are not supported", hint="store real numbers")
     return file

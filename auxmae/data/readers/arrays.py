@@ -60,6 +60,20 @@ def choose_key(path: Path, arrays: Shapes, options: ReadOptions) -> str:
     ):
         return cubes[0]
     if not fitting:
+        empty = next((name for name, (shape, _) in arrays.items() if 0 in shape), None)
+        if empty is not None and len(arrays) == 1:
+            raise DataError(
+                f"{path}: an axis of {'its array' if empty == ONLY else f'array {empty}'} is 0 ({times(arrays[empty][0])}): it "
+                "holds no pixels",
+                hint="write the file anew",
+            )
+        odd = [np.dtype(kind) for shape, kind in arrays.values() if _can_be_image(shape) and np.dtype(kind).kind not in "uifb"]
+        if odd:
+            out = "take abs() of it, or store real and imaginary parts as channels"
+            raise DataError(
+                f"{path}: no array that can be an image; it holds {_listed(arrays)}, of {odd[0]}",
+                hint=f"an image is an array of real numbers: {out}" if odd[0].kind == "c" else "store real numbers",
+            )
         raise DataError(
             f"{path}: no array that can be an image; it holds {_listed(arrays) or 'nothing'}",
             hint="an image is an array of real numbers with 2 to 4 axes",
