@@ -48,7 +48,7 @@ def command(
     fast_dev_run: Annotated[bool, typer.Option("--fast-dev-run", help="Three steps, to see that everything works.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check settings and data, build the model, train nothing.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings (on stderr) and the result.")] = False,
 ) -> None:
     """Pre-train a masked autoencoder on multi-channel images."""
     given = {
@@ -107,7 +107,7 @@ def _train(
     settings: SettingsTree | None, out: Console, resume: str | None, init_from: str | None, fast: bool, quiet: bool
 ) -> TrainingResult:
     from auxmae.settings.schema import SettingsTree
-    from auxmae.training.progress import SilentReporter, make_reporter
+    from auxmae.training.progress import EnduringReporter, QuietReporter, SilentReporter, make_reporter
     from auxmae.training.session import train
 
     return train(
@@ -115,7 +115,7 @@ def _train(
         resume=resume,
         init_from=init_from,
         fast_dev_run=fast,
-        reporter=SilentReporter() if quiet else make_reporter(out),
+        reporter=make_reporter(out) if not quiet else SilentReporter() if is_silent() else EnduringReporter(QuietReporter()),
         progress=None if quiet else statistics_progress(out),
     )
 

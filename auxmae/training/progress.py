@@ -21,6 +21,8 @@ class Reporter(Protocol):
 
     def message(self, text: str) -> None: ...
 
+    def warning(self, text: str) -> None: ...
+
     def stop(self) -> None: ...
 
 
@@ -32,6 +34,8 @@ class SilentReporter:
     def step(self, step: int, values: dict[str, Any]) -> None: ...
 
     def message(self, text: str) -> None: ...
+
+    def warning(self, text: str) -> None: ...
 
     def stop(self) -> None: ...
 
@@ -47,6 +51,13 @@ def _facts(values: dict[str, Any]) -> str:
         f"loss {values['loss']:.4f}  lr {values['learning_rate']:.1e}  {values['images_per_second']:.0f} images/s  "
         f"{_duration(values['seconds_left'])} left"
     )
+
+
+class QuietReporter(SilentReporter):
+    """Says on stderr what looks wrong, and nothing else."""
+
+    def warning(self, text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 class LiveReporter:
@@ -75,6 +86,9 @@ class LiveReporter:
     def message(self, text: str) -> None:
         self.console.print(text, highlight=False)
 
+    def warning(self, text: str) -> None:
+        self.message(f"warning: {text}")
+
     def stop(self) -> None:
         self.progress.stop()
 
@@ -101,6 +115,9 @@ class LineReporter:
     def message(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 
+    def warning(self, text: str) -> None:
+        self.message(f"warning: {text}")
+
     def stop(self) -> None: ...
 
 
@@ -126,6 +143,9 @@ class EnduringReporter:
 
     def message(self, text: str) -> None:
         self._tell(lambda reporter: reporter.message(text))
+
+    def warning(self, text: str) -> None:
+        self._tell(lambda reporter: reporter.warning(text))
 
     def stop(self) -> None:
         self._tell(lambda reporter: reporter.stop())

@@ -222,7 +222,7 @@ def _fit(
             hint=f"put the data back as they were, or start a new run: --init-from {run.path}",
         )
     for warning in data.warnings():
-        reporter.message(f"warning: {warning}")
+        reporter.warning(warning)
     if data.train.samples < settings.train.batch_size:
         reporter.message(
             f"note: batches have {data.train.samples} images in place of train.batch_size = {settings.train.batch_size}: "

@@ -330,7 +330,7 @@ class Trainer:
         self.reporter.message(f"epoch {epoch + 1}: effective rank {values['effective_rank']:.1f}{accuracy}")
         warning = self.collapse.update(values["effective_rank"])
         if warning:
-            self.reporter.message(warning)
+            self.reporter.warning(warning)
 
     @torch.no_grad()
     def validate(self) -> float:

@@ -69,7 +69,7 @@ class CollapseWatch:
         if not news:
             return None
         return (
-            f"warning: the features collapse: effective rank {rank:.1f}, at most {self.highest:.1f} so far "
+            f"the features collapse: effective rank {rank:.1f}, at most {self.highest:.1f} so far "
             "(lower train.learning_rate, or look at `auxmae data stats`)"
         )
 

@@ -61,6 +61,9 @@ class Listener(SilentReporter):
     def __init__(self):
         self.messages = []
 
+    def warning(self, text):
+        self.message(f"warning: {text}")
+
     def message(self, text):
         self.messages.append(text)
 

@@ -18,9 +18,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from auxmae import api
 from auxmae.build import build_data, build_model
+from auxmae.cli.app import app
 from auxmae.errors import CheckpointError, DataError, SettingsError, UsageError
 from auxmae.extractor import FeatureExtractor
 from auxmae.locking import take_lock
@@ -305,6 +307,9 @@ def folder_of_images(folder, *names, constant=None):
 class Heard(SilentReporter):
     def __init__(self):
         self.messages = []
+
+    def warning(self, text):
+        self.message(f"warning: {text}")
 
     def message(self, text):
         self.messages.append(text)
@@ -687,3 +692,14 @@ def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(optimizer):
     assert not two.load_state_dict(state)
     assert torch.equal(one.masks.get_state(), two.masks.get_state())
     assert not torch.equal(one.masks.get_state(), own.masks.get_state())
+
+
+def test_warnings_survive_quiet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of_images(tmp_path / "data", *"abcdefghij", constant=1)
+    command = ["train", "--data", "data", "--quiet", "--preset", "tiny", "--max-steps", "1", "--set", "model.patch_size=16"]
+    done = CliRunner().invoke(app, [*command, "--set", "data.axes=CHW", "--device", "cpu", "--output", "run"])
+    assert done.exit_code == 0, done.output
+    assert [line for line in done.stderr.splitlines() if line.startswith("warning: C2: constant")]
+    assert "note:" not in done.output
+    assert "step" not in done.output
