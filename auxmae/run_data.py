@@ -12,7 +12,7 @@ import torch
 from auxmae.build import Data, build_data, open_data
 from auxmae.data.collection import Collection
 from auxmae.data.statistics import Scaling
-from auxmae.errors import DataError, SettingsError
+from auxmae.errors import DataError, SettingsError, UsageError
 from auxmae.model.embedding import ChannelSelection
 from auxmae.model.folders import SETTINGS_NAME
 from auxmae.model.mae import AuxMAE
@@ -25,6 +25,9 @@ from auxmae.training.run import RunFolder
 _READING = (
     "layout", "key", "axes", "size", "channel_pattern", "split", "group_pattern", "nodata", "exclude", "allow_broken",
 )  # fmt: skip
+# What the trained model carries itself, and the two of [train] that batches and the split are made by.
+_OF_TRAINING = ("model", "masking", "loss", "scaling")
+_USED_OF_TRAIN = ("train.batch_size", "train.seed")
 
 
 def absolute_place(name: str) -> str:
@@ -56,6 +59,24 @@ def describe_reading(data: DataSettings) -> dict[str, Any]:
     return {f"data.{name}": value for name, value in values.model_dump(mode="json", include=set(names)).items()}
 
 
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuses settings of a run that its model was made by: set anew they would change nothing.
+
+    Args:
+        overrides: "table.key=value" each, in place of a trained run's own settings.
+
+    Raises:
+        UsageError: names the first that cannot apply.
+    """
+    for text in overrides:
+        name = text.partition("=")[0].strip()
+        table = name.partition(".")[0]
+        if table in _OF_TRAINING or (table == "train" and name not in _USED_OF_TRAIN):
+            raise UsageError(
+                f"--set {name}: the run's model is trained, so {name} cannot be changed", hint="leave it out, or train a new run"
+            )
+
+
 def settings_on_data(
     run: RunFolder,
     *,
@@ -79,9 +100,11 @@ def settings_on_data(
     Raises:
         DataError: the run's own data set is gone.
         SettingsError: see `load_settings`; or an empty name.
+        UsageError: see `check_overrides`.
     """
     check_named("--data", source)
     check_named("--labels", labels)
+    check_overrides(overrides)
     path, options = run.path / SETTINGS_NAME, {"run.device": device}
     settings = load_settings(path, overrides=overrides, options=options, environ={}).settings
     own, data, train = run.settings.data, settings.data, settings.train

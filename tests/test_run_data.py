@@ -10,7 +10,7 @@ import pytest
 import rasterio
 
 from auxmae.build import open_data
-from auxmae.errors import SettingsError
+from auxmae.errors import SettingsError, UsageError
 from auxmae.run_data import absolute_place, describe_reading, left_behind, settings_on_data
 from auxmae.settings.schema import DataSettings, SettingsTree
 from auxmae.training.run import RunFolder, create_run
@@ -97,3 +97,16 @@ def test_nodata_that_is_nan_says_that_all_numbers_are_data(tmp_path: Path, value
     run = create_run(str(tmp_path / "run"), settings)
     said = describe_reading(settings_on_data(run).data)
     assert json.loads(json.dumps(said, allow_nan=False)) == said == describe_reading(settings.data)
+
+
+@pytest.mark.parametrize("name", ["model.width", "masking.ratio", "loss.kind", "scaling.method", "train.learning_rate"])
+def test_a_setting_that_the_trained_model_fixes_is_refused(run: RunFolder, name: str) -> None:
+    with pytest.raises(UsageError, match=f"--set {name}: the run's model is trained"):
+        settings_on_data(run, overrides=["data.nodata=0", f"{name}=1"])
+
+
+def test_settings_that_measuring_reads_are_taken(run: RunFolder) -> None:
+    given = ["train.seed=7", "train.batch_size=3", "data.test_fraction=0.2", "eval.neighbours=4", "run.threads=1"]
+    found = settings_on_data(run, overrides=given)
+    assert (found.train.seed, found.train.batch_size, found.data.test_fraction) == (7, 3, 0.2)
+    assert (found.eval.neighbours, found.run.threads) == (4, 1)
