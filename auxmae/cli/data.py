@@ -115,5 +115,11 @@ def _table(statistics: ChannelStatistics) -> Table:
     for title in (*columns, "valid"):
         table.add_column(title, justify="right")
     for c, name in enumerate(s.channel_names):
-        table.add_row(name, *(f"{values[c]:.4g}" for values in columns.values()), f"{s.fraction_valid[c]:.1%}")
+        table.add_row(name, *(f"{values[c]:.4g}" for values in columns.values()), _valid(s, c))
     return table
+
+
+def _valid(s: ChannelStatistics, channel: int) -> str:
+    """The share of valid pixels; where it would be rounded to all of them, how many are not."""
+    share, count = s.fraction_valid[channel], s.count[channel]
+    return f"all but {round(count / share) - count}" if 0.9995 <= share < 1 else f"{share:.1%}"

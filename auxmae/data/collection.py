@@ -10,6 +10,7 @@ else is a folder of *images*.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -443,6 +444,7 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
     keep = np.zeros(len(collection), dtype=bool)
     largest = 0.0
     magnitudes = np.zeros(len(collection))
+    digests = dict[bytes | None, list[int]]()
     for item in range(len(collection)):
         file = collection.file_of(item)
         try:
@@ -451,6 +453,8 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
                 if image.valid.any():
                     keep[item] = True
                     magnitudes[item] = np.abs(image.pixels).max()
+                    if image.pixels.shape[1:] == (file.height, file.width):
+                        digests.setdefault(_digest(image.pixels), []).append(item)
                     if file.dtype.kind in "iu":
                         largest = max(largest, magnitudes[item])
                     break
@@ -472,6 +476,14 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
             f"integers above {_EXACT} (here up to {largest:.4g}) are rounded to float32, to multiples of "
             f"{np.spacing(np.float32(largest)):.0f}: where smaller differences matter, subtract an offset from the files first"
         )
+    copies = [group for digest, group in digests.items() if digest is not None and len(group) > 1]
+    if copies:
+        first, second = (collection.name_of(item) for item in copies[0][:2])
+        collection.warnings.append(
+            f"{sum(map(len, copies)) - len(copies)} of {len(collection)} images are copies of others, as {second} of {first}: "
+            "held out by chance, they make a model look better than it is; leave them out with data.exclude, or keep them "
+            "together with data.group_pattern"
+        )
     # Of all parts, where statistics are of the training part alone.
     typical = float(np.median(magnitudes[keep]))
     far = np.flatnonzero(keep & (typical > 0) & (magnitudes > _FAR * typical))
@@ -484,6 +496,17 @@ def _check_pixels(collection: Collection, allow_broken: bool) -> None:
     collection.items = collection.items[keep]
     if collection.labels is not None:
         collection.labels = collection.labels[keep]
+
+
+def _digest(pixels: NDArray[np.float32]) -> bytes | None:
+    """What bit-equal images have in common, of at most some 64 × 64 places; None where these all hold one value."""
+    height, width = pixels.shape[1:]
+    some = np.ascontiguousarray(pixels[:, :: max(height // 64, 1), :: max(width // 64, 1)])
+    return (
+        None
+        if some.min() == some.max()
+        else hashlib.blake2b(some.tobytes(), digest_size=16).digest() + repr(pixels.shape).encode()
+    )
 
 
 def _probe_windows(file: ImageFile) -> list[Window]:

@@ -98,6 +98,8 @@ def _images(source: str, paths: list[Path], notices: list[str]) -> list[Path]:
 
 def _walk(folder: Path, notices: list[str]) -> list[Path]:
     """Every file below a folder, linked folders' too; a Zarr store, a folder that is one file to us, as a whole."""
+    from auxmae.data.readers import READERS, is_readable
+
     found, seen = [], {folder.resolve()}
 
     def pass_over(error: OSError) -> None:
@@ -111,7 +113,10 @@ def _walk(folder: Path, notices: list[str]) -> list[Path]:
             path = Path(parent, name)
             if path.suffix.lower() == STORE:
                 found.append(path)
-            elif path.resolve() not in seen:
+                continue
+            if path.suffix.lower() in READERS:
+                notices.append(f"{path} is a folder, and no image in spite of its name")
+            if path.resolve() not in seen:
                 # A link may lead to a folder above it, or to one that is there by its own name.
                 seen.add(path.resolve())
                 inner.append(name)
@@ -122,6 +127,8 @@ def _walk(folder: Path, notices: list[str]) -> list[Path]:
                 found.append(path)
             elif path.is_symlink():
                 notices.append(f"left out: {path} is a link to nothing")
+            elif is_readable(path):
+                notices.append(f"left out: {path} is no regular file")
     return sorted(found)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,3 +111,35 @@ def test_a_name_that_is_no_utf8_is_one_line_that_says_so(tmp_path: Path) -> None
     assert done.returncode == 1
     assert r"/caf\xe9\nnoir.tif: cannot be read" in line
     assert "rename it: its name is not UTF-8" in line
+
+
+def test_copies_and_what_is_no_file_are_told(tmp_path: Path) -> None:
+    for number in range(20):
+        np.save(tmp_path / f"{number:02d}.npy", RNG.random((3, 32, 32)))
+    assert "nothing looks wrong" in stats(str(tmp_path), "--set", "data.axes=CHW")
+    shutil.copy(tmp_path / "03.npy", tmp_path / "12.npy")
+    (tmp_path / "dir.tif").mkdir()
+    os.mkfifo(tmp_path / "pipe.tif")
+    document = json.loads(stats(str(tmp_path), "--set", "data.axes=CHW", "--json"))
+    assert [text for text in document["warnings"] if text.startswith("1 of 20 images are copies of others, as 12.npy of 03.npy")]
+    assert [text for text in document["notices"] if "dir.tif is a folder" in text]
+    assert [text for text in document["notices"] if "pipe.tif is no regular file" in text]
+
+
+def test_a_few_pixels_that_are_not_valid_are_counted(tmp_path: Path) -> None:
+    image = RNG.random((2, 128, 128)).astype(np.float32)
+    image[1, 3, 4], image[1, 5, 6] = np.inf, np.nan
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", image + number)
+    settings = (
+        "--set",
+        "data.axes=CHW",
+        "--set",
+        "data.split=random",
+        "--set",
+        "data.layout=images",
+        "--set",
+        "model.image_size=128",
+    )
+    (row,) = [line for line in stats(str(tmp_path), *settings).splitlines() if "C2" in line and "all but" in line]
+    assert re.search(r"all but [2468]\b", row)
