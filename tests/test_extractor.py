@@ -146,17 +146,6 @@ def test_the_callers_model_stays_where_it_is(folder, monkeypatch):
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
 
-@pytest.mark.gpu
-def test_a_model_on_a_gpu_computes_there_and_stays(folder):
-    expected = auxmae.FeatureExtractor(folder).fit_transform(images())
-    model = auxmae.AuxMAE.from_pretrained(folder).to("cuda")
-    for device in (None, "cpu", "cuda"):
-        extractor = auxmae.FeatureExtractor(model, device=device)
-        np.testing.assert_allclose(extractor.fit_transform(images()), expected, rtol=1e-3, atol=1e-4)
-        assert next(extractor.model_.parameters()).device.type == (device or "cuda")
-        assert {parameter.device.type for parameter in model.parameters()} == {"cuda"}
-
-
 class AsTable(auxmae.FeatureExtractor):
     """Says that it takes tables: scikit-learn leaves out nearly all checks of what does not."""
 
