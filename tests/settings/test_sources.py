@@ -151,7 +151,7 @@ def test_a_mixture_is_taken_whole_from_the_highest_source(tmp_path):
         ('[data]\naxes = "XYZ"\n', ["auxmae.toml:2: data.axes: 'XYZ'"]),
         ('[data]\nwavelengths = [\n  1,\n  "b",\n]\n', ["auxmae.toml:2: data.wavelengths: item 2, 'b'", "> 0"]),
         ("[data]\nsize = [1]\n", ["auxmae.toml:2: data.size: [1]", "a list of 2"]),
-        ("data = {\n  source = 'x',\n  labels = 3,\n}\n", ["auxmae.toml:3: data.labels: 3", "expected text"]),
+        ("data = {\n  source = 'x',\n  labels = 3,\n}\n", ["auxmae.toml:3: data.labels: 3", "expected non-empty text"]),
         ("[masking.mixture]\nshraed = 1\n", ["auxmae.toml:1: masking.mixture:", "'shraed'", "shared"]),
         ("[masking.mixture]\nshared = nan\n", ["auxmae.toml:1: masking.mixture:", "nan"]),
         # contradictions
