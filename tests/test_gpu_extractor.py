@@ -10,6 +10,7 @@ import auxmae
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_model_on_a_gpu_computes_there_and_stays():
     pytest.importorskip("sklearn", reason="the transformer is scikit-learn's, which is not installed")
     torch.manual_seed(0)

@@ -83,7 +83,7 @@ def find_checkpoint(folder: Path) -> Path:
 
 def set_aside(checkpoint: Path) -> Path:
     """Where a checkpoint lies while another takes its place."""
-    return checkpoint.with_name(f".{checkpoint.name}.old")
+    return checkpoint.parent / f".{checkpoint.name}.old"
 
 
 def _download(name: str, options: dict[str, Any]) -> Path:

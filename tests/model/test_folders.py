@@ -51,6 +51,12 @@ def test_a_checkpoint_that_a_killed_swap_set_aside_is_found(tmp_path):
     assert width(run.path) == width(best) == run.load_model().num_features == 16
 
 
+def test_the_working_directory_has_a_name(tmp_path, monkeypatch):
+    tiny(2, width=16).save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert width(".") == 16
+
+
 def test_last_is_the_newest_run_for_the_python_interface_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="there is no run under"):
