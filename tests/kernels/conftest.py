@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +11,20 @@ from tests.kernels import ahead_of_time
 from tests.kernels.calls import CALLS
 
 _TABLE = pytest.StashKey()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Without a GPU one process of pytest-xdist runs them all, since the last ones compile what all others have called.
+
+    They come first, so that the other processes have something to do for as long.
+    """
+    if torch.cuda.is_available():
+        return
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.parent == here:
+            item.add_marker(pytest.mark.xdist_group("kernels"))
+    items.sort(key=lambda item: item.path.parent != here)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
