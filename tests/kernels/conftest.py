@@ -30,7 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Compiling the table of resources takes minutes of a core: it starts with the first of these tests, which use another."""
     stash = item.config.stash
-    if _TABLE not in stash:
+    # Tests for a GPU have groups of their own, and may be another process'.
+    if _TABLE not in stash and item.get_closest_marker("gpu") is None:
         wanted = any("compiled_table" in getattr(other, "fixturenames", ()) for other in item.session.items)
         stash[_TABLE] = ahead_of_time.start() if wanted else None
 
