@@ -79,10 +79,8 @@ def test_block_of_the_readme(language, mark, code, tmp_path, repository):
         (run,) = (tmp_path / "runs").glob("20*")
         assert (run / "figures" / "reconstruction.png").is_file()
         learned = json.loads((run / "result.json").read_text(encoding="utf-8"))
-        # 0.63 to 0.68 of interpolation's on two quiet cores, after some 900 steps.  A busy machine has time for fewer: then the
-        # model has at least learned more than the mean.
-        floor = (min if learned["steps"] >= 500 else max)(learned["floors"].values())
-        assert learned["masked_l1"] < 0.9 * floor
+        # 0.63 to 0.66 on two quiet cores; a busy machine has time for fewer steps.
+        assert learned["masked_l1"] < 0.9 * min(learned["floors"].values())
     if mark == "fresh-tests":
         assert re.search(r"\d+ passed", done.stdout)
         assert "failed" not in done.stdout
