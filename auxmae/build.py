@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from auxmae.data.collection import Collection, open_collection
+from auxmae.data.collection import Collection
 from auxmae.data.dataset import ImageDataset
 from auxmae.data.image import ReadOptions, diagonal
 from auxmae.data.loading import Loader
+from auxmae.data.opening import open_collection
 from auxmae.data.splits import Splits, resolve_image_size, split_collection
 from auxmae.data.statistics import ChannelStatistics, Scaling, compute_statistics, statistics_warnings
 from auxmae.errors import DataError, SettingsError

@@ -15,10 +15,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
 import auxmae
-from auxmae.data.collection import open_collection
 from auxmae.data.dataset import ImageDataset
 from auxmae.data.image import ReadOptions
 from auxmae.data.loading import Loader
+from auxmae.data.opening import open_collection
 from auxmae.data.splits import Part
 from auxmae.data.statistics import Scaling
 from auxmae.errors import AuxMAEError, CheckpointError, DataError, SettingsError

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from auxmae.data.collection import SYNTHETIC, Collection
+from auxmae.data.collection import Collection
+from auxmae.data.opening import SYNTHETIC
 from auxmae.data.splits import Part
 from auxmae.errors import DataError
 from auxmae.export.extract import UnitEncoder

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from auxmae.data.collection import open_collection
 from auxmae.data.image import ReadOptions, Window
+from auxmae.data.opening import open_collection
 from auxmae.data.readers import list_arrays, open_image, read_array
 from auxmae.data.readers.axes import guess_axes
 from auxmae.data.readers.cache import DecodedCache

@@ -9,8 +9,9 @@ import pytest
 import rasterio
 from scipy.io import savemat
 
-from auxmae.data.collection import Collection, open_collection
+from auxmae.data.collection import Collection
 from auxmae.data.image import ReadOptions
+from auxmae.data.opening import open_collection
 from auxmae.errors import DataError
 
 RNG = np.random.default_rng(5)

@@ -12,9 +12,9 @@ import pytest
 import tifffile
 
 from auxmae.build import open_data
-from auxmae.data.collection import open_collection
 from auxmae.data.image import Window
 from auxmae.data.joining import _without
+from auxmae.data.opening import open_collection
 from auxmae.errors import DataError
 from auxmae.settings import load_settings
 

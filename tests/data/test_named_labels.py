@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from auxmae.data.collection import open_collection
 from auxmae.data.image import ReadOptions, Window
+from auxmae.data.opening import open_collection
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.errors import DataError
 

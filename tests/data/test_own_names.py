@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from auxmae.data.collection import open_collection
 from auxmae.data.image import ReadOptions
+from auxmae.data.opening import open_collection
 from auxmae.errors import DataError
 from tests.data.reader_fixtures import write_v73
 

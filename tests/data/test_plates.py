@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from auxmae.data.collection import open_collection
+from auxmae.data.opening import open_collection
 from auxmae.errors import DataError
 
 RNG = np.random.default_rng(4)

@@ -13,8 +13,8 @@ import rasterio
 import tifffile
 from PIL import Image
 
-from auxmae.data.collection import open_collection
 from auxmae.data.image import ReadOptions
+from auxmae.data.opening import open_collection
 from auxmae.data.readers import is_readable, open_image
 from auxmae.data.readers.wavelengths import to_nanometres
 from auxmae.errors import DataError

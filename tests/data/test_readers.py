@@ -14,8 +14,8 @@ import scipy.io
 import tifffile
 from PIL import Image
 
-from auxmae.data.collection import open_collection
 from auxmae.data.image import ImageFile, ReadOptions, Window
+from auxmae.data.opening import open_collection
 from auxmae.data.readers import numpy_files, open_image
 from auxmae.errors import DataError, ResourceError
 

@@ -195,7 +195,7 @@ def test_unexpected_sentinel_scale() -> None:
 
 
 def test_real_images(shared_data: Path) -> None:
-    from auxmae.data.collection import open_collection
+    from auxmae.data.opening import open_collection
     from auxmae.data.splits import split_collection
 
     found = {}

@@ -20,7 +20,8 @@ import typer
 from typer.testing import CliRunner
 
 from auxmae.build import open_data
-from auxmae.data.collection import memory_file, open_collection
+from auxmae.data.collection import memory_file
+from auxmae.data.opening import open_collection
 from auxmae.data.statistics import Scaling
 from auxmae.errors import AuxMAEError, DataError, UsageError
 from auxmae.export import workspace

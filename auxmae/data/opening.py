@@ -1,0 +1,277 @@
+"""Opens a source: its files found, read by their kind, and checked against each other, its channels named, its labels found.
+
+How `layout = "auto"` decides: the embedded scenes and files with an N axis are an *array*; labels in a raster mean
+*scenes*; one image alone is a *scene*; class folders, or a table of labels, mean *images*; otherwise fewer than 5 images
+of at least 48 px a side, fewer than 16 of at least 144 px, or any image of more than 512 px are *scenes*, and everything
+else is a folder of *images*.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from auxmae.data.band_files import suggest_pattern
+from auxmae.data.channels import ChannelPlan, plan_channels
+from auxmae.data.collection import Collection, Layout, memory_file
+from auxmae.data.files import find_files, relative_path
+from auxmae.data.image import ImageFile, ReadOptions
+from auxmae.data.joining import join_channels
+from auxmae.data.labels import folder_labels, is_label_raster, label_place, label_size, load_labels, own_labels
+from auxmae.data.notices import said_once
+from auxmae.data.pairing import ImageNames
+from auxmae.data.pixel_checks import check_pixels
+from auxmae.errors import DataError
+
+Progress = Callable[[int, int], None]
+
+SYNTHETIC = "synthetic"
+# Few and large files are scenes to cut; many or small ones are images as they are.
+IMAGE_SIDE = 512
+# Fewer files than this, of at least this side, px: a few are too few to hold out some of them, and some more may be cut into
+# blocks only where they are large enough for three a side.
+SCENES = ((5, 48), (16, 144))
+
+
+def open_collection(
+    source: str,
+    *,
+    labels: str = "auto",
+    ignored_labels: tuple[int, ...] | None = None,
+    layout: str = "auto",
+    options: ReadOptions | None = None,
+    channels: tuple[str, ...] | None = None,
+    wavelengths: tuple[float, ...] | None = None,
+    channel_pattern: str = "",
+    group_pattern: str = "",
+    exclude: Sequence[str] = (),
+    allow_broken: bool = False,
+    synthetic_images: int = 2000,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Collection:
+    """Opens a source: a file, a folder, a glob pattern, or "synthetic".
+
+    Args:
+        source: what to open.
+        labels: "auto" (class folders, or the array of an image file that is called like labels), "none", the path of a label
+            raster, of a folder of them or of a table, PATH:KEY, or :KEY (an array in the image file itself).
+        ignored_labels: values of them that mean "no label"; None: see `load_labels`.
+        layout: "auto", "images", "array" or "scenes".
+        options: how to read files that do not say enough about themselves.
+        channels: names to select and order by, or to give where the files have none.
+        wavelengths: centre wavelengths, nm, of all channels used.
+        channel_pattern: regular expression on files' paths whose first group names a channel: each file is one channel of an
+            image (see `join_channels`); "": each is an image.
+        group_pattern: regular expression on images' paths whose first group names the group that an image is of, where a label
+            table's rows name groups.
+        exclude: file name patterns to leave out.
+        allow_broken: leave out files that cannot be read, each with a notice, instead of stopping.
+        synthetic_images: number of embedded scenes.
+        seed: of the embedded scenes.
+        progress: told (done, total) while files are opened.
+
+    Raises:
+        DataError: nothing usable is there, or files do not fit each other.
+        SettingsError: a channel name is unknown.
+    """
+    if source == SYNTHETIC:
+        return _synthetic(synthetic_images, seed, labels, channels, wavelengths)
+    options = options or ReadOptions()
+    if channels or channel_pattern:
+        options = replace(options, channels=1 if channel_pattern else len(channels or ()))
+    options = replace(options, plane=label_size(labels), plane_key=labels[1:] if labels.startswith(":") else None)
+    notices: list[str] = []
+    warnings: list[str] = []
+    root, paths = find_files(source, exclude, notices)
+    paths = _without_label_files(paths, labels)
+    files = _open_all(paths, options, allow_broken, notices, progress)
+    files = _leave_out_labels(files, labels, notices)
+    relative = [relative_path(file.path, root) for file in files]
+    if channel_pattern:
+        files, relative = join_channels(files, relative, channel_pattern, allow_broken, notices)
+    elif (pattern := suggest_pattern(files, relative)) is not None:
+        warnings.append(
+            f"the files look like the channels of images, one a file, and each is read as an image of its own: --set "
+            f"data.channel_pattern='{pattern}' joins them"
+        )
+    elif len(files) > 1 and all(file.channels == 1 for file in files):
+        notices.append(
+            "every file has one channel; where these are channels of one image, say how they are named with data.channel_pattern"
+        )
+    notices.extend(said_once((file.path, file.notices) for file in files))
+    plan = plan_channels(files, channels, wavelengths, notices)
+
+    classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
+    names = ImageNames(relative, root, group_pattern, [[part.name for part in file.parts] for file in files])
+    found = load_labels(labels, files, names, notices, ignored_labels)
+    named = classes is not None or found.per_file is not None
+    chosen = _choose_layout(layout, files, named, found.rasters is not None)
+    items = np.array([(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64)
+    collection = Collection(
+        source,
+        chosen,
+        plan.names,
+        plan.wavelengths,
+        (),
+        tuple(files),
+        notices,
+        items,
+        plan.order,
+        None,
+        (),
+        tuple(relative),
+        warnings,
+    )
+    if found.per_image is not None:
+        if len(found.per_image) != len(items):
+            raise DataError(f"{labels}: {len(found.per_image)} labels for {len(items)} images", hint="set data.labels")
+        collection.labels, collection.class_names = found.per_image, found.class_names
+    elif found.per_file is not None:
+        if chosen == "scenes":
+            raise DataError(
+                f"{labels}: a table labels whole images, and {source} is read as scenes", hint="set data.layout = 'images'"
+            )
+        collection.labels, collection.class_names = found.per_file[items[:, 0]], found.class_names
+    elif found.rasters is not None:
+        collection.label_rasters, collection.class_names = found.rasters, found.class_names
+    elif classes is not None and chosen == "images":
+        per_file, collection.class_names = classes
+        collection.labels = per_file[items[:, 0]]
+    elif labels == "auto" and (own := own_labels(files, ignored_labels, notices)) is not None:
+        collection.labels, collection.class_names = own
+    check_pixels(collection, allow_broken)
+    if layout == "auto":
+        notices.append(_explain(collection))
+    return collection
+
+
+def _synthetic(
+    count: int, seed: int, labels: str, channels: tuple[str, ...] | None, wavelengths: tuple[float, ...] | None
+) -> Collection:
+    from auxmae.data.synthetic import CHANNEL_NAMES, CLASS_NAMES, WAVELENGTHS, generate
+
+    pixels, classes = generate(count, size=64, seed=seed)
+    file = replace(memory_file(pixels, Path(SYNTHETIC), names=tuple(CHANNEL_NAMES)), wavelengths=tuple(WAVELENGTHS))
+    notices: list[str] = []
+    plan: ChannelPlan = plan_channels([file], channels, wavelengths, notices)
+    items = np.stack([np.zeros(count, dtype=np.int64), np.arange(count, dtype=np.int64)], axis=1)
+    collection = Collection(
+        SYNTHETIC,
+        "array",
+        plan.names,
+        plan.wavelengths,
+        (),
+        (file,),
+        notices,
+        items,
+        plan.order,
+        relative_paths=(SYNTHETIC,),
+    )
+    if labels == "auto":
+        collection.labels, collection.class_names = np.asarray(classes, dtype=np.int64), tuple(CLASS_NAMES)
+    return collection
+
+
+def _without_label_files(paths: list[Path], labels: str) -> list[Path]:
+    """The files but for those that `data.labels` names, unless these are images too."""
+    place = label_place(labels)
+    if place is None:
+        return paths
+    path, key = place
+    named = path.resolve()
+    # Rasters may lie in the images' own folder.
+    apart = [one for one in paths if not one.resolve().is_relative_to(named)] or paths
+    return paths if key and len(apart) < len(paths) and _holds_cube(path, key) else apart
+
+
+def _holds_cube(path: Path, key: str) -> bool:
+    """Whether a file of arrays holds one of an image's axes beside that of the labels."""
+    from auxmae.data.readers import ARRAY_SUFFIXES, list_arrays
+
+    arrays = list_arrays(path) if path.suffix.lower() in ARRAY_SUFFIXES else {}
+    return any(name != key and len(shape) > 2 for name, (shape, _) in arrays.items())
+
+
+def _open_all(
+    paths: list[Path], options: ReadOptions, allow_broken: bool, notices: list[str], progress: Progress | None
+) -> list[ImageFile]:
+    from auxmae.data.readers import open_image
+
+    def attempt(path: Path) -> ImageFile | DataError:
+        try:
+            return open_image(path, options)
+        except DataError as error:
+            return error
+
+    instead = "leave it out with data.exclude or data.allow_broken"
+    files, broken = list[ImageFile](), list[str]()
+    # Opening is mostly waiting for the disk: a few threads hide it.
+    with ThreadPoolExecutor(max_workers=min(8, len(paths))) as pool:
+        for done, result in enumerate(pool.map(attempt, paths), start=1):
+            if isinstance(result, ImageFile):
+                files.append(result)
+            elif allow_broken:
+                broken.append(result.message)
+            else:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise DataError(result.message, hint=result.hint or (instead if len(paths) > 1 else None))
+            if progress is not None:
+                progress(done, len(paths))
+    if not files:
+        raise DataError(f"none of the {len(paths)} files can be read; the first: {broken[0]}")
+    notices.extend(f"left out: {message}" for message in broken)
+    return files
+
+
+def _leave_out_labels(files: list[ImageFile], labels: str, notices: list[str]) -> list[ImageFile]:
+    """Label rasters among multi-channel images are told from them: one channel, whole numbers, few values."""
+    if len(files) < 2 or all(file.channels == 1 for file in files):
+        return files
+    rasters = [file.path for file in files if file.channels == 1 and is_label_raster(file)]
+    if len(rasters) == 1 and labels in ("auto", "none"):
+        notices.append(
+            f"{rasters[0].name} looks like a label raster (one channel, few whole numbers) and is not used as an image; "
+            f"use its labels with --labels {rasters[0]}"
+        )
+    elif rasters and labels in ("auto", "none"):
+        notices.append(
+            f"{len(rasters)} files, {rasters[0].name} the first, look like label rasters (one channel, few whole numbers) and "
+            f"are not used as images; use their labels with --labels {os.path.commonpath([path.parent for path in rasters])}"
+        )
+    left_out = set(rasters)
+    return [file for file in files if file.path not in left_out]
+
+
+def _choose_layout(layout: str, files: Sequence[ImageFile], has_classes: bool, has_raster: bool) -> Layout:
+    has_array = any(file.count > 1 for file in files)
+    if layout == "scenes":
+        return "scenes"
+    if layout == "array":
+        return "array"
+    if layout == "images":
+        return "images"
+    if has_array:
+        return "array"
+    if has_raster or len(files) == 1:
+        return "scenes"
+    if has_classes:
+        return "images"
+    smallest = min(min(file.height, file.width) for file in files)
+    largest = max(max(file.height, file.width) for file in files)
+    few = any(len(files) < count and smallest >= side for count, side in SCENES)
+    return "scenes" if few or largest > IMAGE_SIDE else "images"
+
+
+def _explain(collection: Collection) -> str:
+    what = {
+        "images": "each file is one image",
+        "array": "each entry of the array is one image",
+        "scenes": "the files are scenes, cut into crops",
+    }[collection.layout]
+    return f"layout: {collection.layout} ({what}; set data.layout to change it)"

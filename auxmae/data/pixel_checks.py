@@ -1,0 +1,133 @@
+"""What only the pixels of an opened source tell: broken files, images without a value, copies, outliers, rounding."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auxmae.data.collection import Collection
+from auxmae.data.image import ImageFile, Window
+from auxmae.errors import DataError
+
+# Pixels of up to this many images are looked at when a source is opened; of more, only with allow_broken.
+CHECKED_IMAGES = 2000
+_CHECK_SIDE = 512
+# Every integer up to this one is a float32.
+_EXACT = 2**24
+# An image whose largest value is beyond so many times the median image's is told of.
+_FAR = 1e6
+
+
+class _Look(NamedTuple):
+    """What a look at an image tells: its largest magnitude, and what copies of it have in common, as far as that was asked."""
+
+    magnitude: float
+    digest: bytes | None
+
+
+def check_pixels(collection: Collection, allow_broken: bool) -> None:
+    """Leaves out images without a valid pixel, finds files that break only when pixels are read, and tells what looks odd.
+
+    Raises:
+        DataError: no image has a valid pixel; or, but for `allow_broken`, one cannot be read.
+    """
+    if len(collection) > CHECKED_IMAGES and not allow_broken:
+        return
+    looks: dict[int, _Look] = {}
+    for item in range(len(collection)):
+        try:
+            look = _look(collection, item)
+        except DataError as error:
+            if not allow_broken:
+                raise
+            collection.notices.append(f"left out: {error.message}")
+            continue
+        if look is not None:
+            looks[item] = look
+            continue
+        file = collection.file_of(item)
+        where = file.path.name + (f", image {int(collection.items[item, 1])}" if file.count > 1 else "")
+        collection.notices.append(f"left out: {where} has no valid pixel (all nodata, NaN, or beyond the range of float32)")
+    if not looks:
+        raise DataError(
+            f"{collection.source}: no image has a valid pixel (all nodata, NaN, or beyond the range of float32)",
+            hint="check data.nodata and the files",
+        )
+    _tell_of_rounding(collection, looks)
+    _tell_of_copies(collection, looks)
+    _tell_of_outliers(collection, looks)
+    collection.items = collection.items[list(looks)]
+    if collection.labels is not None:
+        collection.labels = collection.labels[list(looks)]
+
+
+def _look(collection: Collection, item: int) -> _Look | None:
+    """At the first window that has a valid pixel; None where none has."""
+    file = collection.file_of(item)
+    for window in _probe_windows(file):
+        image = collection.read(item, window)
+        if image.valid.any():
+            whole = image.pixels.shape[1:] == (file.height, file.width)
+            return _Look(float(np.abs(image.pixels).max()), _digest(image.pixels) if whole else None)
+    return None
+
+
+def _tell_of_rounding(collection: Collection, looks: Mapping[int, _Look]) -> None:
+    integers = [look.magnitude for item, look in looks.items() if collection.file_of(item).dtype.kind in "iu"]
+    largest = max(integers, default=0.0)
+    if largest > _EXACT:
+        collection.notices.append(
+            f"integers above {_EXACT} (here up to {largest:.4g}) are rounded to float32, to multiples of "
+            f"{np.spacing(np.float32(largest)):.0f}: where smaller differences matter, subtract an offset from the files first"
+        )
+
+
+def _tell_of_copies(collection: Collection, looks: Mapping[int, _Look]) -> None:
+    alike: dict[bytes, list[int]] = {}
+    for item, look in looks.items():
+        if look.digest is not None:
+            alike.setdefault(look.digest, []).append(item)
+    copies = [items for items in alike.values() if len(items) > 1]
+    if copies:
+        first, second = (collection.name_of(item) for item in copies[0][:2])
+        collection.warnings.append(
+            f"{sum(map(len, copies)) - len(copies)} of {len(collection)} images are copies of others, as {second} of {first}: "
+            "held out by chance, they make a model look better than it is; leave them out with data.exclude, or keep them "
+            "together with data.group_pattern"
+        )
+
+
+def _tell_of_outliers(collection: Collection, looks: Mapping[int, _Look]) -> None:
+    """Of all parts, where statistics are of the training part alone."""
+    typical = statistics.median(look.magnitude for look in looks.values())
+    far = {item: look.magnitude for item, look in looks.items() if 0 < _FAR * typical < look.magnitude}
+    if far:
+        more = f" and {len(far) - 1} other{'s' * (len(far) > 2)}" if len(far) > 1 else ""
+        collection.warnings.append(
+            f"{collection.name_of(next(iter(far)))}{more}: values up to {max(far.values()):.3g}, where images mostly reach "
+            f"{typical:.3g}: leave out with data.exclude, or set data.nodata if that value means no data"
+        )
+
+
+def _digest(pixels: NDArray[np.float32]) -> bytes | None:
+    """What bit-equal images have in common, of at most some 64 × 64 places; None where these all hold one value."""
+    height, width = pixels.shape[1:]
+    some = np.ascontiguousarray(pixels[:, :: max(height // 64, 1), :: max(width // 64, 1)])
+    if some.min() == some.max():
+        return None
+    return hashlib.blake2b(some.tobytes(), digest_size=16).digest() + repr(pixels.shape).encode()
+
+
+def _probe_windows(file: ImageFile) -> list[Window]:
+    """The whole of a small image; of a large one its end (where truncation shows), its middle, and a coarse grid."""
+    height, width = file.height, file.width
+    h, w = min(height, _CHECK_SIDE), min(width, _CHECK_SIDE)
+    if (h, w) == (height, width):
+        return [Window(0, 0, h, w)]
+    places = [(1.0, 1.0), (0.5, 0.5), *((i / 7, j / 7) for i in range(8) for j in range(8))]
+    return [Window(round(y * (height - h)), round(x * (width - w)), h, w) for y, x in places]

@@ -1,0 +1,127 @@
+"""Which files of a source are taken for images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from auxmae.data.opening import open_collection
+from auxmae.data.splits import split_collection
+from auxmae.errors import DataError
+from tests.data.small_files import cubes, pixels, write
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        open_collection(str(tmp_path / "missing"))
+    with pytest.raises(DataError, match=r"empty.*\.tif"):
+        open_collection(str(tmp_path))
+    (tmp_path / "notes.docx").write_text("no image")
+    with pytest.raises(DataError, match=r"no supported file.*\.tif"):
+        open_collection(str(tmp_path))
+    with pytest.raises(DataError, match="matches"):
+        open_collection(str(tmp_path / "*.tif"))
+
+
+def test_the_folder_one_stands_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for index in range(3):
+        np.save(f"{index}.npy", np.zeros((5, 16, 16), np.float32))
+    Path("scene").mkdir()
+    np.save("scene/3.npy", np.zeros((5, 16, 16), np.float32))
+    Path("scene.hdr").write_text("ENVI")
+    collection = open_collection(".", exclude=("*.hdr",))
+    assert collection.relative_paths == ("0.npy", "1.npy", "2.npy", "scene/3.npy")
+    assert open_collection("scene").relative_paths == ("3.npy",)
+    assert [notice for notice in collection.notices if "is read as" in notice] == [
+        "0.npy: its array of 5 × 16 × 16 is read as CHW; set data.axes if that is wrong (4 files)"
+    ]
+
+
+@pytest.mark.parametrize("source", [".", "**/*.png"])
+def test_the_figures_of_runs_are_no_images(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("mine", "runs/first/figures", "runs/second/figures"):
+        Path(folder).mkdir(parents=True)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(f"{folder}/picture.png")
+    for run in ("first", "second"):
+        Path(f"runs/{run}/checkpoints").mkdir()
+        Path(f"runs/{run}/settings.toml").touch()
+    collection = open_collection(source)
+    assert collection.relative_paths == ("mine/picture.png",)
+    assert f"{source}: run folders of AuxMAE in it are left out: 2" in collection.notices
+    # Who names one means it.
+    assert len(open_collection("runs/first/figures").files) == len(open_collection("runs/first").files) == 1
+    shutil.rmtree("mine")
+    with pytest.raises(DataError, match="no supported file outside of run folders"):
+        open_collection(source)
+
+
+def test_linked_folders_and_links_to_nothing(tmp_path):
+    elsewhere = cubes(tmp_path / "elsewhere", "b1", "b2")
+    data = cubes(tmp_path / "data" / "A", "a1", "a2").parent
+    (data / "B").symlink_to(elsewhere)
+    (data / "A" / "up").symlink_to(data)
+    (data / "gone.npy").symlink_to(tmp_path / "nowhere.npy")
+    collection = open_collection(str(data))
+    assert collection.relative_paths == ("A/a1.npy", "A/a2.npy", "B/b1.npy", "B/b2.npy")
+    assert collection.class_names == ("A", "B")
+    assert f"left out: {data / 'gone.npy'} is a link to nothing" in collection.notices
+
+
+def test_what_lies_beside_an_envi_header_is_a_file_of_its_own(tmp_path):
+    array = pixels(5, 16, 16)
+    for name, data in (("a.hdr", "a.raw"), ("b.img.hdr", "b.img")):
+        (tmp_path / name).write_text(
+            "ENVI\nsamples = 16\nlines = 16\nbands = 5\ndata type = 12\ninterleave = bsq\nbyte order = 0\nheader offset = 0\n"
+        )
+        array.tofile(tmp_path / data)
+    write(tmp_path / "a.tif", array)
+    collection = open_collection(str(tmp_path))
+    assert collection.relative_paths == ("a.raw", "a.tif", "b.img")
+    for item in range(3):
+        assert np.array_equal(collection.read(item).pixels, array)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file names are text elsewhere")
+def test_file_names_that_are_no_text(tmp_path):
+    data = cubes(tmp_path / "data", "a", "b", "c")
+    os.rename(os.fsencode(data / "a.npy"), os.fsencode(data) + b"/im_\xe9.npy")
+    collection = open_collection(str(data))
+    assert collection.relative_paths == ("b.npy", "c.npy", "im_\\xe9.npy")
+    assert len(split_collection(collection, image_size=16).digest) == 16
+
+
+def test_a_folder_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    """As lost+found; the tests may run as root, whom no permission stops."""
+    data = cubes(tmp_path / "data", "a", "b")
+    (data / "lost+found").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path) == refused:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    refused = data / "lost+found"
+    collection = open_collection(str(data))
+    assert len(collection) == 2
+    assert f"left out: {refused} cannot be looked into: Permission denied" in collection.notices
+    refused = data
+    with pytest.raises(PermissionError):
+        open_collection(str(data))
+
+
+def test_patterns_that_leave_nothing_out_and_shapes_are_told(tmp_path):
+    write(tmp_path / "a.tif", pixels(3, 48, 48))
+    collection = open_collection(str(tmp_path), exclude=("*_qa.tif", "*.TIF"))
+    assert "data.exclude: no file is called like *_qa.tif, *.TIF" in collection.notices
+    (tmp_path / "shapes.geojson").write_text("{}")
+    with pytest.raises(DataError, match="gdal_rasterize"):
+        open_collection(str(tmp_path / "a.tif"), labels=str(tmp_path / "shapes.geojson"))

@@ -1,0 +1,172 @@
+"""Labels found without being named: class folders, rasters, arrays, and where rasters lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+
+from auxmae.data.image import ReadOptions, Window
+from auxmae.data.opening import open_collection
+from auxmae.errors import DataError
+from tests.data.small_files import RNG, pixels, placed, write
+
+
+def test_class_folders_are_labels(tmp_path: Path) -> None:
+    for name in ("River", "Forest"):
+        for number in range(3):
+            write(tmp_path / "root" / name / f"{name}_{number}.tif", pixels())
+    collection = open_collection(str(tmp_path / "root"))
+    assert collection.layout == "images"
+    assert collection.class_names == ("Forest", "River")
+    assert collection.labels is not None
+    assert collection.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert open_collection(str(tmp_path / "root"), labels="none").labels is None
+
+
+def test_split_folders_are_no_classes(tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        for number in range(3):
+            write(tmp_path / part / f"{number}.tif", pixels())
+    collection = open_collection(str(tmp_path))
+    assert collection.class_names == ()
+    assert any("train" in notice for notice in collection.notices)
+
+
+def test_classes_below_split_folders(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            write(tmp_path / part / name / "0.tif", pixels())
+    assert open_collection(str(tmp_path)).class_names == ("a", "b")
+
+
+def test_real_label_raster(shared_data: Path) -> None:
+    raster = shared_data / "sentinel2" / "slovenia_landcover.tif"
+    collection = open_collection(str(shared_data / "sentinel2"), labels=str(raster))
+    assert collection.class_names == ("1", "2", "3", "4", "8")
+    with rasterio.open(raster) as file:
+        original = file.read(1)
+    expected = np.full(original.shape, -1)
+    for number, value in enumerate((1, 2, 3, 4, 8)):
+        expected[original == value] = number
+    labelled = [collection.read_labels(item) for item in range(4)]
+    assert sum(labels is None for labels in labelled) == 1  # New Zealand is of another size
+    for labels in labelled:
+        assert labels is None or (labels == expected).all()
+    window = Window(7, 11, 20, 30)
+    item = next(i for i, labels in enumerate(labelled) if labels is not None)
+    found = collection.read_labels(item, window)
+    assert found is not None
+    assert (found == expected[7:27, 11:41]).all()
+
+
+def test_label_raster_of_another_size(tmp_path: Path) -> None:
+    write(tmp_path / "x" / "image.tif", pixels(3, 60, 60))
+    raster = write(tmp_path / "labels.tif", np.ones((1, 50, 40), np.uint8))
+    with pytest.raises(DataError, match=r"50×40.*60×60"):
+        open_collection(str(tmp_path / "x"), labels=str(raster))
+
+
+def test_matlab_abundances(shared_data: Path) -> None:
+    collection = open_collection(
+        str(shared_data / "hyperspectral" / "jasper_ridge.mat"),
+        labels=":S_GT",
+        options=ReadOptions(key="Y", axes="C(WH)", size=(100, 100)),
+    )
+    from scipy.io import loadmat
+
+    stored = loadmat(shared_data / "hyperspectral" / "jasper_ridge.mat")
+    assert (collection.read_labels(0) == stored["S_GT"].argmax(axis=2)).all()
+    assert (collection.read(0).pixels == stored["Y"].reshape(198, 100, 100, order="F")).all()
+    assert any("largest" in notice for notice in collection.notices)
+
+
+def test_abundances_all_zero_have_no_label(tmp_path: Path) -> None:
+    abundances = RNG.random((20, 30, 4))
+    abundances[3, 5] = 0
+    np.savez(tmp_path / "scene.npz", image=RNG.random((5, 20, 30)), map=abundances)
+    collection = open_collection(
+        str(tmp_path / "scene.npz"), labels=f"{tmp_path / 'scene.npz'}:map", options=ReadOptions(key="image", axes="CHW")
+    )
+    labels = collection.read_labels(0)
+    assert labels is not None
+    assert labels[3, 5] == -1
+    labels[3, 5] = abundances[3, 5].argmax()
+    assert (labels == abundances.argmax(axis=2)).all()
+
+
+def test_array_with_a_label_for_each_image(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", RNG.integers(0, 99, (10, 3, 12, 12), dtype=np.uint16) + 1)
+    np.save(tmp_path / "labels.npy", np.array([7, 3] * 5))
+    collection = open_collection(
+        str(tmp_path / "images.npy"), labels=str(tmp_path / "labels.npy"), options=ReadOptions(axes="NCHW")
+    )
+    assert collection.layout == "array"
+    assert collection.class_names == ("3", "7")
+    assert collection.labels is not None
+    assert collection.labels.tolist() == [1, 0] * 5
+
+
+def test_measurements_are_no_classes(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((4, 5, 16, 16), np.float32) + np.arange(5)[:, None, None])
+    np.save(tmp_path / "y.npy", np.array([0.5, 1, np.nan, 2]))
+    with pytest.raises(DataError, match="no whole numbers"):
+        open_collection(str(tmp_path / "x.npy"), labels=str(tmp_path / "y.npy"))
+
+
+def test_a_label_raster_lies_where_its_scene_does(tmp_path):
+    scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
+    truth = RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8)
+    for name, east, epsg in (("same", 400_000, 32633), ("rounded", 400_000.4, 32633), ("other name", 400_000, 25833)):
+        labels = placed(tmp_path / f"{name}.tif", truth, east, epsg=epsg)
+        assert open_collection(str(scene), labels=str(labels)).has_label_maps
+    assert open_collection(str(scene), labels=str(write(tmp_path / "nowhere.tif", truth))).has_label_maps
+    for east in (399_990, 500_000):
+        with pytest.raises(DataError, match=rf"lie elsewhere than scene\.tif: .* \({east}, 5000000\) and \(400000, 5000000\)"):
+            open_collection(str(scene), labels=str(placed(tmp_path / "off.tif", truth, east)))
+
+
+def test_labels_beside_the_pixels_are_told(tmp_path):
+    scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
+    truth = RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8)
+    for east, epsg, shift in ((400_005, 32633, "0.50"), (399_998, 32633, "0.20"), (400_000.4, 32633, ""), (400_000, 25833, "")):
+        labels = placed(tmp_path / "truth.tif", truth, east, epsg=epsg)
+        notices = [notice for notice in open_collection(str(scene), labels=str(labels)).notices if "beside" in notice]
+        assert [notice.split(",")[0] for notice in notices] == (
+            [f"scene.tif: the labels lie {shift} of a pixel beside the image"] if shift else []
+        )
+
+
+def test_the_same_numbers_in_another_zone_are_another_place(tmp_path):
+    scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
+    labels = placed(tmp_path / "truth.tif", RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8), 400_000, epsg=32634)
+    with pytest.raises(DataError, match=r"lie elsewhere than scene\.tif: .* in EPSG:32633 \(the former is in EPSG:32634\)"):
+        open_collection(str(scene), labels=str(labels))
+    coarse = tmp_path / "coarse.tif"
+    profile = {"driver": "GTiff", "count": 1, "height": 90, "width": 90, "dtype": "uint8", "crs": "EPSG:32633"}
+    with rasterio.open(coarse, "w", transform=rasterio.transform.from_origin(400_000, 5e6, 20, 20), **profile) as file:
+        file.write(RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"lower right corners are \(401800, 4998200\) and \(400900, 4999100\)"):
+        open_collection(str(scene), labels=str(coarse))
+
+
+def test_a_label_raster_is_not_another_places(tmp_path):
+    for name, east in (("here", 400_000), ("later", 400_000), ("there", 700_000)):
+        placed(tmp_path / f"{name}.tif", pixels(5, 90, 90), east)
+    labels = placed(tmp_path / "truth.tif", RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8), 400_000)
+    collection = open_collection(str(tmp_path), labels=str(labels))
+    assert [raster is not None for raster in collection.label_rasters] == [True, True, False]
+    assert "the labels apply to the 2 images of their size and place; 1 others have none (there.tif)" in collection.notices
+
+
+def test_a_picture_of_colours_says_no_classes(tmp_path):
+    scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
+    colours = RNG.integers(0, 2, (1, 90, 90), dtype=np.uint8) * np.array([255, 80, 0], dtype=np.uint8)[:, None, None]
+    colours[0] += 7
+    with pytest.raises(DataError, match="whose sum differs from pixel to pixel"):
+        open_collection(str(scene), labels=str(placed(tmp_path / "colours.tif", colours, 400_000)))
+    shares = RNG.dirichlet([0.3] * 3, (90, 90)).transpose(2, 0, 1).astype(np.float32)
+    collection = open_collection(str(scene), labels=str(placed(tmp_path / "shares.tif", shares, 400_000)))
+    assert np.array_equal(collection.read_labels(0), shares.argmax(0))

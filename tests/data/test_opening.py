@@ -1,0 +1,111 @@
+"""Sources opened: their layout, and broken, empty and huge files."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import tifffile
+from PIL import Image
+
+from auxmae.data.image import ReadOptions, Window
+from auxmae.data.opening import open_collection
+from auxmae.errors import DataError
+from tests.data.small_files import RNG, cubes, pixels, write
+
+
+def test_real_scenes_with_only_the_path(shared_data: Path) -> None:
+    collection = open_collection(str(shared_data / "sentinel2"))
+    assert (collection.layout, len(collection)) == ("scenes", 4)
+    assert collection.channel_names[0] == "B01"
+    assert len(collection.channel_names) == 13
+    assert any("--labels" in notice and "landcover" in notice for notice in collection.notices)
+    assert any("no channel names" in notice for notice in collection.notices)
+    assert collection.describe().startswith("4 scenes, 13 channels (B01 … B12), 101×100 to 264×264 px, uint16")
+
+
+@pytest.mark.parametrize("kind", ["text", "truncated"])
+def test_broken_files(tmp_path: Path, kind: str) -> None:
+    write(tmp_path / "good.tif", pixels(3, 64, 64))
+    bad = write(tmp_path / "bad.tif", pixels(3, 64, 64))
+    bad.write_bytes(b"this is text" if kind == "text" else bad.read_bytes()[:9000])
+    with pytest.raises(DataError, match=r"bad\.tif"):
+        open_collection(str(tmp_path))
+    collection = open_collection(str(tmp_path), allow_broken=True)
+    assert len(collection) == 1
+    assert any("bad.tif" in notice for notice in collection.notices)
+
+
+def test_where_every_file_is_broken_the_reason_is_a_files(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_text("no image")
+    (tmp_path / "b.tif").symlink_to(tmp_path / "gone.tif")
+    with pytest.raises(DataError, match=r"none of the 1 files can be read; the first: .*a\.tif: cannot be read"):
+        open_collection(str(tmp_path), allow_broken=True)
+
+
+def test_image_without_a_valid_pixel(tmp_path: Path) -> None:
+    write(tmp_path / "empty.tif", np.zeros((3, 16, 16), np.uint16), nodata=0)
+    with pytest.raises(DataError, match="valid pixel"):
+        open_collection(str(tmp_path))
+    write(tmp_path / "full.tif", pixels(), nodata=0)
+    collection = open_collection(str(tmp_path))
+    assert len(collection) == 1
+    assert any("empty.tif" in notice for notice in collection.notices)
+
+
+@pytest.mark.parametrize(("dtype", "offset", "step"), [("int32", 2**31 - 2000, 128), ("uint64", 2**40, 131072), ("int32", 5, 0)])
+def test_integers_that_are_rounded_are_told(tmp_path: Path, dtype: str, offset: int, step: int) -> None:
+    np.save(tmp_path / "a.npy", (offset + RNG.integers(0, 1000, (20, 2, 24, 24))).astype(dtype))
+    notices = open_collection(str(tmp_path / "a.npy"), options=ReadOptions(axes="NCHW")).notices
+    told = [notice for notice in notices if "rounded to float32" in notice]
+    assert len(told) == (step > 0)
+    assert all(f"multiples of {step}:" in notice for notice in told)
+
+
+def test_huge_scene_is_never_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "huge.tif"
+    profile = {"driver": "GTiff", "count": 2, "height": 20000, "width": 20000, "dtype": "uint8", "sparse_ok": True}
+    with rasterio.open(path, "w", tiled=True, **profile) as file:
+        file.write(np.full((2, 256, 256), 7, np.uint8), window=rasterio.windows.Window(10000, 10000, 256, 256))
+    collection = open_collection(str(path))
+    assert collection.layout == "scenes"
+    assert collection.read(0, Window(10000, 10000, 4, 4)).pixels.min() == 7
+
+
+def test_synthetic_is_picklable() -> None:
+    collection = open_collection("synthetic", synthetic_images=16, seed=3)
+    copy = pickle.loads(pickle.dumps(collection))
+    assert (copy.read(5).pixels == collection.read(5).pixels).all()
+    assert (copy.layout, len(copy), len(copy.channel_names)) == ("array", 16, 13)
+    assert (open_collection("synthetic", synthetic_images=16, seed=4).read(5).pixels != copy.read(5).pixels).any()
+
+
+def test_a_truncated_file_is_named_whatever_other_threads_open(tmp_path):
+    for i in range(24):
+        tifffile.imwrite(tmp_path / f"{i:02d}.tif", np.zeros((5, 64, 64), np.uint16), metadata={"axes": "CYX"})
+    broken = tmp_path / "13.tif"
+    broken.write_bytes(broken.read_bytes()[:20_000])
+    for _ in range(5):
+        with pytest.raises(DataError, match=r"13\.tif: cannot be read"):
+            open_collection(str(tmp_path))
+
+
+def test_transparency_is_told(tmp_path):
+    for index in range(3):
+        array = RNG.integers(0, 256, (16, 16, 4), dtype=np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{index}.png")
+    collection = open_collection(str(tmp_path))
+    assert collection.channel_names == ("red", "green", "blue")
+    assert "0.png: its alpha channel is transparency: it says which pixels are valid (3 files)" in collection.notices
+    assert np.array_equal(collection.read(2).valid[0], array[..., 3] > 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "layout"),
+    [(4, 48, "scenes"), (4, 47, "images"), (5, 48, "images"), (15, 60, "images"), (15, 144, "scenes"), (16, 144, "images")],
+)
+def test_few_images_that_cannot_be_cut_are_no_scenes(tmp_path, count, side, layout):
+    assert open_collection(str(cubes(tmp_path, *(f"{i}" for i in range(count)), size=side))).layout == layout
