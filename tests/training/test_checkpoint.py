@@ -1,0 +1,116 @@
+"""Checkpoints: whole or not at all, never of weights that are not finite, and what is said where they cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import shutil
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from auxmae.errors import CheckpointError
+from auxmae.model.mae import AuxMAE
+from auxmae.settings.schema import SettingsTree
+from auxmae.training import checkpoint as checkpoints
+from auxmae.training import trainer
+from auxmae.training.session import train
+from auxmae.training.watch import DivergedError
+from tests.training.small_runs import settings_for, weights
+
+
+def test_an_interrupt_saves_no_weights_that_are_not_finite(tmp_path, monkeypatch):
+    original = trainer.Trainer._train_step
+
+    def until(self, batches):
+        if self.step == 4:
+            with torch.no_grad():
+                next(self.model.parameters()).fill_(math.nan)
+        if self.step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batches)
+
+    monkeypatch.setattr(trainer.Trainer, "_train_step", until)
+    settings = settings_for(tmp_path / "run", data={"samples_per_epoch": 0})  # four steps
+    with pytest.raises(DivergedError, match=r"became nan by step 6; the checkpoint .*last is from before"):
+        train(settings)
+    assert checkpoints.load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 4
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    model = AuxMAE(2, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+    folder = tmp_path / "checkpoints" / "last"
+    checkpoints.save_checkpoint(model, folder, {"step": 1})
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoints.save_checkpoint(model, folder, {"step": 2})
+    monkeypatch.undo()
+    assert checkpoints.load_state(folder) == {"step": 1}
+    assert [path.name for path in folder.parent.iterdir()] == ["last"]
+    # A crash between the two renames of a swap leaves only the old one.
+    folder.rename(folder.with_name(".last.old"))
+    assert checkpoints.load_state(folder) == {"step": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "words", "hint"),
+    [
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+            0,
+            "No space left",
+            "free some space",
+        ),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 0"), 2**40, "unexpected pos", "in order"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 2**40, "quota exceeded", "free some space"),
+        (PermissionError(errno.EACCES, "Permission denied"), 2**40, "Permission denied", "you may write there"),
+        (OSError(errno.EROFS, "Read-only file system"), 2**40, "Read-only", "you may write there"),
+        (OSError(errno.EIO, "Input/output error"), 2**40, "Input/output", "in order"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_written_says_why_and_what_to_do(tmp_path, monkeypatch, error, free, words, hint):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(checkpoints.torch, "save", fail)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(total=2**41, free=free))
+    model = AuxMAE(2, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+    with pytest.raises(CheckpointError) as told:
+        checkpoints.save_checkpoint(model, tmp_path / "checkpoints" / "last", {"step": 1})
+    assert words in told.value.message
+    assert hint in told.value.hint
+    assert ("free some space" in told.value.hint) == (hint == "free some space")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_too_little_space_for_checkpoints_is_said_before_training(tmp_path, monkeypatch, optimizer):
+    tables = {"train": {"max_steps": 2, "optimizer": optimizer}, "model": {"width": 128}}
+    first = train(settings_for(tmp_path / "first", **tables)).run
+    saved = sum(path.stat().st_size for path in (first / "checkpoints" / "last").iterdir())
+    free = 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(total=2**41, free=free))
+    free = int(1.5 * saved)
+    with pytest.raises(CheckpointError, match=rf"two checkpoints.* [\d.]+ MiB more, and {free / 2**20:.1f} MiB are free"):
+        train(settings_for(tmp_path / "second", **tables))
+    assert not (tmp_path / "second").exists()
+    # One of the two is there.
+    assert train(SettingsTree(), resume=first).outcome.step == 2
+    free = int(2.1 * saved)
+    assert train(settings_for(tmp_path / "second", **tables)).outcome.step == 2
+
+
+def test_a_broken_state_is_named(tmp_path):
+    (tmp_path / "training_state.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match="broken"):
+        checkpoints.load_state(tmp_path)
+    (tmp_path / "training_state.pt").unlink()
+    with pytest.raises(CheckpointError, match="no training state"):
+        checkpoints.load_state(tmp_path)

@@ -1,0 +1,119 @@
+"""A run that goes on: exactly there, with its own data, on another device."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from auxmae.errors import CheckpointError, DataError
+from auxmae.model.mae import AuxMAE
+from auxmae.settings.schema import SettingsTree
+from auxmae.training import trainer
+from auxmae.training.run import create_run, open_run
+from auxmae.training.session import train
+from tests.training.small_runs import folder_of_images, settings_for, weights
+
+
+@pytest.mark.parametrize(("optimizer", "asked_by"), [("adamw", signal.SIGTERM), ("muon", signal.SIGHUP)])
+def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by):
+    tables = {"train": {"optimizer": optimizer}}
+    whole = train(settings_for(tmp_path / "whole", **tables))
+    steps = []
+    original = trainer.Trainer._train_step
+
+    def until(self, batches):
+        out = original(self, batches)
+        steps.append(self.step)
+        if self.step == 4:
+            os.kill(os.getpid(), asked_by)
+        return out
+
+    monkeypatch.setattr(trainer.Trainer, "_train_step", until)
+    stopped = train(settings_for(tmp_path / "parts", **tables))
+    assert stopped.outcome.reason == "interrupted"
+    assert stopped.outcome.step == 4
+    monkeypatch.undo()
+    resumed = train(SettingsTree(), resume=tmp_path / "parts")
+    assert resumed.outcome.step == 9
+    a, b = weights(whole.run), weights(resumed.run)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert resumed.masked_l1 == whole.masked_l1
+    logged = [record["step"] for record in open_run(resumed.run).metrics() if record["kind"] == "train"]
+    assert logged == sorted(set(logged))
+
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
+    data = folder_of_images(tmp_path / "data", *"abcdefghij")
+    run = train(settings_for(tmp_path / "run", data={"source": str(data)}, train={"max_steps": 2})).run
+    settings = run / "settings.toml"
+    settings.write_text(settings.read_text().replace("max_steps = 2", "max_steps = 3"))
+    folder_of_images(data, "k")
+    with pytest.raises(DataError, match=r"changed since .* was started with 10 images, .*32×32 px") as told:
+        train(SettingsTree(), resume=run)
+    assert f"--init-from {run}" in told.value.hint
+    (data / "k.npy").unlink()
+    np.save(data / "j.npy", np.ones((3, 40, 40)))
+    with pytest.raises(DataError, match="changed since"):
+        train(SettingsTree(), resume=run)
+    folder_of_images(data, "j")
+    assert train(SettingsTree(), resume=run).outcome.step == 3
+
+
+@pytest.mark.parametrize("name", ["images.npy", "images.zarr"])
+def test_a_run_goes_on_with_its_own_pixels_alone(tmp_path, name):
+    """Written anew, in the same shape: refused where the pixels are others, whenever it was written."""
+    place = tmp_path / name
+    images = np.random.default_rng(0).normal(size=(20, 3, 32, 32)).astype(np.float32)
+
+    def write(array):
+        if name.endswith("npy"):
+            np.save(place, array)
+        else:
+            zarr = pytest.importorskip("zarr")
+            zarr.create_array(str(place), data=array, overwrite=True)
+
+    write(images)
+    settings = settings_for(tmp_path / "run", data={"source": str(place), "axes": "NCHW"}, train={"max_steps": 1})
+    run = train(settings).run
+    write(np.roll(images, 1, axis=0))
+    with pytest.raises(DataError, match=r"changed since .* was started with 20 images"):
+        train(SettingsTree(), resume=run)
+    write(images)
+    os.utime(place, (1e9, 1e9))
+    assert train(SettingsTree(), resume=run).outcome.step == 1
+
+
+def test_a_run_without_a_checkpoint_cannot_go_on(tmp_path):
+    run = create_run(str(tmp_path / "run"), settings_for(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="no checkpoint") as told:
+        train(SettingsTree(), resume=run.path)
+    assert "delete the folder" in told.value.hint
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(optimizer):
+    from auxmae.training.step import TrainingStep
+
+    def step():
+        torch.manual_seed(0)
+        model = AuxMAE(2, image_size=8, patch_size=4, width=8, depth=1, heads=2)
+        options = {"optimizer": optimizer, "learning_rate": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.95), "clip_norm": 1.0}
+        return TrainingStep(model, **options, precision="fp32", seed=3, device=torch.device("cpu"))
+
+    state = step().state_dict()
+    own = step()
+    assert own.load_state_dict(state)
+    if optimizer == "adamw":
+        # As checkpoints of before have it.
+        before = {key: value for key, value in state.items() if key != "optimizers"}
+        assert step().load_state_dict({**before, "optimizer": state["optimizers"][0]})
+    state["masks"] = torch.arange(16, dtype=torch.uint8)  # as long as that of a GPU's generator
+    one, two = step(), step()
+    assert not one.load_state_dict(state)
+    assert not two.load_state_dict(state)
+    assert torch.equal(one.masks.get_state(), two.masks.get_state())
+    assert not torch.equal(one.masks.get_state(), own.masks.get_state())

@@ -1,0 +1,95 @@
+"""What a training says, and where: warnings, notes, and faults of settings before there is a run."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from typer.testing import CliRunner
+
+from auxmae.cli.app import app
+from auxmae.errors import SettingsError
+from auxmae.training.progress import EnduringReporter
+from auxmae.training.session import train
+from auxmae.training.stopping import stopping_signals
+from tests.training.small_runs import Heard, folder_of_images, settings_for
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"train": {"precision": "bf16"}}, "train.precision = 'bf16' needs a CUDA GPU"),
+        ({"train": {"cuda_graphs": "on"}}, "train.cuda_graphs = 'on'"),
+        ({"train": {"probe_every": 1}, "eval": {"pool": "cls"}, "model": {"cls_tokens": False}}, "eval.pool = 'cls'"),
+        ({"masking": {"strategy": "channel"}, "data": {"channels": ("B04",)}}, "there is only one"),
+        ({"masking": {"strategy": "channel"}, "model": {"channel_groups": 13}}, "there is only one"),
+        ({"masking": {"strategy": "mixed", "mixture": {"channel": 1.0}}, "model": {"channel_groups": 13}}, "masking.mixture"),
+        ({"masking": {"strategy": "channel"}, "data": {"channel_sampling": 0.95}}, "leaves one of 13 channels"),
+    ],
+    ids=["precision", "graphs", "pool", "one channel", "one group", "mixture", "sampling"],
+)
+def test_a_wrong_setting_is_found_before_there_is_a_run_folder(tmp_path, tables, words):
+    with pytest.raises(SettingsError) as told:
+        train(settings_for(tmp_path / "run", **tables))
+    assert words in told.value.message
+    assert not (tmp_path / "run").exists()
+
+
+def test_nohup_outlives_a_closed_terminal(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in stopping_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert signal.SIGHUP in stopping_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_looks_wrong_is_said_before_training(tmp_path):
+    data = folder_of_images(tmp_path / "data", *"abcdefghij", constant=1)
+    heard = Heard()
+    tables = {"data": {"source": str(data), "samples_per_epoch": 0}, "train": {"max_steps": 1, "batch_size": 8}}
+    train(settings_for(tmp_path / "run", **tables), reporter=heard)
+    assert any(text.startswith("warning: C2: constant") for text in heard.messages)
+    assert any(text.startswith("note: batches have 7 images in place of train.batch_size = 8") for text in heard.messages)
+
+
+def test_scenes_that_leave_nothing_to_hold_out_are_told_how(tmp_path):
+    data = folder_of_images(tmp_path / "data", "a")
+    heard = Heard()
+    train(settings_for(tmp_path / "run", data={"source": str(data), "layout": "scenes"}), reporter=heard)
+    (told,) = [text for text in heard.messages if "nothing is held out" in text]
+    assert "data.layout = 'images'" in told
+
+
+def test_one_patch_cannot_be_hidden(tmp_path):
+    data = folder_of_images(tmp_path / "data", *"abcdefghij")
+    with pytest.raises(SettingsError, match=r"crops of 32 px are one patch of model\.patch_size = 32 px"):
+        train(settings_for(tmp_path / "run", data={"source": str(data)}, model={"patch_size": 32}))
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "Input/output error"), SystemExit(1)])
+def test_a_training_outlives_its_output(capsys, error):
+    class Broken(Heard):
+        def step(self, step, values):
+            raise error
+
+    broken = Broken()
+    reporter = EnduringReporter(broken)
+    reporter.message("before")
+    reporter.step(1, {})
+    reporter.message("after")
+    reporter.stop()
+    assert broken.messages == ["before"]
+    assert capsys.readouterr().err == "note: the output is closed; the training goes on without it\n"
+
+
+def test_warnings_survive_quiet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of_images(tmp_path / "data", *"abcdefghij", constant=1)
+    command = ["train", "--data", "data", "--quiet", "--preset", "tiny", "--max-steps", "1", "--set", "model.patch_size=16"]
+    done = CliRunner().invoke(app, [*command, "--set", "data.axes=CHW", "--device", "cpu", "--output", "run"])
+    assert done.exit_code == 0, done.output
+    assert [line for line in done.stderr.splitlines() if line.startswith("warning: C2: constant")]
+    assert "note:" not in done.output
+    assert "step" not in done.output
