@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
     from auxmae.build import Data
     from auxmae.data.collection import Collection
-    from auxmae.evaluation.across_scenes import LabelledScene
+    from auxmae.evaluation.pixel_probes import PixelProbes
+    from auxmae.evaluation.pixel_windows import LabelledScene
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.model.mae import AuxMAE
     from auxmae.settings.schema import SettingsTree
@@ -43,10 +45,11 @@ def measure(
     from auxmae.evaluation.scenes import AT_RANDOM, evaluate_scene
     from auxmae.visuals.maps import map_figure, write_map
 
-    collection, table = data.collection, settings.eval
+    collection = data.collection
     found: dict[str, object] = {}
     names = scene_names(collection)
     class_names = data.class_names if testing is None else testing.class_names
+    probes = _probes(data, settings, device, class_names)
     items = labelled_scenes(collection)
     if testing is None and collection.layout != "scenes":
         # Many small images, whose halves say little: they are measured across images alone.
@@ -61,21 +64,11 @@ def measure(
         if testing is not None and test_labels is None:
             out.print(f"{name}: no labels to test on, left out", style="yellow", highlight=False, soft_wrap=True)
             continue
-        scene = read_scene(data, item)
         with out.status(f"Probing the pixels of {name}") as status:
             result = evaluate_scene(
                 model,
-                *scene,
-                pool=table.pool,
-                stride=table.stride,
-                max_samples=table.max_samples,
-                labels_per_class=table.labels_per_class,
-                neighbours=table.neighbours,
-                bootstrap=table.bootstrap,
-                seed=settings.train.seed,
-                device=device,
-                class_names=class_names,
-                channels=data.train.channels,
+                read_scene(data, item),
+                probes,
                 test_labels=test_labels,
                 progress=lambda what, name=name: status.update(f"{name}: {what}"),  # type: ignore[misc]
             )
@@ -103,7 +96,7 @@ def measure_across(model: AuxMAE, data: Data, settings: SettingsTree, device: An
     from auxmae.data.splits import scene_groups
     from auxmae.evaluation.across_scenes import evaluate_across
 
-    table, names, items = settings.eval, scene_names(data.collection), labelled_scenes(data.collection)
+    names, items = scene_names(data.collection), labelled_scenes(data.collection)
     groups = scene_groups(data.collection, settings.data.group_pattern)[items]
     if len(items) < 2:
         return None
@@ -117,21 +110,30 @@ def measure_across(model: AuxMAE, data: Data, settings: SettingsTree, device: An
             lambda number: read_scene(data, items[number]),
             [names[item] for item in items],
             groups,
-            pool=table.pool,
-            stride=table.stride,
-            max_samples=table.max_samples,
-            labels_per_class=table.labels_per_class,
-            neighbours=table.neighbours,
-            bootstrap=table.bootstrap,
-            seed=settings.train.seed,
-            device=device,
-            class_names=data.class_names,
-            channels=data.train.channels,
+            _probes(data, settings, device, data.class_names),
             progress=lambda what: status.update(f"Across scenes, {what}"),
         )
     for split, report in result.reports.items():
         _print(f"Across scenes, {split}", report, out)
     return result.to_dict()
+
+
+def _probes(data: Data, settings: SettingsTree, device: Any, class_names: Sequence[str]) -> PixelProbes:
+    from auxmae.evaluation.pixel_probes import PixelProbes
+
+    table = settings.eval
+    return PixelProbes(
+        pool=table.pool,
+        max_samples=table.max_samples,
+        labels_per_class=table.labels_per_class,
+        neighbours=table.neighbours,
+        bootstrap=table.bootstrap,
+        seed=settings.train.seed,
+        device=device,
+        stride=table.stride,
+        class_names=class_names,
+        channels=data.train.channels,
+    )
 
 
 def _print(title: str, report: ProbeReport, out: Console, *, leaks: bool = False) -> None:
@@ -160,7 +162,7 @@ def read_scene(data: Data, item: int) -> LabelledScene:
     """An image, scaled, with its labels."""
     import torch
 
-    from auxmae.evaluation.across_scenes import LabelledScene
+    from auxmae.evaluation.pixel_windows import LabelledScene
 
     pixels, labels = data.collection.read(item), data.collection.read_labels(item)
     assert labels is not None

@@ -5,20 +5,17 @@ Shape letters: C channels, D features, n positions; H, W of a scene, px.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from auxmae.evaluation.features import Features
-from auxmae.evaluation.pixel_windows import FIT_WINDOWS, PixelWindows, centre_extractor, find_positions, window_floors
-from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
-from auxmae.evaluation.scenes import describe_splits
+from auxmae.evaluation.pixel_probes import PixelProbes, describe_splits
+from auxmae.evaluation.pixel_windows import FIT_WINDOWS, LabelledScene, PixelWindows
+from auxmae.evaluation.probes import ENCODER, ProbeReport
 from auxmae.evaluation.scores import FEWEST_GROUPS
 
 if TYPE_CHECKING:
@@ -26,14 +23,6 @@ if TYPE_CHECKING:
 
 # The floors are fitted on windows of so many scenes, at most.
 _FIT_SCENES = 16
-
-
-class LabelledScene(NamedTuple):
-    """A scene as a probe reads it: image and valid (C, H, W), scaled; labels (H, W), −1: none."""
-
-    image: Tensor
-    valid: Tensor
-    labels: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -71,17 +60,8 @@ def evaluate_across(
     read: Callable[[int], LabelledScene],
     names: Sequence[str],
     groups: NDArray[np.int64],
+    probes: PixelProbes,
     *,
-    pool: str,
-    stride: int = 0,
-    max_samples: int,
-    labels_per_class: Sequence[int],
-    neighbours: int,
-    bootstrap: int,
-    seed: int,
-    device: torch.device | str,
-    class_names: Sequence[str] = (),
-    channels: Tensor | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> AcrossResult:
     """Probes pixels of one half of the scenes by what was learned from the labels of the other half, and the other way round.
@@ -95,29 +75,28 @@ def evaluate_across(
         read: gives a scene by its number; called once for a scene, and once more for those that the floors are fitted on.
         names: of the scenes.
         groups: (scenes,) scenes of one number stay in one half, as they show the same place or belong together.
-        max_samples: labelled pixels of a half, at most.
-        pool, stride, labels_per_class, neighbours, bootstrap, seed, device, class_names, channels, progress: as those of
-            `evaluate_scene`.
+        probes: how they are probed; of each half at most `max_samples` labelled pixels are used.
+        progress: told what is being done.
 
     Raises:
         ValueError: all scenes are of one group.
     """
     say = progress or (lambda text: None)
+    seed = probes.seed
     first = _first_half(groups, seed)
-    quota = np.where(first, max_samples // first.sum(), max_samples // (~first).sum()).clip(1)
+    quota = np.where(first, probes.max_samples // first.sum(), probes.max_samples // (~first).sum()).clip(1)
 
     say("the floors")
     picked = np.random.default_rng([seed, 2]).permutation(len(names))[:_FIT_SCENES]
     shown = []
     for number in picked.tolist():
         scene = read(number)
-        windows = PixelWindows(scene.image, scene.valid, model, channels)
+        windows = PixelWindows(scene.image, scene.valid, model, probes.channels)
         places = np.argwhere(scene.valid.any(dim=0).numpy())
         if len(places):
             rows = np.random.default_rng([seed, 2, number]).permutation(len(places))[: -(-FIT_WINDOWS // len(picked))]
             shown.append(windows.batch(places[rows]))
-    kinds = {ENCODER: centre_extractor(model, pool, device), **(window_floors(shown, model, seed) if shown else {})}
-    kinds[RANDOM] = centre_extractor(untrained(model, seed=seed).to(device), pool, device)
+    kinds = {ENCODER: probes.encoder(model), **(probes.floors(model, shown) if shown else {})}
 
     found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in kinds}
     drawn = []  # scene, row, column, class, window
@@ -125,19 +104,17 @@ def evaluate_across(
     for number, name in enumerate(names):
         say(f"{name} ({number + 1} of {len(names)})")
         scene = read(number)
-        positions = find_positions(scene.valid.any(dim=0).numpy(), scene.labels, stride=stride, labels_per_class=labels_per_class)
+        positions = probes.find(scene.valid.any(dim=0).numpy(), scene.labels)
         labelled += positions.labelled
         order = np.random.default_rng([seed, 3, number]).permutation(len(positions.places))
         places = positions.places[np.sort(order[: quota[number]])]
         if not len(places):
             continue
-        windows = PixelWindows(scene.image, scene.valid, model, channels)
+        windows = PixelWindows(scene.image, scene.valid, model, probes.channels)
         for kind, features in windows.extract(places, kinds).items():
             found[kind].append(features)
-        tile = places // windows.window
-        across = scene.labels.shape[1] // windows.window + 1
         y = scene.labels[places[:, 0], places[:, 1]]
-        drawn.append(np.column_stack([np.full(len(places), number), places, y, tile[:, 0] * across + tile[:, 1]]))
+        drawn.append(np.column_stack([np.full(len(places), number), places, y, windows.tiles(places)]))
 
     table = np.concatenate(drawn) if drawn else np.zeros((0, 5), dtype=np.int64)
     in_first = first[table[:, 0]]
@@ -151,18 +128,12 @@ def evaluate_across(
     )
     reports, digests = {}, {}
     for split, train in zip(_split_names(halves), (in_first, ~in_first), strict=True):
-        fit, test = np.flatnonzero(train), np.flatnonzero(~train)
-        order = np.concatenate([table[fit, :3], [[-1, -1, -1]], table[test, :3]])
-        digests[split] = hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16]
-        reports[split] = run_probes(
-            {kind: features.take(fit) for kind, features in samples.items()},
-            {kind: features.take(test) for kind, features in samples.items()},
-            labels_per_class=labels_per_class,
-            neighbours=neighbours,
-            bootstrap=bootstrap,
-            seed=seed,
-            class_names=class_names,
-            progress=lambda what, split=split: say(f"{split}: {what}"),  # type: ignore[misc]
+        reports[split], digests[split] = probes.run(
+            samples,
+            table[:, :3],
+            train,
+            ~train,
+            lambda what, split=split: say(f"{split}: {what}"),  # type: ignore[misc]
         )
     return AcrossResult(reports, digests, halves, labelled, len(table), "scenes" if by_scene else "windows")
 

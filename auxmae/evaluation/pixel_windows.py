@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -45,6 +45,14 @@ _BATCH = 128
 _TOKENS = 100_000
 
 
+class LabelledScene(NamedTuple):
+    """A scene as probes read it: image and valid (C, H, W), scaled; labels (H, W), −1: none."""
+
+    image: Tensor
+    valid: Tensor
+    labels: NDArray[np.int64]
+
+
 class PixelWindows:
     """Windows of a scene, each with its pixel in the centre patch; what lies beyond the scene is not valid.
 
@@ -65,6 +73,7 @@ class PixelWindows:
         self.valid = F.pad(valid, margin)
         tokens = len(model.groups) * (self.window // self.patch_size) ** 2
         self._together = max(1, min(_BATCH, _TOKENS // tokens))
+        self._across = image.shape[2] // self.window + 1
 
     def batch(self, positions: NDArray[np.int64]) -> Batch:
         """A batch of the windows around (n, 2) positions."""
@@ -72,6 +81,11 @@ class PixelWindows:
         cuts = [(slice(None), slice(row, row + side), slice(column, column + side)) for row, column in positions.tolist()]
         image, valid = (torch.stack([whole[cut] for cut in cuts]) for whole in (self.image, self.valid))
         return Batch(image, valid, torch.zeros(len(positions), dtype=torch.int64), None, self.channels)
+
+    def tiles(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) the number of the square of a window's size that each of (n, 2) positions lies in: what is alike lies in one."""
+        squares = positions // self.window
+        return squares[:, 0] * self._across + squares[:, 1]
 
     @torch.inference_mode()
     def extract(self, positions: NDArray[np.int64], extractors: Mapping[str, Extractor]) -> dict[str, NDArray[np.float32]]:

@@ -5,8 +5,7 @@ Shape letters: B batch, C channels, D features, n positions; H, W of the scene, 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from auxmae.evaluation.classifiers import predict
 from auxmae.evaluation.features import Features
-from auxmae.evaluation.pixel_windows import FIT_WINDOWS, PixelWindows, centre_extractor, find_positions, window_floors
-from auxmae.evaluation.probes import ENCODER, RANDOM, ProbeReport, run_probes, untrained
+from auxmae.evaluation.pixel_probes import PixelProbes, describe_splits
+from auxmae.evaluation.pixel_windows import FIT_WINDOWS, LabelledScene, PixelWindows, Positions
+from auxmae.evaluation.probes import ENCODER, ProbeReport
 
 if TYPE_CHECKING:
     from auxmae.model.mae import AuxMAE
@@ -77,39 +77,11 @@ class SceneResult:
         }
 
 
-def describe_splits(reports: Mapping[str, ProbeReport], digests: Mapping[str, str]) -> dict[str, object]:
-    """The probes of each split as `auxmae eval --dense --json` prints them."""
-    return {
-        name: {
-            "split": digests[name],
-            "train": report.train_samples,
-            "test": report.test_samples,
-            "probes": [result.to_dict() for result in report.results],
-            "comparisons": [comparison.to_dict() for comparison in report.comparisons],
-            "verdict": report.verdict(),
-            "reason": report.reason,
-            "notices": report.notices,
-        }
-        for name, report in reports.items()
-    }
-
-
 def evaluate_scene(
     model: AuxMAE,
-    image: Tensor,
-    valid: Tensor,
-    labels: NDArray[np.int64],
+    scene: LabelledScene,
+    probes: PixelProbes,
     *,
-    pool: str,
-    stride: int = 0,
-    max_samples: int,
-    labels_per_class: Sequence[int],
-    neighbours: int,
-    bootstrap: int,
-    seed: int,
-    device: torch.device | str,
-    class_names: Sequence[str] = (),
-    channels: Tensor | None = None,
     test_labels: NDArray[np.int64] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> SceneResult:
@@ -126,60 +98,53 @@ def evaluate_scene(
 
     Args:
         model: the encoder, left in the mode in which it came.
-        image, valid: (C, H, W), scaled, with the model's channels, or those at the indices `channels`.
-        labels: (H, W), −1: none.
-        pool: see `AuxMAE.dense_features`.
-        stride: px between positions; 0: the smallest that leaves at most 20 000.
-        max_samples: labelled positions per half (or to train on and to test on), at most, drawn at random.
-        labels_per_class, neighbours, bootstrap, class_names: see `run_probes`.
-        seed: of all draws.
-        device: where the model is.
-        channels: of the model, those that the image has; None: all.
+        scene: with the model's channels, or those at the indices `probes.channels`.
+        probes: how they are probed; of each half at most `max_samples` labelled positions are used.
         test_labels: (H, W), −1: none; a benchmark's own test pixels.
         progress: told what is being done.
 
     Raises:
         ValueError: the shapes differ.
     """
+    image, valid, labels = scene
     if test_labels is not None and test_labels.shape != labels.shape:
         raise ValueError(f"labels are {labels.shape}, those to test on {test_labels.shape}")
     if image.shape[1:] != labels.shape or valid.shape != image.shape:
         raise ValueError(f"image {tuple(image.shape)}, valid {tuple(valid.shape)}, labels {labels.shape}: sizes differ")
     say = progress or (lambda text: None)
     height, width = labels.shape
-    both = 0
+    notices = []
     if test_labels is not None:
         both = int(((labels >= 0) & (test_labels >= 0)).sum())
+        if both:
+            notices.append(f"{both} pixels have a label to train on and one to test on: they are only tested on.")
         labels = np.where(test_labels >= 0, test_labels, labels)
-    windows = PixelWindows(image, valid, model, channels)
+    windows = PixelWindows(image, valid, model, probes.channels)
     window = windows.window
-    found = find_positions(valid.any(dim=0).numpy(), labels, stride=stride, labels_per_class=labels_per_class)
+    found = probes.find(valid.any(dim=0).numpy(), labels)
     grid, places = found.grid, found.places
 
     say("the encoder's features")
-    encode = centre_extractor(model, pool, device)
+    encode = probes.encoder(model)
     encoder = windows.extract(grid, {ENCODER: encode})[ENCODER]
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(probes.seed)
     first = places[:, 1] < width // 2 if test_labels is None else test_labels[places[:, 0], places[:, 1]] < 0
-    chosen = np.sort(np.concatenate([random.permutation(np.flatnonzero(part))[:max_samples] for part in (first, ~first)]))
+    parts = [random.permutation(np.flatnonzero(part))[: probes.max_samples] for part in (first, ~first)]
+    chosen = np.sort(np.concatenate(parts))
     drawn = places[chosen]
     y = labels[drawn[:, 0], drawn[:, 1]]
     # Whole windows are resampled, and kept on one side when the penalty is chosen.
-    tiles = drawn // window
-    groups = tiles[:, 0] * (width // window + 1) + tiles[:, 1]
+    groups = windows.tiles(drawn)
     say("the floors' features")
-    picked = np.random.default_rng([seed, 2]).permutation(len(grid))[:FIT_WINDOWS]
-    kinds = window_floors([windows.batch(grid[picked])], model, seed)
-    kinds[RANDOM] = centre_extractor(untrained(model, seed=seed).to(device), pool, device)
+    picked = np.random.default_rng([probes.seed, 2]).permutation(len(grid))[:FIT_WINDOWS]
     of_drawn = encoder[found.on_grid[chosen]] if not found.sparse else windows.extract(drawn, {ENCODER: encode})[ENCODER]
-    rows = {ENCODER: of_drawn, **windows.extract(drawn, kinds)}
+    rows = {ENCODER: of_drawn, **windows.extract(drawn, probes.floors(model, [windows.batch(grid[picked])]))}
     samples = {name: Features(x, y, groups) for name, x in rows.items()}
 
     column, half = drawn[:, 1], width // 2
     gap = min(window - 1, half // 2) if test_labels is None else 0
-    reports, digests = {}, {}
     if test_labels is None:
-        mixed = np.random.default_rng([seed, 1]).permutation(len(chosen)) < len(chosen) // 2
+        mixed = np.random.default_rng([probes.seed, 1]).permutation(len(chosen)) < len(chosen) // 2
         splits = {
             LEFT_RIGHT: (column < half - gap, column >= half),
             RIGHT_LEFT: (column >= half + gap, column < half),
@@ -187,47 +152,45 @@ def evaluate_scene(
         }
     else:
         splits = {GIVEN: (first[chosen], ~first[chosen])}
+    reports, digests = {}, {}
     for name, (train, held) in splits.items():
-        fit, test = np.flatnonzero(train), np.flatnonzero(held)
-        order = np.concatenate([drawn[fit], [[-1, -1]], drawn[test]])
-        digests[name] = hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16]
-        reports[name] = run_probes(
-            {kind: features.take(fit) for kind, features in samples.items()},
-            {kind: features.take(test) for kind, features in samples.items()},
-            labels_per_class=labels_per_class,
-            neighbours=neighbours,
-            bootstrap=bootstrap,
-            seed=seed,
-            class_names=class_names,
-            progress=lambda what, name=name: say(f"{name}: {what}"),  # type: ignore[misc]
+        reports[name], digests[name] = probes.run(
+            samples,
+            drawn,
+            train,
+            held,
+            lambda what, name=name: say(f"{name}: {what}"),  # type: ignore[misc]
         )
     say("the map")
     predicted = np.full(len(grid), -1, dtype=np.int64)
     left = grid[:, 1] < half
     for name, shown in {LEFT_RIGHT: ~left, RIGHT_LEFT: left, GIVEN: np.ones_like(left)}.items():
         if name in reports and not reports[name].reason and shown.any():
-            fit = np.flatnonzero(splits[name][0])
-            predicted[shown] = predict(samples[ENCODER].take(fit), encoder[shown], neighbours=neighbours, probes=(MAP,))[MAP]
-    total = found.labelled
-    notices = []
+            known = samples[ENCODER].take(np.flatnonzero(splits[name][0]))
+            predicted[shown] = predict(known, encoder[shown], neighbours=probes.neighbours, probes=(MAP,))[MAP]
     if test_labels is not None:
-        notices += _closeness(drawn[first[chosen]], drawn[~first[chosen]], window, (height, width))
-    if test_labels is None and gap < window - 1:
+        notices = [*_closeness(drawn[first[chosen]], drawn[~first[chosen]], window, (height, width)), *notices]
+    elif gap < window - 1:
         notices.append(
             f"The scene is too narrow for its windows of {window} px: those of training pixels share up to {window - 1 - gap} "
             "columns with those of test pixels, which flatters all features that see a window (smaller: model.image_size)."
         )
-    if both:
-        notices.append(f"{both} pixels have a label to train on and one to test on: they are only tested on.")
-    if found.sparse:
-        met = f"meets {len(found.on_grid)} of {total} labelled pixels"
-        notices.append(f"The grid (eval.stride = {found.stride}) {met}: all are drawn from.")
-    if len(drawn) < total:
-        reasons = [f"eval.stride = {found.stride}"] if len(places) < total else []
-        reasons += [f"eval.max_samples = {max_samples}"] if len(drawn) < len(places) else []
-        notices.append(f"The probes use {len(drawn)} of {total} labelled pixels ({', '.join(reasons)}).")
+    notices += _left_out(found, len(drawn), probes.max_samples)
     prediction = _spread(predicted, grid, valid, found.stride)
-    return SceneResult(reports, digests, prediction, labels, window, found.stride, gap, total, len(drawn), notices)
+    return SceneResult(reports, digests, prediction, labels, window, found.stride, gap, found.labelled, len(drawn), notices)
+
+
+def _left_out(found: Positions, used: int, max_samples: int) -> list[str]:
+    """Says which of a scene's labels are used, where not all of the grid's are, or not all."""
+    notices = []
+    if found.sparse:
+        met = f"meets {len(found.on_grid)} of {found.labelled} labelled pixels"
+        notices.append(f"The grid (eval.stride = {found.stride}) {met}: all are drawn from.")
+    if used < found.labelled:
+        reasons = [f"eval.stride = {found.stride}"] if len(found.places) < found.labelled else []
+        reasons += [f"eval.max_samples = {max_samples}"] if used < len(found.places) else []
+        notices.append(f"The probes use {used} of {found.labelled} labelled pixels ({', '.join(reasons)}).")
+    return notices
 
 
 def _closeness(train: NDArray[np.int64], test: NDArray[np.int64], window: int, size: tuple[int, int]) -> list[str]:

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auxmae.evaluation.across_scenes import LabelledScene, _first_half, evaluate_across
+from auxmae.evaluation.across_scenes import _first_half, evaluate_across
+from auxmae.evaluation.pixel_windows import LabelledScene
 from auxmae.evaluation.probes import ENCODER, RANDOM
 from auxmae.model.mae import AuxMAE
+from tests.evaluation.small_scene import PROBES as SMALL
+from tests.evaluation.small_scene import two_channels
 
-ARGUMENTS = {
-    "pool": "moments",
-    "max_samples": 200,
-    "labels_per_class": (0,),
-    "neighbours": 5,
-    "bootstrap": 50,
-    "seed": 0,
-    "device": "cpu",
-}
+PROBES = replace(SMALL, pool="moments", max_samples=200)
 
 
 @pytest.fixture(scope="module")
 def model() -> AuxMAE:
-    torch.manual_seed(0)
-    return AuxMAE(["red", "green"], image_size=9, patch_size=3, width=16, depth=1, heads=2, decoder_depth=1)
+    return two_channels()
 
 
 def scene(number: int, *, flipped: bool = False) -> LabelledScene:
@@ -44,8 +40,8 @@ def scene(number: int, *, flipped: bool = False) -> LabelledScene:
 def test_the_tested_scene_is_not_trained_on(model: AuxMAE) -> None:
     """Where the bright class of one scene is the dark one of the other, what was learned there is wrong here."""
     names, groups = ["one", "two"], np.arange(2)
-    alike = evaluate_across(model, scene, names, groups, **ARGUMENTS)
-    flipped = evaluate_across(model, lambda number: scene(number, flipped=number == 1), names, groups, **ARGUMENTS)
+    alike = evaluate_across(model, scene, names, groups, PROBES)
+    flipped = evaluate_across(model, lambda number: scene(number, flipped=number == 1), names, groups, PROBES)
     assert set(alike.reports) == {"one → two", "two → one"}
     for split in alike.reports:
         same, other = (
@@ -67,7 +63,7 @@ def test_the_tested_scene_is_not_trained_on(model: AuxMAE) -> None:
 def test_every_scene_gives_its_share_and_many_are_resampled_whole(model: AuxMAE) -> None:
     names = [f"scene {number}" for number in range(44)]
     groups = np.arange(44) // 2
-    result = evaluate_across(model, scene, names, groups, **{**ARGUMENTS, "max_samples": 100})
+    result = evaluate_across(model, scene, names, groups, replace(PROBES, max_samples=100))
     assert result.resampled == "scenes"
     assert [len(half) for half in result.halves] == [22, 22]
     for report in result.reports.values():
@@ -84,9 +80,9 @@ def test_a_scene_without_valid_pixels_costs_nothing(model: AuxMAE) -> None:
         found = scene(number)
         return found._replace(valid=torch.zeros_like(found.valid)) if number == 2 else found
 
-    result = evaluate_across(model, read, ["a", "b", "empty"], np.arange(3), **ARGUMENTS)
+    result = evaluate_across(model, read, ["a", "b", "empty"], np.arange(3), PROBES)
     assert all(report.results for report in result.reports.values())
-    nothing = evaluate_across(model, lambda _: read(2), ["a", "b"], np.arange(2), **ARGUMENTS)
+    nothing = evaluate_across(model, lambda _: read(2), ["a", "b"], np.arange(2), PROBES)
     assert nothing.used == 0
     assert all(report.reason for report in nothing.reports.values())
 
@@ -94,7 +90,7 @@ def test_a_scene_without_valid_pixels_costs_nothing(model: AuxMAE) -> None:
 def test_untrained_weights_give_the_random_row(model: AuxMAE) -> None:
     from auxmae.evaluation.probes import untrained
 
-    result = evaluate_across(untrained(model, seed=0), scene, ["one", "two"], np.arange(2), **ARGUMENTS)
+    result = evaluate_across(untrained(model, seed=0), scene, ["one", "two"], np.arange(2), PROBES)
     for report in result.reports.values():
         rows = {name: [r.to_dict() for r in report.results if r.features == name] for name in (ENCODER, RANDOM)}
         for ours, floor in zip(rows[ENCODER], rows[RANDOM], strict=True):
@@ -114,4 +110,4 @@ def test_halves_hold_whole_groups_and_neither_is_empty(groups: list[int], seed: 
 
 def test_scenes_of_one_group_cannot_be_halved(model: AuxMAE) -> None:
     with pytest.raises(ValueError, match="one group"):
-        evaluate_across(model, scene, ["one", "two"], np.zeros(2, dtype=np.int64), **ARGUMENTS)
+        evaluate_across(model, scene, ["one", "two"], np.zeros(2, dtype=np.int64), PROBES)

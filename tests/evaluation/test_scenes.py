@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,34 +10,20 @@ import pytest
 import rasterio
 import torch
 
-from auxmae.evaluation.pixel_windows import PixelWindows, _centres, centre_of
+from auxmae.evaluation.pixel_windows import LabelledScene, PixelWindows, _centres, centre_of
 from auxmae.evaluation.probes import ENCODER, RANDOM
 from auxmae.evaluation.scenes import AT_RANDOM, GIVEN, LEFT_RIGHT, RIGHT_LEFT, SceneResult, evaluate_scene
 from auxmae.model.mae import AuxMAE
 from auxmae.visuals.maps import map_figure, write_map
-
-ARGUMENTS = {
-    "pool": "mean",
-    "max_samples": 400,
-    "labels_per_class": (0,),
-    "neighbours": 5,
-    "bootstrap": 50,
-    "seed": 0,
-    "device": "cpu",
-}
+from tests.evaluation.small_scene import PROBES, two_channels
 
 
 @pytest.fixture(scope="module")
 def model() -> AuxMAE:
-    torch.manual_seed(0)
-    return AuxMAE(["red", "green"], image_size=9, patch_size=3, width=16, depth=1, heads=2, decoder_depth=1)
+    return two_channels()
 
 
-def sized(window: int, patch_size: int) -> AuxMAE:
-    return AuxMAE(["red", "green"], image_size=window, patch_size=patch_size, width=16, depth=1, heads=2, decoder_depth=1)
-
-
-def scene() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def scene() -> LabelledScene:
     """Stripes of two classes that differ in one channel; a corner without data, an unlabelled row, odd sizes."""
     labels = np.repeat(np.arange(4) % 2, 5)[:19, None].repeat(24, axis=1).astype(np.int64)
     image = torch.randn(2, 19, 24, generator=torch.Generator().manual_seed(1)) * 0.1
@@ -45,12 +32,12 @@ def scene() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     valid[:, :4, :5] = False
     image[:, :4, :5] = float("nan")
     labels[7] = -1
-    return image, valid, labels
+    return LabelledScene(image, valid, labels)
 
 
 @pytest.fixture(scope="module")
 def result(model: AuxMAE) -> SceneResult:
-    return evaluate_scene(model, *scene(), **ARGUMENTS)
+    return evaluate_scene(model, scene(), PROBES)
 
 
 def test_both_directions_and_the_random_split_are_measured_beside_every_floor(result: SceneResult) -> None:
@@ -74,8 +61,8 @@ def test_windows_on_both_sides_of_the_border_share_no_pixel(model: AuxMAE) -> No
     random = torch.Generator().manual_seed(2)
     image = torch.randn(2, 12, 60, generator=random)
     labels = np.arange(60)[None].repeat(12, axis=0) % 2
-    arguments = {**ARGUMENTS, "max_samples": 5000}
-    whole = evaluate_scene(model, image, torch.ones_like(image, dtype=torch.bool), labels, **arguments)
+    everything = LabelledScene(image, torch.ones_like(image, dtype=torch.bool), labels)
+    whole = evaluate_scene(model, everything, replace(PROBES, max_samples=5000))
     assert (whole.window, whole.gap) == (9, 8)
     # A window reaches 4 px to either side, and 8 columns lie between the last training and the first test column.
     assert whole.reports[LEFT_RIGHT].train_samples == 12 * 22
@@ -86,7 +73,7 @@ def test_windows_on_both_sides_of_the_border_share_no_pixel(model: AuxMAE) -> No
 def test_a_scene_too_narrow_for_its_windows_is_told(model: AuxMAE, result: SceneResult) -> None:
     assert any("share up to 2 columns" in notice for notice in result.notices)
     image, valid, labels = (np.tile(part, 3) if isinstance(part, np.ndarray) else part.repeat(1, 1, 3) for part in scene())
-    assert not any("narrow" in notice for notice in evaluate_scene(model, image, valid, labels, **ARGUMENTS).notices)
+    assert not any("narrow" in notice for notice in evaluate_scene(model, LabelledScene(image, valid, labels), PROBES).notices)
 
 
 def test_the_map_is_of_every_valid_pixel(result: SceneResult) -> None:
@@ -110,7 +97,7 @@ def test_given_test_pixels_are_tested_on_and_all_others_trained_on(model: AuxMAE
     test_labels = np.where(np.arange(24) % 3 == 0, labels, -1)
     train_labels = np.where(np.arange(24) % 3 == 1, labels, -1)
     train_labels[10] = labels[10]
-    found = evaluate_scene(model, image, valid, train_labels, test_labels=test_labels, **ARGUMENTS)
+    found = evaluate_scene(model, LabelledScene(image, valid, train_labels), PROBES, test_labels=test_labels)
     usable = valid[0].numpy() & (labels >= 0)
     tested, trained = usable & (test_labels >= 0), usable & (train_labels >= 0) & (test_labels < 0)
     assert list(found.reports) == [GIVEN]
@@ -120,7 +107,9 @@ def test_given_test_pixels_are_tested_on_and_all_others_trained_on(model: AuxMAE
     assert f"{int((test_labels[10] >= 0).sum())} pixels have a label to train on and one to test on" in " ".join(found.notices)
     assert f"The windows of {tested.sum()} of {tested.sum()} test pixels share pixels" in " ".join(found.notices)
     assert np.array_equal(found.prediction >= 0, valid[0].numpy())
-    other = evaluate_scene(model, image, valid, train_labels, test_labels=np.where(labels == 0, test_labels, -1), **ARGUMENTS)
+    other = evaluate_scene(
+        model, LabelledScene(image, valid, train_labels), PROBES, test_labels=np.where(labels == 0, test_labels, -1)
+    )
     assert other.digests != found.digests
 
 
@@ -131,11 +120,9 @@ def test_far_test_pixels_flatter_nobody(model: AuxMAE) -> None:
     for first, said in ((29, False), (28, True)):
         found = evaluate_scene(
             model,
-            image,
-            valid,
-            np.where(columns <= 20, labels, -1),
+            LabelledScene(image, valid, np.where(columns <= 20, labels, -1)),
+            PROBES,
             test_labels=np.where(columns >= first, labels, -1),
-            **ARGUMENTS,
         )
         assert any("share pixels" in notice for notice in found.notices) is said
         if said:
@@ -144,7 +131,7 @@ def test_far_test_pixels_flatter_nobody(model: AuxMAE) -> None:
 
 def test_a_window_has_its_pixel_in_the_centre_patch() -> None:
     image, valid, _ = scene()
-    windows = PixelWindows(image, valid, sized(9, 3))
+    windows = PixelWindows(image, valid, two_channels(9, 3))
     batch = windows.batch(np.array([[10, 11], [18, 23], [0, 0]]))
     assert torch.equal(batch.image[0], image[:, 6:15, 7:16])
     assert torch.equal(centre_of(batch, 3).image[0], image[:, 9:12, 10:13])
@@ -158,7 +145,7 @@ def test_a_window_has_its_pixel_in_the_centre_patch() -> None:
 )
 def test_the_raw_patch_is_of_three_pixels_at_least(patch_size: int, window: int, side: int) -> None:
     image, valid, _ = scene()
-    windows = PixelWindows(image, valid, sized(window, patch_size))
+    windows = PixelWindows(image, valid, two_channels(window, patch_size))
     found = centre_of(windows.batch(np.array([[12, 13]])), patch_size, least=3)
     top, left = 12 - side // 2, 13 - side // 2
     assert torch.equal(found.image[0], image[:, top : top + side, left : left + side])
@@ -178,7 +165,7 @@ def test_few_windows_at_a_time_give_the_same(model: AuxMAE, result: SceneResult,
     for tokens, most in ((5 * 2 * 9, 5), (1, 1)):
         seen.clear()
         monkeypatch.setattr("auxmae.evaluation.pixel_windows._TOKENS", tokens)
-        fewer = evaluate_scene(model, *scene(), **ARGUMENTS)
+        fewer = evaluate_scene(model, scene(), PROBES)
         assert max(seen) == most
         # Other batches may round otherwise, no more.
         assert (fewer.prediction == result.prediction).mean() > 0.98
@@ -197,7 +184,7 @@ def sparse_scene() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
 
 def test_few_labels_that_the_grid_misses_are_all_used(model: AuxMAE) -> None:
     image, valid, labels = sparse_scene()
-    found = evaluate_scene(model, image, valid, labels, stride=4, **ARGUMENTS)
+    found = evaluate_scene(model, LabelledScene(image, valid, labels), replace(PROBES, stride=4))
     assert (found.labelled, found.used) == (48, 48)
     assert found.reports[AT_RANDOM].train_samples + found.reports[AT_RANDOM].test_samples == 48
     assert found.reports[LEFT_RIGHT].test_samples == (labels[:, 40:] >= 0).sum()
@@ -206,12 +193,12 @@ def test_few_labels_that_the_grid_misses_are_all_used(model: AuxMAE) -> None:
         assert max(r.accuracy for r in report.results if r.features == "raw spectrum") == 1.0
         assert any(r.features == ENCODER for r in report.results)
     # With every pixel on the grid the same pixels and features are used, and nothing is to be said.
-    whole = evaluate_scene(model, image, valid, labels, stride=1, **ARGUMENTS)
+    whole = evaluate_scene(model, LabelledScene(image, valid, labels), replace(PROBES, stride=1))
     assert (whole.digests, whole.notices) == (found.digests, [])
     rows = [{(r.features, r.probe): r.accuracy for r in each.reports[AT_RANDOM].results} for each in (whole, found)]
     assert rows[0][ENCODER, "k-NN"] == pytest.approx(rows[1][ENCODER, "k-NN"])
     assert rows[0]["raw patch", "k-NN"] == pytest.approx(rows[1]["raw patch", "k-NN"])
-    fewer = evaluate_scene(model, image, valid, labels, stride=4, **{**ARGUMENTS, "max_samples": 10})
+    fewer = evaluate_scene(model, LabelledScene(image, valid, labels), replace(PROBES, stride=4, max_samples=10))
     assert fewer.used == 20
     assert "The probes use 20 of 48 labelled pixels (eval.max_samples = 10)." in fewer.notices
 
@@ -219,7 +206,7 @@ def test_few_labels_that_the_grid_misses_are_all_used(model: AuxMAE) -> None:
 def test_a_densely_labelled_scene_stays_on_its_grid(model: AuxMAE) -> None:
     image, valid, _ = sparse_scene()
     labels = np.arange(80)[None].repeat(60, axis=0) // 8 % 2
-    found = evaluate_scene(model, image, valid, labels, stride=8, **ARGUMENTS)
+    found = evaluate_scene(model, LabelledScene(image, valid, labels), replace(PROBES, stride=8))
     assert found.used == 8 * 10
     assert found.notices == ["The probes use 80 of 4800 labelled pixels (eval.stride = 8)."]
     assert found.to_dict()["used_pixels"] == 80
@@ -228,7 +215,7 @@ def test_a_densely_labelled_scene_stays_on_its_grid(model: AuxMAE) -> None:
 def test_untrained_weights_give_the_random_row(model: AuxMAE) -> None:
     from auxmae.evaluation.probes import untrained
 
-    report = evaluate_scene(untrained(model, seed=0), *scene(), stride=2, **ARGUMENTS).reports[LEFT_RIGHT]
+    report = evaluate_scene(untrained(model, seed=0), scene(), replace(PROBES, stride=2)).reports[LEFT_RIGHT]
     for probe in ("k-NN", "logistic regression"):
         rows = {r.features: r.accuracy for r in report.results if r.probe == probe}
         assert rows[ENCODER] == rows[RANDOM]
