@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     valid: Tensor
     label: Tensor
     label_map: Tensor | None
-    channels: Tensor | None
+    channels: Tensor | None = None
     image_number: Tensor | None = None
     group: Tensor | None = None
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import jinja2
 
-from auxmae.errors import AuxMAEError
-from auxmae.writing import replacing
+from auxmae.writing import write_text
 
 # In this order, then whatever else there is.
 _FIRST = ("reconstruction", "curves", "visualize")
@@ -59,13 +58,7 @@ def write_report(run_folder: Path) -> Path:
         settings=settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else "",
         figures=_figures(run_folder / "figures", _drawn(evaluation), other),
     )
-    path = run_folder / "report.html"
-    try:
-        with replacing(path) as draft:
-            draft.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise AuxMAEError(f"{path}: the report cannot be written: {error.strerror or error}") from error
-    return path
+    return write_text(run_folder / "report.html", page)
 
 
 def _errors(content: dict[str, Any], channel_floors: dict[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
-from torch import Tensor
 
+from auxmae.data.loading import Batch
 from auxmae.evaluation.feature_floors import (
     convolution_extractor,
     floor_extractors,
@@ -19,16 +17,6 @@ from auxmae.evaluation.feature_floors import (
     sample_patches,
     spectrum_extractor,
 )
-
-
-class Batch(NamedTuple):
-    image: Tensor
-    valid: Tensor
-    label: Tensor
-    label_map: Tensor | None = None
-    channels: Tensor | None = None
-    image_number: Tensor | None = None
-    group: Tensor | None = None
 
 
 def make(count: int = 6, height: int = 12, width: int = 8, seed: int = 0) -> Batch:

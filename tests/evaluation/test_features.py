@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from auxmae.data.loading import Batch
 from auxmae.evaluation.features import extract_all, extract_features, patch_labels, statistics_extractor
 from auxmae.evaluation.probes import untrained
-
-
-class Batch(NamedTuple):
-    image: Tensor
-    valid: Tensor
-    label: Tensor
-    label_map: Tensor | None = None
-    channels: Tensor | None = None
-    image_number: Tensor | None = None
-    group: Tensor | None = None
 
 
 def make(count: int, size: int, *, seed: int = 0, height: int = 16, width: int = 16, maps: bool = False) -> list[Batch]:

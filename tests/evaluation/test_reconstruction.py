@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from auxmae.data.loading import Batch
 from auxmae.errors import DataError
 from auxmae.evaluation.reconstruction import draw_fixed_masks, evaluate_reconstruction
 from auxmae.evaluation.reconstruction_floors import predict_floors
-
-
-class Batch(NamedTuple):
-    image: Tensor
-    valid: Tensor
-    label: Tensor
-    label_map: Tensor | None = None
-    channels: Tensor | None = None
 
 
 class Shifted(nn.Module):
