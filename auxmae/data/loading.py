@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     image: Tensor
     valid: Tensor
     label: Tensor
-    label_map: Tensor | None
+    label_map: Tensor | None = None
     channels: Tensor | None = None
     image_number: Tensor | None = None
     group: Tensor | None = None

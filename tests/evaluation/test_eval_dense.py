@@ -1,0 +1,213 @@
+"""`auxmae eval` where every pixel has a label: patch by patch, and with --dense pixel by pixel, with maps and across scenes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from auxmae.errors import DataError
+from tests.evaluation.small_run import invoke
+
+
+def test_dense_writes_maps_and_needs_a_label_raster(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4) % 2 * 3 + 1, 12)[:, None].repeat(48, axis=1).astype(np.uint8)
+    labels[20] = 0  # a third class, of one row
+    pixels = generator.integers(0, 200, (13, 48, 48)) + 1000 * labels.astype(np.int64)
+    tifffile.imwrite(tmp_path / "scene.tif", pixels.astype(np.uint16), metadata={"axes": "CYX"}, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "labels.tif", labels)
+    quick = ("--set", "eval.labels_per_class=[0]", "--set", "eval.stride=4", "--dense", "--json")
+    scene = ("--data", str(tmp_path / "scene.tif"), "--labels", str(tmp_path / "labels.tif"))
+    result = invoke(str(run), *scene, *quick)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert list(document["dense"]["scene"]["splits"]) == ["left → right", "right → left", "random pixels"]
+    assert (run / "maps" / "scene.tif").is_file()
+    assert (run / "figures" / "map-scene.png").is_file()
+    assert "leaks" in result.stderr
+    assert isinstance(invoke(str(run), *quick).exception, DataError)
+    tifffile.imwrite(tmp_path / "labels.tif", labels[:40])
+    other_size = invoke(str(run), *scene, *quick)
+    assert "40×48" in str(other_size.exception)
+
+
+def write_scenes(folder: Path, names: tuple[str, ...], side: int = 48) -> tuple[str, ...]:
+    """Scenes of 13 channels with rasters of two classes in stripes, and the arguments that name them."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4) % 2 + 1, side // 4)[:, None].repeat(side, axis=1).astype(np.uint8)
+    for name in names:
+        pixels = generator.integers(0, 200, (13, side, side)) + 1000 * labels.astype(np.int64)
+        for path in (folder / "scenes" / name, folder / "labels" / name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(folder / "scenes" / name, pixels.astype(np.uint16), metadata={"axes": "CYX"}, photometric="minisblack")
+        tifffile.imwrite(folder / "labels" / name, labels)
+    return ("--data", str(folder / "scenes"), "--labels", str(folder / "labels"))
+
+
+@pytest.mark.parametrize("layout", [pytest.param("array", marks=pytest.mark.slow), "images"])
+def test_images_with_a_label_a_pixel_are_probed_patch_by_patch(run_folder: Path, tmp_path: Path, layout: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    generator = np.random.default_rng(0)
+    labels = generator.integers(1, 3, (20, 2, 2)).repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)
+    pixels = (generator.integers(0, 200, (20, 13, 16, 16)) + 1000 * labels[:, None].astype(np.int64)).astype(np.uint16)
+    images, masks = tmp_path / "images.npy", tmp_path / "masks.npy"
+    if layout == "array":
+        np.save(images, pixels)
+        np.save(masks, labels)
+    else:
+        images, masks = images.with_suffix(""), masks.with_suffix("")
+        images.mkdir()
+        masks.mkdir()
+        for i in range(20):
+            tifffile.imwrite(images / f"{i}.tif", pixels[i], metadata={"axes": "CYX"}, photometric="minisblack")
+            tifffile.imwrite(masks / f"{i}.tif", labels[i])
+    quick = (
+        "labels_per_class=[0]",
+        "finetune_labels=[0]",
+        "finetune_steps=40",
+        "finetune_seeds=1",
+        "bootstrap=10",
+        "mask_ratios=[]",
+    )
+    named = ("--data", str(images), "--labels", str(masks), "--set", f"data.layout={layout}")
+    settings = (part for each in quick for part in ("--set", f"eval.{each}"))
+    result = invoke(str(run), *named, *settings, "--finetune", *(["--robustness"] if layout == "array" else []), "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    # Two of the images are validated on; each has four patches of 8 px.
+    assert document["details"]["probe_samples"] == {"train": 4 * 10, "test": 4 * 8}
+    assert all(probe["accuracy"] > 0.9 for probe in document["probes"] if probe["features"] == "channel statistics")
+    assert document["finetuning"]["results"][0]["accuracy"] > 0.9
+    if layout == "array":
+        unchanged = document["robustness"]["results"][0]
+        assert unchanged["kind"] == "unchanged"
+        assert unchanged["accuracy"]["channel statistics"] > 0.9
+    assert "Pixel by pixel, across images: --dense" in result.stderr
+    if layout == "images":
+        result = invoke(str(run), *named, "--set", "eval.labels_per_class=[0]", "--set", "eval.bootstrap=10", "--dense", "--json")
+        document = json.loads(result.stdout)
+        assert document["dense"] == {}
+        assert [len(half) for half in document["across_scenes"]["halves"]] == [10, 10]
+        assert not (run / "maps").exists()
+
+
+QUICK_DENSE = ("--set", "eval.labels_per_class=[0]", "--set", "eval.stride=8", "--dense", "--json")
+
+
+def test_scenes_of_one_name_in_two_folders_stay_apart(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    scenes = write_scenes(tmp_path, ("a/scene.tif", "b/scene.tif", "b/other.tif"))
+    result = invoke(str(run), *scenes, *QUICK_DENSE)
+    assert result.exit_code == 0, result.output
+    dense = json.loads(result.stdout)["dense"]
+    assert set(dense) == {"a-scene", "b-scene", "other"}
+    for name, found in dense.items():
+        assert (found["map"], found["figure"]) == (str(run / "maps" / f"{name}.tif"), str(run / "figures" / f"map-{name}.png"))
+        assert Path(found["map"]).is_file()
+        assert Path(found["figure"]).is_file()
+
+
+def test_scenes_are_measured_across_and_the_first_by_themselves(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    monkeypatch.setattr("auxmae.cli.eval_dense._MOST", 1)
+    scenes = write_scenes(tmp_path, ("one.tif", "two.tif", "three.tif"))
+    (tmp_path / "labels" / "two.tif").unlink()
+    result = invoke(str(run), *scenes, *QUICK_DENSE)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert list(document["dense"]) == ["one"]
+    assert "2 scenes have labels for their pixels: 1 are measured" in result.stderr
+    across = document["across_scenes"]
+    assert set(across["splits"]) == {"one → three", "three → one"}
+    assert "Across scenes, one → three" in result.stderr
+    # The later call keeps it, as it does "dense".
+    again = invoke(str(run), *scenes, "--set", "eval.labels_per_class=[0]", "--set", "eval.stride=8", "--json")
+    assert json.loads(again.stdout)["across_scenes"] == across
+    grouped = invoke(str(run), *scenes, *QUICK_DENSE, "--set", r"data.group_pattern='(\w)'", "--set", "data.split=block")
+    assert set(json.loads(grouped.stdout)["across_scenes"]["splits"]) == {"one → three", "three → one"}
+    alone = invoke(str(run), *scenes, *QUICK_DENSE, "--set", "data.group_pattern='(tif)'", "--set", "data.split=block")
+    assert "of one group: nothing is measured across scenes" in alone.stderr
+    assert "across_scenes" not in json.loads(alone.stdout)
+
+
+def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    scenes = write_scenes(tmp_path, ("one.tif", "two.tif"))
+    full = tifffile.imread(tmp_path / "labels" / "one.tif")
+    near = np.arange(48) < 16
+    tifffile.imwrite(tmp_path / "labels" / "one.tif", np.where(near, full, 0))
+    # Class 7 is not trained on.
+    tested = np.where(near, 0, full)
+    tested[:4, 30:] = 7
+    (tmp_path / "tested").mkdir()
+    tifffile.imwrite(tmp_path / "tested" / "one.tif", tested)
+    given = ("--test-labels", str(tmp_path / "tested"), "--set", "data.ignored_labels=[0]", "--set", "eval.stride=1")
+    result = invoke(str(run), *scenes, *QUICK_DENSE, *given)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["details"]["test_labels"] == str(tmp_path / "tested")
+    assert "two: no labels to test on" in result.stderr
+    assert list(document["dense"]) == ["one"]
+    (split,) = document["dense"]["one"]["splits"].items()
+    assert split[0] == "given pixels"
+    assert (split[1]["train"], split[1]["test"]) == (int(near.sum() * 48), int((~near).sum() * 48))
+    without_dense = [each for each in QUICK_DENSE if each != "--dense"]
+    # What is kept of it later still says which pixels it is of.
+    later = json.loads(invoke(str(run), *scenes, *without_dense, *given[2:]).stdout)
+    assert list(later["dense"]["one"]["splits"]) == ["given pixels"]
+    assert later["details"]["test_labels"] == str(tmp_path / "tested")
+    assert "--dense" in str(invoke(str(run), *scenes, *without_dense, *given).exception)
+    none = invoke(str(run), *scenes, *QUICK_DENSE, "--test-labels", "none")
+    assert "no label for each pixel" in str(none.exception)
+
+
+def test_a_map_that_cannot_be_written_costs_no_figure(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    (run / "maps").write_text("in the way")
+    (run / "figures" / "map-two.png").mkdir(parents=True)
+    result = invoke(str(run), *write_scenes(tmp_path, ("one.tif", "two.tif")), *QUICK_DENSE)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    document = json.loads(result.stdout)
+    assert set(document["dense"]) == {"one", "two"}
+    assert all(found["map"] is None and found["splits"] for found in document["dense"].values())
+    assert (document["dense"]["two"]["figure"], document["dense"]["one"]["figure"]) == (
+        None,
+        str(run / "figures" / "map-one.png"),
+    )
+    assert json.loads((run / "eval.json").read_text())["dense"] == document["dense"]
+    said = [line for line in result.stderr.splitlines() if line.startswith("Not written")]
+    assert [str(run / "maps" / "one.tif") in said[0], "the map cannot be written" in said[0], len(said)] == [True, True, 3]
+
+
+def test_no_two_scenes_have_one_name() -> None:
+    from types import SimpleNamespace
+
+    from auxmae.cli.eval_dense import scene_names
+
+    paths = ["a/s.tif", "b/s.tif", "a-s.tif", "c/t.tif", "c/t.npy", "stack.npy", "a/b.c.tif", "b/b.c.tif"]
+    counts = [1, 1, 1, 1, 1, 2, 1, 1]
+    items = np.array([(number, index) for number, count in enumerate(counts) for index in range(count)])
+    files = [SimpleNamespace(count=count) for count in counts]
+
+    class Fake(SimpleNamespace):
+        def __len__(self) -> int:
+            return len(self.items)
+
+    names = scene_names(Fake(items=items, files=files, relative_paths=paths))
+    expected = ["a-s-tif", "b-s", "a-s", "c-t-tif", "c-t-npy", "stack-0", "stack-1", "a-b.c", "b-b.c"]
+    assert names == expected
