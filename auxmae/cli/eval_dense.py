@@ -153,9 +153,7 @@ def _print(title: str, report: ProbeReport, out: Console, *, leaks: bool = False
 
 def labelled_scenes(collection: Collection) -> list[int]:
     """The images that have a label raster."""
-    from auxmae.data.image import Window
-
-    return [item for item in range(len(collection)) if collection.read_labels(item, Window(0, 0, 1, 1)) is not None]
+    return [item for item in range(len(collection)) if collection.has_label_map(item)]
 
 
 def read_scene(data: Data, item: int) -> LabelledScene:

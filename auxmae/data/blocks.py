@@ -25,7 +25,7 @@ LEFT_OUT = -1
 
 def cut_scenes(
     collection: Collection, image_size: int, block_size: int | None, notices: list[str]
-) -> tuple[NDArray[np.int64], list[tuple[object, int]]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Cuts scenes into blocks, those that overlap on one grid of pixels along the same lines of it.
 
     Args:
@@ -35,8 +35,8 @@ def cut_scenes(
         notices: told what was done.
 
     Returns:
-        (n, 5) scene, top, left, height, width of every block, px; and for each the key of its place and its number there:
-        blocks of which both are the same show the same ground, or may.
+        (n, 5) scene, top, left, height, width of every block, px; (n,) the number of its place, which scenes on one grid of
+        pixels share where they overlap; and (n,) the number of its ground: blocks of one number show the same, or may.
 
     Raises:
         SettingsError: a block would be smaller than a crop.
@@ -79,7 +79,13 @@ def cut_scenes(
         )
     elif any(count > 1 for count in shared.values()):
         notices.append("scenes of the same size and place are held out at the same blocks, as they may show the same place")
-    return np.array(blocks, dtype=np.int64).reshape(-1, 5), keys
+    return np.array(blocks, dtype=np.int64).reshape(-1, 5), _numbers([place for place, _ in keys]), _numbers(keys)
+
+
+def _numbers(keys: Sequence[object]) -> NDArray[np.int64]:
+    """0, 1, … for keys as each appears first."""
+    number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number_of[key] for key in keys], dtype=np.int64)
 
 
 def _common_edges(mosaic: Mosaic, block: int, most: int | None) -> tuple[list[int], list[int]]:
@@ -125,9 +131,7 @@ def follow_ground(
 
     Args:
         collection: the scenes.
-        blocks: (n, 5).
-        places: (n,) which blocks are on one grid of overlapping scenes.
-        units: (n,) which blocks of these show the same ground.
+        blocks, places, units: from `cut_scenes`.
         assigned: (n,) part of each.
         notices: told what was done.
 

@@ -72,6 +72,10 @@ class Collection:
         """Whether any scene has a label for each pixel."""
         return any(raster is not None for raster in self.label_rasters)
 
+    def has_label_map(self, item: int) -> bool:
+        """Whether an image has a label for each pixel."""
+        return bool(self.label_rasters) and self.label_rasters[int(self.items[item, 0])] is not None
+
     def file_of(self, item: int) -> ImageFile:
         """The file that holds an image."""
         return self.files[int(self.items[item, 0])]

@@ -117,9 +117,8 @@ def split_collection(
         DataError: a path has no group, or there are too few groups.
         SettingsError: the method does not fit the layout.
     """
-    scenes = collection.layout == "scenes"
-    keep_together = method == "auto"
-    if method == "auto":
+    scenes, automatic = collection.layout == "scenes", method == "auto"
+    if automatic:
         method = "group" if group_pattern else "block" if scenes else "random"
     if method == "block" and not scenes:
         raise SettingsError(
@@ -132,30 +131,29 @@ def split_collection(
     blocks = np.zeros((0, 5), dtype=np.int64)
     together: NDArray[np.int64] | None = None
     overlaps = np.zeros((0, 2), dtype=np.int64)
-    if method != "block":
-        overlaps = connecting_pairs([collection.file_of(item) for item in range(len(collection))])
     if method == "block":
-        blocks, keys = cut_scenes(collection, image_size, block_size, notices)
-        assigned = _assign_blocks(keys, fractions, random)
-        index_of = {key: index for index, key in enumerate(dict.fromkeys(keys))}
-        together = np.array([index_of[key] for key in keys], dtype=np.int64)
-        number_of = {place: number for number, place in enumerate(dict.fromkeys(place for place, _ in keys))}
-        places = np.array([number_of[place] for place, _ in keys], dtype=np.int64)
+        blocks, places, together = cut_scenes(collection, image_size, block_size, notices)
+        assigned = _assign_blocks(places, together, fractions, random)
         assigned = follow_ground(collection, blocks, places, together, assigned, notices)
         kept = assigned != LEFT_OUT
         blocks, assigned, together = blocks[kept], assigned[kept], together[kept]
-    elif method == "group":
+    else:
+        overlaps = connecting_pairs([collection.file_of(item) for item in range(len(collection))])
+        if scenes:
+            sizes = np.array([collection.size_of(item) for item in range(len(collection))], dtype=np.int64)
+            numbers = np.arange(len(collection), dtype=np.int64)[:, None]
+            blocks = np.concatenate([numbers, np.zeros((len(numbers), 2), dtype=np.int64), sizes], axis=1)
+    if method == "group":
         names = _groups(collection, group_pattern)
         assigned = _assign_groups(names, fractions, random)
         together = np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
-    else:
+    elif method == "random":
         labels = collection.labels if collection.labels is not None else np.zeros(len(collection), dtype=np.int64)
-        if keep_together and len(overlaps):
+        drawn = None
+        if automatic and len(overlaps):
             together = connected(overlaps, len(collection))
             drawn = _assign_together(labels, together, fractions, random)
-        if together is None or drawn is None:
-            together, assigned = None, _assign_stratified(labels, fractions, random)
-        else:
+        if together is not None and drawn is not None:
             assigned = drawn
             alike = np.bincount(together)[together] > 1
             notices.append(
@@ -163,21 +161,10 @@ def split_collection(
                 f"{collection.names_of(overlaps[0])}: those that do are held out together "
                 "(data.split = 'random' draws each alone)"
             )
-    found = None
-    if keep_together and method == "random" and not scenes and together is None:
-        paths = [collection.relative_paths[number] for number in np.unique(collection.items[:, 0]).tolist()]
-        found = suggest_groups(paths, len(collection.class_names))
-    if found is not None:
-        warning = (
-            f"images such as {found.example[0]} and {found.example[1]} look like several of one thing ({found.number} sets), "
-            f"and each is held out alone: --set data.group_pattern='{found.pattern}' keeps a set's together, --set "
-            "data.split=random says that they are independent"
-        )
-        collection.warnings.extend([warning] if warning not in collection.warnings else [])
-    if scenes and method != "block":
-        sizes = np.array([collection.size_of(item) for item in range(len(collection))], dtype=np.int64)
-        numbers = np.arange(len(collection), dtype=np.int64)[:, None]
-        blocks = np.concatenate([numbers, np.zeros((len(numbers), 2), dtype=np.int64), sizes], axis=1)
+        else:
+            assigned, together = _assign_stratified(labels, fractions, random), None
+            if automatic:
+                _warn_of_sets(collection)
     files = np.unique(collection.items[:, 0])
     if method == "random" and not scenes and 1 < len(files) < len(collection):
         notices.append(
@@ -210,6 +197,20 @@ def split_collection(
     collection.notices.extend(notice for notice in notices if notice not in collection.notices)
     digest = _digest(collection, assigned, blocks)
     return Splits(part(TRAIN), part(VALIDATION), part(TEST), method, digest, tuple(notices))
+
+
+def _warn_of_sets(collection: Collection) -> None:
+    """Says that images which are held out each alone look, by their names, like several of one thing."""
+    paths = [collection.relative_paths[number] for number in np.unique(collection.items[:, 0]).tolist()]
+    found = suggest_groups(paths, len(collection.class_names))
+    if found is None:
+        return
+    warning = (
+        f"images such as {found.example[0]} and {found.example[1]} look like several of one thing ({found.number} sets), "
+        f"and each is held out alone: --set data.group_pattern='{found.pattern}' keeps a set's together, --set "
+        "data.split=random says that they are independent"
+    )
+    collection.warnings.extend([warning] if warning not in collection.warnings else [])
 
 
 def how_to_hold_out(collection: Collection) -> str:
@@ -328,18 +329,19 @@ def _assign_groups(names: Sequence[str], fractions: tuple[float, float], random:
 
 
 def _assign_blocks(
-    keys: Sequence[tuple[object, int]], fractions: tuple[float, float], random: np.random.Generator
+    places: NDArray[np.int64], units: NDArray[np.int64], fractions: tuple[float, float], random: np.random.Generator
 ) -> NDArray[np.int64]:
-    units = list(dict.fromkeys(keys))
-    by_place: dict[object, list[tuple[object, int]]] = {}
-    for unit in units:
-        by_place.setdefault(unit[0], []).append(unit)
+    """Units of blocks drawn, whose numbers are as they appear."""
+    place_of = places[np.unique(units, return_index=True)[1]]
+    order = np.argsort(place_of, kind="stable")
     # Each place has its own held-out blocks where it has enough of them, so that every scene is tested.
-    pools = list(by_place.values()) if all(len(pool) >= FEWEST_BLOCKS for pool in by_place.values()) else [units]
-    of_unit: dict[tuple[object, int], int] = {}
+    pools = np.split(order, np.flatnonzero(np.diff(place_of[order])) + 1)
+    if any(len(pool) < FEWEST_BLOCKS for pool in pools):
+        pools = [np.arange(len(place_of))]
+    of_unit = np.zeros(len(place_of), dtype=np.int64)
     for pool in pools:
-        of_unit.update(zip(pool, _draw(len(pool), fractions, random).tolist(), strict=True))
-    return np.array([of_unit[key] for key in keys], dtype=np.int64)
+        of_unit[pool] = _draw(len(pool), fractions, random)
+    return of_unit[units]
 
 
 def scene_groups(collection: Collection, group_pattern: str = "") -> NDArray[np.int64]:
