@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,21 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
     os.environ["TRITON_INTERPRET"] = "1"
     for name in ("attention", "attention_block_operator", "feed_forward_operator", "norm", "embed", "assembly", "loss"):
         importlib.import_module(f"auxmae_kernels.{name}")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Without a GPU one of pytest-xdist's processes runs all tests of kernels: the last ones compile what the others have called.
+
+    Each other test goes to whichever process is free.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "kernels" if nodeid.startswith("tests/kernels/") else nodeid
+
+    return None if torch.cuda.is_available() else Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,25 +11,10 @@ from tests.kernels.calls import CALLS
 _TABLE = pytest.StashKey()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a GPU one process of pytest-xdist runs them all, since the last ones compile what all others have called.
-
-    They come first, so that the other processes have something to do for as long.
-    """
-    if torch.cuda.is_available():
-        return
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.parent == here:
-            item.add_marker(pytest.mark.xdist_group("kernels"))
-    items.sort(key=lambda item: item.path.parent != here)
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Compiling the table of resources takes minutes of a core: it starts with the first of these tests, which use another."""
     stash = item.config.stash
-    # Tests for a GPU have groups of their own, and may be another process'.
-    if _TABLE not in stash and item.get_closest_marker("gpu") is None:
+    if _TABLE not in stash:
         wanted = any("compiled_table" in getattr(other, "fixturenames", ()) for other in item.session.items)
         stash[_TABLE] = ahead_of_time.start() if wanted else None
 
