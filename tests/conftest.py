@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "kernels" if nodeid.startswith("tests/kernels/") else nodeid
 
     return None if torch.cuda.is_available() else Scheduling(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """A test marked `alone` waits until pytest-xdist's other processes have ended theirs, and they wait for it.
+
+    Waiting comes before pytest-timeout's clock, which an outer hook does not start.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ or sys.platform == "win32":
+        return (yield)
+    import fcntl
+
+    alone = item.get_closest_marker("alone") is not None
+    shared = item.config._tmp_path_factory.getbasetemp().parent  # one folder for all processes
+    # Who waits for the machine holds the queue, or the others would pass the machine on among themselves.
+    with (shared / "queue.lock").open("w") as queue, (shared / "machine.lock").open("w") as machine:
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(machine, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

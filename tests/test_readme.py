@@ -26,7 +26,10 @@ def blocks():
     for number, found in enumerate(BLOCK.finditer(README.read_text(encoding="utf-8"))):
         mark = found["mark"] or ""
         name = f"{number}-{mark or found['code'].split()[0]}"
-        yield pytest.param(found["language"], mark, found["code"], id=name, marks=[pytest.mark.slow] if mark else [])
+        marks = [pytest.mark.slow] if mark else []
+        if mark == "fresh-install":
+            marks.append(pytest.mark.alone)
+        yield pytest.param(found["language"], mark, found["code"], id=name, marks=marks)
 
 
 def environment(mark):

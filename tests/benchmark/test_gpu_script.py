@@ -44,6 +44,7 @@ def test_wrong_calls(script, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_dry_run_goes_through_every_stage(script, tmp_path):
     done = script(tmp_path, AUXMAE_GPU_SH_DEVICE="cpu")
     assert done.returncode == 0, done.stdout + done.stderr
