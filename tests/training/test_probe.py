@@ -12,10 +12,10 @@ from scipy.stats import entropy
 from auxmae.evaluation.features import Features
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.probe import effective_rank, knn_accuracy
-from auxmae.training.progress import SilentReporter
 from auxmae.training.run import open_run
 from auxmae.training.session import train
 from auxmae.training.watch import CollapseWatch
+from tests.training.small_runs import Heard
 
 
 def test_effective_rank_is_the_exponential_of_the_entropy():
@@ -57,17 +57,6 @@ def test_a_collapse_is_said_once():
     assert "1.5" in CollapseWatch().update(1.5)
 
 
-class Listener(SilentReporter):
-    def __init__(self):
-        self.messages = []
-
-    def warning(self, text):
-        self.message(f"warning: {text}")
-
-    def message(self, text):
-        self.messages.append(text)
-
-
 def run(folder, listener=None, **options):
     tree = {
         "data": {"source": "synthetic", "synthetic_images": 60, "samples_per_epoch": 0},
@@ -79,7 +68,7 @@ def run(folder, listener=None, **options):
 
 
 def test_probes_are_logged_and_change_nothing(tmp_path):
-    listener = Listener()
+    listener = Heard()
     probed = run(tmp_path / "probed", listener, probe_every=1)
     plain = run(tmp_path / "plain")
     records = [record for record in open_run(probed.run).metrics() if record["kind"] == "probe"]
