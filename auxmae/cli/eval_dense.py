@@ -58,16 +58,22 @@ def measure(
         text = f"{len(items)} scenes have labels for their pixels: {_MOST} are measured each by itself, all of them across scenes"
         out.print(text, style="yellow", highlight=False, soft_wrap=True)
         items = items[:_MOST]
+    way = "each half predicted from the labels of the other" if testing is None else "predicted from the pixels to train on"
     for item in items:
         name = names[item]
         test_labels = None if testing is None else testing.read(item)
         if testing is not None and test_labels is None:
             out.print(f"{name}: no labels to test on, left out", style="yellow", highlight=False, soft_wrap=True)
             continue
+        scene = read_scene(data, item)
+        if not scene.valid.any():
+            text = f"{name}: not one pixel is valid, left out (wrong? see data.nodata)"
+            out.print(text, style="yellow", highlight=False, soft_wrap=True)
+            continue
         with out.status(f"Probing the pixels of {name}") as status:
             result = evaluate_scene(
                 model,
-                read_scene(data, item),
+                scene,
                 probes,
                 test_labels=test_labels,
                 progress=lambda what, name=name: status.update(f"{name}: {what}"),  # type: ignore[misc]
@@ -81,7 +87,10 @@ def measure(
         written = {
             "map": attempt(partial(write_map, result.prediction, class_names, place, raster), unwritten, raster, out),
             "figure": attempt(
-                partial(map_figure, result.prediction, result.labels, class_names, figure, title=name), unwritten, figure, out
+                partial(map_figure, result.prediction, result.labels, class_names, figure, title=f"{name}: {way}"),
+                unwritten,
+                figure,
+                out,
             ),
         }
         there = [path for path in written.values() if path is not None]

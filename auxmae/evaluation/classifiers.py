@@ -20,7 +20,7 @@ PROBES = ("k-NN", "logistic regression")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 3
 # Below so many groups single samples are folded.
-FEWEST_TO_FOLD = 2 * _FOLDS
+_FEWEST_TO_FOLD = 2 * _FOLDS
 # Above this many samples one validation part (a third) is as good as three, and takes a third of the time.
 _ONE_FOLD = 600
 _SEED = 0
@@ -57,7 +57,11 @@ def predict(
         if probe == "k-NN":
             from sklearn.neighbors import KNeighborsClassifier
 
-            nearest = KNeighborsClassifier(n_neighbors=min(neighbours, len(train))).fit(x, train.y)
+            nearest = KNeighborsClassifier(n_neighbors=min(neighbours, len(train)))
+            with warnings.catch_warnings():
+                # Of one label for each of many classes scikit-learn suspects that they are no classes.
+                warnings.simplefilter("ignore", UserWarning)
+                nearest.fit(x, train.y)
             found[probe] = np.asarray(nearest.predict(x_rest), dtype=np.int64)
         else:
             found[probe] = fit_logistic(x, train.y, train.groups).predict(x_rest)
@@ -97,15 +101,14 @@ def validation_folds(y: NDArray[np.int64], groups: NDArray[np.int64]) -> list[tu
     """
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    # A class of one sample cannot be on both sides: it is then always fitted.
-    classes, counts = np.unique(y, return_counts=True)
-    frequent = np.isin(y, classes[counts > 1])
+    frequent, counts = _frequent(y)
     rows, alone = np.flatnonzero(frequent), np.flatnonzero(~frequent)
     if not len(rows):
         return []
     own = groups[rows]
-    if len(np.unique(own)) >= FEWEST_TO_FOLD:
-        splits = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=_SEED).split(rows, y[rows], own)
+    if len(np.unique(own)) >= _FEWEST_TO_FOLD:
+        folds = min(_FOLDS, int(counts.max()))
+        splits = StratifiedGroupKFold(folds, shuffle=True, random_state=_SEED).split(rows, y[rows], own)
     else:
         folds = min(_FOLDS, int(counts[counts > 1].min()))
         splits = StratifiedKFold(folds, shuffle=True, random_state=_SEED).split(rows, y[rows])
@@ -115,3 +118,18 @@ def validation_folds(y: NDArray[np.int64], groups: NDArray[np.int64]) -> list[tu
         found = [(np.concatenate([rows[fit], alone]), rows[check]) for fit, check in splits]
     found = [(fit, check) for fit, check in found if len(np.unique(y[fit])) > 1 and len(check)]
     return found[:1] if len(y) > _ONE_FOLD else found
+
+
+def folds_single_samples(y: NDArray[np.int64], groups: NDArray[np.int64]) -> bool:
+    """Whether `validation_folds` parts samples of one group, since there are too few groups."""
+    own = groups[_frequent(y)[0]]
+    return len(np.unique(own)) < min(_FEWEST_TO_FOLD, len(own))
+
+
+def _frequent(y: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """(n,) whether a sample's class has another one, and how many each class has.
+
+    A class of one sample cannot be on both sides of a fold: it is always fitted.
+    """
+    classes, counts = np.unique(y, return_counts=True)
+    return np.isin(y, classes[counts > 1]), counts

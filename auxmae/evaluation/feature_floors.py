@@ -39,6 +39,8 @@ _BIAS = 1.0
 # Patches that PCA and whitening are fitted on, and directions that whitening keeps.
 _PATCHES = 5000
 _DIRECTIONS = 256
+# Features whose principal components are computed exactly.
+_EXACT = 4096
 # Channels of which every pair is correlated.
 _PAIRED = 32
 
@@ -97,6 +99,17 @@ def relations_extractor() -> Extractor:
     return extract
 
 
+def relation_channels(channels: int) -> Tensor:
+    """(D, C) bool: which of C channels each of the features of `relations_extractor` is of."""
+    own = torch.eye(channels, dtype=torch.bool)
+    if channels <= _PAIRED:
+        rows, columns = torch.triu_indices(channels, channels, 1)
+        pairs = own[rows] | own[columns]
+    else:
+        pairs = own[1:] | own[:-1]
+    return torch.cat([own, own, pairs, own, own])
+
+
 def spectrum_extractor(patch_size: int) -> Extractor:
     """The spectrum of the pixel at each patch's centre (of an even patch, the one below and right of it)."""
     centre = patch_size // 2 * patch_size + patch_size // 2
@@ -119,7 +132,9 @@ def pca_extractor(patches: NDArray[np.float32], *, patch_size: int, components: 
     """
     from sklearn.decomposition import PCA as Components
 
-    fitted = Components(min(components, *patches.shape), svd_solver="covariance_eigh").fit(patches)
+    # Exact where the covariance of all components is quick to have; of many more features that takes hours, or the memory.
+    solver = "covariance_eigh" if patches.shape[1] <= _EXACT else "randomized"
+    fitted = Components(min(components, *patches.shape), svd_solver=solver, random_state=0).fit(patches)
     mean = torch.from_numpy(fitted.mean_.astype(np.float32))
     basis = torch.from_numpy(np.ascontiguousarray(fitted.components_.T, dtype=np.float32))
 

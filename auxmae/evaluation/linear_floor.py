@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from auxmae.errors import DataError
-from auxmae.evaluation.reconstruction import draw_fixed_masks, to_pixels
+from auxmae.evaluation.reconstruction import draw_fixed_masks, groups_of, to_pixels
 from auxmae.evaluation.reconstruction_floors import interpolation_floor, known_pixels
 from auxmae.model.masking import hidden_positions
 
@@ -74,16 +74,13 @@ class LinearFloor:
             DataError: there is no image.
         """
         random = torch.Generator().manual_seed(seed)
-        group_of = {name: number for number, group in enumerate(model.groups) for name in group}
         moments: _Moments | None = None
         images = 0
         for batch in batches:
             image, valid = batch.image.to(device), batch.valid.to(device)
-            names = model.channel_names
-            chosen = names if batch.channels is None else [names[channel] for channel in batch.channels.tolist()]
             grid = model.grid(image.shape[2], image.shape[3])
-            masked = hidden_positions(draw_fixed_masks(model, batch.image, seed=seed, first=images), grid[0] * grid[1])
-            masked = masked[:, [group_of[name] for name in chosen]]
+            keep = draw_fixed_masks(model, batch.image, batch.channels, seed=seed, first=images)
+            masked = hidden_positions(keep, grid[0] * grid[1])[:, groups_of(model, batch.channels)[1]]
             hidden = to_pixels(masked, grid, model.patch_size, image).to(device)
             known = known_pixels(image, hidden, valid)
             values = torch.cat([image, interpolation_floor(image, hidden, valid)], 1).flatten(2)

@@ -169,7 +169,7 @@ def _centres(side: int, stride: int) -> NDArray[np.int64]:
 
 def _is_sparse(met: int, known: NDArray[np.int64], valid: int, labels_per_class: Sequence[int]) -> bool:
     """Whether a grid that meets so many of the `known` labels misses what the probes could use (see `find_positions`)."""
-    wanted = 2 * len(np.unique(known)) * max(_FEW_PER_CLASS, *labels_per_class)
+    wanted = 2 * len(np.unique(known)) * max((_FEW_PER_CLASS, *labels_per_class))
     return len(known) < _SPARSE * valid and met < min(wanted, len(known))
 
 

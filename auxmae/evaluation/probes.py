@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from auxmae.evaluation.classifiers import FEWEST_TO_FOLD, PROBES, predict
+from auxmae.evaluation.classifiers import PROBES, folds_single_samples, predict
 from auxmae.evaluation.feature_floors import COMMON_SCALE
 from auxmae.evaluation.features import Features
 from auxmae.evaluation.scores import FEWEST_GROUPS, Difference, bootstrap_interval, paired_bootstrap, score
@@ -188,19 +188,30 @@ def run_probes(
             f"The {len(held_out)} test samples lie in {units} group{'s' * (units > 1)}, too few to be resampled: intervals and "
             "tests take them for independent, and are narrower than they should be."
         )
+    drawn_rows = {budget: draw_labels(reference.y, budget, seed=seed) for budget in labels_per_class}
     own = len(np.unique(reference.groups))
-    if own < min(FEWEST_TO_FOLD, len(reference)):
+    consequence = "it is chosen on single samples, and may be too weak for other groups."
+    parted = [
+        str(budget or "all")
+        for budget, draws in drawn_rows.items()
+        if any(folds_single_samples(reference.y[rows], reference.groups[rows]) for rows in draws)
+    ]
+    if folds_single_samples(reference.y, reference.groups):
         notices.append(
             f"The {len(reference)} training samples lie in {own} group{'s' * (own > 1)}, too few to choose the penalty of the "
-            "logistic regression on whole ones: it is chosen on single samples, and may be too weak for other groups."
+            f"logistic regression on whole ones: {consequence}"
+        )
+    elif parted:
+        notices.append(
+            f"With {', '.join(parted)} labels a class, those of a draw lie in too few of the {own} groups to choose the penalty "
+            f"of the logistic regression on whole ones: {consequence}"
         )
     short = [n for n in labels_per_class if n > counts.min()]
     if short:
         scarce = ", ".join(f"{_name(c, class_names)} ({n})" for c, n in zip(classes, counts, strict=True) if n < max(short))
         notices.append(f"Classes with fewer training samples than asked for, of which all are used: {scarce}.")
     results, comparisons = [], []
-    for budget in labels_per_class:
-        draws = draw_labels(reference.y, budget, seed=seed)
+    for budget, draws in drawn_rows.items():
         # Beyond the labels of a class, k would have the nearest sample outvoted by samples of other classes.
         k = min(neighbours, budget) if budget else neighbours
         found = {}

@@ -107,9 +107,7 @@ def evaluate_reconstruction(
     model.eval()
     try:
         for batch in batches:
-            keep_BGK = draw_fixed_masks(model, batch.image, seed=seed, first=images, ratio=ratio)
-            if batch.channels is not None:
-                keep_BGK = keep_BGK.index_select(1, _groups_of(model, batch.channels))
+            keep_BGK = draw_fixed_masks(model, batch.image, batch.channels, seed=seed, first=images, ratio=ratio)
             image, valid = batch.image.to(device), batch.valid.to(device)
             columns = torch.arange(image.shape[1]) if batch.channels is None else batch.channels.cpu()
             result = model.reconstruct(image, keep_BGK.to(device), valid=valid, channels=batch.channels)
@@ -179,10 +177,18 @@ def _spectral_angles(image: Tensor, prediction: Tensor, measured: Tensor, valid:
     return float(angle.masked_fill(~counted, 0.0).sum(dim=2).cpu().to(torch.float64).sum()), int(counted.sum())
 
 
-def _groups_of(model: AuxMAE, channels: Tensor) -> Tensor:
-    """Indices of the groups that hold `channels`, in their order."""
+def groups_of(model: AuxMAE, channels: Tensor | None) -> tuple[list[int], list[int]]:
+    """The model's groups that hold `channels`, in the order in which it takes them, and the place of each channel's among them.
+
+    Args:
+        model: says the groups.
+        channels: indices of the model's channels; None: all.
+    """
     number = {name: g for g, group in enumerate(model.groups) for name in group}
-    return torch.tensor(list(dict.fromkeys(number[model.channel_names[channel]] for channel in channels.tolist())))
+    names = model.channel_names
+    own = [number[name] for name in (names if channels is None else [names[channel] for channel in channels.tolist()])]
+    present = list(dict.fromkeys(own))
+    return present, [present.index(group) for group in own]
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -191,18 +197,35 @@ def image_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
 
 
-def draw_fixed_masks(model: AuxMAE, image: Tensor, *, seed: int, first: int, ratio: float | None = None) -> Tensor:
+def draw_fixed_masks(
+    model: AuxMAE, image: Tensor, channels: Tensor | None = None, *, seed: int, first: int, ratio: float | None = None
+) -> Tensor:
     """Visible positions (B, G, K) of a batch, −1 = padding, each image's drawn from (seed, place in the sequence).
+
+    Masks of some of the channels are those of all, less the rest, so that what stays is measured under one mask.  Where whole
+    channels are hidden, and all that are here among them, the mask is drawn anew of these.
 
     Args:
         model: its masking is used.
         image: (B, C, h, w).
+        channels: indices of the model's channels that the image has; None: all.
         seed: of all masks.
         first: place of the batch's first image in the sequence.
         ratio: part of the patches that is hidden; None: as in training.
     """
-    numbers = range(first, first + image.shape[0])
-    masks = [model.draw_mask((1, *image.shape[1:]), image_generator(seed, number), ratio=ratio) for number in numbers]
+    present, _ = groups_of(model, channels)
+    shape = (1, *image.shape[1:])
+
+    def draw(generator: torch.Generator) -> Tensor:
+        keep = model.draw_mask(shape, generator, ratio=ratio)[:, present]
+        if (keep >= 0).any():
+            return keep
+        if len(present) == 1 and model.config["mask_strategy"] == "channel":
+            # Nothing can be hidden.
+            return torch.arange(math.prod(model.grid(*shape[2:])))[None, None]
+        return model.draw_mask(shape, generator, ratio=ratio, groups=len(present))
+
+    masks = [draw(image_generator(seed, number)) for number in range(first, first + image.shape[0])]
     longest = max(mask.shape[2] for mask in masks)
     return torch.cat([torch.nn.functional.pad(mask, (0, longest - mask.shape[2]), value=-1) for mask in masks])
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from auxmae.evaluation.reconstruction import image_generator, to_pixels
+from auxmae.evaluation.reconstruction import groups_of, image_generator, to_pixels
 from auxmae.evaluation.reconstruction_floors import FLOORS, Floor, predict_floors
 from auxmae.model.masking import visible_count
 
@@ -104,9 +104,7 @@ def evaluate_sources(
             image, valid = batch.image.to(device), batch.valid.to(device)
             size, channels = image.shape[:2]
             columns = torch.arange(channels) if batch.channels is None else batch.channels.cpu()
-            # Groups in the order in which the model takes them from this batch.
-            group_of = {name: number for number, group in enumerate(model.groups) for name in group}
-            present = list(dict.fromkeys(group_of[names[column]] for column in columns.tolist()))
+            present, of_channel = groups_of(model, batch.channels)
             grid = model.grid(image.shape[2], image.shape[3])
             if len(present) < 2 or grid[0] * grid[1] < 2:
                 return None
@@ -116,7 +114,6 @@ def evaluate_sources(
                 )
                 for i in range(size)
             ]
-            of_channel = torch.tensor([present.index(group_of[names[column]]) for column in columns.tolist()])
             target = torch.stack([target for _, target in masks])[:, of_channel]
             measured = to_pixels(target, grid, model.patch_size, image).to(device) & valid
             pixels.index_add_(0, columns, measured.sum(dim=(0, 2, 3)).cpu().to(torch.float64))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from auxmae.errors import DataError
 from auxmae.evaluation.classifiers import fit_logistic, standard
-from auxmae.evaluation.feature_floors import COMMON_SCALE, STATISTICS
+from auxmae.evaluation.feature_floors import COMMON_SCALE, RELATIONS, STATISTICS, relation_channels
 from auxmae.evaluation.features import Extractor, Features, extract_all
 from auxmae.evaluation.linear_floor import LINEAR, LinearFloor
 from auxmae.evaluation.logistic import Logistic, principal_axes
@@ -290,10 +290,9 @@ def _adapt(name: str, extract: Extractor, change: Change, mean: NDArray[np.float
     usual = torch.from_numpy(mean.astype(np.float32))
 
     def statistics(batch: Batch) -> Tensor:
-        features = extract(batch)
-        split = features.view(*features.shape[:-1], 2, -1).clone()
-        split[..., list(change.dropped)] = usual.view(2, -1)[:, list(change.dropped)]
-        return split.flatten(-2)
+        channels = batch.image.shape[1]
+        of = torch.eye(channels, dtype=torch.bool).repeat(2, 1) if name == STATISTICS else relation_channels(channels)
+        return torch.where(of[:, list(change.dropped)].any(1), usual, extract(batch).cpu())
 
     def encoder(batch: Batch) -> Tensor:
         features = extract(_without(batch, change)).cpu()
@@ -310,7 +309,7 @@ def _adapt(name: str, extract: Extractor, change: Change, mean: NDArray[np.float
         return full.flatten(-3)
 
     names = list(model.channel_names)
-    return statistics if name == STATISTICS else encoder if name in (ENCODER, RANDOM) else extract
+    return statistics if name in (STATISTICS, RELATIONS) else encoder if name in (ENCODER, RANDOM) else extract
 
 
 def _channel_moments(batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:

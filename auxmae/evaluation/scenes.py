@@ -104,13 +104,15 @@ def evaluate_scene(
         progress: told what is being done.
 
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or not one pixel is valid.
     """
     image, valid, labels = scene
     if test_labels is not None and test_labels.shape != labels.shape:
         raise ValueError(f"labels are {labels.shape}, those to test on {test_labels.shape}")
     if image.shape[1:] != labels.shape or valid.shape != image.shape:
         raise ValueError(f"image {tuple(image.shape)}, valid {tuple(valid.shape)}, labels {labels.shape}: sizes differ")
+    if not valid.any():
+        raise ValueError("not one pixel is valid")
     say = progress or (lambda text: None)
     height, width = labels.shape
     notices = []
@@ -136,9 +138,11 @@ def evaluate_scene(
     # Whole windows are resampled, and kept on one side when the penalty is chosen.
     groups = windows.tiles(drawn)
     say("the floors' features")
-    picked = np.random.default_rng([probes.seed, 2]).permutation(len(grid))[:FIT_WINDOWS]
+    # A coarse grid may miss every valid pixel.
+    around = grid if len(grid) else np.argwhere(valid.any(dim=0).numpy())
+    picked = np.random.default_rng([probes.seed, 2]).permutation(len(around))[:FIT_WINDOWS]
     of_drawn = encoder[found.on_grid[chosen]] if not found.sparse else windows.extract(drawn, {ENCODER: encode})[ENCODER]
-    rows = {ENCODER: of_drawn, **windows.extract(drawn, probes.floors(model, [windows.batch(grid[picked])]))}
+    rows = {ENCODER: of_drawn, **windows.extract(drawn, probes.floors(model, [windows.batch(around[picked])]))}
     samples = {name: Features(x, y, groups) for name, x in rows.items()}
 
     column, half = drawn[:, 1], width // 2

@@ -238,10 +238,19 @@ class AuxMAE(Pretrained):
         """(rows, columns) of patches that cover an image of height × width px."""
         return -(-height // self.patch_size), -(-width // self.patch_size)
 
-    def draw_mask(self, shape: Sequence[int], generator: torch.Generator | None = None, *, ratio: float | None = None) -> Tensor:
-        """`keep` (B, G, K) for images of `shape` (B, C, h, w) that have all channels; drawn where the generator lives."""
-        mask = self._draw(shape[0], len(self.groups), self.grid(shape[2], shape[3]), ratio, generator, None)
-        return mask.keep
+    def draw_mask(
+        self,
+        shape: Sequence[int],
+        generator: torch.Generator | None = None,
+        *,
+        ratio: float | None = None,
+        groups: int | None = None,
+    ) -> Tensor:
+        """`keep` (B, G, K) for images of `shape` (B, C, h, w) with so many channel groups (None: all of the model's).
+
+        Drawn where the generator lives.
+        """
+        return self._draw(shape[0], groups or len(self.groups), self.grid(shape[2], shape[3]), ratio, generator, None).keep
 
     def _draw(
         self,

@@ -64,7 +64,7 @@ def write_map(classes: NDArray[np.int64], class_names: Sequence[str], georeferen
 def map_figure(
     predicted: NDArray[np.int64], labels: NDArray[np.int64], class_names: Sequence[str], path: Path, *, title: str
 ) -> Path:
-    """Labels and predicted classes side by side; grey: none."""
+    """Labels and predicted classes side by side under a title; grey: none."""
     palette = np.asarray(colormaps["tab20"].colors if len(class_names) > 10 else colormaps["tab10"].colors)  # type: ignore[attr-defined]
     colours = palette[np.arange(len(class_names)) % len(palette)]
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")
@@ -76,5 +76,5 @@ def map_figure(
         axis.set_yticks([])
     handles = [Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, frameon=False)
-    figure.suptitle(f"{title}: each half predicted from the labels of the other", fontsize=10)
+    figure.suptitle(title, fontsize=10)
     return save_figure(figure, path)

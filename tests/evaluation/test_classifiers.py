@@ -47,6 +47,23 @@ def test_the_penalty_is_chosen_on_groups_that_were_not_fitted() -> None:
     assert validation_folds(np.arange(5), np.arange(5)) == []
 
 
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_few_samples_a_class_in_groups_of_their_own_are_folded_as_far_as_they_go(each: int) -> None:
+    y = np.repeat(np.arange(4), each)
+    x = np.random.default_rng(0).normal(size=(len(y), 3)) + 9 * y[:, None]
+    folds = validation_folds(y, np.arange(len(y)))
+    assert len(folds) == (each if each > 1 else 0)
+    assert all(not set(fit) & set(check) for fit, check in folds)
+    assert (classifiers.fit_logistic(x, y, np.arange(len(y))).predict(x) == y).all()
+
+
+def test_nearest_neighbours_of_one_label_for_each_of_many_classes_warn_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    x = np.arange(25, dtype=np.float32)[:, None]
+    found = predict(Features(x, np.arange(25), np.arange(25)), x + 0.1, neighbours=1, probes=("k-NN",))
+    assert found["k-NN"].tolist() == list(range(25))
+    assert not [one for one in recwarn if issubclass(one.category, UserWarning)]
+
+
 def test_a_weak_signal_in_many_dimensions_asks_for_a_strong_penalty() -> None:
     x, y = draw(90, 60, 4)
     chosen = classifiers.fit_logistic(StandardScaler().fit_transform(x), y, np.arange(90))

@@ -142,7 +142,24 @@ def test_scenes_are_measured_across_and_the_first_by_themselves(
     assert "across_scenes" not in json.loads(alone.stdout)
 
 
-def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path) -> None:
+def test_a_scene_of_nodata_is_left_out_and_no_budget_is_none(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    scenes = write_scenes(tmp_path, ("one.tif", "two.tif"))
+    pixels = tifffile.imread(tmp_path / "scenes" / "two.tif")
+    # Wherever the grid's pixels are, there is nothing: the scene is opened, for one pixel.
+    pixels[:], pixels[:, 0, 0] = 7, 1
+    tifffile.imwrite(tmp_path / "scenes" / "two.tif", pixels, metadata={"axes": "CYX"}, photometric="minisblack")
+    result = invoke(str(run), *scenes, *QUICK_DENSE, "--set", "data.nodata=7", "--set", "eval.labels_per_class=[]")
+    assert result.exit_code == 0, result.output
+    dense = json.loads(result.stdout)["dense"]
+    assert dense["one"]["splits"]["left → right"]["probes"] == []
+    assert dense["two"]["splits"]["left → right"]["reason"]
+
+
+def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = []
+    monkeypatch.setattr("auxmae.visuals.maps.map_figure", lambda *_, title: titles.append(title) or Path("map.png"))
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)
     scenes = write_scenes(tmp_path, ("one.tif", "two.tif"))
@@ -161,6 +178,7 @@ def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path) -> None:
     assert document["details"]["test_labels"] == str(tmp_path / "tested")
     assert "two: no labels to test on" in result.stderr
     assert list(document["dense"]) == ["one"]
+    assert titles == ["one: predicted from the pixels to train on"]
     (split,) = document["dense"]["one"]["splits"].items()
     assert split[0] == "given pixels"
     assert (split[1]["train"], split[1]["test"]) == (int(near.sum() * 48), int((~near).sum() * 48))

@@ -60,6 +60,20 @@ def test_pca_is_scikit_learns_and_pooled_by_mean_and_deviation() -> None:
     np.testing.assert_allclose(pooled, np.concatenate([found.mean(1), found.std(1)], 1), atol=1e-5)
 
 
+def test_pca_of_thousands_of_features_needs_no_covariance_of_all() -> None:
+    # 300 bands in patches of 8 px; seven directions of falling variance, and a little noise.
+    random = np.random.default_rng(2)
+    width = 300 * 64
+    patches = random.normal(size=(90, 7)) * 2.0 ** -np.arange(7) @ random.normal(size=(7, width))
+    patches = (patches + 1e-3 * random.normal(size=patches.shape)).astype(np.float32)
+    image = torch.from_numpy(patches[:9].reshape(9, 300, 8, 8))
+    batch = Batch(image, torch.ones_like(image, dtype=torch.bool), torch.zeros(9))
+    found = pca_extractor(patches, patch_size=8, components=7, dense=True)(batch)[:, 0].numpy()
+    centred = patches.astype(np.float64) - patches.mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:7]
+    np.testing.assert_allclose(np.abs(found), np.abs(centred[:9] @ axes.T), rtol=1e-2, atol=0.05)
+
+
 def test_random_convolutions_answer_to_whitened_patches() -> None:
     random = np.random.default_rng(1)
     mixing = random.normal(size=(27, 27))

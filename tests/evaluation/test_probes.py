@@ -244,3 +244,14 @@ def test_a_penalty_that_is_chosen_on_single_samples_is_told(groups: int, told: b
     few = Features(few.x, few.y, np.arange(60) % groups)
     report = run_probes({ENCODER: few}, {ENCODER: make(y, 2.0, seed=2)}, labels_per_class=(0,), **SETTINGS)
     assert any("penalty" in notice and f"{groups} group" in notice for notice in report.notices) is told
+
+
+def test_draws_in_few_groups_are_told_though_the_part_has_enough() -> None:
+    y = np.arange(80) % 2
+    blocks = make(y, 2.0, seed=1)
+    blocks = Features(blocks.x, blocks.y, np.arange(80) // 10)
+    arguments = {ENCODER: blocks}, {ENCODER: make(y, 2.0, seed=2)}
+    told = [n for n in run_probes(*arguments, labels_per_class=(1, 3, 0), **SETTINGS).notices if "penalty" in n]
+    assert len(told) == 1
+    assert told[0].startswith("With 3 labels a class, those of a draw lie in too few of the 8 groups")
+    assert not [n for n in run_probes(*arguments, labels_per_class=(1, 30, 0), **SETTINGS).notices if "penalty" in n]

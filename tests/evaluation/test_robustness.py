@@ -15,7 +15,14 @@ from rich.console import Console
 from auxmae.cli.eval_tables import robustness_table
 from auxmae.data.loading import Batch
 from auxmae.data.statistics import Scaling
-from auxmae.evaluation.feature_floors import RAW_PIXELS, STATISTICS, raw_extractor
+from auxmae.evaluation.feature_floors import (
+    RAW_PIXELS,
+    RELATIONS,
+    STATISTICS,
+    raw_extractor,
+    relation_channels,
+    relations_extractor,
+)
 from auxmae.evaluation.features import encoder_extractor, extract_all, statistics_extractor
 from auxmae.evaluation.linear_floor import LinearFloor
 from auxmae.evaluation.probes import ENCODER
@@ -63,6 +70,7 @@ def measure(
     extractors = {
         ENCODER: encoder_extractor(model, pool=pool, device="cpu", dense=False),
         STATISTICS: statistics_extractor(),
+        RELATIONS: relations_extractor(),
         RAW_PIXELS: raw_extractor(),
     }
     results = evaluate_robustness(
@@ -102,10 +110,10 @@ def test_what_the_classes_hang_on_is_missed_when_it_goes(model: AuxMAE, pool: st
     changes = plan_changes([[0], [1], [2]], NAMES, [12], seed=0)
     found = measure(model, pool, changes)
     before = found[(UNCHANGED, 0.0)]
-    assert before.accuracy[STATISTICS] == before.accuracy[RAW_PIXELS] == 1.0
+    assert before.accuracy[STATISTICS] == before.accuracy[RELATIONS] == before.accuracy[RAW_PIXELS] == 1.0
     assert before.accuracy[ENCODER] > 0.9
     assert before.masked_l1 == before.unchanged_l1
-    for name in (STATISTICS, RAW_PIXELS, *([ENCODER] if pool != "mean" else [])):
+    for name in (STATISTICS, RELATIONS, RAW_PIXELS, *([ENCODER] if pool != "mean" else [])):
         # Classes are even: without the red channel nothing is left but chance; without blue all is as before.
         assert found[(LEFT_OUT, 0)].accuracy[name] == pytest.approx(0.5, abs=0.2), name
         assert found[(LEFT_OUT, 2)].accuracy[name] > 0.9, name
@@ -113,6 +121,44 @@ def test_what_the_classes_hang_on_is_missed_when_it_goes(model: AuxMAE, pool: st
     assert {STATISTICS, ENCODER} <= set(found[(SIZE, 12)].accuracy)
     assert found[(COUNT, 2)].draws == 3
     assert found[(NOISE, 1.0)].floor_l1 > found[(NOISE, 0.1)].floor_l1
+
+
+@pytest.mark.parametrize("channels", [1, 5, 32, 33])
+def test_every_relation_is_of_the_channels_that_change_it(channels: int) -> None:
+    image = torch.randn(1, channels, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    extract, of = relations_extractor(), relation_channels(channels)
+    before = extract(Batch(image, torch.ones_like(image, dtype=torch.bool), torch.zeros(1), None))[0]
+    assert of.shape == (len(before), channels)
+    for channel in range(channels):
+        changed = image.clone()
+        changed[:, channel] = changed[:, channel].square() + 1
+        after = extract(Batch(changed, torch.ones_like(image, dtype=torch.bool), torch.zeros(1), None))[0]
+        assert torch.equal((after - before).abs() > 1e-6, of[:, channel])
+
+
+@pytest.mark.parametrize("strategy", ["channel", "mixed"])
+def test_masks_of_whole_channels_are_drawn_of_those_that_are_left(strategy: str) -> None:
+    torch.manual_seed(1)
+    names = list("abcdefghijklm")
+    mixture = {"channel": 3.0, "independent": 1.0}
+    model = AuxMAE(names, image_size=16, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1, mask_strategy=strategy,
+                   mask_mixture=mixture)  # fmt: skip
+    image = torch.randn(4, 13, 16, 16)
+    batch = Batch(image, torch.ones_like(image, dtype=torch.bool), torch.tensor([0, 1, 0, 1]), None, None)
+    few = [Change(COUNT, f"{13 - len(gone)} of 13", 13 - len(gone), tuple(gone)) for gone in (range(12), range(11), [3])]
+    changes = [Change(UNCHANGED, "unchanged", 0.0), *few]
+    scaling = Scaling("none", "none", 1.0, False, tuple(names), (0.0,) * 13, (1.0,) * 13)
+    found = {
+        result.value: result
+        for result in evaluate_robustness(
+            model, [batch], lambda _: [batch] * 6, {}, {}, changes=changes, scaling=scaling, pool="mean", patch_size=None,
+            limit=9, seed=0, mask_seed=0, device="cpu",
+        )
+    }  # fmt: skip
+    # Of one channel alone nothing can be hidden by whole channels.
+    assert (found[1].masked_l1 is None) == (strategy == "channel")
+    assert found[2].masked_l1 is not None
+    assert found[12].masked_l1 is not None
 
 
 def test_errors_of_the_simple_floors_are_proportional_to_the_gain(model: AuxMAE) -> None:
