@@ -10,12 +10,13 @@ from statistics import median
 from typing import Any
 
 from auxmae.benchmark.measure import Key
-from auxmae.benchmark.ratios import FEWEST, Ratio, ratios
+from auxmae.benchmark.ratios import BASES, FEWEST, Ratio, ratios
 from auxmae.benchmark.session import is_chosen
 from auxmae.benchmark.suites import OURS
 from auxmae.errors import DataError
 
 NO_SPREAD = "no spread"
+OF_A_BASE = "of what the others are compared with, a ratio cannot tell load from a change of its own"
 # Part by which a median may differ from that of its samples: a document may have been rounded.
 ROUNDED = 1e-6
 
@@ -27,10 +28,11 @@ class Change:
     Attributes:
         key: suite, case, provider, pass.
         verdict: "slower" and "faster" beyond the threshold and the spread of both, "the same" (a ratio to the provider that it is
-            compared with must have changed so too, where both documents have it: load slows both down); "lost" (a figure
-            before, none now, although it was to be measured); "not measured after", "not measured before", "not measured" (no
-            figure in either); "another machine", whose times say nothing.
-        reason: why it was lost; or that a verdict rests on the threshold alone.
+            compared with must have changed so too, where both documents have it: load slows both down); "undecided" (the time
+            of one that the others are compared with changed so: their ratios decide); "lost" (a figure before, none now,
+            although it was to be measured); "not measured after", "not measured before", "not measured" (no figure in
+            either); "another machine", whose times say nothing.
+        reason: why it was lost or is undecided; or that a verdict rests on the threshold alone.
     """
 
     key: Key
@@ -104,10 +106,11 @@ def compare(before: dict[str, Any], after: dict[str, Any], threshold: float) -> 
     same_machine = machine(before) == machine(after)
     old, new = _by_key(before), _by_key(after)
     beside = {key: (one, two) for key, one, two in agreement(before, after) if one.agrees(two) is not None}
+    bases = {(suite, case, BASES[suite], pass_) for suite, case, _, pass_ in beside}
     return [
         _change(
             key, old.get(key), new.get(key), threshold if same_machine else None, beside.get(key),
-            missed=_is_missed(key, after),
+            missed=_is_missed(key, after), is_base=key in bases,
         )
         for key in dict.fromkeys([*old, *new])
     ]  # fmt: skip
@@ -138,6 +141,7 @@ def _change(
     beside: tuple[Ratio, Ratio] | None,
     *,
     missed: bool,
+    is_base: bool,
 ) -> Change:
     before, after = (None if row is None else row["median_ms"] for row in (old, new))
     if after is None or new is None:
@@ -157,12 +161,13 @@ def _change(
         one, two = beside
         # The providers took turns, so what slowed all of them down is not in the ratio.
         apart, growth = not one.agrees(two), [*growth, two.value / one.value]
-    reason = NO_SPREAD if unsure else ""
-    if apart and min(growth) > 1 + threshold:
-        return Change(key, before, after, "slower", reason)
-    if apart and 1 / max(growth) > 1 + threshold:
-        return Change(key, before, after, "faster", reason)
-    return Change(key, before, after, "the same")
+    slower = apart and min(growth) > 1 + threshold
+    faster = apart and 1 / max(growth) > 1 + threshold
+    if not (slower or faster):
+        return Change(key, before, after, "the same")
+    if is_base:
+        return Change(key, before, after, "undecided", OF_A_BASE)
+    return Change(key, before, after, "slower" if slower else "faster", NO_SPREAD if unsure else "")
 
 
 def _visit_medians(row: dict[str, Any]) -> list[float]:

@@ -197,7 +197,7 @@ def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> 
 
 
 def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> None:
-    from auxmae.benchmark.compare import NO_SPREAD, agreement, compare, grown, machine, read_document, regressions
+    from auxmae.benchmark.compare import NO_SPREAD, OF_A_BASE, agreement, compare, grown, machine, read_document, regressions
 
     old, new = read_document(before), read_document(after)
     changes = compare(old, new, threshold)
@@ -245,6 +245,9 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
             wide.print(
                 f"{unsure} of the verdicts rest on the threshold alone: fewer than three samples have no spread.", highlight=False
             )
+        undecided = len([change for change in changes if change.verdict == "undecided"])
+        if undecided:
+            wide.print(f"{undecided} undecided: {OF_A_BASE}.", highlight=False)
         for line in ratio_words(pairs):
             wide.print(line, highlight=False)
     if not count:

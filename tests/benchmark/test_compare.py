@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,8 @@ from auxmae.benchmark.compare import compare, regressions
 from auxmae.benchmark.suites import OURS, PLAIN
 from auxmae.cli.app import app
 from auxmae.errors import DataError
+
+RECORDED = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
 def document(samples, status="ok", reason="", provider="auxmae"):
@@ -214,21 +217,44 @@ def beside(ours, plain, **more):
 
 
 @pytest.mark.parametrize(
-    ("ours", "plain", "verdict"),
+    ("ours", "plain", "verdict", "of_plain"),
     [
         # Load that slowed both down, and a fault that slowed ours.
-        ([13.0, 13.1, 13.2], [26.0, 26.1, 26.2], "the same"),
-        ([13.0, 13.1, 13.2], [20.0, 20.1, 20.2], "slower"),
-        ([16.0, 16.1, 16.2], [26.0, 26.1, 26.2], "slower"),
-        ([7.0, 7.1, 7.2], [14.0, 14.1, 14.2], "the same"),
-        ([7.0, 7.1, 7.2], [20.0, 20.1, 20.2], "faster"),
+        ([13.0, 13.1, 13.2], [26.0, 26.1, 26.2], "the same", "undecided"),
+        ([13.0, 13.1, 13.2], [20.0, 20.1, 20.2], "slower", "the same"),
+        ([16.0, 16.1, 16.2], [26.0, 26.1, 26.2], "slower", "undecided"),
+        ([7.0, 7.1, 7.2], [14.0, 14.1, 14.2], "the same", "undecided"),
+        ([7.0, 7.1, 7.2], [20.0, 20.1, 20.2], "faster", "the same"),
         # A peer that became faster makes ours no slower.
-        ([10.0, 10.1, 10.2], [15.0, 15.1, 15.2], "the same"),
+        ([10.0, 10.1, 10.2], [15.0, 15.1, 15.2], "the same", "undecided"),
     ],
 )
-def test_load_that_slowed_down_both_is_no_regression(ours, plain, verdict):
-    change, _ = compare(beside([10.0, 10.1, 10.2], [20.0, 20.1, 20.2]), beside(ours, plain), 0.1)
-    assert (change.key[2], change.verdict) == (OURS, verdict)
+def test_load_that_slowed_down_both_is_no_regression(run, ours, plain, verdict, of_plain):
+    documents = beside([10.0, 10.1, 10.2], [20.0, 20.1, 20.2]), beside(ours, plain)
+    changes = compare(*documents, 0.1)
+    assert {change.key[2]: change.verdict for change in changes} == {OURS: verdict, PLAIN: of_plain}
+    done = run(*documents)
+    assert done.exit_code == (verdict == "slower")
+    assert ("1 undecided: of what the others are compared with" in " ".join(done.stdout.split())) == (of_plain == "undecided")
+
+
+def test_what_others_are_compared_with_decides_by_its_time_where_no_ratio_does():
+    fast, slow = [10.0, 10.1, 10.2], [20.0, 20.1, 20.2]
+    # Ours has no figure in one of them, so there is no ratio in this pass; that of another pass decides nothing here.
+    for before, after in ((beside([], fast), beside(fast, slow)), (beside(fast, fast), document(slow, provider=PLAIN))):
+        for each in (before, after):
+            each["rows"] += [row | {"pass": "forward"} for row in beside(fast, fast)["rows"]]
+        found = {change.key[2:]: change.verdict for change in compare(before, after, 0.1)}
+        assert (found[PLAIN, "step"], found[PLAIN, "forward"]) == ("slower", "the same")
+
+
+@pytest.mark.parametrize("first", sorted(RECORDED.glob("*-1.json")), ids=lambda path: path.stem)
+def test_recordings_of_the_same_code_show_no_regression(first):
+    """Some were made on a machine that others used, and their times differ by up to 1.9 ×."""
+    second = first.with_name(first.name.replace("-1.json", "-2.json"))
+    done = CliRunner().invoke(app, ["benchmark", "--compare", str(first), str(second)])
+    assert done.exit_code == 0
+    assert " 0 regressions" in " ".join(done.stdout.split())
 
 
 def test_the_rounds_of_a_visit_count_as_one():
