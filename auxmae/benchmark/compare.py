@@ -103,13 +103,13 @@ def _is_median(value: Any, samples: Any) -> bool:
 
 def compare(before: dict[str, Any], after: dict[str, Any], threshold: float) -> list[Change]:
     """Every measurement of either document; `threshold` is the part by which a median may grow on the same machine."""
-    same_machine = machine(before) == machine(after)
+    comparable = same_machine(before, after)
     old, new = _by_key(before), _by_key(after)
     beside = {key: (one, two) for key, one, two in agreement(before, after) if one.agrees(two) is not None}
     bases = {(suite, case, BASES[suite], pass_) for suite, case, _, pass_ in beside}
     return [
         _change(
-            key, old.get(key), new.get(key), threshold if same_machine else None, beside.get(key),
+            key, old.get(key), new.get(key), threshold if comparable else None, beside.get(key),
             missed=_is_missed(key, after), is_base=key in bases,
         )
         for key in dict.fromkeys([*old, *new])
@@ -198,10 +198,12 @@ def agreement(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[Key, 
     return [(key, old[key], new[key]) for key in old if key in new]
 
 
-def machine(document: dict[str, Any]) -> tuple[Any, ...]:
-    """What two documents must share for their times to be compared."""
-    device = document.get("device") or {}
-    return tuple(device.get(key) for key in ("type", "name", "threads"))
+def same_machine(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether the times of two documents can be compared: device, threads, and what multiplies matrices are the same."""
+    one, two = (document.get("device") or {} for document in (before, after))
+    # Older documents do not have the last two.
+    told = [key for key in ("processor", "products") if key in one and key in two]
+    return all(one.get(key) == two.get(key) for key in ("type", "name", "threads", *told))
 
 
 def grown(pairs: list[tuple[Key, Ratio, Ratio]], threshold: float) -> list[tuple[Key, Ratio, Ratio]]:

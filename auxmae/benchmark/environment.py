@@ -14,6 +14,8 @@ from auxmae_kernels import products
 
 from auxmae import __version__
 
+# What tells processors apart whose name is the same ("AMD EPYC"); the last two are those of ARM.
+_CPU_FIELDS = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")
 _GPU_FIELDS = ("clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit", "driver_version")
 
 
@@ -47,9 +49,11 @@ def architecture(device: torch.device) -> str:
 
 def _device(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else _processor()
+    cpu = _cpu_facts()
+    name = torch.cuda.get_device_name(device) if cuda else _processor_name(cpu)
     facts: dict[str, Any] = {"type": device.type, "name": name, "arch": architecture(device), "threads": torch.get_num_threads()}
     if device.type == "cpu":
+        facts["processor"] = {key: cpu[key] for key in _CPU_FIELDS if key in cpu}
         facts["products"] = products.explain()[0]
     facts["cores"], facts["load"] = os.cpu_count(), _load()
     if cuda:
@@ -58,13 +62,18 @@ def _device(device: torch.device) -> dict[str, Any]:
     return facts
 
 
-def _processor() -> str:
+def _cpu_facts() -> dict[str, str]:
+    """What Linux says of the first processor ("model name", "cpu family", …); empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+        return {}
+    parts = (line.partition(":") for line in text.partition("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in parts}
+
+
+def _processor_name(cpu: dict[str, str]) -> str:
+    return cpu.get("model name") or platform.processor() or platform.machine()
 
 
 def _load() -> float | None:

@@ -197,7 +197,7 @@ def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> 
 
 
 def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> None:
-    from auxmae.benchmark.compare import NO_SPREAD, OF_A_BASE, agreement, compare, grown, machine, read_document, regressions
+    from auxmae.benchmark.compare import NO_SPREAD, OF_A_BASE, agreement, compare, grown, read_document, regressions, same_machine
 
     old, new = read_document(before), read_document(after)
     changes = compare(old, new, threshold)
@@ -207,7 +207,7 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
     lost = len([change for change in bad if change.verdict == "lost"])
     slower = len(bad) - lost
     count = len([change for change in changes if change.ratio is not None])
-    other_machine = machine(old) != machine(new)
+    other_machine = not same_machine(old, new)
     if other_machine:
         count = len([pair for pair in pairs if pair[1].agrees(pair[2]) is not None])
         slower = len(grown(pairs, threshold))
@@ -231,7 +231,7 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
         wide.print(comparison(changes), highlight=False)
         if other_machine:
             wide.print(
-                "Measured on another device, or with other threads: not times but ratios are compared.",
+                "Another device, other threads, or another library of matrix products: not times but ratios are compared.",
                 highlight=False,
             )
         for line in unmeasured_words(changes):

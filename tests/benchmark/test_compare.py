@@ -183,6 +183,24 @@ def test_on_another_machine_ratios_decide_and_times_do_not(run):
     assert isinstance(run(before, document([1.0])).exception, DataError)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ({"processor": {"cpu family": "25"}}, {"processor": {"cpu family": "26"}}, False),
+        ({"products": "oneDNN"}, {"products": "PyTorch's default"}, False),
+        ({"products": "oneDNN", "processor": {}}, {"products": "oneDNN", "processor": {}}, True),
+        # Recorded before there were these.
+        ({}, {"products": "oneDNN", "processor": {"cpu family": "25"}}, True),
+    ],
+)
+def test_processors_of_one_name_and_libraries_of_products_are_told_apart(before, after, same):
+    one, two = document([10.0, 10.1, 10.2]), document([20.0, 20.1, 20.2])
+    for each, facts in ((one, before), (two, after)):
+        each["device"] = {"type": "cpu", "name": "AMD EPYC", "threads": 1} | facts
+    (change,) = compare(one, two, 0.1)
+    assert change.verdict == ("slower" if same else "another machine")
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_without_a_spread_there_is_no_agreement_and_the_threshold_decides_alone(run, count):
     def both(ours):

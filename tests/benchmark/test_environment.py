@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,6 +22,30 @@ def test_environment():
     assert set(document) == {"device", "versions", "commit", "dirty"}
     assert document["device"]["type"] == "cpu"
     assert document["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "processor"),
+    [
+        (
+            "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\n"
+            "processor\t: 1\nvendor_id\t: Other\nmodel\t\t: 9\nmodel name\t: Other\n",
+            "AMD EPYC",
+            {"vendor_id": "AuthenticAMD", "cpu family": "25", "model": "17"},
+        ),
+        ("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n", None, {"CPU implementer": "0x41", "CPU part": "0xd0c"}),
+        (None, None, {}),
+    ],
+    ids=["AMD", "ARM", "no Linux"],
+)
+def test_a_processor_is_told_by_more_than_its_name(tmp_path, monkeypatch, text, name, processor):
+    file = tmp_path / "cpuinfo"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr(module, "Path", lambda path: file if path == "/proc/cpuinfo" else Path(path))
+    device = environment(CPU)["device"]
+    assert device["processor"] == processor
+    assert device["name"] == (name or platform.processor() or platform.machine())
 
 
 class Repository:
