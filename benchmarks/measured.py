@@ -1,6 +1,6 @@
 """Writes dispatch's table of measured wins from recorded benchmarks.
 
-    python benchmarks/measured.py benchmarks/results/*.json
+    python benchmarks/measured.py benchmarks/results/*-kernels*.json
 
 For every function, architecture, type and class of sizes it takes the kernel suite's rows of all documents.  The Triton kernel
 is entered where it won in every one of them, forward and backward together, against the best of PyTorch's providers, and beyond

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -143,6 +144,15 @@ def test_a_broken_document_is_one_line(repository, tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path / 'in.json'}")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_the_usage_line_makes_the_committed_table(measured, repository, tmp_path):
+    (pattern,) = re.findall(r"python benchmarks/measured\.py (\S+)$", measured.__doc__, re.M)
+    documents = sorted(map(str, repository.glob(pattern)))
+    command = [sys.executable, str(repository / "benchmarks" / "measured.py"), *documents, "--output", str(tmp_path / "out.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.json").read_text() == measured.TABLE.read_text()
 
 
 def test_the_committed_table_has_the_form_that_dispatch_reads(measured):
