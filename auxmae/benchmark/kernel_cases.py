@@ -1,4 +1,4 @@
-"""Inputs of the kernel suite: every public function at the sizes that the model has.
+"""Inputs of the kernel suite: every function that `auxmae_kernels.reference` specifies, at the sizes that the model has.
 
 Shapes: B batch, C channels, N positions of the patch grid, K visible and M hidden ones, T tokens of a channel, D width,
 P pixels per token.

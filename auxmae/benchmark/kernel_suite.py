@@ -1,4 +1,4 @@
-"""The kernel suite: every public function of `auxmae_kernels` beside other ways to compute the same.
+"""The kernel suite: every function that `auxmae_kernels.reference` specifies beside other ways to compute the same.
 
 The specification is compared with plain formulas, at small sizes and at each that is timed, and each provider with the
 specification at the gate; then forward pass, backward pass and both are timed in turn.
