@@ -49,9 +49,10 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
     """One part of a collection, cut to squares.
 
     With `augment`, crops and flips are drawn from (seed, epoch, index) alone.  A crop of a scene lies in the part's own
-    blocks.  Without, a sample is one of the windows that lie side by side in a block, or spread over an image from edge to
-    edge, 16 of an image at most; none overlaps another, but for those that `cover` a block.  What is smaller is padded (not
-    valid).
+    blocks.  Without, a sample is one of the windows that lie side by side in a block, or are spread over an image from edge to
+    edge: as many a side as samples go into it, rounded, 4 at most; one alone is its middle.  Those of an image, and those that
+    `cover` a block, may overlap; a pixel that several of them hold has its label in the first one alone, so that none counts
+    twice.  What is smaller is padded (not valid).
 
     Args:
         collection: the images.
@@ -59,8 +60,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         image_size: side of a sample, px.
         scaling: pixel values → network inputs; None: pixels as they are.
         augment: random crops and flips.
-        cover: without `augment`, windows reach over all of a block, and overlap where they have to; a pixel that several of them
-            hold has its label in the first one alone, so that none counts twice.
+        cover: without `augment`, windows reach over all of a block, and overlap where they have to.
         flips: whether augmentation flips.
         samples: with `augment`, how many samples an epoch has at least: images and windows are drawn again, cut otherwise.
         seed: of the augmentation.
@@ -273,30 +273,38 @@ def _grid(blocks: NDArray[np.int64], size: int, *, cover: bool) -> NDArray[np.in
     return np.array(windows, dtype=np.int64).reshape(-1, 8)
 
 
-def _starts(length: int, side: int, *, cover: bool) -> list[tuple[int, int]]:
-    """First pixel of each window along a block's side, and how many of its pixels the window before it holds."""
-    if cover:
-        starts = np.linspace(0, length - side, -(-length // side)).round().astype(int).tolist()
-    else:
-        starts = [(length % side) // 2 + side * number for number in range(length // side)]
-    return [(start, max(before + side - start, 0)) for before, start in zip([-side, *starts], starts, strict=False)]
-
-
 def _spread(collection: Collection, items: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """(n, 8) image, top, left, height, width, the image's place in `items`, and 0, 0 (see `_grid`), of windows spread evenly
-    over images, those of one image one after the other.
+    """(n, 8) as of `_grid`, but image and the image's place in `items` for scene and block, of windows spread evenly over images,
+    those of one image one after the other.
     """
     windows: list[tuple[int, ...]] = []
     for entry, item in enumerate(items.tolist()):
         full = collection.size_of(item)
         height, width = (min(size, side) for side in full)
-        counts = [min(side // size, _WINDOWS) for side in full]
+        # As many as go into it, rounded: fewer would leave most of an image unseen that is nearly two windows wide.
         rows, columns = (
-            np.linspace(0, side - size, count).round().astype(int).tolist() if count > 1 else [max(side - size, 0) // 2]
-            for side, count in zip(full, counts, strict=True)
+            _evenly(whole, side, min((2 * whole + side) // (2 * side), _WINDOWS))
+            for whole, side in zip(full, (height, width), strict=True)
         )
-        windows.extend((item, top, left, height, width, entry, 0, 0) for top in rows for left in columns)
+        windows.extend(
+            (item, top, left, height, width, entry, held_rows, held_columns)
+            for top, held_rows in rows
+            for left, held_columns in columns
+        )
     return np.array(windows, dtype=np.int64).reshape(-1, 8)
+
+
+def _starts(length: int, side: int, *, cover: bool) -> list[tuple[int, int]]:
+    """First pixel of each window along a block's side, and how many of its pixels the window before it holds."""
+    if cover:
+        return _evenly(length, side, -(-length // side))
+    return [((length % side) // 2 + side * number, 0) for number in range(length // side)]
+
+
+def _evenly(length: int, side: int, count: int) -> list[tuple[int, int]]:
+    """The same of `count` windows spread from edge to edge; one alone is in the middle."""
+    starts = np.linspace(0, length - side, count).round().astype(int).tolist() if count > 1 else [(length - side) // 2]
+    return [(start, max(before + side - start, 0)) for before, start in zip([-side, *starts], starts, strict=False)]
 
 
 def _flip(array: NDArray[Any], flips: tuple[bool, bool]) -> NDArray[Any]:

@@ -136,20 +136,48 @@ def test_large_images_are_looked_at_from_edge_to_edge() -> None:
     assert dataset.images == 4
     assert dataset.in_parts
     places = [dataset.place(index) for index in range(len(dataset))]
-    assert [item for item, _ in places] == [0] * 8 + [1] + [2] * 2 + [3] * 4
+    assert [item for item, _ in places] == [0] * 12 + [1] + [2] * 2 + [3] * 4
     first = [window for item, window in places if item == 0]
-    assert {(window.top, window.left) for window in first} == {(top, left) for top in (0, 24) for left in (0, 28, 56, 84)}
+    assert {(window.top, window.left) for window in first} == {(top, left) for top in (0, 12, 24) for left in (0, 28, 56, 84)}
     assert {(window.left, window.height, window.width) for item, window in places if item == 2} == {(0, 9, 16), (17, 9, 16)}
     assert [window.top for item, window in places if item == 3] == [0, 328, 656, 984]
     image, valid, *_ = dataset.fetch(range(len(dataset)))
     for (item, window), pixels, ok in zip(places, image, valid, strict=True):
         rows, columns = slice(window.top, window.top + window.height), slice(window.left, window.left + window.width)
         assert (pixels[ok].numpy() == arrays[item][:, rows, columns].reshape(-1)).all()
-    assert dataset.items([0, 8, 9]).tolist() == [0, 1, 2]
+    assert dataset.items([0, 12, 13]).tolist() == [0, 1, 2]
     assert len(ImageDataset(collection, part, image_size=16, augment=True)) == 4
     assert not ImageDataset(
         scenes([np.ones((1, 20, 20), np.float32)] * 2, "images"), Part("test", np.arange(2), part.blocks), image_size=16
     ).in_parts
+
+
+@pytest.mark.parametrize(
+    ("side", "starts"),
+    [
+        (120, (0, 56)),
+        (96, (0, 32)),
+        (95, (15,)),
+        (64, (0,)),
+        (63, (0,)),
+        (160, (0, 48, 96)),
+        (159, (0, 95)),
+        (1000, (0, 312, 624, 936)),
+    ],
+)
+def test_windows_are_as_many_as_crops_go_into_an_image(side: int, starts: tuple[int, ...]) -> None:
+    numbers = np.arange(side * side, dtype=np.float32).reshape(1, side, side)
+    collection = scenes([numbers], "images")
+    classes = memory_file(numbers[None], Path("labels.tif"))
+    collection = replace(collection, label_rasters=(LabelRaster(classes, tuple(range(side * side))),))
+    dataset = ImageDataset(collection, Part("test", np.arange(1), np.zeros((0, 5), dtype=np.int64)), image_size=64)
+    windows = [dataset.place(index)[1] for index in range(len(dataset))]
+    assert [(window.top, window.left) for window in windows] == [(top, left) for top in starts for left in starts]
+    image, valid, _, labels = dataset.fetch(range(len(dataset)))
+    assert labels is not None
+    # In its own place, and once for every pixel that is seen.
+    assert torch.equal(labels[labels >= 0].float(), image[:, 0][labels >= 0])
+    assert sorted(labels[labels >= 0].tolist()) == np.unique(image[valid]).astype(int).tolist()
 
 
 def on_disk(item: int, height: int, width: int, reads: list[tuple[int, bool]]) -> ImageFile:
@@ -197,7 +225,7 @@ def test_images_in_memory_are_not_kept_a_second_time() -> None:
 
 
 def test_batches_say_which_image_a_window_is_of() -> None:
-    collection = scenes([np.ones((1, 40, 20), np.float32)] * 3, "images")
+    collection = scenes([np.ones((1, 36, 20), np.float32)] * 3, "images")
     part = Part("test", np.array([0, 2]), np.zeros((0, 5), dtype=np.int64))
     batches = list(Loader(ImageDataset(collection, part, image_size=16), 3, shuffle=False))
     assert [batch.image_number.tolist() for batch in batches] == [[0, 0, 2], [2]]
