@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from auxmae.data.collection import Collection
-from auxmae.data.image import MultiChannelImage, Window
+from auxmae.data.image import MultiChannelImage, Window, farthest
 from auxmae.data.splits import Part
 from auxmae.data.statistics import Scaling
 from auxmae.errors import DataError
@@ -185,7 +185,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
             return
         row, channel, *_ = (~(x.abs() <= _LARGEST)).nonzero()[0].tolist()
         item, window = self.place(indices[row])
-        value = float(np.abs(self._read(item, window).pixels[channel]).max())
+        value = farthest(self._read(item, window).pixels[channel])
         raise DataError(
             f"{self.collection.name_of(item)}: channel {self.channel_names[channel]} holds {value:.3g}, too far beyond "
             "the values that the scaling was made for to compute with",

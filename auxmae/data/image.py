@@ -51,6 +51,11 @@ class MultiChannelImage:
     valid: NDArray[np.bool_]
 
 
+def farthest(pixels: NDArray[np.float32]) -> float:
+    """The pixel value farthest from 0, with its sign; pixels of any shape, at least one."""
+    return float(pixels.flat[np.abs(pixels).argmax()])
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How to read files that do not say enough about themselves; key to nodata are those of the settings' [data] table.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
-from auxmae.data.image import ImageFile, Window
+from auxmae.data.image import ImageFile, Window, farthest
 from auxmae.errors import DataError
 
 # Pixels of up to this many images are looked at when a source is opened; of more, only with allow_broken.
@@ -24,9 +24,9 @@ _FAR = 1e6
 
 
 class _Look(NamedTuple):
-    """What a look at an image tells: its largest magnitude, and what copies of it have in common, as far as that was asked."""
+    """What a look at an image tells: its value farthest from 0, and what copies of it have in common, as far as was asked."""
 
-    magnitude: float
+    farthest: float
     digest: bytes | None
 
 
@@ -73,12 +73,12 @@ def _look(collection: Collection, item: int) -> _Look | None:
         image = collection.read(item, window)
         if image.valid.any():
             whole = image.pixels.shape[1:] == (file.height, file.width)
-            return _Look(float(np.abs(image.pixels).max()), _digest(image.pixels) if whole else None)
+            return _Look(farthest(image.pixels), _digest(image.pixels) if whole else None)
     return None
 
 
 def _tell_of_rounding(collection: Collection, looks: Mapping[int, _Look]) -> None:
-    integers = [look.magnitude for item, look in looks.items() if collection.file_of(item).dtype.kind in "iu"]
+    integers = [abs(look.farthest) for item, look in looks.items() if collection.file_of(item).dtype.kind in "iu"]
     largest = max(integers, default=0.0)
     if largest > _EXACT:
         collection.notices.append(
@@ -104,13 +104,14 @@ def _tell_of_copies(collection: Collection, looks: Mapping[int, _Look]) -> None:
 
 def _tell_of_outliers(collection: Collection, looks: Mapping[int, _Look]) -> None:
     """Of all parts, where statistics are of the training part alone."""
-    typical = statistics.median(look.magnitude for look in looks.values())
-    far = {item: look.magnitude for item, look in looks.items() if 0 < _FAR * typical < look.magnitude}
+    typical = statistics.median(abs(look.farthest) for look in looks.values())
+    far = {item: look.farthest for item, look in looks.items() if 0 < _FAR * typical < abs(look.farthest)}
     if far:
+        value = max(far.values(), key=abs)
         more = f" and {len(far) - 1} other{'s' * (len(far) > 2)}" if len(far) > 1 else ""
         collection.warnings.append(
-            f"{collection.name_of(next(iter(far)))}{more}: values up to {max(far.values()):.3g}, where images mostly reach "
-            f"{typical:.3g}: leave out with data.exclude, or set data.nodata if that value means no data"
+            f"{collection.name_of(next(iter(far)))}{more}: values {'down' if value < 0 else 'up'} to {value:.3g}, where images "
+            f"mostly reach {typical:.3g}: leave out with data.exclude, or, if the value means no data, set data.nodata = {value!r}"
         )
 
 

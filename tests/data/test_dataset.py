@@ -285,23 +285,26 @@ def test_augmentation_follows_seed_epoch_and_index_alone() -> None:
     assert any(not torch.equal(a, second[index].image) for index, a in enumerate(forward))
 
 
-def test_a_value_beyond_computing_is_an_error_that_names_file_image_and_channel(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("far", "told"), [(3e38, "up to 3e+38"), (np.finfo(np.float32).min, "down to -3.4e+38")])
+def test_a_value_beyond_computing_is_an_error_that_names_file_image_and_channel(tmp_path: Path, far: float, told: str) -> None:
     images = np.random.default_rng(5).random((6, 3, 16, 16)).astype(np.float32)
-    images[4, 1, 5, 5] = 3e38
+    images[4, 1, 5, 5] = far
     np.save(tmp_path / "images.npy", images)
     collection = open_collection(str(tmp_path / "images.npy"), options=ReadOptions(axes="NCHW"))
-    assert any("image 4: values up to 3e+38" in warning for warning in collection.warnings)
+    (warning,) = collection.warnings
+    assert f"image 4: values {told}, " in warning
     part = Part("all", np.arange(6), np.zeros((0, 5), dtype=np.int64))
     plain = ImageDataset(collection, part, image_size=16)
     others = ImageDataset(collection, Part("others", np.arange(4), part.blocks), image_size=16)
     scaling = Scaling.fit(compute_statistics(others))
     dataset = ImageDataset(collection, part, image_size=16, scaling=scaling)
     assert torch.isfinite(dataset.fetch([0, 5])[0]).all()
-    assert plain.fetch([4])[0].max() == np.float32(3e38)
-    with pytest.raises(DataError, match=r"images\.npy, image 4: channel C2 holds 3e\+38") as caught:
+    assert plain.fetch([4])[0].abs().max() == np.float32(abs(far))
+    with pytest.raises(DataError, match=rf"images\.npy, image 4: channel C2 holds {re.escape(told.split()[-1])}") as caught:
         dataset.fetch([3, 4])
     assert "data.exclude" in str(caught.value)
-    value = float(re.findall(r"data\.nodata = (\S+?)\)?$", str(caught.value))[0])
-    mended = open_collection(str(tmp_path / "images.npy"), options=ReadOptions(axes="NCHW", nodata=value))
-    assert ImageDataset(mended, part, image_size=16, scaling=scaling).fetch([4])[1].sum() == 3 * 256 - 1
-    assert not mended.warnings
+    for hint in (str(caught.value), warning):
+        value = float(re.findall(r"data\.nodata = (\S+?)\)?$", hint)[0])
+        mended = open_collection(str(tmp_path / "images.npy"), options=ReadOptions(axes="NCHW", nodata=value))
+        assert ImageDataset(mended, part, image_size=16, scaling=scaling).fetch([4])[1].sum() == 3 * 256 - 1
+        assert not mended.warnings
