@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
-from auxmae.data.image import ImageFile, Window, farthest
+from auxmae.data.image import ImageFile, Window, farthest, tiles
 from auxmae.errors import DataError
 
 # Pixels of up to this many images are looked at when a source is opened; of more, only with allow_broken.
@@ -67,9 +67,9 @@ def check_pixels(collection: Collection, allow_broken: bool) -> None:
 
 
 def _look(collection: Collection, item: int) -> _Look | None:
-    """At the first window that has a valid pixel; None where none has."""
+    """At the first window that has a valid pixel; None where none has, which only a look at all of them can tell."""
     file = collection.file_of(item)
-    for window in _probe_windows(file):
+    for window in _windows(file):
         image = collection.read(item, window)
         if image.valid.any():
             whole = image.pixels.shape[1:] == (file.height, file.width)
@@ -124,11 +124,11 @@ def _digest(pixels: NDArray[np.float32]) -> bytes | None:
     return hashlib.blake2b(some.tobytes(), digest_size=16).digest() + repr(pixels.shape).encode()
 
 
-def _probe_windows(file: ImageFile) -> list[Window]:
-    """The whole of a small image; of a large one its end (where truncation shows), its middle, and a coarse grid."""
+def _windows(file: ImageFile) -> Iterator[Window]:
+    """Of a large image its end (where truncation shows), its middle, and a coarse grid; then all of an image, piece by piece."""
     height, width = file.height, file.width
     h, w = min(height, _CHECK_SIDE), min(width, _CHECK_SIDE)
-    if (h, w) == (height, width):
-        return [Window(0, 0, h, w)]
-    places = [(1.0, 1.0), (0.5, 0.5), *((i / 7, j / 7) for i in range(8) for j in range(8))]
-    return [Window(round(y * (height - h)), round(x * (width - w)), h, w) for y, x in places]
+    if (h, w) != (height, width):
+        for y, x in ((1.0, 1.0), (0.5, 0.5), *((i / 7, j / 7) for i in range(8) for j in range(8))):
+            yield Window(round(y * (height - h)), round(x * (width - w)), h, w)
+    yield from tiles(height, width, _CHECK_SIDE)

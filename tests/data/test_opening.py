@@ -75,6 +75,20 @@ def test_huge_scene_is_never_read_whole(tmp_path: Path) -> None:
     assert collection.read(0, Window(10000, 10000, 4, 4)).pixels.min() == 7
 
 
+def test_a_scene_is_said_to_be_empty_only_when_all_of_it_was_looked_at(tmp_path: Path) -> None:
+    side = 6000
+    profile = {"driver": "GTiff", "count": 1, "height": side, "width": side, "dtype": "uint8", "nodata": 0, "sparse_ok": True}
+    with rasterio.open(tmp_path / "island.tif", "w", tiled=True, **profile) as file:
+        # Beside the windows that are looked at first, whose grid has gaps in an image as large as this.
+        file.write(np.full((1, 16, 16), 7, np.uint8), window=rasterio.windows.Window(5200, 560, 16, 16))
+    assert len(open_collection(str(tmp_path / "island.tif"))) == 1
+    with rasterio.open(tmp_path / "sea.tif", "w", tiled=True, **profile):
+        pass
+    collection = open_collection(str(tmp_path))
+    assert [collection.name_of(item) for item in range(len(collection))] == ["island.tif"]
+    assert any("left out: sea.tif has no valid pixel" in notice for notice in collection.notices)
+
+
 def test_synthetic_is_picklable() -> None:
     collection = open_collection("synthetic", synthetic_images=16, seed=3)
     copy = pickle.loads(pickle.dumps(collection))
