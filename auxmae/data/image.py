@@ -64,7 +64,7 @@ class ReadOptions:
         key: name of the array inside an HDF5, MATLAB, npz or Zarr file; None to choose where only one fits.
         axes: axis order such as "HWC", "NCHW" or "C(WH)"; None to infer where only one reading is plausible.
         size: (H, W) in pixels, for files that store pixels as one axis.
-        nodata: pixel value that means "no data", over what the file says.
+        nodata: stored value that means "no data", in place of the file's own and of its valid range; NaN: none; None: the file's.
         channels: number of channels that the image has to have, to tell them from rows and columns; None: not known.
         plane: (H, W) of the label map that belongs to the image, to tell the channels from rows and columns; None: not known.
         plane_key: name of that map's array, where it is in the file itself.

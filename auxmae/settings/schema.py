@@ -94,8 +94,8 @@ class DataSettings(Table):
     )
     nodata: float | Literal["auto", "nan"] = Field(
         default="auto",
-        description="pixel value that means 'no data' ('auto': what the file says; nan: none but NaN and infinity, which never "
-        "count, whatever the file says)",
+        description="pixel value, as it is stored, that means 'no data', in place of the file's own value and valid range "
+        "('auto': what the file says; nan: none); NaN and infinity never count, nor what a mask or transparency leaves out",
     )
     exclude: tuple[str, ...] = Field(default=(), description="file name patterns to leave out, such as '*_mask.tif'")
     allow_broken: bool = Field(default=False, description="leave out unreadable files (each is named) instead of stopping")

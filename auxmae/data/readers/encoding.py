@@ -36,10 +36,8 @@ class Encoding:
     highest: float = np.inf
 
     def with_nodata(self, nodata: float | None) -> Encoding:
-        """The same with the user's nodata value in place of the file's; None: as it is."""
-        if nodata is None:
-            return self
-        return Encoding(((nodata,),), self.scale, self.offset, self.lowest, self.highest)
+        """The same with the user's nodata value in place of the file's own and of its limits; None: as it is."""
+        return self if nodata is None else Encoding(((nodata,),), self.scale, self.offset)
 
     def valid(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
         """(C, h, w) False where the stored value is missing, NaN or infinite."""
