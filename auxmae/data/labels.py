@@ -85,7 +85,6 @@ def folder_labels(relative_paths: Sequence[str], notices: list[str]) -> tuple[ND
     names = sorted(set(folders))
     if "" in names or len(names) < 2 or len(folders) < 2 * len(names):
         return None
-    notices.append(f"labels: {len(names)} classes by folder (set data.labels = 'none' if the folders are no classes)")
     number = {name: place for place, name in enumerate(names)}
     return np.array([number[folder] for folder in folders], dtype=np.int64), tuple(names)
 

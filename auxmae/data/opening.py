@@ -140,11 +140,19 @@ def open_collection(
         collection.labels, collection.class_names = found.per_file[items[:, 0]], found.class_names
     elif found.rasters is not None:
         collection.label_rasters, collection.class_names = found.rasters, found.class_names
-    elif classes is not None and chosen == "images":
+    elif (
+        # What an array says of each of its images is closer than the folder that its file is in.
+        labels == "auto"
+        and (classes is None or chosen == "array")
+        and (own := own_labels(files, ignored_labels, notices)) is not None
+    ):
+        collection.labels, collection.class_names = own
+    elif classes is not None:
         per_file, collection.class_names = classes
         collection.labels = per_file[items[:, 0]]
-    elif labels == "auto" and (own := own_labels(files, ignored_labels, notices)) is not None:
-        collection.labels, collection.class_names = own
+        notices.append(
+            f"labels: {len(collection.class_names)} classes by folder (set data.labels = 'none' if the folders are no classes)"
+        )
     check_pixels(collection, allow_broken)
     if layout == "auto":
         notices.append(_explain(collection))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 
 from auxmae.data.image import ReadOptions, Window
 from auxmae.data.opening import open_collection
@@ -24,6 +25,30 @@ def test_class_folders_are_labels(tmp_path: Path) -> None:
     assert collection.labels is not None
     assert collection.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert open_collection(str(tmp_path / "root"), labels="none").labels is None
+
+
+def test_class_folders_are_labels_of_all_images_of_their_files(tmp_path: Path) -> None:
+    for name, count in (("control/m1", 3), ("control/m2", 2), ("treated/m1", 4), ("treated/m2", 1)):
+        path = tmp_path / f"{name}.tif"
+        path.parent.mkdir(exist_ok=True)
+        images = np.stack([pixels(2, 24, 24) for _ in range(count)])
+        tifffile.imwrite(path, images, imagej=True, metadata={"axes": "TCYX"})
+    collection = open_collection(str(tmp_path))
+    assert (collection.layout, collection.class_names) == ("array", ("control", "treated"))
+    assert collection.labels is not None
+    assert collection.labels.tolist() == [0] * 5 + [1] * 5
+    assert sum("2 classes by folder" in notice for notice in collection.notices) == 1
+
+
+def test_labels_in_array_files_come_before_those_of_their_folders(tmp_path: Path) -> None:
+    for number, name in enumerate(("a/1", "a/2", "b/1", "b/2")):
+        path = tmp_path / f"{name}.npz"
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, x=np.stack([pixels(2, 24, 24)] * 2), y=np.array([number % 2, 2]))
+    collection = open_collection(str(tmp_path), options=ReadOptions(key="x", axes="NCHW"))
+    assert collection.labels is not None
+    assert collection.labels.tolist() == [0, 2, 1, 2] * 2
+    assert not any("by folder" in notice for notice in collection.notices)
 
 
 def test_split_folders_are_no_classes(tmp_path: Path) -> None:
