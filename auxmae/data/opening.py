@@ -91,7 +91,9 @@ def open_collection(
     root, paths = find_files(source, exclude, notices)
     paths = _without_label_files(paths, labels)
     files = _open_all(paths, options, allow_broken, notices, progress)
-    files = _leave_out_labels(files, labels, notices)
+    if not channel_pattern:
+        # What the pattern finds are channels, however few their values, and what it does not find is no image anyway.
+        files = _leave_out_labels(files, labels, notices)
     relative = [relative_path(file.path, root) for file in files]
     if channel_pattern:
         files, relative = join_channels(files, relative, channel_pattern, allow_broken, notices)
@@ -242,16 +244,21 @@ def _leave_out_labels(files: list[ImageFile], labels: str, notices: list[str]) -
     if len(files) < 2 or all(file.channels == 1 for file in files):
         return files
     rasters = [file.path for file in files if file.channels == 1 and is_label_raster(file)]
-    if len(rasters) == 1 and labels in ("auto", "none"):
-        notices.append(
-            f"{rasters[0].name} looks like a label raster (one channel, few whole numbers) and is not used as an image; "
-            f"use its labels with --labels {rasters[0]}"
+    place = label_place(labels)
+    # Those that `labels` names are used.
+    idle = [path for path in rasters if place is None or not path.resolve().is_relative_to(place[0].resolve())]
+    if idle:
+        one = len(idle) == 1
+        told = (
+            f"{idle[0].name} looks like a label raster (one channel, few whole numbers) and is not used as an image"
+            if one
+            else f"{len(idle)} files, {idle[0].name} the first, look like label rasters (one channel, few whole numbers) and "
+            "are not used as images"
         )
-    elif rasters and labels in ("auto", "none"):
-        notices.append(
-            f"{len(rasters)} files, {rasters[0].name} the first, look like label rasters (one channel, few whole numbers) and "
-            f"are not used as images; use their labels with --labels {os.path.commonpath([path.parent for path in rasters])}"
-        )
+        if labels in ("auto", "none"):
+            folder = os.path.commonpath([path.parent for path in idle])
+            told += f"; use {'its' if one else 'their'} labels with --labels {idle[0] if one else folder}"
+        notices.append(told)
     left_out = set(rasters)
     return [file for file in files if file.path not in left_out]
 

@@ -55,6 +55,19 @@ def test_however_the_channels_are_named(tmp_path, name, pattern, image):
     pickle.loads(pickle.dumps(collection))
 
 
+def test_a_channel_of_few_values_is_a_channel_beside_files_of_several(tmp_path):
+    arrays = {name: store(tmp_path / "data" / f"{name}.tif") for name in ("s_B1", "t_B1")}
+    for site in "st":
+        # Nearly nothing is to be seen in this one.
+        arrays[f"{site}_B2"] = arrays[f"{site}_B1"] % 3
+        tifffile.imwrite(tmp_path / "data" / f"{site}_B2.tif", arrays[f"{site}_B2"])
+        tifffile.imwrite(tmp_path / "data" / f"{site}_preview.tif", np.zeros((24, 24, 3), np.uint8), photometric="rgb")
+    collection = open_collection(str(tmp_path / "data"), channel_pattern=r"_(B\d)\.tif$", layout="images")
+    assert collection.channel_names == ("B1", "B2")
+    for item, site in enumerate("st"):
+        assert np.array_equal(collection.read(item).pixels, np.stack([arrays[f"{site}_B1"], arrays[f"{site}_B2"]]))
+
+
 def test_what_is_left_of_a_path():
     assert _without("a_B1.tif", 2, 4) == "a.tif"
     assert _without("B1.tif", 0, 2) == "B1.tif"

@@ -292,3 +292,7 @@ def test_many_masks_among_the_images_are_told_once_with_what_uses_them(tmp_path)
     assert [notice.split(" look")[0] for notice in told] == ["3 files, a_mask.png the first,"]
     named = open_collection(str(tmp_path), labels=told[0].rpartition("--labels ")[2])
     assert (named.relative_paths, named.has_label_maps) == (("x/a.npy", "y/b.npy", "y/c.npy"), True)
+    assert not any("label raster" in notice for notice in named.notices)
+    rows = table(tmp_path / "t.csv", "image,label\na,1\nb,2\nc,2\n")
+    told = [notice for notice in open_collection(str(tmp_path), labels=rows).notices if "label raster" in notice]
+    assert [notice.endswith("are not used as images") for notice in told] == [True]
