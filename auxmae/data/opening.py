@@ -24,7 +24,7 @@ from auxmae.data.image import ImageFile, ReadOptions
 from auxmae.data.joining import join_channels
 from auxmae.data.labels import folder_labels, is_label_raster, label_place, label_size, load_labels, own_labels
 from auxmae.data.notices import said_once
-from auxmae.data.pairing import ImageNames
+from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.data.pixel_checks import check_pixels
 from auxmae.errors import DataError
 
@@ -240,11 +240,16 @@ def _open_all(
 
 
 def _leave_out_labels(files: list[ImageFile], labels: str, notices: list[str]) -> list[ImageFile]:
-    """Label rasters among multi-channel images are told from them: one channel, whole numbers, few values."""
-    if len(files) < 2 or all(file.channels == 1 for file in files):
+    """Label rasters among images are told from them: one channel, whole numbers, few values.  Where all images have one channel,
+    those alone that lie in a folder that `labels` names, and are called like another file and go on after its name.
+    """
+    if len(files) < 2:
         return files
-    rasters = [file.path for file in files if file.channels == 1 and is_label_raster(file)]
     place = label_place(labels)
+    likely = [file for file in files if file.channels == 1]
+    if len(likely) == len(files):
+        likely = [] if place is None else _called_like_others(files, place[0])
+    rasters = [file.path for file in likely if is_label_raster(file)]
     # Those that `labels` names are used.
     idle = [path for path in rasters if place is None or not path.resolve().is_relative_to(place[0].resolve())]
     if idle:
@@ -261,6 +266,15 @@ def _leave_out_labels(files: list[ImageFile], labels: str, notices: list[str]) -
         notices.append(told)
     left_out = set(rasters)
     return [file for file in files if file.path not in left_out]
+
+
+def _called_like_others(files: Sequence[ImageFile], folder: Path) -> list[ImageFile]:
+    """Those in a folder whose names go on after another's: a_mask.png beside a.tif."""
+    folder = folder.resolve()
+    inside = [file for file in files if folder in file.path.resolve().parents]
+    relative = [relative_path(file.path.resolve(), folder) for file in inside]
+    names = ImageNames(relative)
+    return [file for file, path in zip(inside, relative, strict=True) if any(map(names.find, shorter_names(path)[1:]))]
 
 
 def _choose_layout(layout: str, files: Sequence[ImageFile], has_classes: bool, has_raster: bool) -> Layout:

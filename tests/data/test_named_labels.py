@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from scipy.io import savemat
 
@@ -231,6 +232,18 @@ def test_a_folder_of_rasters(tmp_path, masks, name):
     found = collection.label_rasters
     assert [None if one is None else one.read(0, Window(31, 0, 2, 1)).tolist() for one in found] == [[[1], [0]], [[2], [0]], None]
     assert any(notice.startswith("labels: 2 of 3 files have a raster") for notice in collection.notices)
+
+
+def test_masks_beside_images_of_one_channel(tmp_path):
+    for name, values in (("a", 4000), ("a_b", 4000), ("c", 3)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", RNG.integers(0, values, (64, 64)).astype(np.uint16))
+    for image, value in (("a", 3), ("a_b", 7), ("c", 5)):
+        raster(tmp_path / f"{image}_mask.png", value)
+    collection = open_collection(str(tmp_path), labels=str(tmp_path))
+    # Whatever goes on after a name is an image unless it looks like labels, and so is what looks like them under its own name.
+    assert collection.relative_paths == ("a.tif", "a_b.tif", "c.tif")
+    assert [collection.class_names[collection.read_labels(item)[0, 0]] for item in range(3)] == ["3", "7", "5"]
+    assert len(open_collection(str(tmp_path), layout="images")) == 6
 
 
 def test_what_is_wrong_with_a_folder_of_rasters(tmp_path):
