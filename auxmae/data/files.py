@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from auxmae.data.plates import STORE, fields, store_of
+from auxmae.data.plates import STORE, fields, store_of, wells
 from auxmae.errors import DataError
 
 # What every run folder holds from its first moment on.
@@ -79,16 +79,20 @@ def _outside(folder: Path) -> Path:
 
 
 def _images(source: str, paths: list[Path], notices: list[str]) -> list[Path]:
-    """The same, with a plate's or a well's fields in its place."""
-    images, wells, count = list[Path](), set[Path](), 0
+    """The same, with a plate's or a well's fields in its place; wells without a list of them as they are: opening them tells."""
+    images, field_count, well_count = list[Path](), 0, 0
     for path in paths:
-        found = fields(path) if store_of(path) is not None and path.is_dir() else None
-        images.extend([path] if found is None else found)
-        wells.update(field.parent for field in found or ())
-        count += len(found or ())
-    if wells:
+        listed = wells(path) if store_of(path) is not None and path.is_dir() else None
+        if listed is None:
+            images.append(path)
+        for well in listed or ():
+            found = fields(well)
+            images.extend([well] if found is None else found)
+            field_count += len(found or ())
+            well_count += bool(found)
+    if well_count:
         notices.append(
-            f"{source}: each of the {count} fields of {len(wells)} well{'s' * (len(wells) > 1)} is an image; "
+            f"{source}: each of the {field_count} fields of {well_count} well{'s' * (well_count > 1)} is an image; "
             r"data.group_pattern = '([^/]+/[^/]+)/[^/]+$' keeps a well's together"
         )
     if not images:

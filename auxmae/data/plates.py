@@ -21,18 +21,21 @@ def is_group(path: Path) -> bool:
     return store_of(path.parent) is not None and any((path / name).is_file() for name in (".zgroup", ".zarray", "zarr.json"))
 
 
-def fields(path: Path) -> list[Path] | None:
-    """The images of a plate or of a well, in its own order; None where the path is neither."""
+def wells(path: Path) -> list[Path] | None:
+    """The wells of a plate, in its own order, or a well itself; None where the path is neither."""
     attributes = _attributes(path)
     try:
-        if "plate" in attributes:
-            wells = [path / well["path"] for well in attributes["plate"]["wells"]]
-            return [field for well in wells for field in fields(well) or []]
-        if "well" in attributes:
-            return [path / image["path"] for image in attributes["well"]["images"]]
+        return [path / well["path"] for well in attributes["plate"]["wells"]]
     except (KeyError, TypeError):
-        pass  # other things are called so too
-    return None
+        return None if fields(path) is None else [path]  # other things are called so too
+
+
+def fields(well: Path) -> list[Path] | None:
+    """The images of a well, in its own order; None where the path is no well, or cannot be read."""
+    try:
+        return [well / image["path"] for image in _attributes(well)["well"]["images"]]
+    except (KeyError, TypeError):
+        return None
 
 
 def _attributes(path: Path) -> dict[str, Any]:

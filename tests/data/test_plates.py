@@ -76,3 +76,24 @@ def test_a_field_that_is_not_there(tmp_path):
     with pytest.raises(DataError, match=r"A/2/1: there is no such file"):
         open_collection(str(tmp_path / "p.zarr"))
     assert len(open_collection(str(tmp_path / "p.zarr"), layout="images", allow_broken=True)) == 5
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [("nothing", "there is no such file"), ("no metadata", "is a folder, neither"), ("half of it", "cannot be read")],
+)
+def test_a_well_that_is_not_there(tmp_path, version, left, words):
+    store_plate(tmp_path / "p.zarr", version)
+    well = tmp_path / "p.zarr" / "A" / "2"
+    if left == "nothing":
+        shutil.rmtree(well)
+    else:
+        for path in [path for path in well.iterdir() if path.is_file()]:
+            path.unlink() if left == "no metadata" else path.write_text("{")
+    with pytest.raises(DataError, match=f"A/2: {words}"):
+        open_collection(str(tmp_path / "p.zarr"))
+    collection = open_collection(str(tmp_path / "p.zarr"), layout="images", allow_broken=True)
+    assert collection.relative_paths == tuple(f"p.zarr/{field}" for field in ("A/1/0", "A/1/1", "B/1/0", "B/1/1"))
+    assert any(f"A/2: {words}" in notice for notice in collection.notices)
+    assert any("each of the 4 fields of 2 wells is an image" in notice for notice in collection.notices)

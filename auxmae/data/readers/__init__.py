@@ -212,9 +212,9 @@ def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  
     if not path_exists(path):
         raise DataError(f"{path}: there is no such file")
     with reading(path):
+        if path.is_dir() and _suffix(path) != ".zarr":
+            raise DataError(f"{path}: is a folder, neither a file nor a Zarr array or group")
         module = _reader(path)
-    if path.is_dir() and _suffix(path) != ".zarr":
-        raise DataError(f"{path}: is a folder, not a file")
     if path.is_file() and path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
     with reading(path):
