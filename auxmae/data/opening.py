@@ -90,7 +90,7 @@ def open_collection(
     warnings: list[str] = []
     root, paths = find_files(source, exclude, notices)
     paths = _without_label_files(paths, labels)
-    files = _open_all(paths, options, allow_broken, notices, progress)
+    files = _agree_on_transparency(_open_all(paths, options, allow_broken, notices, progress), options)
     if not channel_pattern:
         # What the pattern finds are channels, however few their values, and what it does not find is no image anyway.
         files = _leave_out_labels(files, labels, notices)
@@ -237,6 +237,19 @@ def _open_all(
         raise DataError(f"none of the {len(paths)} files can be read; the first: {broken[0]}")
     notices.extend(f"left out: {message}" for message in broken)
     return files
+
+
+def _agree_on_transparency(files: list[ImageFile], options: ReadOptions) -> list[ImageFile]:
+    """A band marked as transparency that one file shows to be a channel is one in every file.
+
+    By itself a chip of near infrared that is all 0, or saturated, looks like transparency.
+    """
+    from auxmae.data.readers import open_image
+
+    if all(file.transparency is not False for file in files):
+        return files
+    as_channel = replace(options, transparency=False)
+    return [open_image(file.path, as_channel) if file.transparency else file for file in files]
 
 
 def _leave_out_labels(files: list[ImageFile], labels: str, notices: list[str]) -> list[ImageFile]:

@@ -107,6 +107,28 @@ def test_a_truncated_file_is_named_whatever_other_threads_open(tmp_path):
             open_collection(str(tmp_path))
 
 
+def test_a_fourth_band_is_a_channel_in_every_file_or_in_none(tmp_path):
+    chips = {name: RNG.integers(1, 255, (4, 24, 24)).astype(np.uint8) for name in "abc"}
+    chips["empty"], chips["bright"] = np.zeros((4, 24, 24), np.uint8), chips["a"].copy()
+    chips["bright"][3] = 255
+    for name, chip in chips.items():
+        write(tmp_path / "infrared" / f"{name}.tif", chip)
+        cutout = chip.copy()
+        cutout[3] = np.where(chip[0] > 100, 255, 0)
+        write(tmp_path / "cutouts" / f"{name}.tif", cutout)
+    collection = open_collection(str(tmp_path / "infrared"))
+    assert (len(collection), len(collection.channel_names)) == (5, 4)
+    for item in range(5):
+        image = collection.read(item)
+        assert image.valid.all()
+        assert np.array_equal(image.pixels, chips[Path(collection.name_of(item)).stem])
+    assert sum("is read as a channel" in notice for notice in collection.notices) == 2
+    # An empty chip among real cutouts is nowhere valid, and left out.
+    collection = open_collection(str(tmp_path / "cutouts"))
+    assert (len(collection), len(collection.channel_names)) == (4, 3)
+    assert np.array_equal(collection.read(0).valid[0], chips["a"][0] > 100)
+
+
 def test_transparency_is_told(tmp_path):
     for index in range(3):
         array = RNG.integers(0, 256, (16, 16, 4), dtype=np.uint8)

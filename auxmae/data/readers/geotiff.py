@@ -63,11 +63,13 @@ def _pages(path: Path, found: list[str]) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOptions, notices: list[str]) -> ImageFile:
-    bands = _channels(source, always=source.driver == "PNG")
-    if len(bands) < source.count:
+    transparency = _transparency(source, options)
+    bands = tuple(range(1, source.count + (not transparency)))
+    if transparency:
         notices.append(f"{path.name}: band {source.count} is transparency: it says which pixels are valid")
-    elif _alpha(source):
-        notices.append(f"{path.name}: band {source.count} is marked as transparency and holds values: it is read as a channel")
+    elif transparency is not None:
+        where = "holds values" if options.transparency else "holds values in other files"
+        notices.append(f"{path.name}: band {source.count} is marked as transparency and {where}: it is read as a channel")
     names = tuple(str(source.descriptions[band - 1] or "") for band in bands)
     # ENVI repeats the wavelength in the band's name ("443.0 Nanometers"): as good a name as any.  Of several pages only the
     # first is looked at here.
@@ -91,31 +93,31 @@ def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOpti
         waves,
         georeference=georeference,
         notices=tuple(notices),
+        transparency=transparency,
     )
 
 
-def _alpha(source: Any) -> bool:
-    return bool(source.count > 1 and source.colorinterp[-1].name == "alpha")
-
-
-def _channels(source: Any, always: bool) -> tuple[int, ...]:
-    """The bands that are channels: all but a last one of transparency.
+def _transparency(source: Any, options: ReadOptions) -> bool | None:
+    """Whether the last band is transparency rather than a channel; None where it is not marked as such.
 
     TIFF writers mark the fourth band as transparency whatever it holds, near infrared for one; unless the format leaves
-    no doubt (`always`), it is looked at in a few places, and is transparency where every value is 0 or the largest.
+    no doubt, or the options say that it is a channel, it is looked at in a few places, and is transparency where every value
+    is 0 or the largest.
     """
-    everything = tuple(range(1, source.count + 1))
-    if not _alpha(source):
-        return everything
-    if not always:
-        from rasterio.windows import Window as RasterWindow
+    if source.count < 2 or source.colorinterp[-1].name != "alpha":
+        return None
+    if source.driver == "PNG":
+        return True
+    if not options.transparency:
+        return False
+    from rasterio.windows import Window as RasterWindow
 
-        largest = np.iinfo(source.dtypes[-1]).max if np.dtype(source.dtypes[-1]).kind in "ui" else 1
-        for place in diagonal(source.height, source.width, _SAMPLE):
-            values = source.read(source.count, window=RasterWindow(place.left, place.top, place.width, place.height))
-            if not np.isin(values, (0, largest)).all():
-                return everything
-    return everything[:-1]
+    largest = np.iinfo(source.dtypes[-1]).max if np.dtype(source.dtypes[-1]).kind in "ui" else 1
+    for place in diagonal(source.height, source.width, _SAMPLE):
+        values = source.read(source.count, window=RasterWindow(place.left, place.top, place.width, place.height))
+        if not np.isin(values, (0, largest)).all():
+            return False
+    return True
 
 
 def _read(
