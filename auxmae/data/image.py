@@ -100,8 +100,8 @@ class ImageFile:
             texts, as they are stored; else None.
         georeference: {"crs": str, "transform": six floats} where the file has one, else None.
         notices: what was inferred and the user should be told, one sentence each.
-        transparency: whether a last band that the file marks as transparency was taken for that (True) or, since TIFF writers mark
-            channels so too, for a channel (False); None: none is marked.
+        transparency: whether a last band that the file marks as transparency was taken for that (True) or, since TIFF writers
+            mark channels so too, for a channel (False); None: none is marked.
         parts: the files that it was joined from, one a channel; empty where `path` is the file.
     """
 

@@ -19,7 +19,7 @@ from auxmae.errors import AuxMAEError, DataError, ResourceError
 
 
 def make(count: int = 11, *, augment: bool = True) -> ImageDataset:
-    array = np.random.default_rng(2).random((count, 4, 12, 12)).astype(np.float32)
+    array = np.random.default_rng(2).random((count, 4, 11, 11)).astype(np.float32)
     items = np.stack([np.zeros(count, np.int64), np.arange(count)], axis=1)
     collection = Collection(
         "memory", "array", ("a", "b", "c", "d"), None, ("x", "y"), (memory_file(array, Path("array")),), [], items, (None,),
