@@ -16,18 +16,19 @@ RUN_MARKS = ("settings.toml", "checkpoints", "figures")
 
 
 def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple[Path, list[Path]]:
-    """→ (the folder that relative paths start from, the files in the order of their names, plates as their fields).
+    """→ (the folder that relative paths start from, the files in the order of their names, plates as their fields, and ENVI
+    images as their data).
 
     Args:
         source: a file, a folder, or a glob pattern.
-        exclude: file name patterns to leave out.
+        exclude: file name patterns to leave out; an ENVI image by the name of its header or of its data.
         notices: told of run folders that lie within the source, whose figures are no images of it, and of links to nothing.
 
     Raises:
         DataError: there is nothing that could be read.
     """
     from auxmae.data.readers import is_readable, path_exists, supported_suffixes
-    from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER
+    from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER, pair
 
     listed = ", ".join(supported_suffixes())
     path = Path(source).expanduser()
@@ -53,23 +54,33 @@ def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple
     own = [entry for entry in candidates if not _in_run(entry, root, runs)]
     if any(runs.values()):
         notices.append(f"{source}: run folders of AuxMAE in it are left out: {sum(runs.values())}")
-    paths = [entry for entry in own if is_readable(entry) and not any(part.startswith(".") for part in _parts_below(entry, root))]
-    idle = [pattern for pattern in exclude if not any(fnmatch.fnmatch(entry.name, pattern) for entry in paths)]
+    shown = [entry for entry in own if not any(part.startswith(".") for part in _parts_below(entry, root))]
+    usable = [entry for entry in shown if is_readable(entry)]
+
+    def called(entry: Path, pattern: str) -> bool:
+        return any(fnmatch.fnmatch(one.name, pattern) for one in pair(entry))
+
+    idle = [pattern for pattern in exclude if not any(called(entry, pattern) for entry in usable)]
     if idle:
         notices.append(f"data.exclude: no file is called like {', '.join(idle)}")
-    paths = [entry for entry in paths if not any(fnmatch.fnmatch(entry.name, pattern) for pattern in exclude)]
+    paths = [entry for entry in usable if not any(called(entry, pattern) for pattern in exclude)]
+    if not paths:
+        why = "every supported file is excluded by data.exclude" if usable else "no supported file"
+        why += " outside of run folders" if any(runs.values()) else ""
+        raise DataError(f"{source}: {why}", hint="check data.exclude" if usable else f"supported: {listed}")
     # An ENVI header stands for its data file: the pair is one image.
     headers = {entry.with_suffix("") for entry in paths if entry.suffix.lower() == HEADER}
 
     def described(entry: Path) -> bool:
         return entry in headers or (entry.suffix.lower() in DATA_SUFFIXES and entry.with_suffix("") in headers)
 
-    paths = [entry for entry in paths if not described(entry)]
-    if not paths:
-        why = "every supported file is excluded by data.exclude" if exclude else "no supported file"
-        why += " outside of run folders" if any(runs.values()) else ""
-        raise DataError(f"{source}: {why}", hint=f"supported: {listed}")
-    return root, _images(source, paths, notices)
+    # The image is called like its data, unless that has a name which says nothing without the header's.
+    images = (
+        next(one for one in reversed(pair(entry)) if is_readable(one)) if entry.suffix.lower() == HEADER else entry
+        for entry in paths
+        if not described(entry)
+    )
+    return root, _images(source, list(dict.fromkeys(images)), notices)
 
 
 def _outside(folder: Path) -> Path:

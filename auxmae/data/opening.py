@@ -190,11 +190,13 @@ def _synthetic(
 
 def _without_label_files(paths: list[Path], labels: str) -> list[Path]:
     """The files but for those that `data.labels` names, unless these are images too."""
+    from auxmae.data.readers.envi import data_file
+
     place = label_place(labels)
     if place is None:
         return paths
     path, key = place
-    named = path.resolve()
+    named = data_file(path).resolve()
     # Rasters may lie in the images' own folder.
     apart = [one for one in paths if not one.resolve().is_relative_to(named)] or paths
     return paths if key and len(apart) < len(paths) and _holds_cube(path, key) else apart

@@ -13,6 +13,7 @@ from PIL import Image
 from auxmae.data.opening import open_collection
 from auxmae.data.splits import split_collection
 from auxmae.errors import DataError
+from tests.data.reader_fixtures import write_raster
 from tests.data.small_files import cubes, pixels, write
 
 
@@ -22,8 +23,9 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"empty.*\.tif"):
         open_collection(str(tmp_path))
     (tmp_path / "notes.docx").write_text("no image")
-    with pytest.raises(DataError, match=r"no supported file.*\.tif"):
-        open_collection(str(tmp_path))
+    for exclude in ((), ("*.png",)):
+        with pytest.raises(DataError, match=r"no supported file.*\.tif"):
+            open_collection(str(tmp_path), exclude=exclude)
     with pytest.raises(DataError, match="matches"):
         open_collection(str(tmp_path / "*.tif"))
 
@@ -88,6 +90,28 @@ def test_what_lies_beside_an_envi_header_is_a_file_of_its_own(tmp_path):
         assert np.array_equal(collection.read(item).pixels, array)
 
 
+@pytest.mark.parametrize("pattern", ["bad.img", "bad*.hdr"])
+@pytest.mark.parametrize("header", ["bad.hdr", "bad.img.hdr"])
+@pytest.mark.parametrize("source", ["", "*.img", "*.hdr"])
+def test_an_envi_image_is_left_out_by_either_of_its_names(tmp_path, pattern, header, source):
+    for name in ("bad", "good"):
+        write_raster(tmp_path / f"{name}.img", pixels(5), "ENVI")
+    (tmp_path / "bad.hdr").rename(tmp_path / header)
+    collection = open_collection(str(tmp_path / source), exclude=(pattern,))
+    assert collection.relative_paths == ("good.img",)
+    assert not any("no file is called like" in notice for notice in collection.notices)
+
+
+@pytest.mark.parametrize("labels", ["", "scene_mask.hdr", "scene_mask.img"])
+def test_masks_beside_envi_scenes(tmp_path, labels):
+    array, classes = pixels(5), np.arange(256, dtype=np.uint8).reshape(1, 16, 16) % 3
+    write_raster(tmp_path / "scene.img", array, "ENVI")
+    write_raster(tmp_path / "scene_mask.img", classes, "ENVI")
+    collection = open_collection(str(tmp_path), labels=str(tmp_path / labels))
+    assert collection.relative_paths == ("scene.img",)
+    assert np.array_equal(collection.read_labels(0), classes[0])
+
+
 @pytest.mark.skipif(os.name != "posix", reason="file names are text elsewhere")
 def test_file_names_that_are_no_text(tmp_path):
     data = cubes(tmp_path / "data", "a", "b", "c")
@@ -122,6 +146,8 @@ def test_patterns_that_leave_nothing_out_and_shapes_are_told(tmp_path):
     write(tmp_path / "a.tif", pixels(3, 48, 48))
     collection = open_collection(str(tmp_path), exclude=("*_qa.tif", "*.TIF"))
     assert "data.exclude: no file is called like *_qa.tif, *.TIF" in collection.notices
+    with pytest.raises(DataError, match=r"every supported file is excluded.*check data\.exclude"):
+        open_collection(str(tmp_path), exclude=("*.tif",))
     (tmp_path / "shapes.geojson").write_text("{}")
     with pytest.raises(DataError, match="gdal_rasterize"):
         open_collection(str(tmp_path / "a.tif"), labels=str(tmp_path / "shapes.geojson"))

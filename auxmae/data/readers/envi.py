@@ -17,22 +17,41 @@ def data_file(path: Path) -> Path:
     Raises:
         DataError: a header without data.
     """
-    if path.suffix.lower() != HEADER:
-        return path
-    for suffix in DATA_SUFFIXES:
-        for candidate in (path.with_suffix(suffix), path.with_suffix(suffix.upper())):
-            if candidate.is_file():
-                return candidate
-    raise DataError(f"{path}: the ENVI header's data file is missing", hint=f"expected {path.with_suffix('.img')} or the like")
+    data = _data(path)
+    if data is None:
+        raise DataError(
+            f"{path}: the ENVI header's data file is missing", hint=f"expected {path.with_suffix('.img')} or the like"
+        )
+    return data
+
+
+def pair(path: Path) -> tuple[Path, ...]:
+    """The files that are one image with this one: of a header it and its data, of data it and its headers, else it alone."""
+    if path.suffix.lower() == HEADER:
+        data = _data(path)
+        return (path,) if data is None else (path, data)
+    return (path, *_headers(path)) if path.suffix.lower() in DATA_SUFFIXES else (path,)
 
 
 def has_header(path: Path) -> bool:
     """Whether a header lies beside the data."""
-    return any(
-        candidate.is_file()
+    return bool(_headers(path))
+
+
+def _data(path: Path) -> Path | None:
+    if path.suffix.lower() != HEADER:
+        return path
+    candidates = (path.with_suffix(spelt) for suffix in DATA_SUFFIXES for spelt in (suffix, suffix.upper()))
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def _headers(path: Path) -> list[Path]:
+    candidates = (
+        candidate
         for suffix in (HEADER, HEADER.upper())
         for candidate in (path.with_suffix(suffix), path.with_name(path.name + suffix))
     )
+    return [candidate for candidate in candidates if candidate.is_file()]
 
 
 def classification(path: Path) -> tuple[str, ...] | None:
