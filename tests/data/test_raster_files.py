@@ -97,6 +97,22 @@ def test_a_fourth_band_is_transparency_only_if_it_looks_so(tmp_path: Path) -> No
     assert np.array_equal(image.pixels, np.where(cutout[3] > 0, cutout[:3], 0))
 
 
+@pytest.mark.parametrize("nodata", [None, 7])
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float32"])
+@pytest.mark.parametrize("bands", [3, 4])
+def test_transparency_says_what_is_valid_whatever_the_bands(tmp_path: Path, bands: int, kind: str, nodata: int | None) -> None:
+    cube, shown = RNG.integers(1, 100, (bands, 17, 23)).astype(kind), RNG.random((17, 23)) > 0.5
+    full = {"uint8": 255, "int16": 32767, "float32": 1}[kind]
+    path = write_raster(tmp_path / "a.tif", np.concatenate([cube, np.where(shown, full, 0)[None].astype(kind)]), nodata=nodata)
+    with rasterio.open(path, "r+") as file:
+        file.colorinterp = [*file.colorinterp[:-1], rasterio.enums.ColorInterp.alpha]
+    valid = shown & (cube != nodata) if nodata else np.broadcast_to(shown, cube.shape)
+    for window, part in ((None, np.s_[:]), (WINDOW, PART)):
+        image = open_image(path).read(0, window)
+        assert np.array_equal(image.valid, valid[part])
+        assert np.array_equal(image.pixels, np.where(valid, cube, 0)[part])
+
+
 def test_nodata_scale_and_offset_of_each_band(tmp_path: Path) -> None:
     bands = "".join(
         f'<VRTRasterBand dataType="UInt16" band="{band}"><NoDataValue>{CUBE[band - 1, 4, 6]}</NoDataValue>'

@@ -148,6 +148,10 @@ def _read_page(page: str, bands: tuple[int, ...], nodata: float | None, window: 
         )
         # A mask of the file itself; one that GDAL makes of a nodata value, or of a band that is a channel, says no more.
         flags = source.mask_flag_enums[chosen[0]]
-        masked = MaskFlags.per_dataset in flags and (MaskFlags.alpha not in flags or len(bands) < source.count)
+        masked = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
         valid: NDArray[np.bool_] | None = source.read_masks(list(bands), window=part) > 0 if masked else None
+        if len(bands) < source.count:
+            # GDAL makes a mask of transparency of some types and numbers of bands alone, and of none beside a nodata value.
+            shown = source.read([source.count], window=part) > 0
+            valid = shown if valid is None else valid & shown
         return to_image(source.read(list(bands), window=part), encoding.with_nodata(nodata), valid=valid)
