@@ -68,6 +68,35 @@ def test_channels_last_written_as_pages(tmp_path: Path) -> None:
     assert_reads(tmp_path / "a.tif", CUBE)
 
 
+@pytest.mark.parametrize(
+    "description", ['{"shape": [4, 20, 30]}', '{"shape": [4, 34, 46]}', '<?xml version="1.0"?><OME><Image></OME>']
+)
+@pytest.mark.parametrize("pages", [1, 4])
+def test_descriptions_that_are_not_of_the_pages(tmp_path: Path, description: str, pages: int) -> None:
+    """As ImageMagick leaves them where it resizes what tifffile has written."""
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for number, plane in enumerate(CUBE[:pages]):
+            file.write(plane, description=None if number else description, metadata=None)
+    assert_reads(tmp_path / "a.tif", CUBE[:pages])
+
+
+@pytest.mark.parametrize(("tag", "needed"), [(65000, False), (273, True)])
+def test_tags_that_lie_outside_the_file(tmp_path: Path, tag: int, needed: bool) -> None:
+    path = tmp_path / "a.tif"
+    extra = [(65000, "d", 3, (1.0, 2.0, 3.0), True)]
+    tifffile.imwrite(path, CUBE, photometric="minisblack", planarconfig="separate", metadata=None, extratags=extra)
+    with tifffile.TiffFile(path) as tiff:
+        offset = tiff.pages[0].tags[tag].offset
+    content = bytearray(path.read_bytes())
+    content[offset + 8 : offset + 12] = (10**9).to_bytes(4, "little")
+    path.write_bytes(content)
+    if needed:
+        with pytest.raises(DataError, match=r"a\.tif"):
+            open_image(path).read(0, None)
+    else:
+        assert_reads(path, CUBE)
+
+
 @pytest.mark.parametrize("layout", ["single", "pages", "gdal"])
 def test_masks_inside_a_tiff(tmp_path: Path, layout: str) -> None:
     inside, path = CUBE[0] > 30000, tmp_path / "a.tif"

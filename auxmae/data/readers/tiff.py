@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ CHANNEL_AXES = "CSIQZ"
 IMAGE_AXES = "TR"
 # Bits of NewSubfileType (TIFF 6.0, section 8): a reduced version of another page, and a transparency mask of one.
 _REDUCED, _MASK = 1, 4
+# What tifffile says when a description is none of these pages, as after another program has resized them, or a private tag
+# (TIFF 6.0, section 2: from 32768) cannot be read: it goes on with the pages as they are, and loses none.
+_HARMLESS = re.compile(r"> ((invalid )?shaped series|OME series raised) |TiffTag (3[3-9]|[4-6]\d)\d{3} ")
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
@@ -98,14 +102,18 @@ def _sides(series: Any) -> tuple[int, int]:
 
 @contextmanager
 def _errors_raised() -> Iterator[None]:
-    """tifffile only logs that a file ends too early, and goes on with the pages that are left; here that is an error."""
+    """tifffile only logs that a file ends too early, and goes on with the pages that are left; here that is an error.
+
+    Raises:
+        ValueError: tifffile has logged an error, and not one in spite of which it has every page.
+    """
     records: list[logging.LogRecord] = []
     own = threading.get_ident()
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             # Other threads open other files meanwhile.
-            if record.thread == own:
+            if record.thread == own and not _HARMLESS.search(record.getMessage()):
                 records.append(record)
 
     handler = Collector(logging.ERROR)
