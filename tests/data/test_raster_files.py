@@ -63,6 +63,15 @@ def test_pages_of_several_sizes_are_asked_about(tmp_path: Path) -> None:
         open_image(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("first", [1, 3])
+def test_arrays_of_several_lengths_are_asked_about(tmp_path: Path, first: int) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for planes in (CUBE[:first], CUBE[first:]):
+            file.write(planes, photometric="minisblack")
+    with pytest.raises(DataError, match=r"arrays are not alike \(.*3 × 17 × 23.*file of its own"):
+        open_image(tmp_path / "a.tif")
+
+
 def test_channels_last_written_as_pages(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.moveaxis(CUBE.astype(np.float32), 0, 2).copy(), photometric="minisblack")
     assert_reads(tmp_path / "a.tif", CUBE)

@@ -21,6 +21,7 @@ from auxmae.data.readers.axes import Axes, cut, from_letters, guess_axes, resolv
 from auxmae.data.readers.encoding import Encoding, to_image
 from auxmae.data.readers.pages import full_pages
 from auxmae.data.readers.planes import Planes
+from auxmae.errors import DataError
 
 # What tifffile calls axes that hold channels: channels, samples, pages, an unknown series, and the planes of a stack.
 CHANNEL_AXES = "CSIQZ"
@@ -86,13 +87,24 @@ def _images(path: Path, series: list[Any]) -> tuple[list[int], list[str]]:
 
 
 def _arrays(path: Path, series: list[Any]) -> tuple[list[int], list[str]]:
-    """The series that are the image; tifffile makes one of pages that are alike, or of each array that it has written."""
+    """The series that are the image; tifffile makes one of pages that are alike, or of each array that it has written.
+
+    Raises:
+        DataError: several whose pages are alike, and not their number.
+    """
     places = [place for place, one in enumerate(series) for _ in one.pages]
     kinds = [
         (*_sides(series[place]), f"{series[place].dtype}, {series[place].keyframe.samplesperpixel} samples") for place in places
     ]
     pages, notices = full_pages(path, kinds)
-    return sorted({places[page] for page in pages}), notices
+    chosen = sorted({places[page] for page in pages})
+    shapes = [series[place].shape for place in chosen]
+    if len(set(shapes)) > 1:
+        raise DataError(
+            f"{path}: its arrays are not alike ({', '.join(map(times, shapes))}): are they images, or channels of one?",
+            hint="store each image in a file of its own, or the channels as one array",
+        )
+    return chosen, notices
 
 
 def _sides(series: Any) -> tuple[int, int]:
