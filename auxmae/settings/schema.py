@@ -72,8 +72,8 @@ class DataSettings(Table):
     axes: str = Field(
         default="auto",
         pattern=r"^(auto|[NCHW()]+)$",
-        description="axis order of the array: letters N (images), C (channels), H, W; axes stored as one go in "
-        "parentheses, slowest first: 'C(WH)' for bands by column-major pixels",
+        description="axis order of the array: letters N (images), C (channels), H, W, none for axes of length one; axes "
+        "stored as one go in parentheses, slowest first: 'C(WH)' for bands by column-major pixels",
     )
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | Auto = Field(
         default="auto", description="[height, width] in pixels, where the file stores pixels as one axis"

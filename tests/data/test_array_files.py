@@ -236,6 +236,52 @@ def test_ome_zarr_says_what_its_axes_are(tmp_path: Path, version: int) -> None:
     assert file.channel_names == tuple("abcd")
 
 
+def write_ome_zarr(path: Path, stored: np.ndarray, axes: list[dict[str, str]]) -> Path:
+    group = pytest.importorskip("zarr").open_group(str(path), mode="w")
+    group.create_array("0", data=stored)
+    group.attrs["ome"] = {"multiscales": [{"axes": axes, "datasets": [{"path": "0"}]}]}
+    return path
+
+
+def test_ome_zarr_of_channels_and_planes_is_read_as_its_error_says(tmp_path: Path) -> None:
+    stored = np.stack([CUBE, CUBE + 1, CUBE + 2])
+    path = write_ome_zarr(tmp_path / "a.zarr", stored.swapaxes(0, 1)[None], [{"name": axis} for axis in "tczyx"])
+    with pytest.raises(DataError, match=r"TCZYX.*data\.axes = \"NCHW\" or \"CNHW\""):
+        open_image(path)
+    assert_reads(path, stored[2], ReadOptions(axes="CNHW"), index=2)
+    assert_reads(path, stored[:, 1], ReadOptions(axes="NCHW"), index=1)
+    with pytest.raises(DataError, match="has 3 axes, the array 5"):
+        open_image(path, ReadOptions(axes="CHW"))
+
+
+def test_planes_of_ome_zarr_are_channels_and_told(tmp_path: Path) -> None:
+    path = write_ome_zarr(tmp_path / "a.zarr", CUBE[None, None], [{"name": axis} for axis in "tczyx"])
+    assert_reads(path, CUBE)
+    told = "its 4 planes (Z) are read as channels"
+    assert open_image(path).notices == (f'a.zarr: {told}; set data.axes = "NHW" if they are images',)
+    assert_reads(path, CUBE[2:3], ReadOptions(axes="NHW"), index=2)
+    path = write_ome_zarr(tmp_path / "b.zarr", np.stack([CUBE, CUBE])[:, None], [{"name": axis} for axis in "tczyx"])
+    assert open_image(path).notices == (f"b.zarr: {told}",)
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        [{"name": "channel"}, {"name": "lat"}, {"name": "lon"}],
+        [{"name": "marker", "type": "channel"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}],
+        [{"name": "y"}, {"name": "x"}],
+    ],
+)
+def test_axes_of_ome_zarr_with_longer_names_or_too_few(tmp_path: Path, axes: list[dict[str, str]]) -> None:
+    assert_reads(write_ome_zarr(tmp_path / "a.zarr", CUBE, axes), CUBE)
+
+
+def test_axes_of_length_one_need_no_letter(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.moveaxis(CUBE, 0, 2)[None])
+    for axes in ("HWC", "NHWC"):
+        assert_reads(tmp_path / "a.npy", CUBE, ReadOptions(axes=axes))
+
+
 def test_xarray_keeps_the_fill_value_elsewhere(tmp_path: Path) -> None:
     zarr = pytest.importorskip("zarr")
     stored = CUBE.astype(np.int32)

@@ -90,7 +90,7 @@ def _can_be_image(shape: tuple[int, ...]) -> bool:
 
 
 def _has_axes(shape: tuple[int, ...], axes: str | None) -> bool:
-    return axes is None or len(split_axes(axes)) in (0, len(shape))
+    return axes is None or len(split_axes(axes)) in (0, len(shape), sum(size > 1 for size in shape))
 
 
 def _listed(arrays: Shapes) -> str:

@@ -60,6 +60,7 @@ def times(shape: tuple[int, ...]) -> str:
 def resolve_axes(path: Path, shape: tuple[int, ...], options: ReadOptions, arrays: Shapes | None = None) -> Axes:
     """What the axes of an array mean: as the settings say, or inferred where only one reading is plausible.
 
+    The settings may name all axes, or all but those of length one.
     Three axes: the channels are first or last, fewer than the rows and the columns, and either these are equal or the
     channels at most a quarter of both; or the channels are that axis which alone is as long as the list of configured
     names; or only one reading has the rows and columns of the label map, or of another array of the file with two axes.
@@ -184,10 +185,15 @@ def _given(path: Path, shape: tuple[int, ...], options: ReadOptions, arrays: Sha
             f"{path}: data.axes = {axes!r} is no axis order",
             hint='use each of H and W once, with C and N where they are: "HWC", "NCHW", "C(WH)"',
         )
+    if len(tokens) != len(shape) and len(tokens) == sum(size > 1 for size in shape):
+        rest = iter(tokens)
+        tokens = tuple(UNIT if size == 1 else next(rest) for size in shape)
     if len(tokens) != len(shape):
         raise DataError(f"{path}: data.axes = {axes!r} has {len(tokens)} axes, the array {len(shape)} ({times(shape)})")
     sizes: list[int] = []
     for token, length in zip(tokens, shape, strict=True):
+        if token == UNIT:
+            continue
         if len(token) == 1:
             sizes.append(length)
             continue
@@ -214,7 +220,7 @@ def split_axes(axes: str) -> tuple[str, ...]:
 
 
 def from_letters(
-    path: Path, axes: str, shape: tuple[int, ...], *, channels: str = "C", images: str = "T", hint: str | None = None
+    path: Path, axes: str, shape: tuple[int, ...], notices: list[str], *, channels: str = "CZ", images: str = "T"
 ) -> Axes:
     """A format's own axis letters → N, C, H, W.
 
@@ -222,9 +228,9 @@ def from_letters(
         path: for errors.
         axes: one letter for each axis, among them Y and X.
         shape: their lengths; axes of length one mean nothing.
+        notices: told of planes (Z) that are channels.
         channels: letters that hold channels, where only one axis longer than one has one of them.
         images: letters that count images.
-        hint: for the error.
 
     Raises:
         DataError: several axes of channels or of images, or letters that are neither.
@@ -243,9 +249,25 @@ def from_letters(
     if "?" in tokens or tokens.count("N") > 1 or sorted(token for token in tokens if token in "HW") != ["H", "W"]:
         raise DataError(
             f"{path}: which of its axes {axes} ({times(shape)}) holds the channels?",
-            hint=hint or "an image has channels, rows and columns: save each plane and each time in a file of its own",
+            hint=_letters_hint(axes, shape)
+            or "an image has channels, rows and columns: save each plane and each time in a file of its own",
         )
+    if "Z" in channels and (planes := dict(zip(axes, shape, strict=True)).get("Z", 1)) > 1:
+        order = "".join({"Y": "H", "X": "W", "Z": "N"}.get(axis, "") for axis in axes)
+        # Where another axis counts images already, no setting makes images of planes.
+        instead = "" if "N" in tokens else f'; set data.axes = "{order}" if they are images'
+        notices.append(f"{path.name}: its {planes} planes (Z) are read as channels{instead}")
     return Axes(tuple(tokens), tuple(size for token, size in zip(tokens, shape, strict=True) if token != UNIT))
+
+
+def _letters_hint(axes: str, shape: tuple[int, ...]) -> str | None:
+    """What to set where two axes may be the channels; None where no setting helps."""
+    long = [axis for axis, size in zip(axes, shape, strict=True) if size > 1]
+    order = "".join({"Y": "H", "X": "W"}.get(axis, "?") for axis in long)
+    if sorted(order) != ["?", "?", "H", "W"]:
+        return None
+    first, second = (order.replace("?", letter, 1).replace("?", other) for letter, other in ("NC", "CN"))
+    return f'set data.axes = "{first}" or "{second}" (N: images, C: channels)'
 
 
 # Names that files give to dimensions (the CF conventions' coordinates, and what libraries write), as axis letters.
@@ -256,6 +278,12 @@ _NAMES = {
     "T": ("t", "time", "n", "sample", "samples", "image", "images"),
 }
 _LETTERS = {name: letter for letter, names in _NAMES.items() for name in names}
+
+
+def axis_letter(name: str, kind: str | None) -> str:
+    """The letter of an axis of OME-NGFF by its name, else by its type (versions 0.4 and 0.5, "axes" metadata); "?": unknown."""
+    letter = _LETTERS.get(name.lower(), name.upper() if len(name) == 1 else "?")
+    return {"channel": "C", "time": "T"}.get(kind or "", "?") if letter == "?" else letter
 
 
 def from_names(names: Sequence[str | None], shape: tuple[int, ...]) -> Axes | None:

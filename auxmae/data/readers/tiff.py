@@ -149,22 +149,7 @@ def _axes(path: Path, axes: str, shape: tuple[int, ...], options: ReadOptions, n
         if options.axes is None:
             notices.append(f"{path.name}: its pages ({times(shape)}) are read as {found}; set data.axes if that is wrong")
         return found
-    found = from_letters(path, axes, shape, channels=CHANNEL_AXES, images=IMAGE_AXES, hint=_hint(axes, shape))
-    place = axes.find("Z")
-    if place >= 0 and shape[place] > 1:
-        notices.append(
-            f'{path.name}: its {shape[place]} planes (Z) are read as channels; set data.axes = "NHW" if they are images'
-        )
-    return found
-
-
-def _hint(axes: str, shape: tuple[int, ...]) -> str | None:
-    """What to set where two axes may be the channels; None where no setting helps."""
-    if len(shape) != 4:
-        return None
-    sides = {"Y": "H", "X": "W"}
-    first = "".join(sides.get(axis, "?") for axis in axes)
-    return f'set data.axes = "{first.replace("?", "N", 1).replace("?", "C")}" or "{first.replace("?", "C", 1).replace("?", "N")}"'
+    return from_letters(path, axes, shape, notices, channels=CHANNEL_AXES, images=IMAGE_AXES)
 
 
 def _ome_names(metadata: str | None) -> tuple[str, ...] | None:

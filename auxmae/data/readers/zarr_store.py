@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import reading
 from auxmae.data.readers.arrays import ONLY, array_file, described_names
-from auxmae.data.readers.axes import Axes, Shapes, cut, from_letters, from_names
+from auxmae.data.readers.axes import Axes, Shapes, axis_letter, cut, from_letters, from_names
 from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image
 
 
@@ -61,9 +61,11 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     if full is not None and options.key in (None, full[0]) and full[0] in shapes:
         options = replace(options, key=full[0])
 
+    told: list[str] = []
+
     def known(key: str) -> Axes | None:
-        if full is not None and key == full[0]:
-            return from_letters(path, full[1], shapes[key][0], channels="CZ", hint=_HINT)
+        if full is not None and key == full[0] and len(full[1]) == len(shapes[key][0]):
+            return from_letters(path, full[1], shapes[key][0], told)
         return from_names(_dimensions(members[key]), shapes[key][0])
 
     def described(key: str, count: int) -> tuple[str, ...] | None:
@@ -71,15 +73,14 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
             return full[2]
         return described_names([members[key].attrs, root.attrs], count)
 
-    return array_file(path, shapes, options, partial(load, path), partial(_read, path, options.nodata), known, described)
+    read = partial(_read, path, options.nodata)
+    file = array_file(path, shapes, options, partial(load, path), read, known, described)
+    return replace(file, notices=(*file.notices, *told))
 
 
 def _dimensions(node: Any) -> list[str | None]:
     """Names of the dimensions: of version 3 itself, of version 2 as xarray keeps them."""
     return list(getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS") or ())
-
-
-_HINT = 'set data.axes, for example "CNHW" where each plane is an image, or "NCHW" where planes are channels'
 
 
 def _full_resolution(root: Any) -> tuple[str, str, tuple[str, ...] | None] | None:
@@ -88,9 +89,9 @@ def _full_resolution(root: Any) -> tuple[str, str, tuple[str, ...] | None] | Non
     attributes = attributes.get("ome", attributes)
     try:
         scales = attributes["multiscales"][0]
-        letters = "".join(axis["name"] for axis in scales["axes"]).upper()
+        letters = "".join(axis_letter(axis["name"], axis.get("type")) for axis in scales["axes"])
         key = scales["datasets"][0]["path"]
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError, AttributeError):
         return None
     labels = tuple(channel.get("label") or "" for channel in attributes.get("omero", {}).get("channels", ()))
     return key, letters, labels if all(labels) else None
