@@ -106,6 +106,20 @@ def test_tags_that_lie_outside_the_file(tmp_path: Path, tag: int, needed: bool) 
         assert_reads(path, CUBE)
 
 
+def test_axes_of_pages_that_nothing_tells_are_asked_about(tmp_path: Path) -> None:
+    cube = RNG.integers(1, 60000, (31, 100, 80)).astype(np.uint16)
+    path, last = tmp_path / "a.tif", np.moveaxis(cube, 0, 2).copy()
+    tifffile.imwrite(path, last, photometric="minisblack")
+    with pytest.raises(DataError, match=r"which axis of 100 × 80 × 31 .*\"HWC\" \(31 channels of 100 × 80 px\)"):
+        open_image(path)
+    for options in (ReadOptions(axes="HWC"), ReadOptions(channels=31), ReadOptions(plane=(100, 80))):
+        assert_reads(path, cube, options)
+    tifffile.imwrite(path, last, photometric="minisblack", metadata={"axes": "YXC"})
+    assert_reads(path, cube)
+    tifffile.imwrite(path, cube, photometric="minisblack", metadata=None)
+    assert_reads(path, cube)
+
+
 @pytest.mark.parametrize("layout", ["single", "pages", "gdal"])
 def test_masks_inside_a_tiff(tmp_path: Path, layout: str) -> None:
     inside, path = CUBE[0] > 30000, tmp_path / "a.tif"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import geotiff, reading
-from auxmae.data.readers.axes import Axes, cut, from_letters, guess_axes, resolve_axes, times
+from auxmae.data.readers.axes import Axes, cut, from_letters, resolve_axes, times
 from auxmae.data.readers.encoding import Encoding, to_image
 from auxmae.data.readers.pages import full_pages
 from auxmae.data.readers.planes import Planes
@@ -141,10 +141,9 @@ def _errors_raised() -> Iterator[None]:
 
 def _axes(path: Path, axes: str, shape: tuple[int, ...], options: ReadOptions, notices: list[str]) -> Axes:
     """tifffile's axes → N, C, H, W."""
+    # Without a word about its axes (Q), an array with channels last is written as many narrow pages.
     unknown = axes.count("Q")
-    # Without a word about its axes, an array with channels last is written as many narrow pages.
-    last = unknown == 1 and len(shape) == 3 and guess_axes(shape, options.channels) == "HWC"
-    if options.axes is not None or unknown > 1 or last:
+    if options.axes is not None or unknown > 1 or (unknown and "S" not in axes):
         found = resolve_axes(path, shape, options)
         if options.axes is None:
             notices.append(f"{path.name}: its pages ({times(shape)}) are read as {found}; set data.axes if that is wrong")
