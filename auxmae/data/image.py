@@ -102,7 +102,8 @@ class ImageFile:
         notices: what was inferred and the user should be told, one sentence each.
         transparency: whether a last band that the file marks as transparency was taken for that (True) or, since TIFF writers
             mark channels so too, for a channel (False); None: none is marked.
-        parts: the files that it was joined from, one a channel; empty where `path` is the file.
+        parts: the files that it is read from where these are several, one a channel or those of one OME-TIFF; empty where `path`
+            is the file.
     """
 
     path: Path

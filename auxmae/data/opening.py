@@ -210,6 +210,18 @@ def _holds_cube(path: Path, key: str) -> bool:
     return any(name != key and len(shape) > 2 for name, (shape, _) in arrays.items())
 
 
+def _once_a_set(files: list[ImageFile]) -> list[ImageFile]:
+    """Without the files that another is read from too: an OME-TIFF in several files is the same image by each of their names."""
+    seen, kept = set[Path](), set[Path]()
+    several = any(file.parts for file in files)
+    # A file of a set that does not describe it is none of its own either.
+    for file in sorted(files, key=lambda file: not file.parts) if several else ():
+        if file.path.resolve() not in seen:
+            seen.update(part.resolve() for part in file.parts)
+            kept.add(file.path)
+    return [file for file in files if file.path in kept] if several else files
+
+
 def _open_all(
     paths: list[Path], options: ReadOptions, allow_broken: bool, notices: list[str], progress: Progress | None
 ) -> list[ImageFile]:
@@ -238,7 +250,7 @@ def _open_all(
     if not files:
         raise DataError(f"none of the {len(paths)} files can be read; the first: {broken[0]}")
     notices.extend(f"left out: {message}" for message in broken)
-    return files
+    return _once_a_set(files)
 
 
 def _agree_on_transparency(files: list[ImageFile], options: ReadOptions) -> list[ImageFile]:

@@ -304,24 +304,46 @@ def test_jpeg_tiles_that_share_their_tables(tmp_path: Path) -> None:
     assert_reads(tmp_path / "a.tif", tifffile.imread(tmp_path / "a.tif"))
 
 
-@pytest.mark.parametrize("compression", [None, "zlib"])
-def test_ome_tiff_in_several_files(tmp_path: Path, compression: str | None) -> None:
+def write_ome_set(folder: Path, name: str, cube: np.ndarray, described: int, compression: str | None = None) -> None:
+    """An OME-TIFF of one file a channel; all but the last `described` files leave its description to the last one."""
     planes = "".join(
-        f'<TiffData FirstC="{number}" IFD="0" PlaneCount="1"><UUID FileName="{number}.ome.tif">urn:uuid:{number}</UUID>'
+        f'<TiffData FirstC="{number}" IFD="0" PlaneCount="1"><UUID FileName="{name}{number}.ome.tif">urn:uuid:{number}</UUID>'
         "</TiffData>"
         for number in range(4)
     )
     names = "".join(f'<Channel ID="Channel:0:{n}" SamplesPerPixel="1" Name="{name}"/>' for n, name in enumerate("abcd"))
-    for number, plane in enumerate(CUBE):
+    for number, plane in enumerate(cube):
         text = (
-            f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{number}"><Image ID="Image:0">'
-            '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="23" SizeY="17" SizeC="4" SizeZ="1" SizeT="1">'
-            f"{names}{planes}</Pixels></Image></OME>"
+            '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="23" SizeY="17" SizeC="4" '
+            f'SizeZ="1" SizeT="1">{names}{planes}</Pixels></Image>'
         )
-        path = tmp_path / f"{number}.ome.tif"
+        if number < 4 - described:
+            text = f'<BinaryOnly MetadataFile="{name}3.ome.tif" UUID="urn:uuid:3"/>'
+        text = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{number}">{text}</OME>'
+        path = folder / f"{name}{number}.ome.tif"
         tifffile.imwrite(path, plane, description=text, metadata=None, compression=compression)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_ome_tiff_in_several_files(tmp_path: Path, compression: str | None) -> None:
+    write_ome_set(tmp_path, "", CUBE, 4, compression)
     assert_reads(tmp_path / "0.ome.tif", CUBE)
     assert open_image(tmp_path / "0.ome.tif").channel_names == tuple("abcd")
+
+
+@pytest.mark.parametrize(("described", "first"), [(4, 0), (1, 3)])
+def test_a_folder_has_an_ome_tiff_in_several_files_once(tmp_path: Path, described: int, first: int) -> None:
+    write_ome_set(tmp_path, "a", CUBE, described)
+    write_ome_set(tmp_path, "b", CUBE + 1, described)
+    tifffile.imwrite(tmp_path / "c.ome.tif", CUBE + 2, metadata={"axes": "CYX", "Channel": {"Name": list("abcd")}})
+    collection = open_collection(str(tmp_path))
+    assert collection.relative_paths == (f"a{first}.ome.tif", f"b{first}.ome.tif", "c.ome.tif")
+    for item in range(3):
+        assert np.array_equal(collection.read(item).pixels, CUBE + item)
+    assert f"a{first}.ome.tif: one OME-TIFF with 3 other files (2 files)" in collection.notices
+    assert {path.name for path in collection.files[0].paths} == {f"a{number}.ome.tif" for number in range(4)}
+    # One alone is the whole image too.
+    assert np.array_equal(open_collection(str(tmp_path / "b3.ome.tif")).read(0).pixels, CUBE + 1)
 
 
 _PEAK = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -52,6 +53,9 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
         chosen, notices = _images(path, series) if tiff.is_ome else _arrays(path, series)
         axes, shape = series[chosen[0]].axes, Planes(path, [series[place] for place in chosen]).shape
         dtype = series[chosen[0]].dtype
+        parts = _files(path, series) if tiff.is_ome else ()
+        if parts:
+            notices.append(f"{path.name}: one OME-TIFF with {len(parts) - 1} other files")
     if len(chosen) > 1:
         # Single planes are the channels of one image; what has channels already is one image of several.
         axes = ("I" if axes == "YX" and not tiff.is_ome else "T") + axes
@@ -61,7 +65,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
         names = None
     return ImageFile(
         path, found.size("N"), channels, found.size("H"), found.size("W"), np.dtype(dtype),
-        partial(_read, path, found, tuple(chosen), bool(masks), options.nodata), names, notices=tuple(notices),
+        partial(_read, path, found, tuple(chosen), bool(masks), options.nodata), names, notices=tuple(notices), parts=parts,
     )  # fmt: skip
 
 
@@ -84,6 +88,12 @@ def _images(path: Path, series: list[Any]) -> tuple[list[int], list[str]]:
     chosen = [place for place, kind in enumerate(kinds) if kind == kinds[0]]
     left = len(kinds) - len(chosen)
     return chosen, [f"{path.name}: {left} images of another kind than the first are left out"] if left else []
+
+
+def _files(path: Path, series: list[Any]) -> tuple[Path, ...]:
+    """The files that an OME-TIFF's pages are in, by name, of which each may describe all; empty where that is one."""
+    found = {page.parent.filehandle.path for one in series for page in one.pages if page is not None}
+    return tuple(sorted(path.parent / os.path.relpath(one, path.absolute().parent) for one in found)) if len(found) > 1 else ()
 
 
 def _arrays(path: Path, series: list[Any]) -> tuple[list[int], list[str]]:
