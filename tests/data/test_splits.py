@@ -128,18 +128,37 @@ def test_shifted_dates_are_told_and_every_one_is_held_out_of() -> None:
     assert kept > 0.8 * len({(r, c) for top, left, h, w in boxes for r in range(top, top + h) for c in range(left, left + w)})
 
 
-def test_one_scene_and_dates_on_one_grid_are_cut_as_without_a_georeference() -> None:
-    for boxes in ([(7, 3, 100, 131)], [(7, 3, 100, 131)] * 3, [(0, 0, 100, 131), (0, 131, 100, 131)]):
-        placed = split_collection(georeferenced(boxes), image_size=24)
-        plain = split_collection(make([box[2:] for box in boxes]), image_size=24)
-        sizes = [box[2:] for box in boxes]
-        for part, other in ((placed.train, plain.train), (placed.test, plain.test)):
-            cut = np.concatenate([part.blocks, other.blocks])
-            assert (np.unique(cut[:, 3:], axis=0).min(axis=0) >= 24).all()
-        assert all(
-            (sum(maps) == 1).all()
-            for maps in zip(*(painted(p, sizes) for p in (placed.train, placed.validation, placed.test)), strict=True)
+@pytest.mark.parametrize("size", [(100, 131), (300, 411)])
+@pytest.mark.parametrize("dates", [1, 3])
+def test_dates_on_one_grid_are_held_out_as_without_a_georeference(size: tuple[int, int], dates: int) -> None:
+    placed = split_collection(georeferenced([(7, 3, *size)] * dates), image_size=24)
+    plain = split_collection(make([size] * dates), image_size=24)
+    assert placed.digest == plain.digest
+
+
+@pytest.mark.parametrize("size", [(100, 131), (300, 411)])
+def test_scenes_side_by_side_are_cut_as_without_a_georeference(size: tuple[int, int]) -> None:
+    beside = split_collection(georeferenced([(0, 0, *size), (0, size[1], *size)]), image_size=24)
+    alone = split_collection(make([size]), image_size=24)
+    for scene in (0, 1):
+        found, expected = (
+            np.concatenate([part.blocks[part.blocks[:, 0] == number, 1:] for part in (s.train, s.validation, s.test)])
+            for s, number in ((beside, scene), (alone, 0))
         )
+        assert np.array_equal(np.unique(found, axis=0), np.unique(expected, axis=0))
+        assert (beside.test.blocks[:, 0] == scene).sum() == len(alone.test)
+
+
+def test_scenes_that_overlap_are_cut_as_finely_as_one_alone() -> None:
+    mosaic = split_collection(
+        georeferenced([(280 * row, 280 * column, 300, 300) for row in (0, 1) for column in (0, 1, 2)]), image_size=24
+    )
+    alone = split_collection(make([(300, 300)]), image_size=24)
+    largest, expected = (
+        max(int(part.blocks[:, 3:].max()) for part in (splits.train, splits.validation, splits.test))
+        for splits in (mosaic, alone)
+    )
+    assert expected <= largest <= expected + 2
 
 
 def test_the_same_numbers_in_two_zones_are_two_places() -> None:
