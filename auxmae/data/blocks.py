@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -103,10 +103,12 @@ def _cells(
 
     Of that nothing narrower than `least` px counts, unless the whole scene is.
     """
-    for row, (upper, lower) in enumerate(pairwise(rows)):
-        for column, (near, far) in enumerate(pairwise(columns)):
-            y, x = max(upper, top), max(near, left)
-            h, w = min(lower, top + height) - y, min(far, left + width) - x
+    # Of a mosaic of many scenes only the cells that this one touches are walked over.
+    for row in range(bisect_right(rows, top) - 1, bisect_left(rows, top + height)):
+        y, lower = max(rows[row], top), min(rows[row + 1], top + height)
+        for column in range(bisect_right(columns, left) - 1, bisect_left(columns, left + width)):
+            x, far = max(columns[column], left), min(columns[column + 1], left + width)
+            h, w = lower - y, far - x
             if h >= min(least, height) and w >= min(least, width):
                 yield row * len(columns) + column, (y - top, x - left, h, w)
 

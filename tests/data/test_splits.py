@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,14 @@ def test_scenes_that_overlap_are_cut_as_finely_as_one_alone() -> None:
         for splits in (mosaic, alone)
     )
     assert expected <= largest <= expected + 2
+
+
+def test_a_mosaic_of_many_scenes_is_cut_within_seconds() -> None:
+    boxes = [(600 * row, 600 * column, 640, 640) for row in range(40) for column in range(25)]
+    before = time.process_time()
+    splits = split_collection(georeferenced(boxes), image_size=64)
+    assert time.process_time() - before < 8  # a walk over all of the mosaic for each scene takes a minute
+    assert set(splits.test.blocks[:, 0]) == set(range(1000))
 
 
 def test_the_same_numbers_in_two_zones_are_two_places() -> None:
