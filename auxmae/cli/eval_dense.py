@@ -110,7 +110,7 @@ def measure_across(model: AuxMAE, data: Data, settings: SettingsTree, device: An
     if len(items) < 2:
         return None
     if len(np.unique(groups)) < 2:
-        text = "All scenes show the same ground, or are of one group: nothing is measured across scenes"
+        text = "All scenes show the same ground, share a label map, or are of one group: nothing is measured across scenes"
         out.print(text, style="yellow", highlight=False, soft_wrap=True)
         return None
     with out.status("Probing pixels across scenes") as status:

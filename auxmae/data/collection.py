@@ -74,7 +74,13 @@ class Collection:
 
     def has_label_map(self, item: int) -> bool:
         """Whether an image has a label for each pixel."""
-        return bool(self.label_rasters) and self.label_rasters[int(self.items[item, 0])] is not None
+        return self.label_map_of(item) is not None
+
+    def label_map_of(self, item: int) -> tuple[int, int] | None:
+        """What tells an image's label map from others': images of one share its labels; None where the image has none."""
+        number, index = (int(value) for value in self.items[item])
+        raster = self.label_rasters[number] if self.label_rasters else None
+        return None if raster is None else (id(raster.file), index if raster.file.count > 1 else 0)
 
     def file_of(self, item: int) -> ImageFile:
         """The file that holds an image."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auxmae.data.collection import Collection, memory_file
+from auxmae.data.opening import open_collection
 from auxmae.data.splits import Part, resolve_image_size, scene_groups, split_collection
 from auxmae.errors import DataError, SettingsError
 
@@ -455,3 +456,15 @@ def test_scenes_of_one_ground_or_one_group_belong_together() -> None:
     named = replace(plain, relative_paths=("a/1.tif", "b/1.tif", "b/2.tif"))
     one, two, three = scene_groups(named, r"^(\w)/").tolist()
     assert one != two == three
+
+
+def test_scenes_that_share_a_label_map_belong_together(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, side in (("may", 40), ("july", 40), ("other", 44)):
+        np.save(tmp_path / f"{name}.npy", random.random((5, side, side)).astype(np.float32))
+    np.save(tmp_path / "map.npy", random.integers(1, 4, (40, 40)))
+    for labels, expected in ((str(tmp_path / "map.npy"), 2), ("none", 3)):
+        collection = open_collection(str(tmp_path), labels=labels, layout="scenes", exclude=("map.npy",))
+        of = dict(zip(collection.relative_paths, scene_groups(collection).tolist(), strict=True))
+        assert len(set(of.values())) == expected
+        assert (of["may.npy"] == of["july.npy"]) == (expected == 2)
