@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ LABEL_COLUMNS = ("label", "labels", "class", "class_name", "classname", "categor
 DELIMITERS = ",;\t|"
 # What a missing value is written as; pandas writes nothing, R writes NA.
 MISSING = ("", "nan", "na")
+# What float() takes beyond it (1_1, 2E5) are codes, which would lose their names; an exponent is as programs write it (1.0e+00).
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+|\d(\.\d*)?e[+-]\d\d+|inf)", re.ASCII | re.IGNORECASE)
 _NAMES, _COLUMNS = 3, 20
 
 
@@ -91,26 +95,31 @@ def rows_in_order(path: Path, column: str, count: int) -> list[str]:
 def classes(labels: Sequence[str], ignored: Sequence[int] | None, where: Path | str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Class numbers, −1 for "no label", and the classes' names, in the order of numbers where all are numbers.
 
+    "1" and "1.0" are one class; "01" is another, as leading zeros are of codes.
+
     Raises:
         DataError: the labels are measurements, or all of them mean "no label".
     """
-    names = sorted({label for label in labels if label})
-    try:
-        values = {name: float(name) for name in names}
-    except ValueError:
-        values = {}
-    if values:
-        if any(not value.is_integer() for value in values.values()):
+    texts = sorted({label for label in labels if label})
+    name_of = {text: text for text in texts}
+    if all(_NUMBER.fullmatch(text) for text in texts):
+        if not all(float(text).is_integer() for text in texts):
             raise DataError(f"{where}: its labels are no whole numbers, so they are no classes", hint="check data.labels")
-        out = {value for value in values.values() if value < 0} | set(ignored or ())
-        kept = sorted({int(value) for value in values.values() if value not in out})
-        place = {name: kept.index(int(value)) for name, value in values.items() if value not in out}
-        names = [str(value) for value in kept]
-    else:
-        place = {name: index for index, name in enumerate(names)}
+        values = {text: int(Decimal(text)) for text in texts}
+        texts = [
+            text for text in sorted(texts, key=values.__getitem__) if values[text] >= 0 and values[text] not in (ignored or ())
+        ]
+        name_of = {text: _whole(text, values[text]) for text in texts}
+    names = tuple(dict.fromkeys(name_of[text] for text in texts))
     if not names:
         raise DataError(f"{where}: no image has a label", hint="check data.labels and data.ignored_labels")
-    return np.array([place.get(label, -1) for label in labels], dtype=np.int64), tuple(names)
+    place = {name: index for index, name in enumerate(names)}
+    return np.array([place.get(name_of.get(label, ""), -1) for label in labels], dtype=np.int64), names
+
+
+def _whole(text: str, value: int) -> str:
+    """The digits of a whole number, as they are but for the sign and what follows the point."""
+    return str(value) if "e" in text.lower() else text.lstrip("+-").partition(".")[0] or "0"
 
 
 def _read(path: Path) -> _Table:

@@ -93,6 +93,25 @@ def test_numbers_are_classes_in_their_order(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["1_11", "11_1", "111"], ("111", "11_1", "1_11")),
+        (["1E2", "10E1", "100"], ("100", "10E1", "1E2")),
+        (["٣", "3", "3.0"], ("3", "3.0", "٣")),
+        (["1", "1.0", "+1"], ("1",)),
+        (["01", "1", "10"], ("01", "1", "10")),
+        (["007", "011", "-1"], ("007", "011")),
+        (["1.000e+00", "1.0E+01", "-1.0e+00"], ("1", "10")),
+        (["90071992547409921", "90071992547409922"], ("90071992547409921", "90071992547409922")),
+    ],
+)
+def test_only_what_is_written_as_a_number_is_one(tmp_path, labels, classes):
+    images(tmp_path / "data", *"abc"[: len(labels)])
+    rows = "".join(f"{name}.npy,{label}\n" for name, label in zip("abc", labels, strict=False))
+    assert open_collection(str(tmp_path / "data"), labels=table(tmp_path / "t.csv", "file,label\n" + rows)).class_names == classes
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "no row below its header line"),
@@ -106,6 +125,7 @@ def test_numbers_are_classes_in_their_order(tmp_path):
         ("file,label\na.npy,\nb.npy,nan\n", "no image has a label"),
         ("file,label\na.npy,0.25\nb.npy,0.5\n", "no whole numbers"),
         ("file,label\na.npy,1\nb.npy,inf\n", "no whole numbers"),
+        ("file,label\na.npy,0.25\nb.npy,2.5e-05\n", "no whole numbers"),
         ("file,label\na.npy,x\n".encode("utf-16").decode("latin-1"), "not UTF-8"),
     ],
 )
