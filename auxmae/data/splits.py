@@ -24,7 +24,7 @@ from auxmae.errors import DataError, SettingsError
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 _NAMES = ("train", "validation", "test")
-# Draws among which the parts of about the sizes asked for are found, where images are held out together.
+# Draws among which parts of about the sizes asked for are looked for, where images are held out together.
 _DRAWS = 20
 
 
@@ -145,7 +145,7 @@ def split_collection(
             blocks = np.concatenate([numbers, np.zeros((len(numbers), 2), dtype=np.int64), sizes], axis=1)
     if method == "group":
         names = _groups(collection, group_pattern)
-        assigned = _assign_groups(names, fractions, random)
+        assigned = _assign_groups(names, fractions, random, notices)
         together = np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
     elif method == "random":
         labels = collection.labels if collection.labels is not None else np.zeros(len(collection), dtype=np.int64)
@@ -278,14 +278,23 @@ def _assign_together(
 ) -> NDArray[np.int64] | None:
     """Units of images drawn as images are, each by the class of its first; None where a part has not half of its share."""
     first = np.unique(units, return_index=True)[1]
-    wanted = np.array((1 - sum(fractions), *fractions)) * len(units)
-
-    def sizes(assigned: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.bincount(assigned, minlength=len(_NAMES))
-
+    wanted = _wanted(len(units), fractions)
     draws = [_assign_stratified(labels[first], fractions, random)[units] for _ in range(_DRAWS)]
-    best = min(draws, key=lambda assigned: float(np.abs(sizes(assigned) - wanted).sum()))
-    return best if (sizes(best) >= (wanted / 2).astype(np.int64)).all() else None
+    best = min(draws, key=lambda assigned: float(np.abs(_sizes(assigned) - wanted).sum()))
+    return best if _has_half(best, wanted) else None
+
+
+def _sizes(assigned: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.bincount(assigned, minlength=len(_NAMES))
+
+
+def _wanted(total: int, fractions: tuple[float, float]) -> NDArray[np.float64]:
+    """How many of `total` images each part is to have."""
+    return np.array((1 - sum(fractions), *fractions)) * total
+
+
+def _has_half(assigned: NDArray[np.int64], wanted: NDArray[np.float64]) -> bool:
+    return bool((_sizes(assigned) >= (wanted / 2).astype(np.int64)).all())
 
 
 def _groups(collection: Collection, pattern: str) -> list[str]:
@@ -302,7 +311,10 @@ def _groups(collection: Collection, pattern: str) -> list[str]:
     return names
 
 
-def _assign_groups(names: Sequence[str], fractions: tuple[float, float], random: np.random.Generator) -> NDArray[np.int64]:
+def _assign_groups(
+    names: Sequence[str], fractions: tuple[float, float], random: np.random.Generator, notices: list[str]
+) -> NDArray[np.int64]:
+    """Whole groups drawn; where no draw leaves each part half of its share, the best, which is told."""
     groups, member, sizes = np.unique(np.array(names), return_inverse=True, return_counts=True)
     needed = 1 + sum(fraction > 0 for fraction in fractions)
     if len(groups) < needed:
@@ -310,22 +322,63 @@ def _assign_groups(names: Sequence[str], fractions: tuple[float, float], random:
             f"data.group_pattern finds {len(groups)} group{'' if len(groups) == 1 else 's'}, and {needed} parts need one each",
             hint="change data.group_pattern, or set data.validation_fraction or data.test_fraction to 0",
         )
-    of_group = np.full(len(groups), TRAIN, dtype=np.int64)
-    left = list(random.permutation(len(groups)))
+    wanted = _wanted(len(names), fractions)
+    draws: list[NDArray[np.int64]] = []
+    while len(draws) < _DRAWS:
+        draws.append(_draw_groups(sizes, fractions, random)[member])
+        if _has_half(draws[-1], wanted):
+            return draws[-1]
+    draws.append(_balance_groups(sizes, wanted, random)[member])
+    shared = wanted > 0
+    # That with the most for the part that has the least of its share, then for the next one.
+    best = max(draws, key=lambda assigned: sorted((_sizes(assigned)[shared] / wanted[shared]).tolist()))
+    if not _has_half(best, wanted):
+        found, asked = ([f"{share:.0%}" for share in counts / len(names)] for counts in (_sizes(best), wanted))
+        notices.append(
+            f"data.group_pattern leaves {found[TRAIN]} of the images for training, {found[VALIDATION]} for validation and "
+            f"{found[TEST]} for testing, in place of {asked[TRAIN]}, {asked[VALIDATION]} and {asked[TEST]}: it finds "
+            f"{len(groups)} groups, the largest of {sizes.max()} of {len(names)} images"
+        )
+    return best
+
+
+def _draw_groups(sizes: NDArray[np.int64], fractions: tuple[float, float], random: np.random.Generator) -> NDArray[np.int64]:
+    """Groups held out as they are drawn, until the parts have their shares."""
+    of_group = np.full(len(sizes), TRAIN, dtype=np.int64)
+    left = list(random.permutation(len(sizes)))
     waiting = 1 + (fractions[0] > 0)  # parts that still need a group
     for part, fraction in ((TEST, fractions[1]), (VALIDATION, fractions[0])):
         if fraction == 0:
             continue
-        held = 0
+        held, wanted = 0, fraction * int(sizes.sum())
         # The next group goes in while it brings the part closer to its share.
-        while len(left) > waiting and (held == 0 or held + sizes[left[-1]] / 2 <= fraction * len(names)):
+        while len(left) > waiting and (held == 0 or held + sizes[left[-1]] / 2 <= wanted):
             group = left.pop()
             of_group[group] = part
             held += int(sizes[group])
         if held == 0:
             of_group[left.pop()] = part
         waiting = 1
-    return of_group[member]
+    return of_group
+
+
+def _balance_groups(sizes: NDArray[np.int64], wanted: NDArray[np.float64], random: np.random.Generator) -> NDArray[np.int64]:
+    """Groups from the largest on, each to the part that it fills least: longest processing time first on unequal machines.
+
+    Source: Gonzalez, Ibarra & Sahni 1977, Bounds for LPT schedules on uniform processors.
+    """
+    parts = np.flatnonzero(wanted > 0)
+    of_group = np.full(len(sizes), TRAIN, dtype=np.int64)
+    held = np.zeros(len(_NAMES))
+    order = random.permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    for rank, group in enumerate(order.tolist()):
+        empty = parts[held[parts] == 0]
+        open_to = empty if len(empty) == len(order) - rank else parts  # no part stays empty
+        part = open_to[np.argmin((held[open_to] + sizes[group]) / wanted[open_to])]
+        of_group[group] = part
+        held[part] += sizes[group]
+    return of_group
 
 
 def _assign_blocks(

@@ -378,6 +378,27 @@ def test_groups_stay_together() -> None:
         split_collection(collection, method="group", group_pattern=r"^(p)", image_size=8)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "least"),
+    [
+        ([900, 50, 50], (900, 50, 50)),
+        ([900, *[1] * 100], (900, 25, 50)),
+        ([500, *range(20, 45)], (500, 40, 80)),
+        ([300, 100, 100], (300, 100, 100)),
+    ],
+)
+def test_a_large_group_is_trained_on(sizes: list[int], least: tuple[int, int, int]) -> None:
+    names = tuple(f"{group}/{i}.tif" for group, size in enumerate(sizes) for i in range(size))
+    half = [share * len(names) // 20 for share in (7, 1, 2)]
+    for seed in range(10):
+        collection = replace(make([(8, 8)] * len(names), "images"), relative_paths=names)
+        splits = split_collection(collection, group_pattern=r"(\d+)/", image_size=8, seed=seed)
+        counts = [len(part) for part in (splits.train, splits.validation, splits.test)]
+        assert all(count >= expected for count, expected in zip(counts, least, strict=True)), counts
+        told = f"leaves {counts[0] / len(names):.0%} of the images for training"
+        assert any(told in notice for notice in splits.notices) == any(n < m for n, m in zip(counts, half, strict=True))
+
+
 def test_what_belongs_together_is_numbered() -> None:
     grouped = split_collection(make([(8, 8)] * 20, "images"), image_size=8, group_pattern=r"(p\d+)/")
     for part in (grouped.train, grouped.validation, grouped.test):
