@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 Values = tuple[float, ...]
 
-_BATCH = 32
+# Windows read together, at most, and bytes of their pixels and validity: many bands in large crops are read one by one.
+_BATCH, _BATCH_BYTES = 32, 2**28
 # Of large data sets, windows with this many times the wanted percentile samples are read, not all of them.
 _READ_FACTOR = 8
 # The largest value is isolated beyond so many times the 99.9th percentile.
@@ -147,8 +148,9 @@ def compute_statistics(
     raw, scaled = _Moments(len(names)), _Moments(len(names))
     kept: list[list[NDArray[np.float32]]] = [[] for _ in names]
     total = 0
-    for start in range(0, len(indices), _BATCH):
-        chosen = indices[start : start + _BATCH].tolist()
+    batch = min(_BATCH, max(_BATCH_BYTES // (area * len(names) * 5), 1))
+    for start in range(0, len(indices), batch):
+        chosen = indices[start : start + batch].tolist()
         image, valid, *_ = dataset.fetch(chosen)
         # Padding is no part of an image: it counts neither as valid nor as missing.
         total += sum(window.height * window.width for _, window in (dataset.place(index) for index in chosen))

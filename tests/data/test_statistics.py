@@ -71,6 +71,19 @@ def test_large_sets_are_sampled() -> None:
     assert s.mean[0] == pytest.approx(0.5, abs=0.02)
 
 
+def test_many_bands_in_large_crops_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.random.default_rng(0).gamma(2, 100, (40, 10, 24, 24)).astype(np.float32)
+    array[3, 2, :5] = np.nan
+    expected = fitted(array).to_dict()
+    for crops, limit in ((32, 2**28), (3, 3 * 24 * 24 * 10 * 5), (1, 1)):
+        monkeypatch.setattr("auxmae.data.statistics._BATCH_BYTES", limit)
+        done = [0]
+        found = fitted(array, progress=lambda n, _, done=done: done.append(n)).to_dict()
+        assert max(np.diff(done)) == crops
+        for key, values in expected.items():
+            assert found[key] == (pytest.approx(values, rel=1e-12) if key in ("mean", "std", "raw_mean") else values)
+
+
 def test_channel_without_a_valid_pixel() -> None:
     array = np.random.default_rng(0).random((4, 2, 8, 8)).astype(np.float32)
     array[:, 1] = np.nan
