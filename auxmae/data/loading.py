@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from auxmae.data.dataset import ImageDataset
+from auxmae.data.workers import obey_main, shielded
 from auxmae.errors import AuxMAEError
 
 
@@ -183,8 +184,11 @@ class Loader:
                 multiprocessing_context="spawn",
                 persistent_workers=True,
                 pin_memory=self.pin_memory,
+                worker_init_fn=obey_main,
             )
-        for result in self._processes:
+        with shielded():
+            results = iter(self._processes)  # starts the processes, the first time
+        for result in results:
             if isinstance(result, _Fault):
                 raise result.kind(result.message, hint=result.hint)
             yield Batch(*result)

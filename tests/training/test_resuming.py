@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 
 from auxmae.errors import CheckpointError, DataError
 from auxmae.model.mae import AuxMAE
+from auxmae.settings import write_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import trainer
 from auxmae.training.run import create_run, open_run
@@ -44,6 +48,28 @@ def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by):
     assert resumed.masked_l1 == whole.masked_l1
     logged = [record["step"] for record in open_run(resumed.run).metrics() if record["kind"] == "train"]
     assert logged == sorted(set(logged))
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_loader_processes_too_and_the_run_is_saved(tmp_path, repository):
+    write_settings(settings_for(tmp_path / "run", data={"workers": 1}, train={"max_steps": 10**6}), tmp_path / "some.toml")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "auxmae", "train", "--config", "some.toml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(repository), str(repository / "kernels")])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert "and saved; go on with: auxmae train --resume" in said
+    assert (tmp_path / "run" / "checkpoints" / "last").is_dir()
 
 
 def test_a_run_goes_on_with_its_own_data_alone(tmp_path):

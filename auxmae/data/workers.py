@@ -1,0 +1,55 @@
+"""Loader processes and signals: Ctrl-C and its like go to every process of a command, and only the main one is to heed them.
+
+It then finishes its step with the batches that it still gets, and ends the others.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import parent_process, resource_tracker
+
+# Where the sender of a signal is not told, as on macOS, processes would not end for the main one either.
+_TOLD = hasattr(signal, "sigwaitinfo")
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Processes that are started within get no signal that asks to stop, from their first instruction on; nor does this thread.
+
+    What comes meanwhile reaches this process afterwards.
+    """
+    if not _TOLD:
+        yield
+        return
+    asking_to_stop = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, asking_to_stop)
+    try:
+        # Python's own helper of such processes: SIGHUP would end it too, and where it is started now it unblocks the others here.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, asking_to_stop)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def obey_main(worker: int) -> None:
+    """To be called in a process that was started `shielded`: SIGTERM ends it where the main process sends it, or is gone.
+
+    Args:
+        worker: its number, which `DataLoader` gives.
+    """
+    if _TOLD:
+        threading.Thread(target=_await_end, daemon=True).start()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _await_end() -> None:
+    main = parent_process()
+    while main is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid and main.is_alive():
+        pass
+    os._exit(0)
