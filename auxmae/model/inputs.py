@@ -19,6 +19,9 @@ from auxmae.errors import DataError
 from auxmae.model.embedding import ChannelSelection
 from auxmae.model.patches import fill_patches
 
+# Sets of channels whose selection is remembered: more than data has, and fewer than channel sampling draws.
+_REMEMBERED = 64
+
 
 @dataclass
 class PreparedImage:
@@ -112,6 +115,8 @@ class Preparation:
             if len(names) != given:
                 raise DataError(f"{len(names)} channels are named for an image of {given}")
         if names not in self._selections:
+            if len(self._selections) >= _REMEMBERED:
+                self._selections.clear()
             self._selections[names] = ChannelSelection(self._groups, self._names, names)
         return self._selections[names]
 
@@ -129,9 +134,11 @@ class Preparation:
         key = (*values, device)
         if key in self._indices:
             return self._indices[key]
-        index = torch.tensor(values)
-        # From page-locked memory, so that the host need not wait for a GPU to take them.
-        index = index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
+        # Indices made for inference could not take part in a backward pass later.
+        with torch.inference_mode(False):
+            index = torch.tensor(values)
+            # From page-locked memory, so that the host need not wait for a GPU to take them.
+            index = index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
         if keep:
             self._indices[key] = index
         return index

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from auxmae_kernels import boundary
 
-from auxmae.model.embedding import sincos_positions
+from auxmae.model.embedding import ChannelSelection, sincos_positions
+from auxmae.model.inputs import Preparation
 from auxmae.model.mae import AuxMAE
-from tests.model.small import ragged_keep, tiny
+from tests.model.small import TINY, ragged_keep, tiny
 
 
 def model_of(**options):
@@ -136,3 +140,22 @@ def test_valid_broadcasts_to_the_image_and_is_bool():
         model(image[:1], valid=torch.ones(2, 5, 16, 16, dtype=torch.bool))
     with pytest.raises(ValueError, match="valid must be bool"):
         model(image, valid=torch.ones(2, 5, 16, 16))
+
+
+def test_what_inference_left_behind_serves_training():
+    model = AuxMAE(["a", "b", "c", "d"], **{**TINY, "channel_groups": [["c", "d"], ["a", "b"]]})
+    image = torch.rand(2, 4, 16, 16)
+    with torch.inference_mode():
+        model.forward_features(image)
+    model(image).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_sets_of_channels_do_not_pile_up():
+    names = tuple("abcdef")
+    prepare = Preparation(names, [[name] for name in names], 4)
+    for kept in itertools.permutations(names, 4):
+        prepare(torch.rand(1, 4, 4, 4), None, kept, torch.float32)
+    gc.collect()
+    held = [each for each in gc.get_objects() if type(each) is ChannelSelection and set(each.names) <= set(names)]
+    assert len(held) < 100
