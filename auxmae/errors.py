@@ -55,3 +55,8 @@ class PeerLostError(AuxMAEError):
 
 class MissingDependencyError(AuxMAEError):
     """An optional package is needed; the hint names the extra that brings it."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, without its further lines; its type where it says nothing, as an EOFError may."""
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from auxmae.errors import CheckpointError, UsageError
+from auxmae.errors import CheckpointError, UsageError, first_line
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -97,4 +97,4 @@ def _download(name: str, options: dict[str, Any]) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], **options))
     except (OSError, HFValidationError, ValueError) as error:
-        raise CheckpointError(f"{name}: neither a folder here nor reachable on the hub: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{name}: neither a folder here nor reachable on the hub: {first_line(error)}") from error

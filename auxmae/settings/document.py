@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli
 
-from auxmae.errors import SettingsError
+from auxmae.errors import SettingsError, first_line
 
 KeyPath = tuple[str, ...]
 
@@ -62,7 +62,7 @@ def read_document(path: Path, name: str) -> Document:
     except tomli.TOMLDecodeError as error:
         raise SettingsError(f"{name}:{error.lineno}: not valid TOML: {_explain(text, error)}") from None
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{name}: not valid TOML: {str(error).splitlines()[0]}") from None
+        raise SettingsError(f"{name}: not valid TOML: {first_line(error)}") from None
     return Document(name, data, _key_lines(text))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from auxmae.errors import CheckpointError
+from auxmae.errors import CheckpointError, first_line
 from auxmae.model.folders import find_checkpoint, set_aside
 from auxmae.model.mae import AuxMAE
 
@@ -72,7 +72,7 @@ def _cause(folder: Path, error: Exception) -> int | None:
 
 
 def _unwritable(folder: Path, error: Exception, code: int | None) -> CheckpointError:
-    reason = str(error).splitlines()[0] if code is None else os.strerror(code)
+    reason = first_line(error) if code is None else os.strerror(code)
     if code in (errno.ENOSPC, errno.EDQUOT):
         mended = "free some space"
     elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -102,7 +102,7 @@ def load_state(folder: Path) -> dict[str, Any]:
         ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: broken: {str(error).splitlines()[0]}", hint="use --init-from to take the weights only"
+            f"{path}: broken: {first_line(error)}", hint="use --init-from to take the weights only"
         ) from error
     return state
 

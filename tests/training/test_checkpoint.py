@@ -107,9 +107,10 @@ def test_too_little_space_for_checkpoints_is_said_before_training(tmp_path, monk
     assert train(settings_for(tmp_path / "second", **tables)).outcome.step == 2
 
 
-def test_a_broken_state_is_named(tmp_path):
-    (tmp_path / "training_state.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(CheckpointError, match="broken"):
+@pytest.mark.parametrize("content", [b"not a checkpoint", b""])
+def test_a_broken_state_is_named(tmp_path, content):
+    (tmp_path / "training_state.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"broken: \w"):
         checkpoints.load_state(tmp_path)
     (tmp_path / "training_state.pt").unlink()
     with pytest.raises(CheckpointError, match="no training state"):
