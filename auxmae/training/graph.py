@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from auxmae.errors import AuxMAEError, SettingsError
+from auxmae.errors import AuxMAEError, SettingsError, first_line
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import random_state, set_random_state
 from auxmae.training.feed import Inputs
@@ -146,6 +146,12 @@ class GraphedStep:
 
     def __call__(self, batches: Sequence[Inputs], learning_rate: float) -> tuple[Tensor, Tensor]:
         """See `TrainingStep.__call__`; the tensors hold their values until the next step."""
+        device = self.step.device
+        # Captures and streams are the current GPU's, which need not be this one.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return self._step(batches, learning_rate)
+
+    def _step(self, batches: Sequence[Inputs], learning_rate: float) -> tuple[Tensor, Tensor]:
         if self._given_up or not self._fits(batches):
             return self.step(batches, learning_rate)
         self.step.set_learning_rate(learning_rate)
@@ -206,7 +212,7 @@ class GraphedStep:
             self._replay()
             found = torch.stack([self._loss, self._norm]).tolist()
         except RuntimeError as error:
-            why = f"the step cannot be captured as a CUDA graph: {str(error).splitlines()[0]}"
+            why = f"the step cannot be captured as a CUDA graph: {first_line(error)}"
         else:
             if alike(found, expected) and torch.equal(self.step.masks.get_state(), drawn):
                 self.replays += 1
