@@ -70,6 +70,33 @@ def make_optimizers(
     return optimizers
 
 
+class JointOptimizer:
+    """Several optimisers as one, for `torch.amp.GradScaler`: what overflows in the gradients of one skips the step of all.
+
+    Asked about each by itself it would let the others step, with gradients clipped by a norm that is infinite.
+
+    Args:
+        optimizers: all of which leave it to their step to skip, as fused Adam and Muon do.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of all."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """A step of each, told what the scaler tells this one."""
+        told = {name: getattr(self, name) for name in ("grad_scale", "found_inf") if hasattr(self, name)}
+        for optimizer in self.optimizers:
+            vars(optimizer).update(told)
+            optimizer.step()
+
+
 def state_bytes(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """Memory of the weights, their gradients, and what the optimisers keep of each: Adam two moments, Muon one."""
     total = 2 * sum(parameter.nbytes for parameter in model.parameters())

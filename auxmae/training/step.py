@@ -13,7 +13,7 @@ from auxmae.model.mae import AuxMAE
 from auxmae.training.checkpoint import seed_from
 from auxmae.training.distributed import Team
 from auxmae.training.feed import Inputs
-from auxmae.training.optimization import autocast, autocast_dtype, make_optimizers
+from auxmae.training.optimization import JointOptimizer, autocast, autocast_dtype, make_optimizers
 
 
 class TrainingStep:
@@ -49,6 +49,7 @@ class TrainingStep:
         self.optimizers = make_optimizers(
             model, optimizer, learning_rate=learning_rate, weight_decay=weight_decay, betas=betas, device=device
         )
+        self.joint = JointOptimizer(self.optimizers)
         # A no-op unless fp16 needs it.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.masks = torch.Generator(device).manual_seed(team.seed(seed))
@@ -77,11 +78,9 @@ class TrainingStep:
                     loss = self.parallel(image, valid=valid, channels=channels, generator=self.masks).loss
                 self.scaler.scale(loss / len(batches)).backward()
             total += loss.detach() / len(batches)
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
+        self.scaler.unscale_(self.joint)  # type: ignore[arg-type]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+        self.scaler.step(self.joint)  # type: ignore[arg-type]
         self.scaler.update()
         self.zero_grad()
         return total, norm

@@ -284,7 +284,9 @@ class Trainer:
 
     def _record(self, values: dict[str, Any]) -> None:
         if self.team.first:
-            self.run.log(values)
+            # JSON knows no NaN and no infinity, as the gradient norm of a step that overflowed is.
+            unknown = {name for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)}
+            self.run.log({name: None if name in unknown else value for name, value in values.items()})
 
     def _what_is_left(self) -> str:
         folder = self.run.checkpoint("last")
@@ -321,9 +323,7 @@ class Trainer:
         return stop and not last
 
     def _probe(self, values: dict[str, float], epoch: int) -> None:
-        # JSON knows no NaN.
-        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._record({"kind": "probe", "step": self.step, "epoch": epoch, **known})
+        self._record({"kind": "probe", "step": self.step, "epoch": epoch, **values})
         if self.log_scalars:
             self.log_scalars(self.step, {f"probe/{name}": value for name, value in values.items()})
         accuracy = f", k-NN accuracy {values['knn_accuracy']:.3f}" if "knn_accuracy" in values else ""

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 import torch
 from auxmae_kernels import attention_reference, boundary, products
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import trainer
+from auxmae.training.feed import Inputs
 from auxmae.training.graph import WARMUP_STEPS
 from auxmae.training.session import train
+from auxmae.training.step import TrainingStep
 
 # What makes the host wait on a GPU: reading a value, or a result whose size depends on values.
 WAITING = {
@@ -100,6 +106,51 @@ def test_the_count_finds_a_value_that_is_read(counted, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", reading)
     train(settings_for(tmp_path / "run"))
     assert counted == [["_local_scalar_dense"]] * 4
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+@pytest.mark.parametrize("name", ["encoder.0.patch_attention.qkv.weight", "head.weight"])
+def test_an_overflow_anywhere_skips_the_step_of_every_optimizer(name, clip_norm):
+    """Muon has the first of these matrices, AdamW the other."""
+    model = AuxMAE(3, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1, image_size=16)
+    step = TrainingStep(
+        model, optimizer="muon", learning_rate=1e-2, weight_decay=0.1, betas=(0.9, 0.95), clip_norm=clip_norm,
+        precision="fp32", seed=0, device=torch.device("cpu"),
+    )  # fmt: skip
+    step.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    image = torch.rand(2, 3, 16, 16)
+    given = [Inputs(image, torch.ones_like(image, dtype=torch.bool), None)]
+
+    def weights():
+        return {key: value.detach().clone() for key, value in model.named_parameters()}
+
+    step.compute(given)
+    before = weights()
+    overflow = model.get_parameter(name).register_hook(lambda gradient: gradient * math.inf)
+    _, norm = step.compute(given)
+    overflow.remove()
+    assert not norm.isfinite()
+    assert all(torch.equal(before[key], value) for key, value in weights().items())
+    assert step.scaler.get_scale() == 2.0**9
+    step.compute(given)
+    after = weights()
+    assert all(value.isfinite().all() for value in after.values())
+    assert not any(torch.equal(before[key], after[key]) for key in ("encoder.0.patch_attention.qkv.weight", "head.weight"))
+
+
+def test_the_log_of_a_step_that_overflowed_is_json(tmp_path, monkeypatch):
+    compute = TrainingStep.compute
+    monkeypatch.setattr(TrainingStep, "compute", lambda self, given: (compute(self, given)[0], torch.tensor(math.inf)))
+    run = train(settings_for(tmp_path / "run")).run
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line, parse_constant=refuse) for line in lines]
+    steps = [record for record in records if record["kind"] == "train"]
+    assert steps
+    assert all(record["grad_norm"] is None and record["loss"] > 0 for record in steps)
 
 
 @pytest.mark.gpu
