@@ -66,8 +66,25 @@ def process_state_kept() -> Iterator[None]:
             dispatch.set_backend(backend)
 
 
+def check_backend() -> None:
+    """Says before any work that AUXMAE_KERNELS names no backend.
+
+    Raises:
+        SettingsError: it does not.
+    """
+    try:
+        dispatch.backend()
+    except ValueError as error:
+        raise SettingsError(str(error), hint="unset it, or set AUXMAE_KERNELS=auto") from error
+
+
 def configure(settings: SettingsTree, local_rank: int | None = None) -> torch.device:
-    """Applies what is global to the process: threads, kernels' backend.  Returns the device (see `select_device`)."""
+    """Applies what is global to the process: threads, kernels' backend.  Returns the device (see `select_device`).
+
+    Raises:
+        SettingsError: the device is not there, or AUXMAE_KERNELS names no backend.
+    """
+    check_backend()
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     if "AUXMAE_KERNELS" not in os.environ:

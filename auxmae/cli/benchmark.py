@@ -74,16 +74,13 @@ def command(
     if figures is not None:
         _check_folder(figures)
 
-    from auxmae_kernels import KernelUnavailableError, dispatch
+    from auxmae_kernels import KernelUnavailableError
 
     from auxmae.benchmark.session import Request, run, wrong_providers
-    from auxmae.device import select_device
+    from auxmae.device import check_backend, select_device
 
     target = select_device(device)
-    try:
-        dispatch.backend()
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    check_backend()
     request = Request(
         suites=chosen,
         quick=quick,

@@ -248,6 +248,14 @@ def test_a_kernel_that_cannot_run_is_one_line_with_what_to_do(auxmae):
     assert line.endswith("set AUXMAE_KERNELS=auto or torch")
 
 
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_a_backend_that_there_is_none_of_is_told_before_there_is_a_run_folder(auxmae, tmp_path, how):
+    done = auxmae("train", "--output", "run", *how, environment={"AUXMAE_KERNELS": "pytorch"})
+    line = "AUXMAE_KERNELS must be one of auto, triton, torch, not 'pytorch' (unset it, or set AUXMAE_KERNELS=auto)"
+    assert (done.returncode, done.stderr) == (2, f"error: {line}\n")
+    assert not (tmp_path / "run").exists()
+
+
 def test_names_with_brackets_and_colons_are_shown_as_they_are(auxmae, tmp_path):
     names = ["CD3[154]", "[red]", ":smile:"]
     for index in range(12):
