@@ -64,8 +64,9 @@ def command(
         "run.device": (device, "--device"),
     }
     options = {key: value for key, (value, _) in given.items() if value is not None}
-    if resume is not None and (options or set_ or config):
-        named = [name for value, name in given.values() if value is not None] or (["--set"] if set_ else ["--config"])
+    others = {"--set": set_, "--config": config, "--fast-dev-run": fast_dev_run}
+    named = [name for value, name in given.values() if value is not None] + [name for name, value in others.items() if value]
+    if resume is not None and named:
         raise UsageError(
             f"--resume goes on exactly as before, so {named[0]} cannot be given with it",
             hint="to change something, start a new run with --init-from",

@@ -141,7 +141,7 @@ def train(
         settings: every table; with `resume`, the run's own settings are used instead.
         resume: a run folder, or "last": goes on exactly where its last checkpoint was written.
         init_from: a run or model whose weights to start from: see `AuxMAE.from_pretrained`.
-        fast_dev_run: three steps and one validation, to see that everything works.
+        fast_dev_run: three steps and one validation, to see that everything works; not with `resume`.
         reporter: who is told how it goes.
         progress: told (done, total) while the data's statistics are computed.
         clock: tells seconds, by which train.max_minutes is measured: `time.process_time` makes it CPU time.
@@ -155,6 +155,11 @@ def train(
     reporter = reporter or SilentReporter()
     if resume is not None and init_from is not None:
         raise UsageError("resume goes on with a run, init_from starts a new one: give one of them")
+    if resume is not None and fast_dev_run:
+        raise UsageError(
+            "resume goes on exactly as before, and fast_dev_run would overwrite the run's results with those of a few batches",
+            hint="give one of them",
+        )
     # Both before the processes meet: the newest run is soon the one that the first of them makes.
     run = open_run(resume) if resume is not None else None
     weights = find_model(init_from) if init_from is not None else None

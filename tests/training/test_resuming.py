@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from auxmae.errors import CheckpointError, DataError
+from auxmae.errors import CheckpointError, DataError, UsageError
 from auxmae.model.mae import AuxMAE
 from auxmae.settings import write_settings
 from auxmae.settings.schema import SettingsTree
@@ -48,6 +48,11 @@ def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by):
     assert resumed.masked_l1 == whole.masked_l1
     logged = [record["step"] for record in open_run(resumed.run).metrics() if record["kind"] == "train"]
     assert logged == sorted(set(logged))
+
+
+def test_a_fast_dev_run_is_a_run_of_its_own(tmp_path):
+    with pytest.raises(UsageError, match="overwrite the run's results"):
+        train(SettingsTree(), resume=tmp_path, fast_dev_run=True)
 
 
 @pytest.mark.slow
