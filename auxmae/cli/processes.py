@@ -49,8 +49,12 @@ def say_fault(error: Exception, words: str) -> None:
     print(f"error{who}: {one_line(words)}", file=sys.stderr)
 
 
-def run_together(count: int, arguments: Sequence[str]) -> int:
+def run_together(count: int, arguments: Sequence[str], *, run: str) -> int:
     """Runs `python -m auxmae ARGUMENTS` in `count` processes → the exit code.
+
+    Args:
+        count, arguments: how many processes, and of what.
+        run: what --resume calls the run that they train.
 
     Raises:
         AuxMAEError: a process was killed.
@@ -67,7 +71,7 @@ def run_together(count: int, arguments: Sequence[str]) -> int:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
-        return _conclude([process.returncode for process in processes], ended_by_us, said)
+        return _conclude([process.returncode for process in processes], ended_by_us, said, run)
 
 
 def _start(rank: int, count: int, port: int, arguments: Sequence[str], said: Path) -> subprocess.Popen[bytes]:
@@ -135,7 +139,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> set[int]:
     return ended_by_us
 
 
-def _conclude(codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path]) -> int:
+def _conclude(codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path], run: str) -> int:
     """The exit code of all: of the first process where it failed by itself, else of another one, whose words are shown."""
     failed = [
         rank for rank, code in enumerate(codes) if code not in (0, PeerLostError.exit_code) and rank not in ended_by_us
@@ -149,6 +153,6 @@ def _conclude(codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path])
     if code < 0:
         raise AuxMAEError(
             f"process {rank + 1} of {len(codes)} was killed by {signal.Signals(-code).name}",
-            hint="was memory short? go on with: auxmae train --resume last",
+            hint=f"was memory short? go on with: auxmae train --resume {run}",
         )
     return code

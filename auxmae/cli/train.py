@@ -88,7 +88,9 @@ def command(
         return
     if several:
         assert processes is not None
-        raise typer.Exit(run_together(processes, sys.argv[1:]))
+        folder = resume if settings is None else settings.run.folder
+        name = "last" if folder is None or folder == "auto" else folder
+        raise typer.Exit(run_together(processes, sys.argv[1:], run=name))
     result = _train(settings, out, resume, init_from, fast_dev_run, quiet)
     if json_output:
         if not is_silent():

@@ -254,6 +254,7 @@ def test_a_process_that_is_killed_ends_all_with_one_line(tmp_path):
     code, _, err = finish(process)
     assert code == 1
     assert err.startswith("error: process 2 of 2 was killed by SIGKILL"), err
+    assert err.endswith("go on with: auxmae train --resume run)\n"), err
     assert len(err.strip().splitlines()) == 1, err
 
 
