@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +21,9 @@ from auxmae.settings import load_settings
 if TYPE_CHECKING:
     from auxmae.settings.schema import SettingsTree
     from auxmae.training.session import TrainingResult
+
+# Between two lines about statistics.
+STATISTICS_SECONDS = 3.0
 
 
 def command(
@@ -113,27 +118,28 @@ def _train(
     from auxmae.training.progress import EnduringReporter, QuietReporter, SilentReporter, make_reporter
     from auxmae.training.session import train
 
+    reporter = make_reporter(out) if not quiet else SilentReporter() if is_silent() else EnduringReporter(QuietReporter())
     return train(
         settings or SettingsTree(),
         resume=resume,
         init_from=init_from,
         fast_dev_run=fast,
-        reporter=make_reporter(out) if not quiet else SilentReporter() if is_silent() else EnduringReporter(QuietReporter()),
-        progress=None if quiet else statistics_progress(out),
+        reporter=reporter,
+        progress=None if quiet else statistics_progress(reporter.message),
     )
 
 
-def statistics_progress(out: Console):  # type: ignore[no-untyped-def]
-    """A line every few seconds while statistics are computed; nothing where they take no time."""
+def statistics_progress(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Says a line every few seconds while statistics are computed; nothing where they take no time."""
     import time
 
     last = time.monotonic()
 
     def told(done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last > 3:
+        if time.monotonic() - last > STATISTICS_SECONDS:
             last = time.monotonic()
-            out.print(f"statistics: {done} of {total}", highlight=False)
+            say(f"statistics: {done} of {total}")
 
     return told
 
@@ -155,7 +161,7 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     Team(size=processes).share(settings.train.batch_size)
     device = configure(settings, processes - 1 if processes > 1 else None)
     check_settings(settings, device, processes)
-    data = build_data(settings, progress=statistics_progress(out))
+    data = build_data(settings, progress=statistics_progress(partial(out.print, highlight=False)))
     model = new_model(settings, data, weights)
     batch = next(iter(data.train))
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -82,6 +85,26 @@ def test_a_training_outlives_its_output(capsys, error):
     reporter.stop()
     assert broken.messages == ["before"]
     assert capsys.readouterr().err == "note: the output is closed; the training goes on without it\n"
+
+
+def test_a_training_outlives_its_output_from_the_first_line_on(tmp_path, repository):
+    """As under `| head -n 1`, which is gone when the statistics are told of."""
+    folder_of_images(tmp_path / "data", *"abcdefghij")
+    program = "import auxmae.cli.train as train, auxmae.__main__ as begin; train.STATISTICS_SECONDS = -1; begin.main()"
+    command = [sys.executable, "-c", program, "train", "--data", "data", "--set", "data.axes=CHW", "--output", "run"]
+    process = subprocess.Popen(
+        [*command, "--max-steps", "1", "--set", "model.patch_size=16", "--device", "cpu"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(repository), str(repository / "kernels")])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert "the training goes on without it" in process.stderr.read()
+    process.wait()
+    assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_warnings_survive_quiet(tmp_path, monkeypatch):
