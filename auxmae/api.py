@@ -20,7 +20,8 @@ def train(settings: Loaded | SettingsTree | Mapping[str, Any] | str | Path | Non
 
     Args:
         settings: what `load_settings` gave, or its settings tree; or {"table": {"key": value}} over the defaults and the
-            environment; or the path of a TOML file; or None for `auxmae.toml` in the working directory, if there is one.
+            environment, without any file; or the path of a TOML file; or None for `auxmae.toml` in the working directory, if
+            there is one.
         options: `resume`, `init_from`, `fast_dev_run`, `reporter`, `progress` of `training.session.train`.
 
     Raises:

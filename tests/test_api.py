@@ -35,9 +35,14 @@ def test_settings_in_every_form(monkeypatch, tmp_path):
         "train": {"max_steps": np.int64(7), "betas": np.array([0.5, 0.75])},
         "data": {"channels": (np.str_("a"), "b")},
     }
+    defaults = load_settings().settings
+    # Of the forms only none at all reads it.
+    (tmp_path / "auxmae.toml").write_text("[train]\nepochs = 3\nmax_steps = 8\n")
     for given in (loaded, loaded.settings, tables, "some.toml", tmp_path / "some.toml"):
         assert api.train(given) == loaded.settings
+    assert api.train({}) == defaults
     assert api.train() == load_settings().settings
+    assert api.train().train.max_steps == 8
     for wrong in (7, ["some.toml"], {"train"}):
         with pytest.raises(TypeError, match="settings must be"):
             api.train(wrong)

@@ -43,7 +43,9 @@ def command(
     recompute: Annotated[bool, typer.Option("--recompute", help="Measure recomputed activations too.")] = False,
     precision: Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")] = "auto",
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N, mps.")] = "auto",
-    data: Annotated[str | None, typer.Option("--data", help="Images of the data suite; the embedded ones by default.")] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Images of the data suite; else those of ./auxmae.toml, else the embedded ones.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON document to this file too.")] = None,
     figures: Annotated[
         Path | None, typer.Option("--figures", help="Draw PNG figures and one HTML page into this folder.")

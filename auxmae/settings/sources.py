@@ -125,7 +125,7 @@ def load_settings(
     """Find, merge and check all settings.
 
     Args:
-        config: a TOML file; None: `auxmae.toml` of the working directory, where there is one.
+        config: a TOML file; None: `auxmae.toml` of the working directory, where there is one, or no file where `tables` are given.
         overrides: `table.key=value` texts of `--set`; a value is TOML, or text where it is not. Wins over `options`.
         options: values of typed options by `table.key`; None stands for an option that was not given.
         tables: {"table": {"key": value}} from Python; stands over the environment, as the command line does.
@@ -135,7 +135,7 @@ def load_settings(
     Raises:
         SettingsError: anything that is wrong, on one line: where, the key, what was expected, the nearest valid key.
     """
-    path, name = _locate(config, cwd)
+    path, name = (None, FILE_NAME) if config is None and tables is not None else _locate(config, cwd)
     document = read_document(path, name) if path is not None else None
     layers = [
         _command_line(overrides, options or {}, tables or {}),
