@@ -23,7 +23,8 @@ Precedence: command line (--set train.epochs=9) > environment (AUXMAE_TRAIN__EPO
 A setting that is commented out (#key = value) is left to model.preset; uncomment it to choose for yourself."""
 
 _RUN_HEADER = """\
-The effective settings of this run. `auxmae train --config` with this file trains the same again."""
+The effective settings of this run. `auxmae train --config THIS-FILE --output ANOTHER-FOLDER` trains the same again.
+Weights that it started from are not in here: add the same --init-from."""
 
 
 def preset_settings(preset: str) -> SettingsTree:
