@@ -24,6 +24,11 @@ class AuxMAEError(Exception):
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
 
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What the command line prints: a line for each fault."""
+        return (str(self),)
+
 
 class UsageError(AuxMAEError):
     """The command was called in a way that cannot work."""

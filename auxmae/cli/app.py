@@ -62,7 +62,7 @@ app.command("doctor", rich_help_panel="Set up")(doctor.command)
 
 
 def main() -> None:
-    """Runs the command line; a fault that the user can mend is one line on stderr."""
+    """Runs the command line; a fault that the user can mend is one line on stderr, and of several each is."""
     debug = "--debug" in sys.argv[1:]
     # Accepted anywhere on the line: it is wanted when a command has just failed.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
@@ -75,7 +75,8 @@ def main() -> None:
     except AuxMAEError as error:
         if debug:
             raise
-        say_fault(error, str(error))
+        for line in error.lines:
+            say_fault(error, line)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.exit(1)

@@ -40,14 +40,18 @@ class InvalidSettingsError(SettingsError):
 
     Args:
         faults: every fault, one line each.
-        listed: where the user finds all of them.
     """
 
-    def __init__(self, faults: Sequence[str], *, listed: str = "`auxmae config validate` lists all") -> None:
+    def __init__(self, faults: Sequence[str]) -> None:
         others = len(faults) - 1
-        hint = f"and {others} more {'fault' if others == 1 else 'faults'}: {listed}"
+        hint = f"and {others} more {'fault' if others == 1 else 'faults'}: `faults` of this error lists all"
         super().__init__(faults[0], hint=hint if others else None)
         self.faults = tuple(faults)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The faults."""
+        return self.faults
 
 
 class Origin(NamedTuple):
@@ -152,10 +156,7 @@ def load_settings(
     except ValidationError as error:
         faults.extend(_faults_of(error, layers, origins))
     if faults:
-        told = [str(fault) for fault in sorted(faults, key=Fault.place)]
-        if tables is not None:
-            raise InvalidSettingsError(told, listed="`faults` of this error lists all")
-        raise InvalidSettingsError(told)
+        raise InvalidSettingsError([str(fault) for fault in sorted(faults, key=Fault.place)])
     labels = {key: origins[key].label if key in origins else "default" for key in wording.keys()}  # noqa: SIM118
     return Loaded(settings, path, labels)
 

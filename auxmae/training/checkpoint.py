@@ -101,9 +101,7 @@ def load_state(folder: Path) -> dict[str, Any]:
             f"{path}: no training state to resume from", hint="use --init-from to take the weights only"
         ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: broken: {first_line(error)}", hint="use --init-from to take the weights only"
-        ) from error
+        raise CheckpointError(f"{path}: broken: {first_line(error)}", hint="use --init-from to take the weights only") from error
     return state
 
 

@@ -86,6 +86,14 @@ def test_a_fault_is_one_line_and_an_exit_code(auxmae, arguments, code, words):
         assert word in lines[0]
 
 
+def test_every_fault_of_the_settings_is_told_wherever_it_is(auxmae, tmp_path):
+    (tmp_path / "my.toml").write_text("[train]\nepoch = 3\n")
+    done = auxmae("train", "--config", "my.toml", "--epochs", "-3", "--set", "model.width=x", environment={"AUXMAE_FOO": "1"})
+    assert done.returncode == 2
+    starts = [line.split(": ")[:2] for line in done.stderr.splitlines()]
+    assert starts == [["error", where] for where in ("my.toml:2", "AUXMAE_FOO", "--set", "--epochs")]
+
+
 def test_the_four_commands_on_a_small_run(auxmae, tmp_path):
     done = auxmae("train", *SMALL, "--output", "run", "--json")
     assert done.returncode == 0, done.stderr

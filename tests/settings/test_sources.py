@@ -253,7 +253,6 @@ def test_a_fault_of_tables_from_python_names_the_setting(tmp_path, tables, said)
     line = fault(tmp_path, tables=tables)
     assert line.startswith(said)
     assert "--" not in line
-    assert "config validate" not in line
 
 
 def test_tables_from_python_stand_over_the_environment(tmp_path):
