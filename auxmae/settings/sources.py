@@ -129,7 +129,7 @@ def load_settings(
     """Find, merge and check all settings.
 
     Args:
-        config: a TOML file; None: `auxmae.toml` of the working directory, where there is one, or no file where `tables` are given.
+        config: a TOML file; None: `auxmae.toml` of the working directory, where there is one, and no file beside `tables`.
         overrides: `table.key=value` texts of `--set`; a value is TOML, or text where it is not. Wins over `options`.
         options: values of typed options by `table.key`; None stands for an option that was not given.
         tables: {"table": {"key": value}} from Python; stands over the environment, as the command line does.
