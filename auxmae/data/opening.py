@@ -110,7 +110,7 @@ def open_collection(
     plan = plan_channels(files, channels, wavelengths, notices)
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
-    names = ImageNames(relative, root, group_pattern, [[part.name for part in file.parts] for file in files])
+    names = ImageNames(relative, root, group_pattern, [[relative_path(part, root) for part in file.parts] for file in files])
     found = load_labels(labels, files, names, notices, ignored_labels)
     named = classes is not None or found.per_file is not None
     chosen = _choose_layout(layout, files, named, found.rasters is not None)

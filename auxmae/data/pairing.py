@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import dropwhile
 from pathlib import Path, PurePosixPath
 
 from auxmae.data.plates import store_of
@@ -18,7 +20,7 @@ class ImageNames:
         relative_paths: of the images, below their source, with slashes.
         root: the folder that these start from: a name may hold some of its folders too.
         group_pattern: regular expression on the relative paths, whose first group names the group that an image is of; "": none.
-        parts: of images that are joined from several files, the names of these, which mean the image as well.
+        parts: of images that are joined from several files, the relative paths of these, which mean the image as well.
 
     Attributes:
         relative_paths: as given.
@@ -33,30 +35,30 @@ class ImageNames:
         parts: Sequence[Sequence[str]] = (),
     ) -> None:
         self.relative_paths, self._root, self._parts = tuple(relative_paths), root, parts
-        above = PurePosixPath(root.absolute().as_posix())
-        self.paths = [above / path for path in relative_paths]
+        self._above = PurePosixPath(root.absolute().as_posix())
         self.groups: dict[str, list[int]] = {}
         for index, text in enumerate(relative_paths if group_pattern else ()):
             if (match := re.search(group_pattern, text)) is not None and match.group(1):
                 self.groups.setdefault(match.group(1), []).append(index)
-        self.by_name: dict[str, list[int]] = {}
-        self.by_stem: dict[str, list[int]] = {}
-        for index, path in enumerate(self.paths):
-            for name in {path.name, *(parts[index] if parts else ())}:
-                self.by_name.setdefault(name, []).append(index)
-                self.by_stem.setdefault(PurePosixPath(name).stem, []).append(index)
+        # By each name the images' indices, and where below the source the file lies that is called so.
+        self._by_name: dict[str, list[tuple[int, PurePosixPath]]] = {}
+        self._by_stem: dict[str, list[tuple[int, PurePosixPath]]] = {}
+        for index, text in enumerate(relative_paths):
+            for path in {PurePosixPath(one) for one in (text, *(parts[index] if parts else ()))}:
+                self._by_name.setdefault(path.name, []).append((index, path.parent))
+                self._by_stem.setdefault(path.stem, []).append((index, path.parent))
 
     @cached_property
     def in_small_letters(self) -> ImageNames:
         """The same images and groups with all names in small letters."""
-        parts = [[name.lower() for name in names] for names in self._parts]
+        parts = [[path.lower() for path in paths] for paths in self._parts]
         small = ImageNames([path.lower() for path in self.relative_paths], Path(str(self._root.absolute()).lower()), parts=parts)
         small.groups = {name.lower(): indices for name, indices in self.groups.items()}
         return small
 
     def is_file_name(self, name: str) -> bool:
         """Whether an image's file is called exactly so."""
-        return _path(name).name in self.by_name
+        return _path(name).name in self._by_name
 
     def find(self, name: str) -> list[int]:
         """The indices of the images that a name may mean: one, none, or several with the same file name.
@@ -66,18 +68,17 @@ class ImageNames:
         """
         path = _path(name)
         # A name without an ending may hold dots all the same, and what stands behind a number's is no ending.
-        found = self.by_name.get(path.name) or self.by_stem.get(path.name) or []
+        found = self._by_name.get(path.name) or self._by_stem.get(path.name) or []
         if not found and path.suffix[1:2].isalpha():
-            found = self.by_stem.get(path.stem, [])
+            found = self._by_stem.get(path.stem, [])
         if len(path.parts) == 1:
             # Fields of a plate are called 0, 1, …: alone that is rather a number.
-            found = [index for index in found if store_of(Path(self.paths[index].parent)) is None]
+            found = [(index, folder) for index, folder in found if store_of(Path(self._above / folder)) is None]
         if not _is_absolute(path):
-            found = [index for index in found if _same_end(self.paths[index].parent.parts, path.parent.parts)]
-        elif len(found) > 1:
-            below = [PurePosixPath(self.relative_paths[index]).parent.parts for index in found]
-            found = [index for index, parts in zip(found, below, strict=True) if _same_end(parts, path.parent.parts)]
-        return found
+            found = [one for one in found if _same_end((self._above / one[1]).parts, path.parent.parts)]
+        elif len({index for index, _ in found}) > 1:
+            found = [one for one in found if _same_end(one[1].parts, path.parent.parts)]
+        return list(dict.fromkeys(index for index, _ in found))
 
     def one(self, name: str) -> int | None:
         """The one image that a name means; None: there is none.
@@ -97,7 +98,9 @@ def _is_absolute(path: PurePosixPath) -> bool:
 
 
 def _path(name: str) -> PurePosixPath:
-    return PurePosixPath(name.strip().replace("\\", "/"))
+    """The path that a name is, without what leads to folders above: "../images/a.tif", as seen from a table, is images/a.tif."""
+    parts = PurePosixPath(posixpath.normpath(name.strip().replace("\\", "/"))).parts
+    return PurePosixPath(*dropwhile(lambda part: part == "..", parts))
 
 
 def _same_end(one: tuple[str, ...], other: tuple[str, ...]) -> bool:

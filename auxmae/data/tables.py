@@ -60,7 +60,7 @@ def table_labels(path: Path, column: str, names: ImageNames, notices: list[str])
         )
     best, found = _rows(table, column, names)
     column = _label_column(table, best, column)
-    labels, told = [""] * len(names.paths), dict[int, int]()
+    labels, told = [""] * len(names.relative_paths), dict[int, int]()
     for row, indices in enumerate(found):
         label = table.columns[column][row].strip()
         for index in indices if label.lower() not in MISSING else ():

@@ -50,8 +50,8 @@ def test_however_a_table_is_written(tmp_path, delimiter, encoding):
 
 @pytest.mark.parametrize(
     "named",
-    ["{}.npy", "{}", "{}.tif", "/somewhere/else/{}.npy", "data\\{}.npy", " {}.npy "],
-    ids=["name", "stem", "another ending", "another folder", "backslash", "spaces"],
+    ["{}.npy", "{}", "{}.tif", "/somewhere/else/{}.npy", "data\\{}.npy", " {}.npy ", "../data/{}.npy", "./x/../{}.npy"],
+    ids=["name", "stem", "another ending", "another folder", "backslash", "spaces", "from the table", "roundabout"],
 )
 def test_however_a_table_names_its_images(tmp_path, named):
     images(tmp_path / "data", "a.1", "b.2")
@@ -66,6 +66,19 @@ def test_the_same_file_name_in_two_folders(tmp_path):
     assert collection.labels.tolist() == [0, 1]
     with pytest.raises(DataError, match=r"column path: a\.npy may be one/a\.npy or two/a\.npy"):
         open_collection(str(tmp_path / "data"), labels=table(tmp_path / "t.csv", "path,label\na.npy,x\n"))
+
+
+@pytest.mark.parametrize("named", ["{}/DAPI.npy", "/elsewhere/{}/GFP.npy", "../data/{}/DAPI.npy", "{}"])
+def test_a_table_names_images_by_the_files_of_their_channels(tmp_path, named):
+    for site in ("s1", "s2"):
+        for channel in ("DAPI", "GFP"):
+            (tmp_path / "data" / site).mkdir(parents=True, exist_ok=True)
+            tifffile.imwrite(tmp_path / "data" / site / f"{channel}.tif", RNG.integers(0, 4000, (16, 16)).astype(np.uint16))
+    path = table(tmp_path / "t.csv", f"file,label\n{named.format('s2')},x\n{named.format('s1')},y\n")
+    options = {"channel_pattern": r"/(DAPI|GFP)\.tif$"}
+    assert labels_of(tmp_path / "data", path, **options) == {"s1": "y", "s2": "x"}
+    with pytest.raises(DataError, match=r"DAPI may be s1 or s2"):
+        labels_of(tmp_path / "data", table(tmp_path / "t.csv", "file,label\nDAPI,x\n"), **options)
 
 
 def test_which_column_names_the_images(tmp_path):
