@@ -185,7 +185,8 @@ def load_labels(
     if isinstance(found, np.ndarray):
         per_image, names = _image_classes(found, ignored, labels)
         return Labels(names, per_image)
-    return _finish([found] * len(files), files, labels, ignored, notices, shared=True)
+    named = None if place is None else _called_like_one(place[0], image_names)
+    return _finish([found] * len(files), files, labels, ignored, notices, shared=True, named=named)
 
 
 def own_labels(
@@ -285,6 +286,13 @@ def _from_folder(
     return _finish(maps, files, str(folder), ignored, notices)
 
 
+def _called_like_one(path: Path, image_names: ImageNames) -> int | None:
+    """The one image that a label raster is called like; None: none, or several."""
+    found = (image_names.find(shorter) for shorter in shorter_names(path.absolute().as_posix()))
+    first = next((indices for indices in found if indices), [])
+    return first[0] if len(first) == 1 else None
+
+
 def _finish(
     maps: Sequence[LabelMap | None],
     files: Sequence[ImageFile],
@@ -293,8 +301,13 @@ def _finish(
     notices: list[str],
     *,
     shared: bool = False,
+    named: int | None = None,
 ) -> Labels:
-    """Checks sizes, finds the classes window by window, and pairs rasters with files."""
+    """Checks sizes, finds the classes window by window, and pairs rasters with files.
+
+    A raster that is `shared` by all files which it fits is that of the file `named` alone where no georeference says that it lies
+    where others do.
+    """
     rasters = [None if one is None else one.file for one in maps]
     fits = [
         raster is not None
@@ -311,12 +324,19 @@ def _finish(
                 f"{labels}: the labels lie elsewhere than {file.path.name}: {describe_difference(raster, file)}",
                 hint="warp them to the image's grid; where the pixels do match, save them without a georeference",
             )
+        if (raster.height, raster.width) == (file.height, file.width):
+            raise DataError(
+                f"{labels}: {raster.count} label maps, and {file.path.name} holds {file.count} image{'s' * (file.count > 1)}",
+                hint="one map is needed for each image, or one for all; set data.labels = 'none' to use no labels",
+            )
         others = sorted({f"{file.height}×{file.width}" for file in files})
         raise DataError(
             f"{labels}: the labels are {raster.height}×{raster.width} px, the images "
             f"{', '.join(others[:3])} px ({file.path.name})",
             hint="name a label raster of the images' size with data.labels, or set data.labels = 'none'",
         )
+    if shared:
+        fits = _of_one_raster(rasters[0], files, fits, named, notices)
     missing = [file.path.name for file, fit in zip(files, fits, strict=True) if not fit]
     if missing and shared:
         few = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
@@ -348,6 +368,28 @@ def _finish(
         LabelRaster(raster, ordered) if raster is not None and fit else None for raster, fit in zip(rasters, fits, strict=True)
     )
     return Labels(names, rasters=paired)
+
+
+def _of_one_raster(
+    raster: ImageFile | None, files: Sequence[ImageFile], fits: list[bool], named: int | None, notices: list[str]
+) -> list[bool]:
+    """Which of the files that one raster fits it is taken for: of the same size are those of other places too."""
+    assert raster is not None
+    unsure = [fit and (raster.georeference is None or file.georeference is None) for file, fit in zip(files, fits, strict=True)]
+    if named is not None and fits[named]:
+        sure = [fit and (index == named or not unsure[index]) for index, fit in enumerate(fits)]
+        if sure != fits:
+            notices.append(
+                f"labels: {raster.path.name} is called like {files[named].path.name}, and not taken for other images of its size "
+                "whose georeference does not say that they lie there"
+            )
+        return sure
+    if any(unsure) and sum(fits) > 1:
+        notices.append(
+            f"labels: {raster.path.name} is taken for {sum(unsure)} of the images of its size though no georeference says that "
+            "they lie there: right for dates of one place; else call it like the image that it is of (image_labels.tif)"
+        )
+    return fits
 
 
 def _unlabelled(values: set[int], ignored: Sequence[int] | None, by_convention: bool, notices: list[str]) -> set[int]:

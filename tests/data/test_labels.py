@@ -184,6 +184,10 @@ def test_a_label_raster_is_not_another_places(tmp_path):
     collection = open_collection(str(tmp_path), labels=str(labels))
     assert [raster is not None for raster in collection.label_rasters] == [True, True, False]
     assert "the labels apply to the 2 images of their size and place; 1 others have none (there.tif)" in collection.notices
+    # A date that lies where the labels do has them whatever they are called like.
+    named = open_collection(str(tmp_path / "*e*.tif"), labels=str(labels.rename(tmp_path / "here_truth.tif")))
+    assert named.relative_paths == ("here.tif", "later.tif", "there.tif")
+    assert [raster is not None for raster in named.label_rasters] == [True, True, False]
 
 
 def test_a_picture_of_colours_says_no_classes(tmp_path):

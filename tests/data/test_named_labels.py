@@ -304,6 +304,20 @@ def test_an_array_of_labels_beside_the_scene(tmp_path, key):
     assert np.array_equal(collection.read_labels(0), truth - 1)
 
 
+def test_one_raster_is_that_of_the_image_which_it_is_called_like(tmp_path):
+    for name in "abc":
+        savemat(tmp_path / f"{name}.mat", {"scene": RNG.integers(1, 4000, (24, 30, 60))})
+    (tmp_path / "truth").mkdir()
+    for name, labelled in (("b_gt", "b"), ("truth", "abc")):
+        savemat(tmp_path / "truth" / f"{name}.mat", {"gt": RNG.integers(0, 4, (24, 30))})
+        collection = open_collection(str(tmp_path / "?.mat"), labels=str(tmp_path / "truth" / f"{name}.mat"))
+        found = zip(collection.files, collection.label_rasters, strict=True)
+        assert [file.path.stem for file, raster in found if raster is not None] == [*labelled]
+        alone = any("b_gt.mat is called like b.mat, and not taken for other images" in notice for notice in collection.notices)
+        several = any("truth.mat is taken for 3 of the images of its size" in notice for notice in collection.notices)
+        assert (alone, several) == ((True, False) if labelled == "b" else (False, True))
+
+
 def test_a_file_of_labels_and_of_an_image_is_both(tmp_path):
     truth = RNG.integers(1, 4, (24, 30))
     for name in "ab":
@@ -311,6 +325,14 @@ def test_a_file_of_labels_and_of_an_image_is_both(tmp_path):
     collection = open_collection(str(tmp_path), labels=f"{tmp_path / 'a.mat'}:gt")
     assert collection.relative_paths == ("a.mat", "b.mat")
     assert np.array_equal(collection.read_labels(0), truth - 1)
+
+
+def test_another_number_of_maps_than_of_images(tmp_path):
+    np.save(tmp_path / "images.npy", RNG.uniform(size=(10, 5, 32, 32)))
+    np.save(tmp_path / "masks.npy", RNG.integers(0, 3, (9, 32, 32)))
+    with pytest.raises(DataError, match=r"masks\.npy: 9 label maps, and images\.npy holds 10 images ") as told:
+        open_collection(str(tmp_path / "images.npy"), labels=str(tmp_path / "masks.npy"))
+    assert "one map" in told.value.hint
 
 
 def test_what_is_alike_of_many_label_files_is_told_once(tmp_path):
