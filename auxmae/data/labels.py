@@ -21,7 +21,7 @@ from auxmae.data.label_files import LabelMap, labels_from_array, map_from_raster
 from auxmae.data.notices import said_once
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.data.plates import STORE
-from auxmae.data.tables import MISSING, TABLE_SUFFIXES, classes, rows_in_order, table_labels
+from auxmae.data.tables import MISSING, TABLE_SUFFIXES, classes, numbered_labels, table_labels
 from auxmae.errors import DataError
 
 SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
@@ -241,7 +241,7 @@ def _from_table(
 ) -> Labels:
     """A label for each file; for each entry, where a single file holds an array of images."""
     if len(files) == 1 and files[0].count > 1:
-        per_image, names = classes(rows_in_order(path, column, files[0].count), ignored, path)
+        per_image, names = classes(numbered_labels(path, column, files[0].count, notices), ignored, path)
         return Labels(names, per_image)
     per_file, names = classes(table_labels(path, column, image_names, notices), ignored, path)
     return Labels(names, per_file=per_file)

@@ -18,6 +18,8 @@ from auxmae.errors import DataError
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 # Columns of these names hold labels, where a table has more than two columns.
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "classname", "category", "target", "y")
+# Columns of these names may number an array's images; pandas writes its index without a name.
+INDEX_COLUMNS = ("", "index", "id", "image")
 DELIMITERS = ",;\t|"
 # What a missing value is written as; pandas writes nothing, R writes NA.
 MISSING = ("", "nan", "na")
@@ -79,8 +81,10 @@ def table_labels(path: Path, column: str, names: ImageNames, notices: list[str])
     return labels
 
 
-def rows_in_order(path: Path, column: str, count: int) -> list[str]:
-    """The labels of `count` images that have no names of their own, the entries of an array: a row for each, in their order.
+def numbered_labels(path: Path, column: str, count: int, notices: list[str]) -> list[str]:
+    """The labels of `count` images that have no names of their own, the entries of an array, as text; "" for none.
+
+    A row for each: the one that a column of `INDEX_COLUMNS` numbers, from 0 or from 1, else in the order of the rows.
 
     Raises:
         DataError: there are more or fewer rows, or which column is meant is not said.
@@ -88,8 +92,24 @@ def rows_in_order(path: Path, column: str, count: int) -> list[str]:
     table = _read(path)
     if len(table) != count:
         raise DataError(f"{path}: {len(table)} rows below its header line, and {count} images", hint="check data.labels")
-    values = table.columns[_label_column(table, "", column)]
-    return ["" if value.strip().lower() in MISSING else value.strip() for value in values]
+    numbered = ((name, _numbering(name, values)) for name, values in table.columns.items() if name != (column or None))
+    index, order = next(((name, order) for name, order in numbered if order), (None, [*range(count)]))
+    column = _label_column(table, index, column)
+    how = "in the order of its rows" if index is None else f"numbered by column {index or 'without a name'}"
+    notices.append(f"labels: column {column} of {path.name}, the images {how}")
+    values = [table.columns[column][row].strip() for row in order]
+    return ["" if value.lower() in MISSING else value for value in values]
+
+
+def _numbering(name: str, values: Sequence[str]) -> list[int] | None:
+    """The rows in the order of a column's numbers; None where it is no column that numbers them from 0 or 1 without a gap."""
+    if name.lower() not in INDEX_COLUMNS or not all(value.strip().isdecimal() for value in values):
+        return None
+    numbers = [int(value) for value in values]
+    first = min(numbers)
+    if first > 1 or sorted(numbers) != [*range(first, first + len(numbers))]:
+        return None
+    return sorted(range(len(numbers)), key=numbers.__getitem__)
 
 
 def classes(labels: Sequence[str], ignored: Sequence[int] | None, where: Path | str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -205,7 +225,7 @@ def _name_column(table: _Table, column: str, names: ImageNames) -> str | None:
     return best
 
 
-def _label_column(table: _Table, named: str, column: str) -> str:
+def _label_column(table: _Table, named: str | None, column: str) -> str:
     """Which column holds the labels, beside the one that names the images."""
     others = [name for name in table.columns if name != named]
     if column:

@@ -224,6 +224,24 @@ def test_the_entries_of_an_array_have_rows_in_order(tmp_path):
         open_collection(str(tmp_path / "all.npy"), labels=table(tmp_path / "t.csv", "label\nx\ny\n"))
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("index,label\n2,y\n0,x\n3,z\n1,\n", "numbered by column index"),
+        (",drug\n2,y\n0,x\n3,z\n1,\n", "numbered by column without a name"),
+        ("drug,ID\nz,4\ny, 3\n,2\nx,1\n", "numbered by column ID"),
+        ("label,id\nx,7\n,3\ny,1\nz,0\n", "in the order of its rows"),
+        ("label,index\nx,0\n,1.5\ny,a\nz,\n", "in the order of its rows"),
+        ("label,dose\nx,3\n,2\ny,1\nz,0\n", "in the order of its rows"),
+    ],
+)
+def test_a_column_may_number_the_entries_of_an_array(tmp_path, text, told):
+    np.save(tmp_path / "all.npy", np.zeros((4, 5, 16, 16), np.float32) + np.arange(5)[:, None, None])
+    collection = open_collection(str(tmp_path / "all.npy"), labels=table(tmp_path / "t.csv", text))
+    assert (collection.class_names, collection.labels.tolist()) == (("x", "y", "z"), [0, -1, 1, 2])
+    assert any(notice.startswith("labels: column") and notice.endswith(told) for notice in collection.notices)
+
+
 def test_scenes_are_not_labelled_as_a_whole(tmp_path):
     images(tmp_path / "data", "a", "b", size=64)
     path = table(tmp_path / "t.csv", "file,label\na.npy,x\nb.npy,y\n")
