@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
+from auxmae.data.exclusion import Exclusion
 from auxmae.data.plates import STORE, fields, store_of, wells
 from auxmae.errors import DataError
 
@@ -15,13 +14,13 @@ from auxmae.errors import DataError
 RUN_MARKS = ("settings.toml", "checkpoints", "figures")
 
 
-def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple[Path, list[Path]]:
+def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Path, list[Path]]:
     """→ (the folder that relative paths start from, the files in the order of their names, plates as their fields, and ENVI
     images as their data).
 
     Args:
         source: a file, a folder, or a glob pattern.
-        exclude: file name patterns to leave out; an ENVI image by the name of its header or of its data.
+        exclude: files, and wells and fields of plates, to leave out; an ENVI image by the name of its header or of its data.
         notices: told of run folders that lie within the source, whose figures are no images of it, and of links to nothing.
 
     Raises:
@@ -39,7 +38,7 @@ def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple
         if not candidates:
             raise DataError(f"{source}: the folder is empty", hint=f"supported: {listed}")
     elif exists:
-        return _outside(path.parent), _images(source, [path], notices)
+        return _outside(path.parent), _images(source, [path], exclude, notices)
     elif any(character in source for character in "*?["):
         found = {Path(name) for name in glob.glob(str(path), recursive=True)}
         # A store stands for all that lies within it.
@@ -56,14 +55,7 @@ def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple
         notices.append(f"{source}: run folders of AuxMAE in it are left out: {sum(runs.values())}")
     shown = [entry for entry in own if not any(part.startswith(".") for part in _parts_below(entry, root))]
     usable = [entry for entry in shown if is_readable(entry)]
-
-    def called(entry: Path, pattern: str) -> bool:
-        return any(fnmatch.fnmatch(one.name, pattern) for one in pair(entry))
-
-    idle = [pattern for pattern in exclude if not any(called(entry, pattern) for entry in usable)]
-    if idle:
-        notices.append(f"data.exclude: no file is called like {', '.join(idle)}")
-    paths = [entry for entry in usable if not any(called(entry, pattern) for pattern in exclude)]
+    paths = [entry for entry in usable if not exclude.leaves_out(entry)]
     if not paths:
         why = "every supported file is excluded by data.exclude" if usable else "no supported file"
         why += " outside of run folders" if any(runs.values()) else ""
@@ -80,7 +72,7 @@ def find_files(source: str, exclude: Sequence[str], notices: list[str]) -> tuple
         for entry in paths
         if not described(entry)
     )
-    return root, _images(source, list(dict.fromkeys(images)), notices)
+    return root, _images(source, list(dict.fromkeys(images)), exclude, notices)
 
 
 def _outside(folder: Path) -> Path:
@@ -89,7 +81,7 @@ def _outside(folder: Path) -> Path:
     return folder if store is None else store.parent
 
 
-def _images(source: str, paths: list[Path], notices: list[str]) -> list[Path]:
+def _images(source: str, paths: list[Path], exclude: Exclusion, notices: list[str]) -> list[Path]:
     """The same, with a plate's or a well's fields in its place; wells without a list of them as they are: opening them tells."""
     images, field_count, well_count = list[Path](), 0, 0
     for path in paths:
@@ -97,17 +89,26 @@ def _images(source: str, paths: list[Path], notices: list[str]) -> list[Path]:
         if listed is None:
             images.append(path)
         for well in listed or ():
+            if exclude.leaves_out_field(well):
+                continue
             found = fields(well)
-            images.extend([well] if found is None else found)
-            field_count += len(found or ())
-            well_count += bool(found)
+            if found is None:
+                images.append(well)
+                continue
+            kept = [field for field in found if not exclude.leaves_out_field(field)]
+            images.extend(kept)
+            field_count += len(kept)
+            well_count += bool(kept)
     if well_count:
         notices.append(
             f"{source}: each of the {field_count} fields of {well_count} well{'s' * (well_count > 1)} is an image; "
             r"data.group_pattern = '([^/]+/[^/]+)/[^/]+$' keeps a well's together"
         )
     if not images:
-        raise DataError(f"{source}: the plate has no fields", hint="check data.source (--data)")
+        raise DataError(
+            f"{source}: the plate has no fields, or data.exclude leaves out all of them",
+            hint="check data.source (--data) and data.exclude",
+        )
     return images
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from auxmae.data.exclusion import Exclusion
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.georeference import describe_difference, describe_shift, same_place
 from auxmae.data.image import ImageFile, Window, diagonal, tiles
@@ -141,6 +142,7 @@ def load_labels(
     image_names: ImageNames,
     notices: list[str],
     ignored: Sequence[int] | None = None,
+    exclude: Exclusion | None = None,
 ) -> Labels:
     """Reads what `data.labels` names.
 
@@ -152,6 +154,7 @@ def load_labels(
         notices: told what was inferred.
         ignored: values that mean "no label", beside negative ones and a raster's own nodata; None: 0, where the format's
             convention says so and two classes are left.
+        exclude: files to leave out of a folder of label rasters.
 
     Raises:
         DataError: the labels are not there, are no labels, or fit no image.
@@ -180,7 +183,7 @@ def load_labels(
         if path.suffix.lower() in TABLE_SUFFIXES:
             return _from_table(path, key, files, image_names, notices, ignored)
         if path.is_dir() and not _holds_arrays(path):
-            return _from_folder(path, files, image_names, notices, ignored)
+            return _from_folder(path, files, image_names, notices, ignored, exclude or Exclusion())
         found = labels_from_array(path, key, notices) if key or _holds_arrays(path) else map_from_raster(path, notices)
     if isinstance(found, np.ndarray):
         per_image, names = _image_classes(found, ignored, labels)
@@ -248,10 +251,15 @@ def _from_table(
 
 
 def _from_folder(
-    folder: Path, files: Sequence[ImageFile], image_names: ImageNames, notices: list[str], ignored: Sequence[int] | None
+    folder: Path,
+    files: Sequence[ImageFile],
+    image_names: ImageNames,
+    notices: list[str],
+    ignored: Sequence[int] | None,
+    exclude: Exclusion,
 ) -> Labels:
     """The label raster of each file, called like it: a/b.tif is the one of a/b.npy, and so is a/b_mask.png."""
-    root, paths = find_files(str(folder), (), notices)
+    root, paths = find_files(str(folder), exclude, notices)
     images = {path.resolve() for file in files for path in file.paths}
     maps: list[LabelMap | None] = [None] * len(files)
     used: dict[int, Path] = {}

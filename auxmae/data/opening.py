@@ -19,6 +19,7 @@ import numpy as np
 from auxmae.data.band_files import suggest_pattern
 from auxmae.data.channels import ChannelPlan, plan_channels
 from auxmae.data.collection import Collection, Layout, memory_file
+from auxmae.data.exclusion import Exclusion
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, ReadOptions
 from auxmae.data.joining import join_channels
@@ -26,6 +27,7 @@ from auxmae.data.labels import folder_labels, is_label_raster, label_place, labe
 from auxmae.data.notices import said_once
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.data.pixel_checks import check_pixels
+from auxmae.data.plates import store_of
 from auxmae.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -70,7 +72,7 @@ def open_collection(
             image (see `join_channels`); "": each is an image.
         group_pattern: regular expression on images' paths whose first group names the group that an image is of, where a label
             table's rows name groups.
-        exclude: file name patterns to leave out.
+        exclude: file name patterns to leave out, of images and of label rasters; see `Exclusion`.
         allow_broken: leave out files that cannot be read, each with a notice, instead of stopping.
         synthetic_images: number of embedded scenes.
         seed: of the embedded scenes.
@@ -88,7 +90,8 @@ def open_collection(
     options = replace(options, plane=label_size(labels), plane_key=labels[1:] if labels.startswith(":") else None)
     notices: list[str] = []
     warnings: list[str] = []
-    root, paths = find_files(source, exclude, notices)
+    exclusion = Exclusion(exclude)
+    root, paths = find_files(source, exclusion, notices)
     paths = _without_label_files(paths, labels)
     files = _agree_on_transparency(_open_all(paths, options, allow_broken, notices, progress), options)
     if not channel_pattern:
@@ -111,7 +114,9 @@ def open_collection(
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
     names = ImageNames(relative, root, group_pattern, [[relative_path(part, root) for part in file.parts] for file in files])
-    found = load_labels(labels, files, names, notices, ignored_labels)
+    found = load_labels(labels, files, names, notices, ignored_labels, exclusion)
+    if idle := exclusion.idle():
+        notices.append(f"data.exclude: no file is called like {', '.join(idle)}")
     named = classes is not None or found.per_file is not None
     chosen = _choose_layout(layout, files, named, found.rasters is not None)
     items = np.array([(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64)
@@ -233,24 +238,30 @@ def _open_all(
         except DataError as error:
             return error
 
-    instead = "leave it out with data.exclude or data.allow_broken"
     files, broken = list[ImageFile](), list[str]()
     # Opening is mostly waiting for the disk: a few threads hide it.
     with ThreadPoolExecutor(max_workers=min(8, len(paths))) as pool:
-        for done, result in enumerate(pool.map(attempt, paths), start=1):
+        for done, (path, result) in enumerate(zip(paths, pool.map(attempt, paths), strict=True), start=1):
             if isinstance(result, ImageFile):
                 files.append(result)
             elif allow_broken:
                 broken.append(result.message)
             else:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise DataError(result.message, hint=result.hint or (instead if len(paths) > 1 else None))
+                raise DataError(result.message, hint=result.hint or (_instead(path) if len(paths) > 1 else None))
             if progress is not None:
                 progress(done, len(paths))
     if not files:
         raise DataError(f"none of the {len(paths)} files can be read; the first: {broken[0]}")
     notices.extend(f"left out: {message}" for message in broken)
     return _once_a_set(files)
+
+
+def _instead(path: Path) -> str:
+    """What to do with a file that cannot be read; a plate's fields have no file names to be left out by."""
+    store = store_of(path.parent)
+    pattern = "" if store is None else f" = ['{path.relative_to(store).as_posix()}']"
+    return f"leave it out with data.exclude{pattern} or data.allow_broken"
 
 
 def _agree_on_transparency(files: list[ImageFile], options: ReadOptions) -> list[ImageFile]:

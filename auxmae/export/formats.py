@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
+from auxmae.data.exclusion import Exclusion
 from auxmae.data.files import RUN_MARKS
 from auxmae.data.readers import is_readable
 from auxmae.errors import MissingDependencyError, UsageError
@@ -113,7 +114,7 @@ def check_apart(output: Path, collection: Collection, *, labels: str = "none", e
         if known.intersection((place, *place.parents)) or any(place in one.parents for one in known):
             raise UsageError(f"{path} is what is embedded, or its labels", hint="choose another --output")
     place, source = output.resolve(), Path(collection.source).expanduser()
-    read = is_readable(output) and not any(fnmatch(output.name, pattern) for pattern in exclude)
+    read = is_readable(output) and not Exclusion(exclude).leaves_out(place)
     if source.is_dir():
         root = source.resolve()
         within = place.is_relative_to(root) and not any(

@@ -97,7 +97,11 @@ class DataSettings(Table):
         description="pixel value, as it is stored, that means 'no data', in place of the file's own value and valid range "
         "('auto': what the file says; nan: none); NaN and infinity never count, nor what a mask or transparency leaves out",
     )
-    exclude: tuple[str, ...] = Field(default=(), description="file name patterns to leave out, such as '*_mask.tif'")
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="file name patterns to leave out, such as '*_mask.tif'; one with a slash is compared with the end of paths, "
+        "such as 'A/2/*' for the fields of a plate's well",
+    )
     allow_broken: bool = Field(default=False, description="leave out unreadable files (each is named) instead of stopping")
     split: Literal["auto", "random", "group", "block"] = Field(
         default="auto",

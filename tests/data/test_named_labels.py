@@ -297,6 +297,22 @@ def test_masks_beside_images_of_one_channel(tmp_path):
     assert len(open_collection(str(tmp_path), layout="images")) == 6
 
 
+@pytest.mark.parametrize("masks", ["masks", "data"])
+def test_what_is_excluded_is_no_label_raster(tmp_path, masks):
+    images(tmp_path / "data", "a", "b", size=64)
+    for name in ("a_mask", "b_mask", "a_color", "b_color"):
+        raster(tmp_path / masks / f"{name}.png", 1 + ("color" in name))
+    options = {"labels": str(tmp_path / masks), "exclude": ("*_color.png", "*.jpg")}
+    collection = open_collection(str(tmp_path / "data"), **options)
+    assert [raster.file.path.name for raster in collection.label_rasters] == ["a_mask.png", "b_mask.png"]
+    # What is there once, among the images or the rasters, has been left out.
+    assert [notice for notice in collection.notices if "data.exclude" in notice] == ["data.exclude: no file is called like *.jpg"]
+    options["exclude"] = ("*_color.png", "b*")
+    collection = open_collection(str(tmp_path / "data"), **options)
+    assert (collection.relative_paths, len(collection.label_rasters)) == (("a.npy",), 1)
+    assert not any("data.exclude" in notice for notice in collection.notices)
+
+
 def test_what_is_wrong_with_a_folder_of_rasters(tmp_path):
     images(tmp_path / "data", "a", "b", size=64)
     raster(tmp_path / "masks" / "z.png", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -73,9 +74,33 @@ def test_a_table_names_wells_and_not_fields_by_its_numbers(tmp_path):
 def test_a_field_that_is_not_there(tmp_path):
     store_plate(tmp_path / "p.zarr", 3)
     shutil.rmtree(tmp_path / "p.zarr" / "A" / "2" / "1")
-    with pytest.raises(DataError, match=r"A/2/1: there is no such file"):
+    with pytest.raises(DataError, match=r"A/2/1: there is no such file") as told:
         open_collection(str(tmp_path / "p.zarr"))
+    pattern = re.search(r"data\.exclude = \['(.+)'\]", told.value.hint)[1]
+    assert len(open_collection(str(tmp_path / "p.zarr"), layout="images", exclude=(pattern,))) == 5
     assert len(open_collection(str(tmp_path / "p.zarr"), layout="images", allow_broken=True)) == 5
+
+
+@pytest.mark.parametrize("source", ["", "p.zarr", "p.zarr/*/*", "*/A/1"])
+def test_fields_and_wells_are_left_out_by_their_paths(tmp_path, source):
+    store_plate(tmp_path / "p.zarr", 2)
+    everything = open_collection(str(tmp_path / source), layout="images").relative_paths
+    for pattern, left_out in (
+        ("A/1/0", {"A/1/0"}),
+        ("p.zarr/A/*/0", {"A/1/0", "A/2/0"}),
+        ("B/1", {"B/1/0", "B/1/1"}),
+        ("B/?/*", {"B/1/0", "B/1/1"}),
+        ("./", set()),
+    ):
+        collection = open_collection(str(tmp_path / source), layout="images", exclude=(pattern,))
+        kept = tuple(path for path in everything if path.removeprefix("p.zarr/") not in left_out)
+        assert collection.relative_paths == kept
+        assert ("no file is called like" in " ".join(collection.notices)) == (kept == everything)
+    if source in ("", "p.zarr"):
+        # File name patterns do not mean the numbers that fields and wells are called by.
+        assert open_collection(str(tmp_path / source), layout="images", exclude=("[0-9]*",)).relative_paths == everything
+    with pytest.raises(DataError, match=r"data\.exclude"):
+        open_collection(str(tmp_path / source), exclude=("p.zarr/?/*/*", "p.zarr/?/*"))
 
 
 @pytest.mark.parametrize("version", [2, 3])
