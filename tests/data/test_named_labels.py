@@ -14,6 +14,7 @@ from auxmae.data.image import ReadOptions, Window
 from auxmae.data.opening import open_collection
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.errors import DataError
+from tests.data.reader_fixtures import write_raster
 
 RNG = np.random.default_rng(5)
 
@@ -295,6 +296,17 @@ def test_masks_beside_images_of_one_channel(tmp_path):
     assert collection.relative_paths == ("a.tif", "a_b.tif", "c.tif")
     assert [collection.class_names[collection.read_labels(item)[0, 0]] for item in range(3)] == ["3", "7", "5"]
     assert len(open_collection(str(tmp_path), layout="images")) == 6
+
+
+@pytest.mark.parametrize("name", ["a.img", "a"])
+@pytest.mark.parametrize("source", ["", "a*.hdr"])
+def test_masks_beside_envi_images(tmp_path, name, source):
+    truth = RNG.integers(0, 3, (1, 64, 64)).astype(np.uint8)
+    write_raster(tmp_path / name, RNG.integers(0, 4000, (5, 64, 64)).astype(np.uint16), "ENVI")
+    write_raster(tmp_path / name.replace("a", "a_mask"), truth, "ENVI")
+    (tmp_path / "stray.hdr").write_text("ENVI")
+    collection = open_collection(str(tmp_path / source), labels=str(tmp_path), exclude=("stray.hdr",) if not source else ())
+    assert np.array_equal(collection.read_labels(0), truth[0])
 
 
 @pytest.mark.parametrize("masks", ["masks", "data"])
