@@ -189,7 +189,8 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         raise DataError(
             f"{self.collection.name_of(item)}: channel {self.channel_names[channel]} holds {value:.3g}, too far beyond "
             "the values that the scaling was made for to compute with",
-            hint=f"leave the file out with data.exclude, or, if the value means no data, set data.nodata = {value!r}",
+            hint="leave the file out with data.exclude, or, if the value means no data, set data.nodata to what the file stores "
+            f"for it; where it has no scale and offset, data.nodata = {value!r}",
         )
 
     def place(self, index: int) -> tuple[int, Window]:

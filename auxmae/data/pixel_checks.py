@@ -111,8 +111,8 @@ def _tell_of_outliers(collection: Collection, looks: Mapping[int, _Look]) -> Non
         more = f" and {len(far) - 1} other{'s' * (len(far) > 2)}" if len(far) > 1 else ""
         collection.warnings.append(
             f"{collection.name_of(next(iter(far)))}{more}: values {'down' if value < 0 else 'up'} to {value:.3g}, where images "
-            f"mostly reach {typical:.3g}: leave out with data.exclude, or, if that value means no data, set data.nodata = "
-            f"{value!r}"
+            f"mostly reach {typical:.3g}: leave out with data.exclude, or, if that value means no data, set data.nodata to what "
+            f"the file stores for it; where it has no scale and offset, data.nodata = {value!r}"
         )
 
 

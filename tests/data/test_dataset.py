@@ -304,6 +304,7 @@ def test_a_value_beyond_computing_is_an_error_that_names_file_image_and_channel(
         dataset.fetch([3, 4])
     assert "data.exclude" in str(caught.value)
     for hint in (str(caught.value), warning):
+        assert "where it has no scale and offset" in hint
         value = float(re.findall(r"data\.nodata = (\S+?)\)?$", hint)[0])
         mended = open_collection(str(tmp_path / "images.npy"), options=ReadOptions(axes="NCHW", nodata=value))
         assert ImageDataset(mended, part, image_size=16, scaling=scaling).fetch([4])[1].sum() == 3 * 256 - 1
