@@ -388,9 +388,11 @@ def test_an_output_among_the_images_is_refused_unless_it_is_never_read(run, tmp_
         assert isinstance(refused.exception, UsageError), refused.output
         assert "would be read as one of them" in refused.exception.message
         assert "data.exclude" in refused.exception.hint
-    assert invoke(run, "--data", "tiles", "--output", "tiles/out.npy", "--set", "data.exclude=['out.npy']").exit_code == 0
+    for pattern in ("out.npy", "tiles/*.npy"):
+        assert invoke(run, "--data", "tiles", "--output", "tiles/out.npy", "--set", f"data.exclude=['{pattern}']").exit_code == 0
+        (tmp_path / "tiles" / "out.npy").unlink()
+        (tmp_path / "tiles" / "out.csv").unlink()
     # Neither a run folder nor a format that is no image's is read.
-    (tmp_path / "tiles" / "out.npy").unlink()
     assert invoke(run, "--data", ".", "--output", run / "out.npy").exit_code == 0
     if importlib.util.find_spec("pyarrow") is not None:
         assert invoke(run, "--data", "tiles", "--output", "tiles/out.parquet").exit_code == 0
