@@ -273,7 +273,7 @@ def test_the_words_are_those_of_who_failed(tmp_path, capsys, codes, ended_by_us,
     said = [tmp_path / str(rank) for rank in range(len(codes))]
     for rank, path in enumerate(said[1:], 1):
         path.write_text(f"words of {rank}")
-    assert _conclude(codes, set(ended_by_us), said) == code
+    assert _conclude(codes, set(ended_by_us), said, "run") == code
     assert capsys.readouterr().err == shown
 
 
