@@ -51,10 +51,18 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
     return torch.device(name)
 
 
+def make_current(device: torch.device) -> None:
+    """A GPU chosen by number becomes the process' current one, on which events, captures and waits that name none take place."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 @contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Puts back, in the end, what a training sets for the whole process: threads, deterministic algorithms, kernels' backend."""
+    """Puts back, in the end, what a training sets for the process: threads, deterministic algorithms, kernels' backend, GPU."""
     threads = torch.get_num_threads()
+    # Asking would set CUDA up.
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     backend = None if "AUXMAE_KERNELS" in os.environ else dispatch.backend()
     try:
@@ -64,6 +72,8 @@ def process_state_kept() -> Iterator[None]:
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         if backend is not None:
             dispatch.set_backend(backend)
+        if torch.cuda.is_initialized():
+            torch.cuda.set_device(gpu)
 
 
 def check_backend() -> None:
@@ -79,7 +89,7 @@ def check_backend() -> None:
 
 
 def configure(settings: SettingsTree, local_rank: int | None = None) -> torch.device:
-    """Applies what is global to the process: threads, kernels' backend.  Returns the device (see `select_device`).
+    """Applies what is global to the process: threads, kernels' backend, GPU.  Returns the device (see `select_device`).
 
     Raises:
         SettingsError: the device is not there, or AUXMAE_KERNELS names no backend.
@@ -89,4 +99,6 @@ def configure(settings: SettingsTree, local_rank: int | None = None) -> torch.de
         torch.set_num_threads(settings.run.threads)
     if "AUXMAE_KERNELS" not in os.environ:
         dispatch.set_backend(settings.kernels.backend)
-    return select_device(settings.run.device, local_rank)
+    device = select_device(settings.run.device, local_rank)
+    make_current(device)
+    return device

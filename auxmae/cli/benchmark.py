@@ -79,9 +79,10 @@ def command(
     from auxmae_kernels import KernelUnavailableError
 
     from auxmae.benchmark.session import Request, run, wrong_providers
-    from auxmae.device import check_backend, select_device
+    from auxmae.device import check_backend, make_current, select_device
 
     target = select_device(device)
+    make_current(target)
     check_backend()
     request = Request(
         suites=chosen,
