@@ -89,9 +89,9 @@ def curves(rows: list[dict[str, Any]], axis: str) -> dict[str, list[tuple[int, f
 
 
 def break_even(rows: list[dict[str, Any]], axis: str) -> float | None:
-    """The size from which factorised attention is faster than joint attention, interpolated in logarithms.
+    """The size from which factorised attention is faster than joint attention up to the largest, interpolated in logarithms.
 
-    None where the two do not cross in what was measured: one of them is faster throughout, or nothing was measured.
+    None where joint attention is faster at the largest size that both were measured at, or nowhere; or nothing was measured.
     """
     lines = curves(rows, axis)
     ours, joint = dict(lines.get(OURS, [])), dict(lines.get(JOINT, []))
@@ -100,7 +100,9 @@ def break_even(rows: list[dict[str, Any]], axis: str) -> float | None:
     gain = [math.log(joint[size] / ours[size]) for size in sizes]
     for index in range(len(sizes) - 1, 0, -1):
         before, after = gain[index - 1], gain[index]
-        if before <= 0 < after:
+        if after <= 0:
+            return None
+        if before <= 0:
             part = -before / (after - before)
             return math.exp(math.log(sizes[index - 1]) + part * math.log(sizes[index] / sizes[index - 1]))
     return None

@@ -254,8 +254,12 @@ def _scaling_words(rows: list[Row]) -> list[str]:
         times = {size: joint[size] / ours[size] for size in sorted(ours.keys() & joint.keys())}
         if times:
             ahead = {"factorised" if time > 1 else "joint" for time in times.values()}
+            told = dict.fromkeys((min(times), max(times)))
             which = f"{ahead.pop()} attention stays ahead" if len(ahead) == 1 else "joint attention gets ahead"
-            ends = [f"at {size} {times[size]:.2f} ×" for size in dict.fromkeys((min(times), max(times)))]
+            if len(ahead) > 1 and times[min(times)] <= 1:
+                # There is no size from which on one of them is ahead, so all are told.
+                which, told = "neither attention stays ahead", dict.fromkeys(sorted(times))
+            ends = [f"at {size} {times[size]:.2f} ×" for size in told]
             said.append(f"{grows}, {which}: joint attention takes {', '.join(ends)} our time.")
     return said + _scaling_memory_words(rows)
 

@@ -192,14 +192,18 @@ def test_ours_that_is_wrong_fails_the_run_after_all_is_told(run, tmp_path, provi
         ([20.0, 15.0], "factorised attention stays ahead: joint attention takes at 2 2.00 ×, at 8 1.50 × our time."),
         ([5.0, 9.0], "joint attention stays ahead: joint attention takes at 2 0.50 ×, at 8 0.90 × our time."),
         ([20.0, 9.0], "joint attention gets ahead: joint attention takes at 2 2.00 ×, at 8 0.90 × our time."),
+        (
+            [5.0, 20.0, 9.0],
+            "neither attention stays ahead: joint attention takes at 2 0.50 ×, at 8 2.00 ×, at 32 0.90 × our time.",
+        ),
         ([None, None], None),
     ],
 )
 def test_the_scaling_suite_in_words(joint, said):
     rows = [
         {"suite": "scaling", "axis": "channels", "provider": provider, "median_ms": value, "sizes": {"channels": size}}
-        for provider, values in ((OURS, [10.0, 10.0]), (JOINT, joint))
-        for size, value in zip((2, 8), values, strict=True)
+        for provider, values in ((OURS, [10.0] * len(joint)), (JOINT, joint))
+        for size, value in zip((2, 8, 32), values, strict=False)
     ]
     found = benchmark_tables._scaling_words(rows)
     assert len(found) == (said is not None)

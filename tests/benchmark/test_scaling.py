@@ -45,6 +45,16 @@ def test_no_break_even_without_a_crossing():
     assert break_even(rows({4: 2.0, 8: 3.0}, {4: 1.0, 8: None}), "channels") is None
 
 
+def test_a_win_between_losses_is_no_break_even():
+    def crossing(*gains):
+        return break_even(rows(dict.fromkeys((4, 16, 64, 256), 1.0), dict(zip((4, 16, 64, 256), gains, strict=True))), "channels")
+
+    assert crossing(0.5, 2.0, 2.0, 0.5) is None
+    assert crossing(0.5, 2.0, 0.5, 0.5) is None
+    assert crossing(2.0, 0.5, 2.0, 2.0) == pytest.approx(32)
+    assert crossing(0.5, 2.0, 0.5, 2.0) == pytest.approx(128)
+
+
 def test_along_an_axis_nothing_else_changes():
     for quick in (True, False):
         for axis, cases in scaling_cases(CPU, quick=quick).items():
