@@ -6,6 +6,7 @@ specification at the gate; then forward pass, backward pass and both are timed i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -168,12 +169,16 @@ def _triton_runs(case: KernelCase, device: torch.device) -> bool:
 
 def _with_triton(function: Function) -> Function:
     def run(*arguments: Any, **named: Any) -> Any:
-        before = dispatch.backend()
-        dispatch.set_backend("triton")
+        # The variable overrules whatever else chooses, "auto" in it included.
+        before = os.environ.get("AUXMAE_KERNELS")
+        os.environ["AUXMAE_KERNELS"] = TRITON
         try:
             return function(*arguments, **named)
         finally:
-            dispatch.set_backend(before)
+            if before is None:
+                del os.environ["AUXMAE_KERNELS"]
+            else:
+                os.environ["AUXMAE_KERNELS"] = before
 
     return run
 

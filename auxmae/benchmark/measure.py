@@ -191,7 +191,9 @@ def attempt(work: Callable[[], object], device: torch.device) -> tuple[str, str]
         status, text = "wrong", str(error)
     except torch.OutOfMemoryError as error:
         status, text = "out of memory", str(error)
-    except RuntimeError as error:
+    except Exception as error:
+        if not (isinstance(error, RuntimeError) or _is_compilers(error)):
+            raise
         # The CPU's allocator has no exception of its own.
         status, text = "out of memory" if "can't allocate memory" in str(error) else "failed", str(error)
     else:
@@ -199,6 +201,11 @@ def attempt(work: Callable[[], object], device: torch.device) -> tuple[str, str]
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return status, " ".join(text.split())[:200]
+
+
+def _is_compilers(error: Exception) -> bool:
+    """Whether Triton or torch.compile tells so that a kernel cannot be built or launched: not all of theirs are RuntimeErrors."""
+    return any(kind.__module__.startswith(("triton.", "torch._dynamo.")) for kind in type(error).__mro__)
 
 
 def _synchronize(device: torch.device) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
+import auxmae_kernels
 import pytest
 import torch
-from auxmae_kernels import attention_reference, reference
+from auxmae_kernels import attention_reference, dispatch, reference
 from auxmae_kernels.dispatch import FUNCTIONS
 
 from auxmae.benchmark import kernel_suite as module
 from auxmae.benchmark.gate import exact, results
 from auxmae.benchmark.kernel_cases import Shape, kernel_cases
-from auxmae.benchmark.kernel_suite import EAGER, OURS, PASSES, kernel_suite, specification_fault
+from auxmae.benchmark.kernel_suite import EAGER, OURS, PASSES, TRITON, kernel_suite, specification_fault
 from auxmae.benchmark.sdpa import permuted_attention
 
 CPU = torch.device("cpu")
@@ -220,6 +223,23 @@ def test_sdpa_back_ends_that_run_get_figures_and_the_others_a_reason():
     # cuDNN's back end is a GPU's.
     assert found["forward", "sdpa cudnn"]["status"] == "failed"
     assert found["forward", "sdpa cudnn"]["reason"]
+
+
+@pytest.mark.parametrize("variable", [None, "auto", ""])
+def test_triton_is_measured_as_itself_where_dispatch_may_choose_it(monkeypatch, variable):
+    monkeypatch.setattr(dispatch, "_obstacle", lambda *_: None)
+    if variable is None:
+        monkeypatch.delenv("AUXMAE_KERNELS", raising=False)
+    else:
+        monkeypatch.setenv("AUXMAE_KERNELS", variable)
+    asked = []
+    monkeypatch.setattr(
+        auxmae_kernels, "add_norm", lambda *_, **named: asked.append(dispatch.backend()) or reference.add_norm(**named)
+    )
+    found = by_key(measure("add_norm"))
+    assert found["both", TRITON]["median_ms"] > 0
+    assert set(asked) == {"auto", "triton"}
+    assert os.environ.get("AUXMAE_KERNELS") == variable
 
 
 def test_a_case_that_is_not_chosen_is_not_built(monkeypatch):

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from auxmae.benchmark.measure import Timing, Visit, interleaved, peak_bytes, turns
+from auxmae.benchmark.measure import Timing, Visit, attempt, interleaved, peak_bytes, turns
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -127,3 +127,16 @@ def test_samples_are_milliseconds_in_the_order_taken(monkeypatch):
 )
 def test_median(samples, median):
     assert Timing(samples, 0).median_ms == median
+
+
+@pytest.mark.parametrize("module", ["triton.runtime.errors", "torch._dynamo.exc"])
+def test_a_compilers_own_error_costs_its_provider_alone(module):
+    def work():
+        raise type("OutOfResources", (Exception,), {"__module__": module})("out of\n resource: shared memory")
+
+    assert attempt(work, CPU) == ("failed", "out of resource: shared memory")
+
+
+def test_another_error_is_a_fault_of_the_benchmark():
+    with pytest.raises(TypeError):
+        attempt(lambda: len(3), CPU)
