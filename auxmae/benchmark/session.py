@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
@@ -95,24 +96,33 @@ def run(
     document: dict[str, Any] = {**environment(device), **asked, "ceilings": limits, "complete": False, "rows": []}
     known: dict[Key, dict[str, Any]] = {}
     data = functools.cache(lambda: build_data(settings))
-    for number in range(request.visits):
-        if progress and request.visits > 1:
-            progress(f"visit {number + 1} of {request.visits}")
-        able = {key for key, row in known.items() if row["status"] == "ok"}
-        for rows in _cases(request, device, limits, Visit(number, able if number else None), settings, data, progress):
-            for row in rows:
-                key = (row["suite"], row["case"], row["provider"], row["pass"])
-                if number:
-                    _add(known[key], row, limits)
-                else:
-                    known[key] = row | {"samples_a_visit": len(row["samples_ms"])}
-                    document["rows"].append(known[key])
-            if record:
-                record(document)
+    with _never_eager_instead() if request.compile_too else nullcontext():
+        for number in range(request.visits):
+            if progress and request.visits > 1:
+                progress(f"visit {number + 1} of {request.visits}")
+            able = {key for key, row in known.items() if row["status"] == "ok"}
+            for rows in _cases(request, device, limits, Visit(number, able if number else None), settings, data, progress):
+                for row in rows:
+                    key = (row["suite"], row["case"], row["provider"], row["pass"])
+                    if number:
+                        _add(known[key], row, limits)
+                    else:
+                        known[key] = row | {"samples_a_visit": len(row["samples_ms"])}
+                        document["rows"].append(known[key])
+                if record:
+                    record(document)
     document["complete"] = True
     if record:
         record(document)
     return document
+
+
+def _never_eager_instead() -> AbstractContextManager[Any]:
+    """What torch.compile has compiled too often is an error, and no figure of eager code."""
+    import torch._dynamo.config
+
+    patched: AbstractContextManager[Any] = torch._dynamo.config.patch(fail_on_recompile_limit_hit=True)
+    return patched
 
 
 def wrong_providers(document: dict[str, Any]) -> list[str]:

@@ -187,6 +187,9 @@ def model_passes(
         "images_per_second", "parameters", "flops", their rate and part of the ceiling, "kernel_launches",
         "device_idle_share", "host_idle_share", "sizes", "dtype", "arch"}.  Figures are None unless the status is "ok".
     """
+    if compile_too:
+        # torch.compile keeps eight graphs of a function, those of earlier cases too; then it would run eagerly.
+        torch.compiler.reset()
     torch.manual_seed(0)
     image = torch.rand(case.batch, case.channels, case.image_size, case.image_size, device=device)
     models = build_providers(

@@ -10,6 +10,7 @@ import torch
 from auxmae_kernels import reference
 
 from auxmae.benchmark import gate, kernel_suite, session, suites
+from auxmae.benchmark.measure import attempt
 from auxmae.benchmark.ratios import ratios
 from auxmae.benchmark.session import Request, run
 from auxmae.settings.schema import SettingsTree
@@ -72,6 +73,18 @@ def test_what_fails_in_a_later_visit_has_no_figure(visits):
     for key in ("median_ms", "peak_bytes", "images_per_second", "kernel_launches", "flops_per_second", "flops_of_ceiling"):
         assert only[key] is None
     assert asked[2].again == set()
+
+
+def test_what_torch_compile_gave_up_is_a_failure_and_no_eager_figure(monkeypatch):
+    def passes(*_, **__):
+        torch.compiler.reset()
+        compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+        outcomes = [attempt(lambda size=size: compiled(torch.ones(size)), CPU)[0] for size in range(2, 12)]
+        yield [row("compiled", [1.0], outcomes[-1])]
+
+    monkeypatch.setattr(suites, "model_passes", passes)
+    (found,) = run(Request(["model"], quick=True, visits=1, compile_too=True), CPU)["rows"]
+    assert found["status"] == "failed"
 
 
 def test_models_are_built_anew_and_counted_once(monkeypatch):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo
 from auxmae_kernels import products
 
 from auxmae.benchmark import graphed, suites
@@ -70,6 +72,23 @@ def test_the_compiled_provider():
             assert found[name, f"{provider} (compiled)"]["status"] == "ok"
             for key in ("parameters", "flops"):
                 assert found[name, f"{provider} (compiled)"][key] == found[name, provider][key]
+
+
+def test_no_case_is_eager_for_what_others_had_compiled(monkeypatch):
+    """The tracing is the real one, what it traces is run as it is."""
+
+    def compile_blocks(model):
+        for block in (*model.encoder, *model.decoder):
+            block.compile(backend="eager", dynamic=False)
+
+    monkeypatch.setattr(suites.AuxMAE, "compile_blocks", compile_blocks)
+    monkeypatch.setattr(suites, "_flops", lambda *_: 1)
+    monkeypatch.setattr(suites, "_verdicts", lambda *_, **__: {})
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=3):
+        for channels in (2, 3, 4):
+            case = replace(TINY, channels=channels)
+            found = by_key(model_suite(case, device=CPU, repeats=1, peers=(), compile_too=True, passes=("forward",)))
+            assert found["forward", f"{OURS} (compiled)"]["status"] == "ok", found["forward", f"{OURS} (compiled)"]["reason"]
 
 
 def test_a_step_is_three_forward_passes_of_arithmetic():
