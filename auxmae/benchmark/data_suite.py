@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from auxmae.benchmark.environment import architecture
+from auxmae.benchmark.measure import synchronize
 from auxmae.build import Data, build_model
 from auxmae.data.loading import Batch, Loader
 from auxmae.settings.schema import SettingsTree
@@ -109,11 +110,9 @@ def _onto(batch: Batch, device: torch.device) -> Batch:
 
 
 def _seconds(work: Callable[[], object], steps: int, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     began = time.perf_counter()
     for _ in range(steps):
         work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter() - began

@@ -15,6 +15,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from auxmae.benchmark.measure import synchronize
 from auxmae.training.graph import capture_cuda_graph
 
 Work = Callable[[], object]
@@ -33,16 +34,18 @@ GRAPH_CALLS = 20
 
 def kernel_clock(device: torch.device) -> Callable[[Work], float]:
     """A function that runs work several times and returns ms for one call."""
-    return _event_clock(device) if device.type == "cuda" else _repeating_clock()
+    return _event_clock(device) if device.type == "cuda" else _repeating_clock(device)
 
 
-def _repeating_clock() -> Callable[[Work], float]:
+def _repeating_clock(device: torch.device) -> Callable[[Work], float]:
     calls: dict[int, int] = {}
 
     def elapsed(work: Work, number: int) -> float:
+        synchronize(device)
         began = time.perf_counter()
         for _ in range(number):
             work()
+        synchronize(device)
         return 1e3 * (time.perf_counter() - began)
 
     def clock(work: Work) -> float:

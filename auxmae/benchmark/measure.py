@@ -21,8 +21,21 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 
-def peak_bytes(work: Callable[[], object], device: torch.device, resident: Iterable[torch.Tensor] = ()) -> int:
-    """Peak memory of one call, bytes: the resident tensors, and what the call allocates beside them at its highest."""
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was given; a CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_bytes(work: Callable[[], object], device: torch.device, resident: Iterable[torch.Tensor] = ()) -> int | None:
+    """Peak memory of one call, bytes: the resident tensors, and what the call allocates beside them at its highest.
+
+    None on a device that has no counter of it: MPS.
+    """
+    if device.type not in ("cpu", "cuda"):
+        return None
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in resident}
     return sum(storages.values()) + _allocated(work, device)
 
@@ -152,10 +165,10 @@ def interleaved(
     """
 
     def wall(work: Callable[[], object]) -> float:
-        _synchronize(device)
+        synchronize(device)
         began = time.perf_counter()
         work()
-        _synchronize(device)
+        synchronize(device)
         return 1e3 * (time.perf_counter() - began)
 
     once = clock or wall
@@ -186,7 +199,7 @@ def attempt(work: Callable[[], object], device: torch.device) -> tuple[str, str]
     """Runs work once: ("ok", ""); ("out of memory" or "failed", why, on one line) where it cannot run; or ("wrong", why)."""
     try:
         work()
-        _synchronize(device)
+        synchronize(device)
     except WrongResultError as error:
         status, text = "wrong", str(error)
     except torch.OutOfMemoryError as error:
@@ -206,10 +219,3 @@ def attempt(work: Callable[[], object], device: torch.device) -> tuple[str, str]
 def _is_compilers(error: Exception) -> bool:
     """Whether Triton or torch.compile tells so that a kernel cannot be built or launched: not all of theirs are RuntimeErrors."""
     return any(kind.__module__.startswith(("triton.", "torch._dynamo.")) for kind in type(error).__mro__)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

@@ -85,8 +85,10 @@ def run(
         see the suites for the rows.  Each has the samples of all visits, one visit's after the other's, and "samples_a_visit".
 
     Raises:
-        UsageError: no case has a name that was asked for.
+        UsageError: no case has a name that was asked for, or the device cannot run a suite.
     """
+    if "kernels" in request.suites and device.type == "mps":
+        raise UsageError("the suite kernels compares with results in fp64, which MPS does not have", hint="give --device cpu")
     settings = request.settings or SettingsTree()
     _check_names(request, _names(request, device, settings))
     if progress:

@@ -35,6 +35,10 @@ def test_resident_tensors_count_once_and_in_full():
     assert peak_bytes(lambda: floats(16).sum(), CPU, views) == pytest.approx(28 * MIB, abs=4096)
 
 
+def test_a_device_without_a_counter_has_no_peak():
+    assert peak_bytes(lambda: floats(1), torch.device("mps"), [floats(1)]) is None
+
+
 def test_what_earlier_work_left_does_not_count():
     kept = []
     peak_bytes(lambda: kept.append(floats(64)), CPU)

@@ -140,3 +140,18 @@ def test_a_part_of_a_sample_in_which_something_else_had_the_processor_does_not_c
     assert clock(work) == pytest.approx(1e3 * lasts)
     slow[0] = True
     assert clock(work) == pytest.approx(1e3 * lasts)
+
+
+def test_a_device_with_a_queue_is_waited_for(monkeypatch):
+    now, queued = [0.0], [0]
+
+    def work():
+        queued[0] += 1
+
+    def wait():
+        now[0] += 1e-2 * queued[0]
+        queued[0] = 0
+
+    monkeypatch.setattr("auxmae.benchmark.device.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.mps, "synchronize", wait)
+    assert kernel_clock(torch.device("mps"))(work) == pytest.approx(10)

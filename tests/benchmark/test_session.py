@@ -13,6 +13,7 @@ from auxmae.benchmark import gate, kernel_suite, session, suites
 from auxmae.benchmark.measure import attempt
 from auxmae.benchmark.ratios import ratios
 from auxmae.benchmark.session import Request, run
+from auxmae.errors import UsageError
 from auxmae.settings.schema import SettingsTree
 
 CPU = torch.device("cpu")
@@ -85,6 +86,11 @@ def test_what_torch_compile_gave_up_is_a_failure_and_no_eager_figure(monkeypatch
     monkeypatch.setattr(suites, "model_passes", passes)
     (found,) = run(Request(["model"], quick=True, visits=1, compile_too=True), CPU)["rows"]
     assert found["status"] == "failed"
+
+
+def test_a_suite_that_the_device_cannot_run_is_refused():
+    with pytest.raises(UsageError, match="kernels compares with results in fp64, which MPS does not have"):
+        run(Request(["kernels"], quick=True), torch.device("mps"))
 
 
 def test_models_are_built_anew_and_counted_once(monkeypatch):
