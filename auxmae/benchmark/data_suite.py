@@ -1,13 +1,14 @@
 """The data suite: does the loader or the model limit training?
 
-The loader alone, the model's step alone on one batch, and both together, on the embedded data or on the user's.
+The loader alone, the step of `auxmae train` alone on one batch, and both together, on the embedded data or on the user's.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,16 +16,13 @@ import torch
 from auxmae.benchmark.environment import architecture
 from auxmae.benchmark.measure import synchronize
 from auxmae.build import Data, build_model
-from auxmae.data.loading import Batch, Loader
 from auxmae.settings.schema import SettingsTree
-from auxmae.training.optimization import autocast
+from auxmae.training.feed import Feed, Inputs
+from auxmae.training.graph import GraphedStep, graphs_wanted
+from auxmae.training.step import TrainingStep
 
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 LOADER, MODEL, TOGETHER = "loader alone", "model alone", "together"
-
-
-def _endless(loader: Loader) -> Iterator[Batch]:
-    while True:
-        yield from loader
 
 
 def data_suite(
@@ -40,37 +38,53 @@ def data_suite(
     """Rows of the data suite, the pass "batch": ms and images a second of loader, model, and both.
 
     Args:
-        settings: data, model and batch size; data: of `build_data`.
+        settings: data, model, and the step of `auxmae train`; data: of `build_data`.
         device: where the model is; dtype: of its autocast region.
-        repeats: samples, each the mean of `steps` batches.
+        repeats: samples, each the mean of `steps` batches or more, as many of every loader process.
         progress: is told what goes on.
     """
-    model = build_model(settings, data).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type in ("cpu", "cuda"))
-    batches = _endless(data.train)
-    fixed = _onto(next(batches), device)
+    train, workers = settings.train, settings.data.workers
+    eager = TrainingStep(
+        build_model(settings, data).to(device),
+        optimizer=train.optimizer,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        betas=train.betas,
+        clip_norm=train.clip_norm,
+        precision=_PRECISIONS[dtype],
+        seed=train.seed,
+        device=device,
+    )
+    graphed = graphs_wanted(settings, device)
+    compute = GraphedStep(eager, notify=progress or (lambda text: None)) if graphed else eager
+    feed = Feed(data.train, device)
+    fixed = next(feed)
 
-    def train(batch: Batch) -> None:
-        with autocast(None if dtype is torch.float32 else dtype, device):
-            loss = model(batch.image, valid=batch.valid, channels=batch.channels).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def step(batch: Inputs) -> None:
+        compute([batch], train.learning_rate)
 
-    works: dict[str, Callable[[], object]] = {
-        LOADER: lambda: next(batches),
-        MODEL: lambda: train(fixed),
-        TOGETHER: lambda: train(_onto(next(batches), device)),
-    }
+    def both() -> None:
+        step(next(feed))
+        feed.prefetch()
+
+    works: dict[str, Callable[[], object]] = {LOADER: lambda: next(feed), MODEL: lambda: step(fixed), TOGETHER: both}
+    # What was made ready while something else was timed would cost nothing: the loader's processes hold two batches each, the
+    # feed one.  Processes end their batches at about the same time, so a sample is as many of each.
+    ready = 2 * workers + 1
+    steps = max(workers, 1) * math.ceil(steps / max(workers, 1))
     samples: dict[str, list[float]] = {name: [] for name in works}
     for number in range(repeats + 1):
         if progress:
             progress(f"data: round {number} of {repeats}" if number else "data: warming up")
         for name, work in works.items():
+            for _ in range(ready if name != MODEL else 0):
+                next(feed)
+            # The first waits for a batch that those behind it do not wait for, where the loader is the faster one.
+            work()
             elapsed = _seconds(work, steps, device)
             if number:
                 samples[name].append(1e3 * elapsed / steps)
-    size = fixed.image.shape[0]
+    size = len(fixed.image)
     return [
         {
             "suite": "data",
@@ -84,7 +98,7 @@ def data_suite(
             "peak_bytes": None,
             "images_per_second": 1e3 * size / statistics.median(values),
             "batch": size,
-            "workers": settings.data.workers,
+            "workers": workers,
             "dtype": str(dtype).removeprefix("torch."),
             "arch": architecture(device),
         }
@@ -99,13 +113,6 @@ def limit(rows: list[dict[str, Any]]) -> str:
     return (
         f"the {slower.split()[0]} limits training: a batch takes it {median[slower]:.3g} ms, the {faster.split()[0]} "
         f"{median[faster]:.3g} ms, and both together {median[TOGETHER]:.3g} ms"
-    )
-
-
-def _onto(batch: Batch, device: torch.device) -> Batch:
-    return batch._replace(
-        image=batch.image.to(device, non_blocking=True),
-        valid=batch.valid.to(device, non_blocking=True),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from auxmae.benchmark.roofline import ceilings
 from auxmae.benchmark.scaling import AXES, break_even, curves, scaling_cases, size_of
 from auxmae.benchmark.suites import JOINT, OURS
 from auxmae.build import build_data
+from auxmae.data.loading import Batch
 from auxmae.settings.schema import SettingsTree
 
 CPU = torch.device("cpu")
@@ -92,6 +94,40 @@ def test_the_data_suite_names_the_slower_side():
     assert data_suite.limit(found).startswith("the loader limits training")
     found[1]["median_ms"] = 20.0
     assert data_suite.limit(found).startswith("the model limits training")
+
+
+class Queue:
+    """A loader on a clock of its own: a batch takes `cost` seconds to make, and up to four wait."""
+
+    def __init__(self, now, cost):
+        self.now, self.cost = now, cost
+
+    def __iter__(self):
+        ended, taken = 0.0, [0.0] * 4
+        while True:
+            ended = max(ended, taken[-4]) + self.cost
+            self.now[0] = max(self.now[0], ended)
+            taken.append(self.now[0])
+            yield Batch(torch.zeros(4, 1, 1, 1), torch.ones(4, 1, 1, 1, dtype=torch.bool), torch.zeros(4))
+
+    def state_dict(self):
+        return {"epoch": 0, "position": 0}
+
+
+@pytest.mark.parametrize(("loader", "model"), [(10.0, 2.0), (10.0, 9.0), (2.0, 10.0)])
+def test_what_loader_processes_made_meanwhile_is_no_speed(monkeypatch, loader, model):
+    now = [0.0]
+
+    class Slow(torch.nn.Linear):
+        def forward(self, image, **_):
+            now[0] += model
+            return SimpleNamespace(loss=super().forward(image).sum())
+
+    monkeypatch.setattr(data_suite, "build_model", lambda *_: Slow(1, 1))
+    monkeypatch.setattr("auxmae.benchmark.data_suite.time.perf_counter", lambda: now[0])
+    settings = SettingsTree.model_validate({"data": {"workers": 2}})
+    found = data_suite.data_suite(settings, SimpleNamespace(train=Queue(now, loader)), device=CPU, repeats=2)
+    assert [row["median_ms"] / 1e3 for row in found] == pytest.approx([loader, model, max(loader, model)])
 
 
 def test_idle_share():
