@@ -1,4 +1,4 @@
-"""Factorised attention by `scaled_dot_product_attention`, with the permuted copies that it needs, on each of its back ends."""
+"""Factorised attention by `scaled_dot_product_attention` on each of its back ends, of the same strided views as the reference."""
 
 from __future__ import annotations
 
@@ -16,18 +16,14 @@ BACK_ENDS = {
 }
 
 
-def permuted_attention(qkv: Tensor, heads: int, axis: str) -> Tensor:
-    """(B, C, T, 3·D) → (B, C, T, D): tokens of the other axis join the batch, by a copy where the memory is in another order."""
+def strided_attention(qkv: Tensor, heads: int, axis: str) -> Tensor:
+    """(B, C, T, 3·D) → (B, C, T, D): along patches nothing is copied; along channels, where places join heads, each part is."""
     batch, channels, tokens, triple = qkv.shape
-    dim = triple // (3 * heads)
-    parts = qkv.view(batch, channels, tokens, 3, heads, dim)
-    if axis == "patch":
-        q, k, v = parts.permute(3, 0, 1, 4, 2, 5).reshape(3, batch * channels, heads, tokens, dim).unbind()
-        out = F.scaled_dot_product_attention(q, k, v).view(batch, channels, heads, tokens, dim)
-        return out.permute(0, 1, 3, 2, 4).reshape(batch, channels, tokens, heads * dim)
-    q, k, v = parts.permute(3, 0, 2, 4, 1, 5).reshape(3, batch * tokens, heads, channels, dim).unbind()
-    out = F.scaled_dot_product_attention(q, k, v).view(batch, tokens, heads, channels, dim)
-    return out.permute(0, 3, 1, 2, 4).reshape(batch, channels, tokens, heads * dim)
+    # Each (B, C, T, H, E).
+    parts = (part.unflatten(3, (heads, -1)) for part in qkv.chunk(3, dim=3))
+    start = 0 if axis == "patch" else 2
+    q, k, v = (part.flatten(start, start + 1).transpose(1, 2) for part in parts)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, channels, tokens, triple // 3)
 
 
 def sdpa_providers() -> dict[str, Callable[..., Tensor]]:
@@ -36,7 +32,7 @@ def sdpa_providers() -> dict[str, Callable[..., Tensor]]:
     def on(backend: SDPBackend) -> Callable[..., Tensor]:
         def run(qkv: Tensor, heads: int, axis: str) -> Tensor:
             with sdpa_kernel(backend):
-                return permuted_attention(qkv, heads, axis)
+                return strided_attention(qkv, heads, axis)
 
         return run
 

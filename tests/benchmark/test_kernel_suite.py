@@ -14,7 +14,7 @@ from auxmae.benchmark import kernel_suite as module
 from auxmae.benchmark.gate import exact, results
 from auxmae.benchmark.kernel_cases import Shape, kernel_cases
 from auxmae.benchmark.kernel_suite import EAGER, OURS, PASSES, TRITON, kernel_suite, specification_fault
-from auxmae.benchmark.sdpa import permuted_attention
+from auxmae.benchmark.sdpa import strided_attention
 
 CPU = torch.device("cpu")
 TINY = Shape("tiny", 2, 3, 16, 4, 16, 2)
@@ -212,9 +212,26 @@ def test_arithmetic_and_traffic_of_the_feed_forward():
 
 
 @pytest.mark.parametrize("axis", ["patch", "channel"])
-def test_the_permuted_attention_is_the_same_attention(axis):
+def test_the_strided_attention_is_the_same_attention(axis):
     qkv = torch.randn(2, 5, 7, 3 * 24, dtype=torch.float64)
-    torch.testing.assert_close(permuted_attention(qkv, 3, axis), reference.axial_attention(qkv, 3, axis))
+    torch.testing.assert_close(strided_attention(qkv, 3, axis), reference.axial_attention(qkv, 3, axis))
+
+
+@pytest.mark.parametrize("axis", ["patch", "channel"])
+def test_sdpa_is_given_the_views_that_the_reference_takes(monkeypatch, axis):
+    given = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *parts, **named: given.append(parts) or attend(*parts, **named),
+    )
+    # Beyond the lengths that the reference computes without it.
+    qkv = torch.randn(2, 40, 40, 3 * 24)
+    strided_attention(qkv, 3, axis)
+    reference.axial_attention(qkv, 3, axis)
+    own, others = given
+    assert [(part.shape, part.stride()) for part in own] == [(part.shape, part.stride()) for part in others]
 
 
 def test_sdpa_back_ends_that_run_get_figures_and_the_others_a_reason():
