@@ -109,7 +109,8 @@ def feed_forward(
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
     shapes.check_feed_forward(x, w1, b1, w2, b2, dropout)
-    if dispatch.choose("feed_forward", product_type(x), x.device, (("width", int(x.shape[-1])),)) == "triton":
+    key = (("width", int(x.shape[-1])), ("hidden", int(w1.shape[0])))
+    if dispatch.choose("feed_forward", product_type(x), x.device, key) == "triton":
         return feed_forward_operator.feed_forward(
             x, norm_weight, norm_bias, cast_weight(w1), b1, cast_weight(w2), b2, residual_scale, eps, dropout
         )
@@ -206,7 +207,8 @@ def embed_visible(
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
     shapes.check_embedding(image, keep, weight, bias, position, channel, patch_size, activation)
-    if dispatch.choose("embed_visible", product_type(image), image.device, (("width", int(channel.shape[-1])),)) == "triton":
+    key = (("width", int(channel.shape[-1])), ("pixels", int(weight.shape[-1])))
+    if dispatch.choose("embed_visible", product_type(image), image.device, key) == "triton":
         return embed.embed_visible(image, keep, cast(weight), cast(bias), position, channel, patch_size, activation)
     return reference.embed_visible(image, keep, weight, bias, position, channel, patch_size, activation)
 

@@ -93,8 +93,9 @@ def explain(
     Args:
         function: one of `FUNCTIONS`.
         shape, dtype, device: of the first argument; None stands for any.
-        key: the shape class: for attention {"axis", "length", "head_dim"}: tokens of a sequence, channels of a head; for
-            other functions {"width"}, and for the attention block all four; for the loss {"pixels"}, of a token, and
+        key: the shape class, of which what is left out stands for any: for attention {"axis", "length", "head_dim"}: tokens of
+            a sequence, channels of a head; for other functions {"width"}, for the attention block all four, for the feed-forward
+            sublayer {"hidden"} too; for the embedding {"width", "pixels"}, of a token; for the loss {"pixels"}, and
             {"image_gradient"}: 1 where the image asks for one.
 
     Raises:

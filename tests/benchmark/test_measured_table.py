@@ -8,8 +8,13 @@ import re
 import subprocess
 import sys
 
+import auxmae_kernels
 import pytest
+import torch
 from auxmae_kernels import dispatch
+
+from auxmae.benchmark.gate import outputs
+from auxmae.benchmark.kernel_cases import Shape, kernel_cases
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +129,17 @@ def test_dispatch_reads_what_the_script_writes(measured, repository, tmp_path, m
     (entry,) = dispatch._entries()
     assert dispatch._same_class(entry["key"], {"axis": "patch", "length": 20, "head_dim": 32})
     assert not dispatch._same_class(entry["key"], {"axis": "channel", "length": 20, "head_dim": 32})
+
+
+def test_a_call_is_asked_about_with_all_that_the_table_tells_apart(measured, monkeypatch):
+    """Else it would be found in a class of other sizes, where the kernel may have lost."""
+    asked = {}
+    monkeypatch.setattr(dispatch, "choose", lambda function, dtype, device, key: asked.update({function: dict(key)}) or "torch")
+    for build in kernel_cases([Shape("tiny", 2, 3, 16, 4, 16, 2)], torch.device("cpu"), torch.float32).values():
+        case = build()
+        outputs(getattr(auxmae_kernels, case.function), case.tensors, case)
+        assert asked[case.function].items() >= {k: v for k, v in case.key.items() if k not in measured.NOT_ASKED}.items()
+    assert asked.keys() == set(dispatch.FUNCTIONS)
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[1]", '[{"function": "add_norm"}]', "3"])
