@@ -1,7 +1,7 @@
 """Other encoders for `representation.py`: pre-trained on the same batches, with the same optimisers and schedule, and read alike.
 
 `joint` attends over the tokens of all channels at once (as ChannelViT does), `vit-mae` is transformers' masked autoencoder with
-all channels fused at the patch embedding.  Encoder and decoder have the sizes of [model], but the decoder the encoder's width.
+all channels fused at the patch embedding.  Encoder and decoder have the sizes of AuxMAE's.
 Their masks, losses and embeddings are their own; `vit-mae` needs `pip install 'auxmae[peers]'`.
 
 Shape letters: B batch, C channels, N positions, D width.
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from auxmae.benchmark.cases import ModelCase
-from auxmae.benchmark.joint import JointMAE, vit_mae
-from auxmae.build import build_data
+from auxmae.benchmark.joint import Decoder, JointMAE, vit_mae
+from auxmae.build import build_data, build_model
 from auxmae.model.pooling import pool_image
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.feed import Feed
@@ -31,13 +31,13 @@ class PeerEncoder(nn.Module):
 
     Args:
         name: of PEERS.
-        case: sizes.
+        case: sizes; decoder: those of its decoder.
     """
 
-    def __init__(self, name: str, case: ModelCase) -> None:
+    def __init__(self, name: str, case: ModelCase, decoder: Decoder) -> None:
         super().__init__()
         self.name = name
-        network = JointMAE(case) if name == "joint" else vit_mae(case)
+        network = JointMAE(case, decoder) if name == "joint" else vit_mae(case, decoder)
         if network is None:
             raise SystemExit("vit-mae needs transformers: pip install 'auxmae[peers]'")
         self.network: Any = network
@@ -67,22 +67,16 @@ class PeerEncoder(nn.Module):
 
 def train_peer(name: str, settings: SettingsTree) -> tuple[PeerEncoder, int]:
     """Pre-trains a peer for train.max_steps, or train.max_minutes of CPU time where that is set → (it, steps)."""
-    torch.manual_seed(settings.train.seed)
-    data = build_data(settings)
-    model, train = settings.model, settings.train
+    data, train = build_data(settings), settings.train
+    # What "auto" stands for, AuxMAE knows.
+    sizes = build_model(settings, data).config
+    same = ("image_size", "patch_size", "width", "hidden", "heads", "depth", "decoder_depth")
     case = ModelCase(
-        name,
-        train.batch_size,
-        channels=len(data.collection.channel_names),
-        image_size=data.image_size,
-        patch_size=model.patch_size,
-        width=model.width,
-        hidden=model.hidden if isinstance(model.hidden, int) else 2 * model.width,
-        heads=model.heads,
-        depth=model.depth,
-        decoder_depth=model.decoder_depth,
-    )
-    encoder = PeerEncoder(name, case).train()
+        name, train.batch_size, channels=len(data.collection.channel_names), **{size: sizes[size] for size in same}
+    )  # fmt: skip
+    torch.manual_seed(train.seed)
+    decoder = Decoder(sizes["decoder_width"], sizes["decoder_hidden"], sizes["decoder_heads"])
+    encoder = PeerEncoder(name, case, decoder).train()
     optimizers = make_optimizers(
         encoder.network,
         train.optimizer,

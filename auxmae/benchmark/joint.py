@@ -10,6 +10,7 @@ Shapes: B batch, C channels, N positions, K visible, L tokens in all, D width.
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,30 +52,41 @@ class _JointBlock(nn.Module):
         return out
 
 
-def _blocks(case: ModelCase, depth: int) -> nn.Sequential:
-    blocks = (_JointBlock(case.width, case.hidden, case.heads) for _ in range(depth))
-    return nn.Sequential(*blocks, nn.LayerNorm(case.width))
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder's width, that of its feed-forward sublayers, and its heads, where they are not the encoder's."""
+
+    width: int
+    hidden: int
+    heads: int
+
+
+def _blocks(size: ModelCase | Decoder, depth: int) -> nn.Sequential:
+    blocks = (_JointBlock(size.width, size.hidden, size.heads) for _ in range(depth))
+    return nn.Sequential(*blocks, nn.LayerNorm(size.width))
 
 
 class JointMAE(nn.Module):
     """Masked autoencoder of a case's size with joint attention over the tokens of all channels; `forward(image)` → loss."""
 
     positions: Tensor
+    decoder_positions: Tensor
 
-    def __init__(self, case: ModelCase) -> None:
+    def __init__(self, case: ModelCase, decoder: Decoder | None = None) -> None:
         super().__init__()
-        side, width = case.image_size // case.patch_size, case.width
+        side, width, light = case.image_size // case.patch_size, case.width, decoder or case
         self.patch_size, self.kept = case.patch_size, round(side * side * (1 - MASK_RATIO))
         self.embed = _Linear(case.patch_size**2, width)
         self.channel = nn.Parameter(torch.randn(case.channels, 1, width) * 0.02)
-        self.decoder_channel = nn.Parameter(torch.randn(case.channels, 1, width) * 0.02)
+        self.decoder_channel = nn.Parameter(torch.randn(case.channels, 1, light.width) * 0.02)
         self.cls = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.mask = nn.Parameter(torch.randn(width) * 0.02)
+        self.mask = nn.Parameter(torch.randn(light.width) * 0.02)
         self.register_buffer("positions", sincos_positions(side, side, width).float())
+        self.register_buffer("decoder_positions", sincos_positions(side, side, light.width).float())
         self.encoder = _blocks(case, case.depth)
-        self.decoder_embed = _Linear(width, width)
-        self.decoder = _blocks(case, case.decoder_depth)
-        self.head = _Linear(width, case.patch_size**2)
+        self.decoder_embed = _Linear(width, light.width)
+        self.decoder = _blocks(light, case.decoder_depth)
+        self.head = _Linear(light.width, case.patch_size**2)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, h, w) → scalar L1 of the hidden patches."""
@@ -91,11 +103,12 @@ class JointMAE(nn.Module):
         d = x.shape[-1]
         x = self.encoder(torch.cat([self.cls.expand(batch, 1, d).to(x.dtype), x.flatten(1, 2)], 1))
         x = self.decoder_embed(x)
+        d = x.shape[-1]
         first, visible = (
             x[:, :1],
-            x[:, 1:].view(batch, channels, -1, d) + (self.positions[keep] + self.decoder_channel).to(x.dtype),
+            x[:, 1:].view(batch, channels, -1, d) + (self.decoder_positions[keep] + self.decoder_channel).to(x.dtype),
         )
-        masked = (self.mask + self.positions[hidden] + self.decoder_channel).to(x.dtype)
+        masked = (self.mask + self.decoder_positions[hidden] + self.decoder_channel).to(x.dtype)
         tokens = torch.cat([visible, masked], 2).flatten(1, 2)
         x = self.decoder(torch.cat([first, tokens], 1))[:, 1:].view(batch, channels, -1, d)
         prediction = self.head(x[:, :, self.kept :]).sigmoid()
@@ -131,12 +144,13 @@ class _Fused(nn.Module):
         return loss
 
 
-def vit_mae(case: ModelCase) -> nn.Module | None:
+def vit_mae(case: ModelCase, decoder: Decoder | None = None) -> nn.Module | None:
     """transformers' ViTMAE with all channels in one token; None where transformers is not installed."""
     if importlib.util.find_spec("transformers") is None:
         return None
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+    light = decoder or case
     config: Any = ViTMAEConfig(
         hidden_size=case.width,
         num_hidden_layers=case.depth,
@@ -147,10 +161,10 @@ def vit_mae(case: ModelCase) -> nn.Module | None:
         image_size=case.image_size,
         patch_size=case.patch_size,
         num_channels=case.channels,
-        decoder_hidden_size=case.width,
+        decoder_hidden_size=light.width,
         decoder_num_hidden_layers=case.decoder_depth,
-        decoder_num_attention_heads=case.heads,
-        decoder_intermediate_size=case.hidden,
+        decoder_num_attention_heads=light.heads,
+        decoder_intermediate_size=light.hidden,
         mask_ratio=MASK_RATIO,
         norm_pix_loss=False,
     )

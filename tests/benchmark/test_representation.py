@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from auxmae.build import build_model
 from auxmae.settings.schema import SettingsTree
 
 
@@ -87,6 +88,8 @@ def test_peers_are_trained_and_read_at_any_size(script, name):
         assert done == steps
         encoders.append(encoder)
     first, last = encoders
+    head = last.network.head if name == "joint" else last.network.model.decoder.decoder_pred
+    assert head.in_features == build_model(settings, script.build_data(settings)).config["decoder_width"] == 8
     image = next(iter(script.build_data(settings).train)).image
     with torch.no_grad():
         before, after = (torch.stack([encoder(image) for _ in range(8)]).mean() for encoder in (first, last))
