@@ -16,6 +16,7 @@ from auxmae.benchmark.suites import OURS
 from auxmae.errors import DataError
 
 NO_SPREAD = "no spread"
+ANOTHER_SIZE = "another size"
 OF_A_BASE = "of what the others are compared with, a ratio cannot tell load from a change of its own"
 # Part by which a median may differ from that of its samples: a document may have been rounded.
 ROUNDED = 1e-6
@@ -31,7 +32,7 @@ class Change:
             compared with must have changed so too, where both documents have it: load slows both down); "undecided" (the time
             of one that the others are compared with changed so: their ratios decide); "lost" (a figure before, none now,
             although it was to be measured); "not measured after", "not measured before", "not measured" (no figure in
-            either); "another machine", whose times say nothing.
+            either); "another machine", whose times say nothing; "another size", or type, which no ratio makes comparable.
         reason: why it was lost or is undecided; or that a verdict rests on the threshold alone.
     """
 
@@ -120,6 +121,15 @@ def _by_key(document: dict[str, Any]) -> dict[Key, dict[str, Any]]:
     return {(row["suite"], row["case"], row["provider"], row["pass"]): row for row in document["rows"]}
 
 
+def _same_work(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether two rows are of one size and type, as far as both tell; documents of before tell less."""
+    one, two = (
+        {name: row[name] for name in ("batch", "dtype") if name in row} | row.get("sizes", {}) | row.get("key", {})
+        for row in (old, new)
+    )
+    return all(one[name] == two[name] for name in one.keys() & two.keys())
+
+
 def _is_missed(key: Key, document: dict[str, Any]) -> bool:
     """Whether a document lacks a pass of a case that it was to measure: by ours, which no option leaves out, or by everyone.
 
@@ -144,6 +154,8 @@ def _change(
     is_base: bool,
 ) -> Change:
     before, after = (None if row is None else row["median_ms"] for row in (old, new))
+    if old is not None and new is not None and not _same_work(old, new):
+        return Change(key, before, after, ANOTHER_SIZE)
     if after is None or new is None:
         if before is None:
             return Change(key, None, None, "not measured")
@@ -191,11 +203,11 @@ def _quartiles(samples: list[float]) -> tuple[float, float]:
 
 
 def agreement(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[Key, Ratio, Ratio]]:
-    """What both documents measured beside its base, with the ratio of times in either: unlike times, ratios of different
-    machines and days can be compared.
+    """What both documents measured at one size beside its base, with the ratio of times in either: unlike times, ratios of
+    different machines and days can be compared.
     """
-    old, new = ratios(before), ratios(after)
-    return [(key, old[key], new[key]) for key in old if key in new]
+    old, new, rows, others = ratios(before), ratios(after), _by_key(before), _by_key(after)
+    return [(key, old[key], new[key]) for key in old if key in new and _same_work(rows[key], others[key])]
 
 
 def same_machine(before: dict[str, Any], after: dict[str, Any]) -> bool:

@@ -71,6 +71,10 @@ def command(
         _show(read_document(recorded), figures, json_output)
         return
     chosen = _suites(suite or ["model"])
+    if data is not None and "data" not in chosen:
+        raise UsageError(
+            "--data is read by the suite data, which was not asked for", hint="add --suite data, or leave --data out"
+        )
     if output is not None:
         _check_writable(output)
     if figures is not None:
@@ -197,7 +201,17 @@ def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> 
 
 
 def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> None:
-    from auxmae.benchmark.compare import NO_SPREAD, OF_A_BASE, agreement, compare, grown, read_document, regressions, same_machine
+    from auxmae.benchmark.compare import (
+        ANOTHER_SIZE,
+        NO_SPREAD,
+        OF_A_BASE,
+        agreement,
+        compare,
+        grown,
+        read_document,
+        regressions,
+        same_machine,
+    )
 
     old, new = read_document(before), read_document(after)
     changes = compare(old, new, threshold)
@@ -206,7 +220,7 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
     bad, pairs = regressions(changes), agreement(old, new)
     lost = len([change for change in bad if change.verdict == "lost"])
     slower = len(bad) - lost
-    count = len([change for change in changes if change.ratio is not None])
+    count = len([change for change in changes if change.ratio is not None and change.verdict != ANOTHER_SIZE])
     other_machine = not same_machine(old, new)
     if other_machine:
         count = len([pair for pair in pairs if pair[1].agrees(pair[2]) is not None])

@@ -311,13 +311,17 @@ def comparison(changes: list[Change]) -> Table:
 
 
 def unmeasured_words(changes: list[Change]) -> list[str]:
-    """What was lost, case for case with the reason; and how much was measured on one side only."""
+    """What was lost, case for case with the reason; and how much was measured on one side only, or otherwise on the other."""
+    from auxmae.benchmark.compare import ANOTHER_SIZE
+
     lost = [(*change.key[:2], change.reason) for change in changes if change.verdict == "lost"]
     said = [
         f"Lost: {suite} · {case}: {lost.count((suite, case, why))} figures: {why}" for suite, case, why in dict.fromkeys(lost)
     ]
-    counts = {name: [change.verdict for change in changes].count(f"not measured {name}") for name in ("before", "after")}
-    return said + [f"{count} not measured {name}, and not compared." for name, count in counts.items() if count]
+    verdicts = [change.verdict for change in changes]
+    counts = {name: verdicts.count(name) for name in ("not measured before", "not measured after")}
+    counts["of another size or type"] = verdicts.count(ANOTHER_SIZE)
+    return said + [f"{count} {words}, and not compared." for words, count in counts.items() if count]
 
 
 def ratio_words(pairs: Sequence[tuple[tuple[str, ...], Ratio, Ratio]]) -> list[str]:

@@ -342,3 +342,11 @@ def test_kernels_that_cannot_run_are_the_users_to_mend(process, monkeypatch):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "set AUXMAE_KERNELS=auto" in line
     assert "a fault of AuxMAE" not in line
+
+
+@pytest.mark.parametrize("suites_", [(), ("--suite", "kernels")])
+def test_images_that_no_suite_would_read_are_refused(run, suites_):
+    done = run("--data", "images", *suites_)
+    assert isinstance(done.exception, UsageError)
+    assert "--data is read by the suite data" in done.exception.message
+    assert run.calls == []

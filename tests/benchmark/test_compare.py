@@ -47,6 +47,41 @@ def test_verdicts(before, after, verdict):
     assert bool(regressions([change])) == (verdict in ("slower", "lost"))
 
 
+def sized(document, **told):
+    return document | {"rows": [row | told for row in document["rows"]]}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"sizes": {"channels": 13}}, {"sizes": {"channels": 5}}),
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}),
+        ({"batch": 4}, {"batch": 8}),
+        ({"key": {"width": 32}}, {"key": {"width": 64}}),
+    ],
+)
+def test_what_has_another_size_is_not_compared(run, one, other):
+    both = {
+        "rows": [
+            document(samples, provider=name)["rows"][0] for name, samples in ((OURS, [1.0, 1.1, 1.2]), (PLAIN, [2.0, 2.1, 2.2]))
+        ]
+    }
+    slow = {
+        "rows": [
+            document(samples, provider=name)["rows"][0] for name, samples in ((OURS, [9.0, 9.1, 9.2]), (PLAIN, [2.0, 2.1, 2.2]))
+        ]
+    }
+    done = run(sized(both, **one), sized(slow, **other))
+    assert isinstance(done.exception, DataError)
+    assert "nothing was compared" in done.exception.message
+    assert "2 of another size or type, and not compared." in done.stdout
+    assert "0 compared, 0 regressions" in " ".join(done.stdout.split())
+    # The same size, or a document of before, which does not tell.
+    for again in (sized(slow, **one), slow):
+        done = run(sized(both, **one), again)
+        assert "2 compared, 1 regressions" in " ".join(done.stdout.split())
+
+
 def test_what_was_not_measured_again_is_no_regression():
     changes = compare(document([1.0], provider=PLAIN), document([1.0], provider="other"), 0.1)
     assert [change.verdict for change in changes] == ["not measured after", "not measured before"]
