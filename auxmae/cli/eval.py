@@ -46,6 +46,7 @@ def command(
     from auxmae.cli import eval_dense, eval_finetune, eval_probes, eval_reconstruction, eval_robustness
     from auxmae.cli.console import console, print_json
     from auxmae.cli.eval_files import are_own_images, with_earlier_sections
+    from auxmae.data.digests import digest_files, digest_labels
     from auxmae.data.splits import how_to_hold_out
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
@@ -78,6 +79,8 @@ def command(
             f"{absent}The figures are those of the other {len(held.collection.channel_names)} channels.", style="yellow", **plain
         )
 
+    # Of what is read from here on.
+    digests = {"files": digest_files(held.collection), "labels": digest_labels(held.collection)}
     testing = None
     if test_labels is not None:
         other = settings.data.model_copy(update={"labels": test_labels, "channels": "auto", "wavelengths": "auto"})
@@ -113,6 +116,7 @@ def command(
         "own_images": are_own_images(folder.settings, settings) and trained_on is None,
         "held_out_as_in_training": trained_on is None if own_source else None,
         "settings": reading,
+        "digests": digests,
         "eval": settings.eval.model_dump(mode="json"),
         **({"test_labels": absolute_place(test_labels)} if test_labels is not None else {}),
         "channels": list(held.collection.channel_names),

@@ -63,7 +63,7 @@ def are_own_images(own: SettingsTree, used: SettingsTree) -> bool:
 
 
 def with_earlier_sections(folder: RunFolder, document: dict[str, Any], out: Console) -> dict[str, Any]:
-    """The document, and what the eval.json that is there holds beyond it of the same model, data, labels, split and [eval].
+    """The document, and what the eval.json that is there holds beyond it of the same model, files, labels, split and [eval].
 
     One of another model, other data or other settings is kept under another name.
     """
@@ -92,4 +92,4 @@ def with_earlier_sections(folder: RunFolder, document: dict[str, Any], out: Cons
 
 def _identity(document: dict[str, Any]) -> list[Any]:
     details = document["details"]
-    return [document["split"], *(details[name] for name in ("model", "settings", "channels", "eval"))]
+    return [document["split"], *(details[name] for name in ("model", "settings", "digests", "channels", "eval"))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
-from auxmae.data.opening import SYNTHETIC
+from auxmae.data.digests import digest, digest_files, digest_labels
 from auxmae.data.splits import Part
 from auxmae.errors import DataError
 from auxmae.export.extract import UnitEncoder
@@ -97,9 +96,9 @@ def embed(
     identity = {
         **said,
         "the model": digest_model(model),
-        "the files": _digest_files(collection),
-        "the labels": _digest_labels(collection),
-        "the rows": _digest(f"{unit.item} {unit.box}" for unit in units),
+        "the files": digest_files(collection),
+        "the labels": digest_labels(collection),
+        "the rows": digest(f"{unit.item} {unit.box}" for unit in units),
     }
     model = model.to(device).eval()
     extract = UnitEncoder(model, collection, layout, pool=pool, batch_size=batch_size, device=device)
@@ -149,43 +148,11 @@ def _unit_of(units: Sequence[Unit], row: int) -> Unit:
     return units[int(np.searchsorted(ends, row, side="right"))]
 
 
-def _digest(parts: Any) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else f"{part}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
 def digest_model(model: AuxMAE) -> str:
     """Hex digest of a model's weights."""
     state = model.state_dict()
-    return _digest(
+    return digest(
         piece
         for name in sorted(state)
         for piece in (name, state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     )
-
-
-def _digest_labels(collection: Collection) -> str:
-    """Names of the classes, the values that they stand for, and the class of every image."""
-    values = {raster.values for raster in collection.label_rasters if raster is not None}
-    per_image = b"" if collection.labels is None else collection.labels.tobytes()
-    return _digest([collection.class_names, sorted(values), per_image])
-
-
-def _digest_files(collection: Collection) -> str:
-    """Names, sizes and times of the files; their pixels are not read twice."""
-    paths = {path for file in collection.files for path in file.paths}
-    paths |= {raster.file.path for raster in collection.label_rasters if raster is not None}
-
-    def facts() -> Iterator[str]:
-        yield f"{len(collection)}"
-        if collection.source == SYNTHETIC:
-            yield str(collection.read(len(collection) - 1).pixels.sum())
-            return
-        for path in sorted(paths):
-            for entry in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                status = entry.stat()
-                yield f"{entry} {status.st_size} {status.st_mtime_ns}"
-
-    return _digest(facts())

@@ -102,6 +102,24 @@ def test_images_with_a_label_a_pixel_are_probed_patch_by_patch(run_folder: Path,
 QUICK_DENSE = ("--set", "eval.labels_per_class=[0]", "--set", "eval.stride=8", "--dense", "--json")
 
 
+def test_what_was_measured_on_labels_that_were_corrected_since_is_not_kept(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    scenes = write_scenes(tmp_path, ("one.tif",))
+    rest = (*scenes, *(each for each in QUICK_DENSE if each != "--dense"))
+    assert invoke(str(run), *scenes, *QUICK_DENSE).exit_code == 0
+    assert set(json.loads(invoke(str(run), *rest).stdout)) >= {"dense"}
+    raster = tmp_path / "labels" / "one.tif"
+    labels = tifffile.imread(raster)
+    labels[:3] = 2  # no class more, no byte more, and the split is the same
+    tifffile.imwrite(raster, labels)
+    later = invoke(str(run), *rest)
+    assert later.exit_code == 0, later.output
+    assert "dense" not in json.loads(later.stdout)
+    assert "is kept as" in later.stderr
+    assert "dense" in json.loads(next(run.glob("eval-*.json")).read_text())
+
+
 def test_scenes_of_one_name_in_two_folders_stay_apart(run_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)

@@ -1,0 +1,44 @@
+"""What tells whether the files and labels of a collection are those of an earlier call."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from auxmae.data.collection import Collection
+from auxmae.data.opening import SYNTHETIC
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """Hex digest of bytes, and of anything else as text."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part if isinstance(part, bytes) else f"{part}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
+def digest_labels(collection: Collection) -> str:
+    """Hex digest of the classes' names, the values that they stand for, and the class of every image."""
+    values = {raster.values for raster in collection.label_rasters if raster is not None}
+    per_image = b"" if collection.labels is None else collection.labels.tobytes()
+    return digest([collection.class_names, sorted(values), per_image])
+
+
+def digest_files(collection: Collection) -> str:
+    """Hex digest of the names, sizes and times of the files, label rasters among them; their pixels are not read."""
+    paths = {path for file in collection.files for path in file.paths}
+    paths |= {raster.file.path for raster in collection.label_rasters if raster is not None}
+
+    def facts() -> Iterator[str]:
+        yield f"{len(collection)}"
+        if collection.source == SYNTHETIC:
+            yield str(collection.read(len(collection) - 1).pixels.sum())
+            return
+        for path in sorted(paths):
+            for entry in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                status = entry.stat()
+                yield f"{os.path.abspath(entry)} {status.st_size} {status.st_mtime_ns}"
+
+    return digest(facts())
