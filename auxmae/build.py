@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ import torch
 
 from auxmae.data.collection import Collection
 from auxmae.data.dataset import ImageDataset
+from auxmae.data.digests import digest_names
 from auxmae.data.image import ReadOptions, diagonal
 from auxmae.data.loading import Loader
 from auxmae.data.opening import open_collection
@@ -66,12 +65,7 @@ class Data:
     @property
     def files_digest(self) -> str:
         """Hex digest of the files' names and sizes."""
-        digest = hashlib.sha256()
-        for file in self.collection.files:
-            for path in file.paths:
-                size = path.stat().st_size if path.is_file() else 0
-                digest.update(os.fsencode(path.name) + f" {size}\n".encode())
-        return digest.hexdigest()[:16]
+        return digest_names(self.collection)
 
     def sample_pixels(self) -> list[float]:
         """What tells that files of the same names and sizes hold other pixels, whatever was copied or decoded anew since.

@@ -11,6 +11,8 @@ import torch
 
 from auxmae.build import Data, build_data, open_data
 from auxmae.data.collection import Collection
+from auxmae.data.digests import digest_names
+from auxmae.data.splits import Splits
 from auxmae.data.statistics import Scaling
 from auxmae.errors import DataError, SettingsError, UsageError
 from auxmae.model.embedding import ChannelSelection
@@ -236,6 +238,25 @@ def open_run_data(
             if loader is not None:
                 loader.channels = torch.tensor([model.channel_names.index(name) for name in names])
     return found
+
+
+def is_own_source(run: RunFolder, used: DataSettings) -> bool:
+    """Whether the files are those that the run names as its own, whatever has become of them."""
+    return absolute_place(used.source) == absolute_place(run.settings.data.source)
+
+
+def otherwise_held_out(run: RunFolder, used: DataSettings, collection: Collection, splits: Splits) -> str | None:
+    """That other images are held out than in the run's training, in a sentence for people.
+
+    None where they are the same ones, or of another data set.
+    """
+    trained_on = run.changed_data(splits.digest, digest_names(collection)) if is_own_source(run, used) else None
+    if trained_on is None:
+        return None
+    return (
+        f"Files, labels or the split are others than in training ({trained_on}): some of what is held out here may have been "
+        "trained on."
+    )
 
 
 def left_behind(run: RunFolder, used: SettingsTree) -> list[str]:

@@ -5,14 +5,9 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-
-if TYPE_CHECKING:
-    from auxmae.data.collection import Collection
-    from auxmae.data.splits import Part
-    from auxmae.settings.schema import SettingsTree
 
 
 def command(
@@ -38,12 +33,13 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Write the features of images (or of every patch: --dense) to a file; an interrupted call goes on where it stopped."""
+    from auxmae.build import split_data
     from auxmae.cli.console import console, print_json
     from auxmae.device import configure
     from auxmae.errors import DataError
     from auxmae.export.embed import embed
     from auxmae.export.formats import check_apart, check_format
-    from auxmae.run_data import describe_reading, open_run_collection, settings_on_data
+    from auxmae.run_data import describe_reading, open_run_collection, otherwise_held_out, settings_on_data
     from auxmae.training.run import open_run
 
     out = console(json_output=json_output)
@@ -63,6 +59,13 @@ def command(
     if missing:
         out.print(f"note: left out (missing, or sharing a token with one that is): {', '.join(missing)}", style="yellow", **plain)
 
+    splits = None
+    if part != "all":
+        splits = split_data(collection, settings.data, image_size=model.image_size, seed=settings.train.seed)
+        changed = otherwise_held_out(folder, settings.data, collection, splits)
+        if changed is not None:
+            out.print(changed, style="yellow", **plain)
+
     state = {"rows": 0, "total": 0}
     with out.status("Embedding") as status:
 
@@ -78,7 +81,7 @@ def command(
                 output,
                 pool=chosen_pool,
                 dense=dense,
-                part=_part(collection, settings, model.image_size, part),
+                part=None if splits is None else getattr(splits, part),
                 about={"part": part, **describe_reading(settings.data)},
                 batch_size=settings.train.batch_size,
                 device=where,
@@ -120,14 +123,3 @@ def command(
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _part(collection: Collection, settings: SettingsTree, image_size: int, name: str) -> Part | None:
-    """The part of the run's split, or None for all."""
-    from auxmae.build import split_data
-
-    if name == "all":
-        return None
-    splits = split_data(collection, settings.data, image_size=image_size, seed=settings.train.seed)
-    chosen: Part = {"train": splits.train, "validation": splits.validation, "test": splits.test}[name]
-    return chosen

@@ -51,7 +51,15 @@ def command(
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
     from auxmae.export.embed import digest_model
-    from auxmae.run_data import absolute_place, check_named, describe_reading, open_run_data, settings_on_data
+    from auxmae.run_data import (
+        absolute_place,
+        check_named,
+        describe_reading,
+        is_own_source,
+        open_run_data,
+        otherwise_held_out,
+        settings_on_data,
+    )
     from auxmae.training.run import open_run
     from auxmae.visuals.report import write_report
 
@@ -86,15 +94,10 @@ def command(
         other = settings.data.model_copy(update={"labels": test_labels, "channels": "auto", "wavelengths": "auto"})
         testing = eval_dense.TestLabels(held.collection, open_data(other, seed=settings.train.seed), test_labels)
     reading = describe_reading(settings.data)
-    own_source = reading["data.source"] == describe_reading(folder.settings.data)["data.source"]
-    trained_on = folder.changed_data(held.digest, held.files_digest) if own_source else None
-    if trained_on is not None:
-        out.print(
-            f"Files, labels or the split are others than in training ({trained_on}): some of what is measured here may have been "
-            "trained on.",
-            style="yellow",
-            **plain,
-        )
+    own_source = is_own_source(folder, settings.data)
+    changed = otherwise_held_out(folder, settings.data, held.collection, held.splits)
+    if changed is not None:
+        out.print(changed, style="yellow", **plain)
 
     reconstruction, reconstructed, linear = eval_reconstruction.measure(model, held, settings, where, out)
     report, extractors, train = eval_probes.measure(model, held, settings, where, out)
@@ -113,8 +116,8 @@ def command(
         "model": digest_model(model),
         "source": reading["data.source"],
         "labels": reading["data.labels"],
-        "own_images": are_own_images(folder.settings, settings) and trained_on is None,
-        "held_out_as_in_training": trained_on is None if own_source else None,
+        "own_images": are_own_images(folder.settings, settings) and changed is None,
+        "held_out_as_in_training": changed is None if own_source else None,
         "settings": reading,
         "digests": digests,
         "eval": settings.eval.model_dump(mode="json"),

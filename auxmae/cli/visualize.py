@@ -28,7 +28,7 @@ def command(
     from auxmae.cli.console import console, print_json
     from auxmae.device import configure
     from auxmae.errors import DataError, UsageError
-    from auxmae.run_data import open_run_data, settings_on_data
+    from auxmae.run_data import absolute_place, open_run_data, otherwise_held_out, settings_on_data
     from auxmae.training.run import open_run
     from auxmae.visuals.composite import choose_composite
     from auxmae.visuals.figures import check_channels, reconstruction_figure
@@ -38,25 +38,27 @@ def command(
     if output is not None and output.exists() and not overwrite:
         raise UsageError(f"{output} exists", hint="choose another --output, or add --overwrite")
     folder = open_run(run)
+    own = data is None or absolute_place(data) == absolute_place(folder.settings.data.source)
     # The run's own labels had a part in which images are held out; those of other data do not matter.
     settings = settings_on_data(
-        folder,
-        source=data,
-        labels=None if data is None else "none",
-        overrides=set_ or [],
-        batch_size=images,
-        device=device,
+        folder, source=data, labels=None if own else "none", overrides=set_ or [], batch_size=images, device=device
     )
     target = configure(settings)
     model = folder.load_model(checkpoint).to(target)
     shown = [name.strip() for name in channels.split(",") if name.strip()] if channels else []
     check_channels(shown, model.channel_names)
     opened = open_run_data(folder, model, settings, overrides=set_ or [], allow_missing=allow_missing)
+    out = console(json_output=json_output)
+    for notice in opened.collection.notices:
+        out.print(f"note: {notice}", highlight=False, soft_wrap=True)
+    changed = otherwise_held_out(folder, settings.data, opened.collection, opened.splits)
+    if changed is not None:
+        out.print(changed, style="yellow", highlight=False, soft_wrap=True)
     names = opened.collection.channel_names
     check_channels(shown, names)
     wavelengths = model.wavelengths and [model.wavelengths[model.channel_names.index(name)] for name in names]
     # The run's own images: the ones held out.  Other images were never trained on, so any will do.
-    part = opened.train if data is not None else opened.test or opened.validation or opened.train
+    part = opened.test or opened.validation or opened.train if own else opened.train
     # Of large images the first samples are windows of one.
     batch = next(iter(part.limited(images) if part.dataset.in_parts else part), None)
     if batch is None:
@@ -93,4 +95,4 @@ def command(
         text += (
             f"\nleft out (missing, or sharing a token with one that is): {', '.join(opened.missing)}" if opened.missing else ""
         )
-        console().print(text, highlight=False, soft_wrap=True)
+        out.print(text, highlight=False, soft_wrap=True)

@@ -26,6 +26,18 @@ def digest_labels(collection: Collection) -> str:
     return digest([collection.class_names, sorted(values), per_image])
 
 
+def digest_names(collection: Collection) -> str:
+    """Hex digest of the files' names and sizes, which a copy of a data set shares with it."""
+
+    def facts() -> Iterator[bytes]:
+        for file in collection.files:
+            for path in file.paths:
+                size = path.stat().st_size if path.is_file() else 0
+                yield os.fsencode(path.name) + f" {size}\n".encode()
+
+    return digest(facts())[:16]
+
+
 def digest_files(collection: Collection) -> str:
     """Hex digest of the names, sizes and times of the files, label rasters among them; their pixels are not read."""
     paths = {path for file in collection.files for path in file.paths}

@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from auxmae.build import open_data
+from auxmae.build import build_data, open_data
 from auxmae.data.collection import memory_file
 from auxmae.data.opening import open_collection
 from auxmae.data.statistics import Scaling
@@ -30,7 +31,7 @@ from auxmae.export.extract import UnitEncoder
 from auxmae.export.units import Window, cut, make_layout, plan_units
 from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
-from auxmae.training.run import create_run
+from auxmae.training.run import create_run, open_run
 
 NAMES = ("blue", "green", "red")
 
@@ -307,6 +308,26 @@ def test_the_command_and_its_document(run, tmp_path):
     assert isinstance(invoke(run, "--output", tmp_path / "out.tif").exception, UsageError)
     places = invoke(run, "--output", tmp_path / "d.npy", "--dense", "--pool", "cls", "--json")
     assert json.loads(places.stdout)["features"] == 32  # a place's, and the image's CLS tokens behind them
+
+
+def test_a_part_that_is_held_out_otherwise_than_in_training_is_told(run, tmp_path):
+    folder = open_run(run)
+    data = build_data(folder.settings)
+    folder.note_data(data.describe(), data.digest, data.files_digest, data.sample_pixels())
+    words = "Files, labels or the split are others than in training (7 images, 3 channels"
+
+    def told(*arguments):
+        result = invoke(run, "--output", tmp_path / "out.npy", "--overwrite", "--json", *arguments)
+        assert result.exit_code == 0, result.output
+        return words in result.stderr
+
+    assert not told("--part", "test")
+    assert told("--part", "test", "--set", "data.test_fraction=0.4")
+    write_tiles(tmp_path / "tiles", count=9)
+    assert told("--part", "test")
+    assert not told()
+    # Other files were never trained on.
+    assert not told("--part", "test", "--data", shutil.copytree(tmp_path / "tiles", tmp_path / "others"))
 
 
 def test_missing_channels_are_refused_and_dropped_on_purpose(run, tmp_path):

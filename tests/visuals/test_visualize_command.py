@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +126,41 @@ def test_a_scene_that_its_labels_make_readable(tmp_path: Path) -> None:
     run = train(SettingsTree.model_validate(tables)).run
     result = invoke(str(run))
     assert result.exit_code == 0, result.output
+
+
+def test_the_runs_own_images_are_the_held_out_ones_however_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+
+    def add(*numbers: int) -> None:
+        for number in numbers:
+            np.save(data / f"{number}.npy", np.random.default_rng(number).uniform(size=(3, 16, 16)))
+
+    add(*range(20))
+    tables = {
+        "data": {"source": str(data), "nodata": 7},
+        "model": {"patch_size": 8, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
+        "train": {"max_steps": 1},
+        "run": {"folder": str(tmp_path / "run"), "device": "cpu"},
+    }
+    run = train(SettingsTree.model_validate(tables)).run
+    monkeypatch.chdir(tmp_path)
+
+    def draw(*arguments: str) -> tuple[str, bytes]:
+        result = invoke(str(run), "--output", "a.png", "--overwrite", "--json", *arguments)
+        assert result.exit_code == 0, result.output
+        return " ".join(result.stderr.split()), (tmp_path / "a.png").read_bytes()
+
+    changed, notice = "Files, labels or the split are others than in training", "the run's data.nodata is not taken over"
+    said, picture = draw()
+    assert changed not in said
+    assert draw("--data", "data") == (said, picture)
+    other, others = draw("--data", str(shutil.copytree(data, tmp_path / "other")))
+    assert changed not in other
+    assert notice in other
+    assert notice not in said
+    assert others != picture
+    add(20)
+    assert changed in draw()[0]
