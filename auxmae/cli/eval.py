@@ -45,7 +45,7 @@ def command(
     from auxmae.build import open_data
     from auxmae.cli import eval_dense, eval_finetune, eval_probes, eval_reconstruction, eval_robustness
     from auxmae.cli.console import console, print_json
-    from auxmae.cli.eval_files import are_own_images, with_earlier_sections
+    from auxmae.cli.eval_files import are_own_images, take_earlier, with_earlier_sections
     from auxmae.data.digests import digest_files, digest_labels
     from auxmae.data.splits import how_to_hold_out
     from auxmae.device import configure
@@ -132,6 +132,7 @@ def command(
         "probe_samples": {"train": report.train_samples, "test": report.test_samples},
         "majority": report.majority,
     }
+    earlier = take_earlier(folder, {**document, "details": details}, out)
     unwritten: list[Path] = []
     if finetune:
         document["finetuning"] = eval_finetune.measure(model, held, settings, where, out)
@@ -147,7 +148,7 @@ def command(
     elif held.collection.has_label_maps:
         ways = "one half of each scene against the other, with maps, and " if held.collection.layout == "scenes" else ""
         out.print(f"Pixel by pixel, {ways}across images: --dense", **plain)
-    document = with_earlier_sections(folder, {**document, "details": details}, out)
+    document = with_earlier_sections({**document, "details": details}, earlier, out)
     try:
         path = folder.write_json("eval.json", document)
         out.print(f"Written to {path}", **plain)

@@ -62,25 +62,52 @@ def are_own_images(own: SettingsTree, used: SettingsTree) -> bool:
     )
 
 
-def with_earlier_sections(folder: RunFolder, document: dict[str, Any], out: Console) -> dict[str, Any]:
-    """The document, and what the eval.json that is there holds beyond it of the same model, files, labels, split and [eval].
+def take_earlier(folder: RunFolder, document: dict[str, Any], out: Console) -> dict[str, Any]:
+    """The eval.json that is there, where it is of the same model, files, labels, split and [eval]; else nothing.
 
-    One of another model, other data or other settings is kept under another name.
+    One of others is set aside under another name, and so are its pictures and maps, whose names the next ones get: to be called
+    before these are written.
     """
     path = folder.path / "eval.json"
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        same = _identity(earlier) == _identity(document)
-    except (OSError, ValueError, KeyError, TypeError):
-        # Missing, broken, or of another version.
-        earlier, same = {}, False
-    if not same and path.is_file():
-        aside = path.with_name(time.strftime("eval-%Y-%m-%d-%H%M%S.json", time.localtime(path.stat().st_mtime)))
-        with contextlib.suppress(OSError):
+        earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if _identity(earlier) == _identity(document):
+            return earlier
+    except KeyError:
+        pass  # of another version
+    except (OSError, ValueError, TypeError):
+        earlier = {}  # missing or broken
+    if path.is_file():
+        stamp = time.strftime("%Y-%m-%d-%H%M%S", time.localtime(path.stat().st_mtime))
+        aside = path.with_name(f"eval-{stamp}.json")
+        try:
             path.rename(aside)
-            text = f"The eval.json of another model, other data or other settings is kept as {aside}"
-            out.print(text, highlight=False, soft_wrap=True)
-    kept = {name: earlier[name] for name in _SECTIONS if name in earlier and name not in document} if same else {}
+            if earlier:
+                _set_files_aside(folder, earlier, stamp)
+                folder.write_json(aside.name, earlier)
+        except OSError:
+            return {}  # a run folder may be read-only
+        text = f"The eval.json of another model, other data or other settings is kept as {aside}"
+        out.print(text, highlight=False, soft_wrap=True)
+    return {}
+
+
+def _set_files_aside(folder: RunFolder, document: dict[str, Any], stamp: str) -> None:
+    """Renames the pictures and maps of a document, in the folder and in it."""
+    for part in (document.get("robustness"), *document.get("dense", {}).values()):
+        for key, place in (("map", folder.path / "maps"), ("figure", folder.figures)):
+            if not isinstance(part, dict) or part.get(key) is None:
+                continue
+            path = place / Path(part[key]).name  # the run folder may have been moved since
+            aside = path.with_stem(f"{path.stem}-{stamp}")
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(aside)
+                part[key] = str(aside)
+
+
+def with_earlier_sections(document: dict[str, Any], earlier: dict[str, Any], out: Console) -> dict[str, Any]:
+    """The document, and what `earlier`, from `take_earlier`, holds beyond it."""
+    kept = {name: earlier[name] for name in _SECTIONS if name in earlier and name not in document}
     if "dense" in kept and "test_labels" in earlier["details"]:
         # Which pixels the section is of.
         document = {**document, "details": {**document["details"], "test_labels": earlier["details"]["test_labels"]}}

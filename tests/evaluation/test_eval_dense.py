@@ -109,15 +109,23 @@ def test_what_was_measured_on_labels_that_were_corrected_since_is_not_kept(run_f
     rest = (*scenes, *(each for each in QUICK_DENSE if each != "--dense"))
     assert invoke(str(run), *scenes, *QUICK_DENSE).exit_code == 0
     assert set(json.loads(invoke(str(run), *rest).stdout)) >= {"dense"}
+    before = [(run / name).read_bytes() for name in ("maps/one.tif", "figures/map-one.png")]
     raster = tmp_path / "labels" / "one.tif"
     labels = tifffile.imread(raster)
-    labels[:3] = 2  # no class more, no byte more, and the split is the same
+    labels = 3 - labels  # no class more, no byte more, and the split is the same
     tifffile.imwrite(raster, labels)
     later = invoke(str(run), *rest)
     assert later.exit_code == 0, later.output
     assert "dense" not in json.loads(later.stdout)
     assert "is kept as" in later.stderr
-    assert "dense" in json.loads(next(run.glob("eval-*.json")).read_text())
+    # With the map and the figure that it names, whatever is measured next.
+    assert invoke(str(run), *scenes, *QUICK_DENSE).exit_code == 0
+    kept = json.loads(next(run.glob("eval-*.json")).read_text())["dense"]["one"]
+    new = json.loads((run / "eval.json").read_text())["dense"]["one"]
+    assert (new["map"], new["figure"]) == (str(run / "maps" / "one.tif"), str(run / "figures" / "map-one.png"))
+    assert [Path(kept[key]).read_bytes() for key in ("map", "figure")] == before
+    for key in ("map", "figure"):
+        assert Path(new[key]).read_bytes() != Path(kept[key]).read_bytes()
 
 
 def test_scenes_of_one_name_in_two_folders_stay_apart(run_folder: Path, tmp_path: Path) -> None:
