@@ -21,7 +21,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Print the effective settings and where each comes from."""
-    from auxmae.cli.console import console, print_json
+    from auxmae.cli.console import console, print_json, print_table
     from auxmae.settings import load_settings
     from auxmae.settings.wording import show as written
 
@@ -44,9 +44,7 @@ def show(
             table.add_section()
         value = written(values[name][key], longest=10_000)
         table.add_row(setting, value, Text(origin, style="dim" if origin == "default" else "bold"))
-    output = console()
-    # A pipe or a file has no width to fit.
-    output.print(table, width=None if output.is_terminal else 200, crop=False)
+    print_table(console(), table)
 
 
 @app.command("validate")

@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 from auxmae.errors import UsageError
+
+# Columns of the terminal: the most that a table takes, and the fewest that names are folded to.
+_WIDEST, _NARROWEST_NAME = 200, 8
 
 
 def console(*, json_output: bool = False, quiet: bool = False) -> Console:
@@ -20,6 +25,24 @@ def console(*, json_output: bool = False, quiet: bool = False) -> Console:
     Brackets and colons are what they are: markers and files are called CD3[Sm154] or :gt.
     """
     return Console(stderr=json_output, quiet=quiet, markup=False, emoji=False)
+
+
+def print_table(out: Console, table: Table) -> None:
+    """Prints a table whose figures, which stand in columns of `no_wrap`, are never cut.
+
+    On a narrow terminal the other columns, which hold names, fold; where that is not enough, lines run on.
+    """
+    options = out.options.update(width=_WIDEST)
+    widest = Measurement.get(out, options, table).maximum
+    names = [column for column in table.columns if not column.no_wrap]
+    for column in names:
+        column.overflow, column.max_width = "fold", _NARROWEST_NAME
+    narrowest = Measurement.get(out, options, table).maximum
+    for column in names:
+        column.max_width = None
+    # A pipe or a file has no width to fit.
+    table.width = min(widest, max(narrowest, out.width if out.is_terminal else _WIDEST))
+    out.print(table, crop=False)
 
 
 def require_stdout() -> None:

@@ -34,7 +34,7 @@ def stats(
     from rich.progress import Progress
 
     from auxmae.build import open_data, split_data
-    from auxmae.cli.console import console, print_json
+    from auxmae.cli.console import console, print_json, print_table
     from auxmae.data.dataset import ImageDataset
     from auxmae.data.splits import resolve_image_size
     from auxmae.data.statistics import compute_statistics, statistics_warnings
@@ -84,7 +84,7 @@ def stats(
     out.print(collection.describe(), style="bold", highlight=False, soft_wrap=True)
     counted = ", ".join(f"{count} {name}" for name, count in parts.items())
     out.print(f"crops of {size} px: {counted}; split: {splits.method}", highlight=False, soft_wrap=True)
-    out.print(_table(statistics))
+    print_table(out, _table(statistics))
     if collection.class_names:
         classes = ", ".join(f"{name} ({count})" for name, count in zip(collection.class_names, counts.tolist(), strict=True))
         unit = "pixels" if collection.has_label_maps else "images"
@@ -98,12 +98,14 @@ def stats(
 
 
 def _table(statistics: ChannelStatistics) -> Table:
+    from rich import box
     from rich.table import Table
 
     s = statistics
     unit = "pixel values" if s.transform == "none" else f"after {s.transform}"
-    table = Table(title=f"Training part, valid pixels, {unit}", title_justify="left")
-    table.add_column("channel", overflow="fold")
+    title = f"Training part, valid pixels, {unit}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("channel")
     columns = {
         "mean": s.mean,
         "std": s.std,
@@ -112,8 +114,8 @@ def _table(statistics: ChannelStatistics) -> Table:
         f"{s.high_percent:g}%": s.high,
         "max": s.maximum,
     }
-    for title in (*columns, "valid"):
-        table.add_column(title, justify="right")
+    for name in (*columns, "valid"):
+        table.add_column(name, justify="right", no_wrap=True)
     for c, name in enumerate(s.channel_names):
         table.add_row(name, *(f"{values[c]:.4g}" for values in columns.values()), _valid(s, c))
     return table

@@ -147,11 +147,15 @@ def _probes(data: Data, settings: SettingsTree, device: Any, class_names: Sequen
 
 def _print(title: str, report: ProbeReport, out: Console, *, leaks: bool = False) -> None:
     """The table of a split, what is to be known of it, and the verdict, or why it would flatter."""
+    from auxmae.cli.console import print_table
     from auxmae.cli.eval_tables import probe_table
     from auxmae.evaluation.scenes import LEAKAGE
 
     out.print(title, style="bold", highlight=False)
-    out.print(probe_table(report) if report.results else report.reason)
+    if report.results:
+        print_table(out, probe_table(report))
+    else:
+        out.print(report.reason)
     for notice in report.notices:
         out.print(notice, style="yellow", highlight=False, soft_wrap=True)
     if report.results and leaks:

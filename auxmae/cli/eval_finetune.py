@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out: Console) -> dict[str, object]:
     """Trains, prints the table and the comparison in words; the content of "finetuning" in the document."""
+    from auxmae.cli.console import print_table
     from auxmae.cli.eval_tables import finetune_table
     from auxmae.evaluation.finetuning import run_finetuning
 
@@ -38,7 +39,7 @@ def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out:
     if report.reason:
         out.print(report.reason)
         return report.to_dict()
-    out.print(finetune_table(report))
+    print_table(out, finetune_table(report))
     for notice in report.notices:
         out.print(notice, style="yellow", highlight=False, soft_wrap=True)
     for comparison in report.comparisons:

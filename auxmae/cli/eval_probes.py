@@ -21,6 +21,7 @@ def measure(
     model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out: Console
 ) -> tuple[ProbeReport, dict[str, Extractor], dict[str, Features]]:
     """Probes, prints the table and the verdict → (report, extractors, their features of the training part's labelled samples)."""
+    from auxmae.cli.console import print_table
     from auxmae.cli.eval_tables import probe_table
     from auxmae.evaluation.feature_floors import STATISTICS
     from auxmae.evaluation.features import extract_all
@@ -59,7 +60,7 @@ def measure(
     if report.reason:
         out.print(f"No probes. {report.reason}", **plain)
     else:
-        out.print(probe_table(report))
+        print_table(out, probe_table(report))
         out.print(report.verdict(), **plain)
     for notice in report.notices:
         out.print(notice, style="yellow", **plain)

@@ -30,6 +30,7 @@ def measure(
     The linear floor is fitted once, on training images at the run's own mask ratio, and used at every other mask too, as the
     model is.
     """
+    from auxmae.cli.console import print_table
     from auxmae.cli.eval_tables import ratio_table, reconstruction_table, sources_table
     from auxmae.evaluation.linear_floor import LINEAR, LinearFloor
     from auxmae.evaluation.reconstruction import evaluate_reconstruction
@@ -57,11 +58,11 @@ def measure(
         status.update("Reconstructing from one source at a time")
         of_sources = data.test.limited(min(most or _SOURCE_IMAGES, _SOURCE_IMAGES))
         sources = evaluate_sources(model, of_sources, **common)
-    out.print(reconstruction_table(result, _count(held)))
+    print_table(out, reconstruction_table(result, _count(held)))
     if ratios:
-        out.print(ratio_table(ratios, _count(of_ratios)))
+        print_table(out, ratio_table(ratios, _count(of_ratios)))
     if sources is not None:
-        out.print(sources_table(sources, _count(of_sources)))
+        print_table(out, sources_table(sources, _count(of_sources)))
     document = {
         **result.to_dict(),
         "ratios": {ratio: each.to_dict() for ratio, each in ratios.items()},

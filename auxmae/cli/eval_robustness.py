@@ -36,6 +36,7 @@ def measure(
 
     `extractors`, `known` and `linear` are as for `evaluate_robustness`; `unwritten` gets the figure if it cannot be written.
     """
+    from auxmae.cli.console import print_table
     from auxmae.cli.eval_files import attempt
     from auxmae.cli.eval_tables import robustness_table
     from auxmae.evaluation.robustness import SIZES, evaluate_robustness, plan_changes
@@ -65,7 +66,7 @@ def measure(
             linear=linear,
             progress=lambda what: status.update(f"Changing the images: {what}"),
         )
-    out.print(robustness_table(results))
+    print_table(out, robustness_table(results))
     path = folder.figures / "robustness.png"
     figure = attempt(lambda: robustness_figure(results, path), unwritten, path, out)
     if figure is not None:

@@ -1,4 +1,4 @@
-"""The tables that `auxmae eval` prints."""
+"""The tables that `auxmae eval` prints, with `console.print_table`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,9 @@ def reconstruction_table(result: ReconstructionResult, measured: str) -> Table:
     """Errors by channel, beside the floors; `measured`: how many of what."""
     floors = result.floors
     table = Table(title=f"Masked L1, scaled units, {measured}", title_justify="left")
-    table.add_column("channel", overflow="fold")
-    table.add_column("model", justify="right")
-    for name in floors:
-        table.add_column("floor:\n" + name.replace(" in ", "\nin "), justify="right")
-    table.add_column("model /\nbest floor", justify="right")
+    table.add_column("channel")
+    for column in ("model", *("floor:\n" + name.replace(" in ", "\nin ") for name in floors), "model /\nbest floor"):
+        table.add_column(column, justify="right", no_wrap=True)
 
     def row(label: str, error: float, beside: list[float], style: str = "") -> None:
         best = min(beside)
@@ -51,7 +49,7 @@ def ratio_table(results: Mapping[str, ReconstructionResult], measured: str) -> T
     table = Table(title=f"By mask ratio, {measured}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     beside = "best\nfloor"
     for column in ("hidden", "masked\nL1", beside, "PSNR,\ndB", beside, "angle,\n°", beside, "SSIM", beside):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for ratio, result in results.items():
         cells = []
         for value, floors, best, digits in (
@@ -84,7 +82,7 @@ def sources_table(sources: ReconstructionSources, measured: str) -> Table:
     floors = ("\n".join(wrap(name.replace("polation", "- polation"), 8)) for name in sources.floors[next(iter(sources.floors))])
     table.add_column("visible")
     for column in ("masked\nL1", *floors, "recovered"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for source, error in sources.masked_l1.items():
         cells = (f"{value:.4f}" for value in (error, *sources.floors[source].values()))
         table.add_row(source, *cells, f"{sources.recovered(source):.0%}")
@@ -101,8 +99,9 @@ def probe_table(report: ProbeReport) -> Table:
 
     title = f"Probes on frozen features: {report.train_samples} training, {report.test_samples} test samples"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    for column in ("probe", "labels", "features"):
+    for column in ("probe", "labels"):
         table.add_column(column, no_wrap=True)
+    table.add_column("features")
     for column in ("accuracy", "95% interval", "class\nmean", "F1", "kappa"):
         table.add_column(column, justify="right", no_wrap=True)
     before = None
@@ -126,7 +125,6 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
     from auxmae.evaluation.probes import ENCODER
 
     title = "Changed images: logistic regression and model know unchanged ones only"
-    # Narrow enough for 80 columns; below that names are broken, figures never.
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("change", no_wrap=True)
     for column in ("accu-\nracy", "best\nfloor"):
@@ -152,9 +150,9 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
 def finetune_table(report: FinetuneReport) -> Table:
     """The whole network trained on labels, from pre-trained and from random weights."""
     title = f"The whole network trained on labels: {report.seeds} seeds"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in ("labels", "weights"):
-        table.add_column(column, no_wrap=True)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("labels", no_wrap=True)
+    table.add_column("weights")
     for column in ("steps", "accuracy", "95% interval", "± seeds", "class\nmean", "F1", "kappa"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in report.results:

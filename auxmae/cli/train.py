@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from auxmae.cli.console import console, print_json, settings_line
+from auxmae.cli.console import console, print_json, print_table, settings_line
 from auxmae.cli.processes import is_one_of_several, is_silent, run_together
 from auxmae.errors import UsageError
 from auxmae.settings import load_settings
@@ -208,8 +208,8 @@ def _print_result(result: TrainingResult, out: Console) -> None:
     if result.floors:
         table = Table(title="Held-out images: mean absolute error on hidden pixels (scaled units)")
         table.add_column("predictor")
-        table.add_column("masked L1", justify="right")
-        table.add_column("of the best floor", justify="right")
+        table.add_column("masked L1", justify="right", no_wrap=True)
+        table.add_column("of the best floor", justify="right", no_wrap=True)
         best = min(result.floors.values())
         rows = [
             ("AuxMAE", result.masked_l1),
@@ -218,7 +218,7 @@ def _print_result(result: TrainingResult, out: Console) -> None:
         ]
         for name, value in rows:
             table.add_row(name, f"{value:.4f}", f"{value / best:.2f}" if best > 0 else "–")
-        out.print(table)
+        print_table(out, table)
         if best == 0:
             out.print("A floor makes no error: hidden pixels are as the visible ones, so these images have nothing to learn.")
         elif result.masked_l1 >= best:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from auxmae.cli.console import print_table
 from auxmae.cli.eval_tables import robustness_table
 from auxmae.data.loading import Batch
 from auxmae.data.statistics import Scaling
@@ -233,8 +234,8 @@ def test_the_figure_and_the_document_hold_every_change(model: AuxMAE, tmp_path: 
 def test_a_narrow_terminal_breaks_names_and_no_figures(width: int) -> None:
     accuracy = {ENCODER: 0.9123, "random initialisation": 0.8456}
     results = [RobustnessResult(COUNT, "12 of 13 channels", 12, accuracy, 0.0512, 0.0634, 0.0423)]
-    console = Console(width=width, file=io.StringIO())
-    console.print(robustness_table(results))
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    print_table(console, robustness_table(results))
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(figure in printed for figure in ("0.912", "0.846", "0.0512", "0.0634", "0.0423", "12 of 13 channels"))
     assert ("random initialisation" in printed) == (width >= 80)
