@@ -84,8 +84,9 @@ class Workspace:
         return self.folder / "facts.bin"
 
     def _take_up(self, identity: dict[str, Any]) -> None:
-        stored = _read_json(self.folder / "identity.json")
-        state = _read_json(self.folder / "progress.json")
+        state = _read_json(self.folder / "progress.json") or {}
+        # Where nothing is done yet, there is nothing to go on with.
+        stored = _read_json(self.folder / "identity.json") if state.get("rows") else None
         if stored is not None and stored != identity:
             changed = sorted(name for name in {*stored, *identity} if stored.get(name) != identity.get(name))
             self._lock.close()
@@ -95,7 +96,7 @@ class Workspace:
             )
         if stored is None:
             _write_json(self.folder / "identity.json", identity)
-        if stored is not None and state is not None:
+        else:
             self.units, self.rows, self.width, self.header = (state[key] for key in ("units", "rows", "width", "header"))
         for path, size in (
             (self.features_path, self.header + 4 * self.rows * self.width),

@@ -31,7 +31,7 @@ def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
     first = tokens.shape[2] - weight.shape[2]
     if pool == "cls":
         if not first:
-            raise SettingsError("pool = 'cls' needs a model with CLS tokens", hint="set eval.pool = 'mean'")
+            raise SettingsError("pool = 'cls' needs a model with CLS tokens", hint="choose another pooling, such as 'mean'")
         return tokens[:, :, 0].mean(1)
     places, count = tokens[:, :, first:], weight.sum(2).clamp(min=1)
     x_BGD = (places * weight).sum(2) / count

@@ -240,6 +240,17 @@ def test_a_resuming_call_reads_the_data_as_the_interrupted_one_did(run, tmp_path
     assert json.loads(resumed.stdout)["resumed"] == 128
 
 
+def test_a_call_that_failed_before_the_first_row_is_no_obstacle_to_the_next(run, tmp_path):
+    make_model(cls_tokens=False).save_pretrained(run / "checkpoints" / "last")
+    refused = invoke(run, "--output", tmp_path / "out.npy", "--pool", "cls")
+    assert "needs a model with CLS tokens" in str(refused.exception)
+    assert "eval.pool" not in str(refused.exception)
+    mended = invoke(run, "--output", tmp_path / "out.npy", "--pool", "mean", "--json")
+    assert mended.exit_code == 0, mended.output
+    assert json.loads(mended.stdout)["resumed"] == 0
+    assert np.load(tmp_path / "out.npy").shape == (7, 16)
+
+
 def test_changed_labels_of_the_images_are_refused(tmp_path, monkeypatch):
     write_tiles(tmp_path / "tiles")
     model, output = make_model(), tmp_path / "out.npy"
