@@ -36,14 +36,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a UTF-8 text file, whole or not at all.
+    """Writes a UTF-8 text file, whole or not at all; bytes of a file's name that are no UTF-8 become escapes.
 
     Raises:
         AuxMAEError: the file cannot be written.
     """
     try:
         with replacing(path) as draft:
-            draft.write_text(text, encoding="utf-8")
+            draft.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise AuxMAEError(f"{path}: cannot be written: {error.strerror or error}") from None
     return path

@@ -160,7 +160,7 @@ def _write_parquet(table: Table, output: Path, folder: Path) -> None:
     feature = pa.list_(pa.float32(), table.features.shape[1])
     schema = pa.schema(
         [*((name, kinds[name]) for name in COLUMNS), ("features", feature)],
-        metadata={"auxmae": json.dumps(table.about, ensure_ascii=False)},
+        metadata={"auxmae": json.dumps(table.about)},
     )
     path = folder / "features.parquet"
     with pq.ParquetWriter(path, schema) as writer:

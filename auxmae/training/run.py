@@ -140,7 +140,9 @@ class RunFolder:
         """
         path = self.path / name
         with replacing(path) as draft:
-            draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            # Bytes of a path that are no UTF-8 become JSON's escapes: nothing that was measured is lost by a folder's name.
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            draft.write_text(text, encoding="utf-8", errors="backslashreplace")
         return path
 
 

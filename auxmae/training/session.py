@@ -23,6 +23,7 @@ from auxmae.model.folders import RUNS, find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import load_weights, read_config
 from auxmae.run_data import absolute_place
+from auxmae.settings import wording
 from auxmae.settings.schema import EvalSettings, SettingsTree
 from auxmae.training.checkpoint import seed_everything
 from auxmae.training.distributed import Team, find_team, joined
@@ -104,8 +105,17 @@ def check_settings(settings: SettingsTree, device: torch.device, processes: int 
 
     Raises:
         MissingDependencyError: run.tensorboard without TensorBoard.
-        SettingsError: what is asked for cannot be on this device, or by this model.
+        SettingsError: what is asked for cannot be on this device, or by this model; or the run's settings, which are UTF-8,
+            cannot name the data.
     """
+    data = _with_absolute_source(settings).data
+    for key in ("source", "labels"):
+        place = getattr(data, key)
+        if not wording.is_utf8(place):
+            raise SettingsError(
+                f"data.{key}: {wording.show(place, longest=10_000)} is not valid UTF-8 text, which a run's settings are",
+                hint="rename the folder whose name is not",
+            )
     graphs_wanted(settings, device, processes)
     autocast_dtype(settings.train.precision, device)
     if settings.run.tensorboard:

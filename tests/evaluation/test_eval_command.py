@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from auxmae.errors import DataError, UsageError
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.run import open_run
 from auxmae.training.session import train
+from auxmae.visuals.report import write_report
 from tests.evaluation.small_run import invoke, make_run
 
 
@@ -134,6 +136,23 @@ def test_sections_measured_earlier_stay_for_the_same_model_and_data(
     assert sections() == set()
     (run / "eval.json").write_text("{")
     assert sections("--robustness") == {"robustness"}
+
+
+def test_nothing_that_was_measured_is_lost_by_the_name_of_a_folder(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    shutil.copytree(run_folder, "run")
+    write_report(Path("run"))
+    result = invoke("run", "--json", "--set", "eval.labels_per_class=[]", "--set", "eval.mask_ratios=[]")
+    assert result.exit_code == 0, result.output
+    written = json.loads(Path("run/eval.json").read_text(encoding="utf-8"))
+    assert written == json.loads(result.stdout)
+    assert written["details"]["run"] == str(folder / "run")
+    # Here it is in the page's title.
+    assert "caf" in write_report(folder).read_text(encoding="utf-8")
 
 
 def test_data_without_the_models_channels_are_refused(run_folder: Path, tmp_path: Path) -> None:

@@ -154,15 +154,18 @@ def test_every_format_holds_the_same(tmp_path):
     write_tiles(tmp_path / "tiles")
     model, collection = make_model(), open_collection(str(tmp_path / "tiles"))
     for suffix in (".npy", ".parquet", ".zarr"):
-        embed(model, collection, tmp_path / f"out{suffix}", about={"part": "all"})
+        # A byte of a path that is no UTF-8.
+        embed(model, collection, tmp_path / f"out{suffix}", about={"part": "all", "data.source": "caf\udce9"})
     expected, rows = np.load(tmp_path / "out.npy"), rows_of(tmp_path / "out.npy")
     table = pq.read_table(tmp_path / "out.parquet")
     np.testing.assert_array_equal(np.array(table["features"].to_pylist(), dtype=np.float32), expected)
     for name in rows[0]:
         assert [str(value) for value in table[name].to_pylist()] == [row[name] for row in rows]
-    assert json.loads(table.schema.metadata[b"auxmae"])["pool"] == "mean"
+    about = json.loads(table.schema.metadata[b"auxmae"])
+    assert (about["pool"], about["data.source"]) == ("mean", "caf\udce9")
     group = zarr.open_group(str(tmp_path / "out.zarr"), mode="r")
     assert group.metadata.zarr_format == 3
+    assert group.attrs["auxmae"] == about
     np.testing.assert_array_equal(group["features"][:], expected)
     assert [group.attrs["paths"][number] for number in group["path"][:]] == [row["path"] for row in rows]
     assert group["label"][:].tolist() == [int(row["label"]) for row in rows]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -36,6 +37,18 @@ def test_a_wrong_setting_is_found_before_there_is_a_run_folder(tmp_path, tables,
         train(settings_for(tmp_path / "run", **tables))
     assert words in told.value.message
     assert not (tmp_path / "run").exists()
+
+
+def test_data_that_the_runs_settings_cannot_name_are_found_before_there_is_a_run_folder(tmp_path, monkeypatch):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder_of_images(Path("data"), *"abcdefgh")
+    for data, key in (({"source": "data"}, "data.source"), ({"labels": "labels.csv"}, "data.labels")):
+        with pytest.raises(SettingsError, match="is not valid UTF-8 text") as told:
+            train(settings_for("run", data=data))
+        assert told.value.message.startswith(f"{key}: ")
+    assert not Path("run").exists()
 
 
 def test_nohup_outlives_a_closed_terminal(monkeypatch):
