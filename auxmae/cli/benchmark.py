@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,9 +23,18 @@ if TYPE_CHECKING:
     from auxmae.settings.schema import SettingsTree
 
 _SUITES = ("kernels", "model", "scaling", "data")
+# Suites that heed an option which not all of them do, by its parameter's name.
+_HEEDED_BY = {
+    "batch_size": ("model",),
+    "channels": ("model",),
+    "compile_": ("kernels", "model"),
+    "data": ("data",),
+    "recompute": ("model",),
+}
 
 
 def command(
+    context: typer.Context,
     suite: Annotated[
         list[str] | None,
         typer.Option("--suite", help="kernels, model, scaling, data or all; may be given again. Default: model."),
@@ -61,9 +71,11 @@ def command(
 ) -> None:
     """Measure speed and memory against other ways to do the same work."""
     if compare is not None:
+        _refuse(context, lambda name: name not in ("compare", "threshold", "json_output"), "with --compare")
         _compare(*compare, threshold, json_output)
         return
     if recorded is not None:
+        _refuse(context, lambda name: name not in ("recorded", "figures", "json_output"), "with --from")
         from auxmae.benchmark.compare import read_document
 
         if figures is not None:
@@ -71,10 +83,8 @@ def command(
         _show(read_document(recorded), figures, json_output)
         return
     chosen = _suites(suite or ["model"])
-    if data is not None and "data" not in chosen:
-        raise UsageError(
-            "--data is read by the suite data, which was not asked for", hint="add --suite data, or leave --data out"
-        )
+    _refuse(context, lambda name: name == "threshold", "without --compare")
+    _refuse(context, lambda name: not {*_HEEDED_BY.get(name, chosen)} & {*chosen}, f"in the suite {', '.join(chosen)}")
     if output is not None:
         _check_writable(output)
     if figures is not None:
@@ -118,6 +128,15 @@ def command(
             f"Wrong, and without figures: {', '.join(wrong)}.", highlight=False, style="red", soft_wrap=True
         )
         raise typer.Exit(1)
+
+
+def _refuse(context: typer.Context, useless: Callable[[str], bool], where: str) -> None:
+    """Raises UsageError where an option was given that has no effect; `useless` is told the parameter's name."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and useless(name):
+            raise UsageError(f"{parameter.opts[0]} has no effect {where}", hint="leave it out")
 
 
 def _suites(names: list[str]) -> tuple[str, ...]:

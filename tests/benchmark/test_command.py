@@ -236,6 +236,35 @@ def test_an_unknown_suite_or_case(run):
     assert not run.calls
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("--from", "a.json", "--output", "new.json"), "--output"),
+        (("--from", "a.json", "--suite", "kernels"), "--suite"),
+        (("--from", "a.json", "--case", "quick"), "--case"),
+        (("--from", "a.json", "--threshold", "0.1"), "--threshold"),
+        (("--compare", "a.json", "a.json", "--figures", "drawn"), "--figures"),
+        (("--compare", "a.json", "a.json", "--from", "a.json"), "--from"),
+        (("--compare", "a.json", "a.json", "--repeats", "2"), "--repeats"),
+        (("--suite", "kernels", "--batch-size", "4"), "--batch-size"),
+        (("--suite", "kernels", "--suite", "scaling", "--channels", "5"), "--channels"),
+        (("--suite", "kernels", "--recompute"), "--recompute"),
+        (("--suite", "scaling", "--compile"), "--compile"),
+        (("--threshold", "0.1"), "--threshold"),
+    ],
+)
+def test_an_option_without_effect_is_refused(run, tmp_path, monkeypatch, arguments, option):
+    monkeypatch.chdir(tmp_path)
+    assert run("--output", "a.json").exit_code == 0
+    run.calls.clear()
+    done = CliRunner().invoke(app, ["benchmark", *arguments])
+    assert isinstance(done.exception, UsageError), done.output
+    assert done.exception.message.startswith(f"{option} has no effect ")
+    assert not done.stdout
+    assert not run.calls
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
 def test_options_reach_the_suite(run):
     done = run("--batch-size", "3", "--channels", "5", "--visits", "2", "--repeats", "7", "--recompute")
     assert done.exit_code == 0
@@ -348,5 +377,5 @@ def test_kernels_that_cannot_run_are_the_users_to_mend(process, monkeypatch):
 def test_images_that_no_suite_would_read_are_refused(run, suites_):
     done = run("--data", "images", *suites_)
     assert isinstance(done.exception, UsageError)
-    assert "--data is read by the suite data" in done.exception.message
+    assert "--data has no effect in the suite model" in done.exception.message
     assert run.calls == []
