@@ -377,5 +377,5 @@ def test_kernels_that_cannot_run_are_the_users_to_mend(process, monkeypatch):
 def test_images_that_no_suite_would_read_are_refused(run, suites_):
     done = run("--data", "images", *suites_)
     assert isinstance(done.exception, UsageError)
-    assert "--data has no effect in the suite model" in done.exception.message
+    assert "--data has no effect in the suite" in done.exception.message
     assert run.calls == []
