@@ -45,8 +45,9 @@ def save_checkpoint(model: AuxMAE, folder: Path, state: dict[str, Any] | None = 
         for path in fresh.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
+            # Otherwise the one set aside is all that a crash has left, and has to stay until the new one is in place.
+            shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
         fresh.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
@@ -81,7 +82,7 @@ def _unwritable(folder: Path, error: Exception, code: int | None) -> CheckpointE
         mended = "see whether the file system is in order"
     kept = (
         ", then go on with --resume: the checkpoint from before is untouched"
-        if folder.is_dir()
+        if find_checkpoint(folder).is_dir()
         else ", or choose another --output"
     )
     return CheckpointError(f"{folder}: the checkpoint cannot be written: {reason}", hint=mended + kept)

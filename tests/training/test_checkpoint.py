@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +59,29 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     # A crash between the two renames of a swap leaves only the old one.
     folder.rename(folder.with_name(".last.old"))
     assert checkpoints.load_state(folder) == {"step": 1}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "Input/output error")])
+def test_a_second_crash_leaves_what_the_first_one_left(tmp_path, monkeypatch, error):
+    """Two crashes, both between the renames of a swap, or the second as an error that is told of."""
+    model = AuxMAE(2, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+    folder = tmp_path / "checkpoints" / "last"
+    checkpoints.save_checkpoint(model, folder, {"step": 1})
+    folder.rename(folder.with_name(".last.old"))
+
+    def crash(self, target):
+        raise error
+
+    monkeypatch.setattr(Path, "rename", crash)
+    with pytest.raises((KeyboardInterrupt, CheckpointError)) as told:
+        checkpoints.save_checkpoint(model, folder, {"step": 2})
+    monkeypatch.undo()
+    assert checkpoints.load_state(folder) == {"step": 1}
+    if isinstance(told.value, CheckpointError):
+        assert "the checkpoint from before is untouched" in told.value.hint
+    checkpoints.save_checkpoint(model, folder, {"step": 3})
+    assert checkpoints.load_state(folder) == {"step": 3}
+    assert [path.name for path in folder.parent.iterdir()] == ["last"]
 
 
 @pytest.mark.parametrize(
