@@ -22,7 +22,7 @@ from auxmae.training.progress import Reporter
 from auxmae.training.run import RunFolder
 from auxmae.training.step import TrainingStep
 from auxmae.training.stopping import graceful_stop
-from auxmae.training.watch import CollapseWatch, EarlyStopping, check_finite
+from auxmae.training.watch import CollapseWatch, EarlyStopping, check_finite, check_weights
 
 LOG_EVERY = 10  # steps between metrics; reading the loss makes a GPU wait, so not every step
 
@@ -188,7 +188,13 @@ class Trainer:
             self.reporter.message(f"note: {self.run.metrics_path}: {lines} damaged and left out")
 
     def save(self) -> None:
-        """Writes the last checkpoint."""
+        """Writes the last checkpoint.
+
+        Raises:
+            DivergedError: a weight is not finite; the checkpoint from before is untouched.
+        """
+        # The loss, checked already, is that of before the last update.
+        check_weights(self.model, self.step, self._what_is_left())
         state = self.state_dict()
         if self.team.first:
             self._write_checkpoint("last", state)

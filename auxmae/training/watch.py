@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from auxmae.errors import AuxMAEError
 
 
 class DivergedError(AuxMAEError):
-    """The loss is no longer a finite number."""
+    """The loss, or a weight, is no longer a finite number."""
 
 
 @dataclass
@@ -83,7 +86,17 @@ class CollapseWatch:
 def check_finite(loss: float, step: int, checkpoint: str) -> None:
     """Raises DivergedError where the loss is NaN or infinite; nothing is saved after that."""
     if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss became {loss} by step {step}; {checkpoint}",
-            hint="lower train.learning_rate, keep train.clip_norm above 0, and look at `auxmae data stats`",
-        )
+        raise _diverged(f"the loss became {loss}", step, checkpoint)
+
+
+def check_weights(model: nn.Module, step: int, checkpoint: str) -> None:
+    """Raises DivergedError where a weight is NaN or infinite, as a gradient that overflows makes it while the loss is finite."""
+    if not torch.stack([parameter.detach().isfinite().all() for parameter in model.parameters()]).all():
+        raise _diverged("the weights became NaN or infinite", step, checkpoint)
+
+
+def _diverged(what: str, step: int, checkpoint: str) -> DivergedError:
+    return DivergedError(
+        f"{what} by step {step}; {checkpoint}",
+        hint="lower train.learning_rate, keep train.clip_norm above 0, and look at `auxmae data stats`",
+    )

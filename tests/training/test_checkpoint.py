@@ -42,6 +42,29 @@ def test_an_interrupt_saves_no_weights_that_are_not_finite(tmp_path, monkeypatch
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
 
 
+@pytest.mark.parametrize("steps", [9, 8], ids=["an epoch's end", "the last step"])
+def test_a_gradient_that_overflows_while_the_loss_is_finite_is_not_saved(tmp_path, monkeypatch, steps):
+    original = trainer.Trainer._train_step
+    losses = []
+
+    def overflowing(self, batches):
+        if self.step == 7:
+            next(self.model.parameters()).register_hook(lambda gradient: torch.full_like(gradient, math.inf))
+        loss, norm = original(self, batches)
+        losses.append(float(loss))
+        return loss, norm
+
+    monkeypatch.setattr(trainer.Trainer, "_train_step", overflowing)
+    # Epochs of four steps, and nothing is validated, which would see it.
+    data = {"synthetic_images": 32, "samples_per_epoch": 0, "validation_fraction": 0.0, "test_fraction": 0.0}
+    with pytest.raises(DivergedError, match=r"weights became NaN or infinite by step 8; the checkpoint .*last is from before"):
+        train(settings_for(tmp_path / "run", data=data, train={"max_steps": steps}))
+    assert len(losses) == 8
+    assert all(map(math.isfinite, losses))
+    assert checkpoints.load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 4
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     model = AuxMAE(2, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
     folder = tmp_path / "checkpoints" / "last"
