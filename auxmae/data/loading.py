@@ -185,6 +185,9 @@ class Loader:
                 persistent_workers=True,
                 pin_memory=self.pin_memory,
                 worker_init_fn=obey_main,
+                # Every pass draws a seed for the processes, which take none of their draws from it: out of the global
+                # generator it would change the dropout after a probe, a figure or a resumption.
+                generator=torch.Generator(),
             )
         with shielded():
             results = iter(self._processes)  # starts the processes, the first time

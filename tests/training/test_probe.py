@@ -57,9 +57,9 @@ def test_a_collapse_is_said_once():
     assert "1.5" in CollapseWatch().update(1.5)
 
 
-def run(folder, listener=None, **options):
+def run(folder, listener=None, workers=0, **options):
     tree = {
-        "data": {"source": "synthetic", "synthetic_images": 60, "samples_per_epoch": 0},
+        "data": {"source": "synthetic", "synthetic_images": 60, "samples_per_epoch": 0, "workers": workers},
         "model": {"patch_size": 16, "image_size": 32, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "dropout": 0.1},
         "train": {"batch_size": 8, "max_steps": 12, "figure_every": 0, **options},
         "run": {"folder": str(folder), "device": "cpu"},
@@ -67,10 +67,11 @@ def run(folder, listener=None, **options):
     return train(SettingsTree.model_validate(tree), reporter=listener)
 
 
-def test_probes_are_logged_and_change_nothing(tmp_path):
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_probes_are_logged_and_change_nothing(tmp_path, workers):
     listener = Heard()
-    probed = run(tmp_path / "probed", listener, probe_every=1)
-    plain = run(tmp_path / "plain")
+    probed = run(tmp_path / "probed", listener, workers, probe_every=1)
+    plain = run(tmp_path / "plain", workers=workers)
     records = [record for record in open_run(probed.run).metrics() if record["kind"] == "probe"]
     assert [record["epoch"] for record in records] == [0, 1, 2][: len(records)]
     assert len(records) >= 2

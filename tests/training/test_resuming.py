@@ -22,9 +22,16 @@ from auxmae.training.session import train
 from tests.training.small_runs import folder_of_images, settings_for, weights
 
 
-@pytest.mark.parametrize(("optimizer", "asked_by"), [("adamw", signal.SIGTERM), ("muon", signal.SIGHUP)])
-def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by):
-    tables = {"train": {"optimizer": optimizer}}
+@pytest.mark.parametrize(
+    ("optimizer", "asked_by", "workers"),
+    [
+        ("adamw", signal.SIGTERM, 0),
+        ("muon", signal.SIGHUP, 0),
+        pytest.param("adamw", signal.SIGTERM, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by, workers):
+    tables = {"train": {"optimizer": optimizer}, "data": {"workers": workers}}
     whole = train(settings_for(tmp_path / "whole", **tables))
     steps = []
     original = trainer.Trainer._train_step
