@@ -207,13 +207,14 @@ class Trainer:
 
     def fit(self) -> Outcome:
         """Trains until the plan is done, validation stops improving, or a signal asks to stop."""
-        reason = "finished"
+        # A run that is taken up again may have stopped early already.
+        reason = "stopped early" if self.stopping.decided and not self._done() else "finished"
         self.reporter.start(self.plan.steps, self.step)
         earlier, began = self.seconds, self.clock()
         saved, logged, logged_images = earlier, began, self.images
         try:
             with graceful_stop() as stop_asked:
-                while not self._done():
+                while reason == "finished" and not self._done():
                     epoch = self.feed.epoch
                     loss, norm = self._train_step(self.feed)
                     if not self._done():

@@ -41,7 +41,12 @@ class EarlyStopping:
             self.reference, self.waited = loss, 0
         else:
             self.waited += 1
-        return is_best, self.patience > 0 and self.waited >= self.patience
+        return is_best, self.decided
+
+    @property
+    def decided(self) -> bool:
+        """Whether it is time to stop."""
+        return self.patience > 0 and self.waited >= self.patience
 
     def state_dict(self) -> dict[str, float]:
         return {"best": self.best, "reference": self.reference, "waited": self.waited}

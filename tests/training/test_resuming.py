@@ -57,6 +57,18 @@ def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by, wo
     assert logged == sorted(set(logged))
 
 
+def test_a_run_that_stopped_early_concludes_at_once(tmp_path):
+    tables = {"train": {"max_steps": 100, "patience": 1, "tolerance": 0.9}, "data": {"samples_per_epoch": 0}}
+    stopped = train(settings_for(tmp_path / "run", **tables))
+    before = weights(stopped.run)
+    assert (stopped.outcome.step, stopped.outcome.reason) == (8, "stopped early")  # two epochs of four steps
+    resumed = train(SettingsTree(), resume=stopped.run)
+    assert (resumed.outcome.step, resumed.outcome.reason) == (8, "stopped early")
+    assert resumed.masked_l1 == stopped.masked_l1
+    after = weights(stopped.run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_a_fast_dev_run_is_a_run_of_its_own(tmp_path):
     with pytest.raises(UsageError, match="overwrite the run's results"):
         train(SettingsTree(), resume=tmp_path, fast_dev_run=True)
