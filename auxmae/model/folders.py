@@ -88,13 +88,13 @@ def set_aside(checkpoint: Path) -> Path:
 
 def _download(name: str, options: dict[str, Any]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
+    hint = "give a run folder, 'last', a checkpoint folder, or OWNER/NAME on the hub"
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise CheckpointError(
-            f"{name}: no such folder", hint="give a run folder, 'last', a checkpoint folder, or OWNER/NAME on the hub"
-        )
+        raise CheckpointError(f"{name}: no such folder", hint=hint)
     try:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_NAME, WEIGHTS_NAME], **options))
-    except (OSError, HFValidationError, ValueError) as error:
-        raise CheckpointError(f"{name}: neither a folder here nor reachable on the hub: {first_line(error)}") from error
+    except TypeError:
+        raise  # unknown options
+    except Exception as error:  # those of the hub's HTTP client have no base class that all its releases share
+        raise CheckpointError(f"{name}: no such folder, and the hub cannot give it: {first_line(error)}", hint=hint) from error

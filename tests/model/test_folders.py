@@ -68,6 +68,37 @@ def test_last_is_the_newest_run_for_the_python_interface_too(tmp_path, monkeypat
     assert width("last") == 16
 
 
+class ProxyError(Exception):
+    """As httpx tells of a proxy that refuses: no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ProxyError("403 Forbidden\nmore"), "403 Forbidden"),
+        (ProxyError(), "ProxyError"),
+        (ConnectionError("unreachable"), "unreachable"),
+        (RuntimeError("the client has been closed"), "the client has been closed"),
+    ],
+)
+def test_whatever_a_download_fails_with_is_one_line_that_names_the_model(monkeypatch, error, reason):
+    import huggingface_hub
+
+    def fail(name, **options):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(CheckpointError) as told:
+        find_model("runs/frist")
+    assert told.value.message == f"runs/frist: no such folder, and the hub cannot give it: {reason}"
+    assert "a run folder" in told.value.hint
+
+
+def test_an_unknown_option_of_a_download_is_the_callers_fault(monkeypatch):
+    with pytest.raises(TypeError, match="no_such_option"):
+        find_model("owner/name", no_such_option=1)
+
+
 def test_the_home_folder_may_be_written_short(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     make_run(tmp_path / "run", best=16)
