@@ -17,7 +17,13 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from auxmae.errors import CheckpointError, SettingsError
+from auxmae.model.embedding import channel_groups
 from auxmae.model.folders import CONFIG_NAME, WEIGHTS_NAME, find_model
+
+# The arguments by which a network computes something else with the same weights.
+_UNSEEN_IN_WEIGHTS = (
+    "heads", "decoder_heads", "channel_groups", "embedding_activation", "channel_attention", "output_activation",
+)  # fmt: skip
 
 
 class Pretrained(nn.Module, PyTorchModelHubMixin):
@@ -74,6 +80,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: broken: {error}") from error
     return config
+
+
+def check_architecture(model: Pretrained, folder: Path) -> None:
+    """Compares with a saved model of the same channels what neither the names nor the shapes of its weights show.
+
+    Raises:
+        CheckpointError: the first that differs, by its setting; or the configuration is missing or broken.
+    """
+    parameters = inspect.signature(type(model).__init__).parameters
+    config = read_config(folder)
+    for key in _UNSEEN_IN_WEIGHTS:
+        saved, own = config.get(key, parameters[key].default), model.config[key]
+        if saved != own and not (key == "channel_groups" and _same_groups(model.config["channels"], saved, own, folder)):
+            # In TOML a number, a text and a list of lists are written as in JSON.
+            value, here = (json.dumps(each, ensure_ascii=False) for each in (saved, own))
+            raise CheckpointError(
+                f"{folder} was trained with model.{key} = {value}, and here it is {here}", hint=f"set model.{key} = {value}"
+            )
+
+
+def _same_groups(channels: list[str], saved: Any, own: Any, folder: Path) -> bool:
+    """Whether they mean the same, as a number and lists of names may."""
+    try:
+        return channel_groups(channels, saved) == channel_groups(channels, own)
+    except (ValueError, TypeError, SettingsError) as error:
+        raise CheckpointError(f"{folder / CONFIG_NAME}: broken: {error}") from error
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

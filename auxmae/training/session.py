@@ -21,7 +21,7 @@ from auxmae.device import configure, process_state_kept
 from auxmae.errors import CheckpointError, DataError, MissingDependencyError, SettingsError, UsageError
 from auxmae.model.folders import RUNS, find_model
 from auxmae.model.mae import AuxMAE
-from auxmae.model.pretrained import load_weights, read_config
+from auxmae.model.pretrained import check_architecture, load_weights, read_config
 from auxmae.run_data import absolute_place
 from auxmae.settings import wording
 from auxmae.settings.schema import EvalSettings, SettingsTree
@@ -361,6 +361,7 @@ def new_model(settings: SettingsTree, data: Data, weights: Path | None) -> AuxMA
                 f"the data has {', '.join(model.channel_names)}",
                 hint="choose and order the channels with data.channels",
             )
+        check_architecture(model, weights)
         load_weights(model, weights)
     return model
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from auxmae.build import build_data, build_model
 from auxmae.errors import CheckpointError
 from auxmae.training import session
 from auxmae.training.run import create_run
-from auxmae.training.session import train
+from auxmae.training.session import new_model, train
 from tests.training.small_runs import settings_for, weights
 
 
@@ -27,6 +29,57 @@ def test_init_from_takes_weights_only(tmp_path):
     with pytest.raises(CheckpointError, match=r"was trained on the channels B01, .*, the data has B04, B08"):
         train(settings_for(tmp_path / "fourth", data={"channels": ("B04", "B08")}), init_from=first.run)
     assert not (tmp_path / "fourth").exists()
+
+
+GROUPS = [["B01", "B02", "B03", "B04"], ["B05", "B06", "B07", "B08"], ["B8A", "B09", "B10", "B11"], ["B12"]]
+SWAPPED = [["B05", "B02", "B03", "B04"], ["B01", "B06", "B07", "B08"], *GROUPS[2:]]
+
+
+@pytest.mark.parametrize(
+    ("key", "saved", "here"),
+    [
+        ("heads", "4", "2"),
+        ("decoder_heads", "1", "2"),
+        ("embedding_activation", '"gelu"', '"none"'),
+        ("output_activation", '"sigmoid"', '"none"'),
+        ("channel_attention", '"slotwise"', '"aligned"'),
+        ("channel_groups", json.dumps(SWAPPED), json.dumps(GROUPS)),
+        ("channel_groups", json.dumps(SWAPPED), "4"),
+    ],
+)
+def test_another_network_of_the_same_shapes_is_refused_by_its_setting(tmp_path, key, saved, here):
+    decoder = {"decoder_width": 16, "decoder_heads": 2}
+
+    def settings(folder, value):
+        # What the sigmoid may give is what this scaling does.
+        return settings_for(folder, model={**decoder, key: json.loads(value)}, scaling={"method": "percentile"})
+
+    given = settings(tmp_path / "given", saved)
+    build_model(given, build_data(given)).save_pretrained(tmp_path / "model")
+    with pytest.raises(CheckpointError) as told:
+        train(settings(tmp_path / "run", here), init_from=tmp_path / "model")
+    assert told.value.message == f"{tmp_path / 'model'} was trained with model.{key} = {saved}, and here it is {here}"
+    assert told.value.hint == f"set model.{key} = {saved}"
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_part_of_the_network_may_differ(tmp_path):
+    first = settings_for(tmp_path / "first", model={"channel_groups": 4})
+    model = build_model(first, build_data(first))
+    model.save_pretrained(tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    stored = json.loads(config.read_text())
+    del stored["channel_attention"]  # not in models of before
+    config.write_text(json.dumps(stored))
+    second = settings_for(
+        tmp_path / "second",
+        model={"channel_groups": GROUPS, "dropout": 0.5, "image_size": 32},
+        masking={"strategy": "block", "ratio": 0.5},
+        loss={"kind": "mse", "normalize": True},
+        scaling={"method": "percentile"},
+    )
+    taken = new_model(second, build_data(second), tmp_path / "model").state_dict()
+    assert all(torch.equal(taken[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_model_of_the_hub_of_other_sizes_is_refused_in_words(tmp_path, monkeypatch):
