@@ -7,7 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -275,7 +275,6 @@ def _fit(
     if team.first:
         _check_space(Path(settings.run.folder) if run is None else run.path, model, settings.train.optimizer)
     folder = team.by_first(lambda: run or begun())
-    log = tensorboard(str(folder.path / "tensorboard")) if tensorboard else None
 
     def draw_figure(epoch: int) -> None:
         _draw(model, data, folder, device, f"reconstruction-epoch-{epoch:04d}.png")
@@ -301,16 +300,17 @@ def _fit(
         reporter=reporter,
         draw_figure=draw_figure if _drawing() and team.first else None,
         probe=_probe(model, data, settings, device) if settings.train.probe_every and team.first else None,
-        log_scalars=None if log is None else log_scalars,
+        log_scalars=log_scalars if tensorboard else None,
         clock=clock,
         team=team,
     )
     if run is not None:
         trainer.resume()
         reporter.message(f"resuming {folder.path} at step {trainer.step} of {trainer.plan.steps}")
-    outcome = trainer.fit()
-    if log is not None:
-        log.close()
+    # What was logged after the checkpoint is logged again.
+    again_from = None if run is None else trainer.step + 1
+    with tensorboard(str(folder.path / "tensorboard"), purge_step=again_from) if tensorboard else nullcontext() as log:
+        outcome = trainer.fit()
     return _Trained(data, folder, outcome)
 
 

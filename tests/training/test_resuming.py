@@ -57,6 +57,30 @@ def test_resume_continues_exactly(tmp_path, monkeypatch, optimizer, asked_by, wo
     assert logged == sorted(set(logged))
 
 
+def test_tensorboard_has_every_step_once_after_a_crash(tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    original = trainer.Trainer._train_step
+
+    def until(self, batches):
+        if self.step == 6:
+            raise MemoryError
+        return original(self, batches)
+
+    def steps():
+        events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+        events.Reload()
+        return [event.step for event in events.Scalars("train/loss")]
+
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    monkeypatch.setattr(trainer.Trainer, "_train_step", until)
+    with pytest.raises(MemoryError):  # saved at the end of the epoch, after four steps
+        train(settings_for(tmp_path / "run", run={"tensorboard": True}, data={"samples_per_epoch": 0}))
+    assert steps() == [1, 2, 3, 4, 5, 6]
+    monkeypatch.setattr(trainer.Trainer, "_train_step", original)
+    train(SettingsTree(), resume=tmp_path / "run")
+    assert steps() == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
 def test_a_run_that_stopped_early_concludes_at_once(tmp_path):
     tables = {"train": {"max_steps": 100, "patience": 1, "tolerance": 0.9}, "data": {"samples_per_epoch": 0}}
     stopped = train(settings_for(tmp_path / "run", **tables))
