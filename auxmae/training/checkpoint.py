@@ -106,19 +106,31 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def random_state() -> dict[str, Any]:
-    """The state of every global generator that training draws from (dropout; augmentation and masks have their own)."""
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of the global generators that a device's training draws from (dropout; augmentation and masks have others)."""
     state: dict[str, Any] = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
-def set_random_state(state: dict[str, Any]) -> None:
-    """Puts the generators back as `random_state` found them."""
+def set_random_state(state: dict[str, Any], device: torch.device) -> bool:
+    """Puts the generators back as `random_state` found them; whether the device's own was among them."""
     torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    own = state.get(device.type)
+    if isinstance(own, list):
+        # Checkpoints of before hold those of all GPUs that there were.
+        number = device.index or 0
+        own = own[number] if number < len(own) else None
+    if own is None:
+        return device.type == "cpu"
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(own, device)
+    else:
+        torch.mps.set_rng_state(own)
+    return True
 
 
 def seed_from(content: bytes) -> int:

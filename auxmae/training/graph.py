@@ -188,7 +188,7 @@ class GraphedStep:
         """
         tensors = self.step.tensors()
         saved = [tensor.detach().clone() for tensor in tensors]
-        masks, others = self.step.masks.get_state(), random_state()
+        masks, others = self.step.masks.get_state(), random_state(self.step.device)
 
         def restore() -> None:
             self.step.zero_grad()
@@ -197,7 +197,7 @@ class GraphedStep:
                     # In place: the graph knows nothing but addresses.
                     tensor.copy_(before)
             self.step.masks.set_state(masks)
-            set_random_state(others)
+            set_random_state(others, self.step.device)
 
         def work() -> None:
             loss, norm = self.step.compute(self._inputs)

@@ -144,14 +144,14 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, besides the weights; of several processes, all of them have to ask."""
-        others = self.team.gather({"masks": self.computed.masks.get_state(), "random": random_state()})[1:]
+        others = self.team.gather({"masks": self.computed.masks.get_state(), "random": random_state(self.device)})[1:]
         return {
             "step": self.step,
             "images": self.images,
             "seconds": self.seconds,
             **self.computed.state_dict(),
             "loader": self.feed.state_dict(),
-            "random": random_state(),
+            "random": random_state(self.device),
             "stopping": self.stopping.state_dict(),
             "collapse": self.collapse.state_dict(),
             **({"others": others} if others else {}),
@@ -163,10 +163,18 @@ class Trainer:
         # What each process draws from.
         drawn = [state, *state.get("others", ())]
         own = drawn[min(self.team.rank, len(drawn) - 1)]
-        if not self.computed.load_state_dict({**state, "masks": own["masks"]}):
-            self.reporter.message("note: this checkpoint is of another kind of device: other masks are drawn from here on")
+        masks_go_on = self.computed.load_state_dict({**state, "masks": own["masks"]})
         self.feed.load_state_dict(state["loader"])
-        set_random_state(own["random"])
+        dropout_goes_on = set_random_state(own["random"], self.device)
+        if not masks_go_on:
+            self.reporter.message(
+                "note: this checkpoint is of another kind of device: other masks and dropout are drawn from here on"
+            )
+        elif not dropout_goes_on:
+            # One of before, of an MPS device or of a machine with fewer GPUs.
+            self.reporter.message(
+                f"note: this checkpoint lacks the random state of {self.device}: other dropout is drawn from here on"
+            )
         if len(drawn) != self.team.size:
             self.reporter.message(
                 f"note: this checkpoint is of a training in {len(drawn)} process{'es' * (len(drawn) > 1)}, and now there are "

@@ -17,9 +17,10 @@ from auxmae.model.mae import AuxMAE
 from auxmae.settings import write_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import trainer
+from auxmae.training.checkpoint import random_state, set_random_state
 from auxmae.training.run import create_run, open_run
 from auxmae.training.session import train
-from tests.training.small_runs import folder_of_images, settings_for, weights
+from tests.training.small_runs import Heard, folder_of_images, settings_for, weights
 
 
 @pytest.mark.parametrize(
@@ -191,3 +192,61 @@ def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(optimizer):
     assert not two.load_state_dict(state)
     assert torch.equal(one.masks.get_state(), two.masks.get_state())
     assert not torch.equal(one.masks.get_state(), own.masks.get_state())
+
+
+class Generators:
+    """Stands in for the global generators of a kind of device: one each, whose state can be read and set."""
+
+    def __init__(self, count):
+        self.states = [torch.full((16,), number, dtype=torch.uint8) for number in range(count)]
+
+    def get_rng_state(self, device=None):
+        return self.states[getattr(device, "index", 0) or 0].clone()
+
+    def set_rng_state(self, state, device=None):
+        self.states[getattr(device, "index", 0) or 0] = state
+
+
+@pytest.mark.parametrize(("kind", "saved_on", "taken_up_on"), [("mps", "mps", "mps"), ("cuda", "cuda:1", "cuda:0")])
+def test_dropout_goes_on_on_mps_and_on_a_machine_with_fewer_gpus(monkeypatch, kind, saved_on, taken_up_on):
+    before, after = Generators(2), Generators(1)
+    drawn = torch.arange(16, dtype=torch.uint8)
+    before.set_rng_state(drawn, torch.device(saved_on))
+    monkeypatch.setattr(torch, kind, before)
+    state = random_state(torch.device(saved_on))
+    monkeypatch.setattr(torch, kind, after)
+    assert set_random_state(state, torch.device(taken_up_on))
+    assert torch.equal(after.get_rng_state(torch.device(taken_up_on)), drawn)
+
+
+def test_dropout_of_a_checkpoint_of_before_goes_on_where_it_holds_the_device(monkeypatch):
+    generators = Generators(3)
+    monkeypatch.setattr(torch, "cuda", generators)
+    states = [torch.full((16,), 7 + number, dtype=torch.uint8) for number in range(2)]
+    state = {"torch": torch.get_rng_state(), "cuda": states}
+    assert set_random_state(state, torch.device("cpu"))
+    assert set_random_state(state, torch.device("cuda"))
+    assert set_random_state(state, torch.device("cuda:1"))
+    assert not set_random_state(state, torch.device("cuda:2"))
+    assert [int(each[0]) for each in generators.states] == [7, 8, 2]
+    monkeypatch.setattr(torch, "mps", Generators(1))
+    assert not set_random_state(state, torch.device("mps"))
+
+
+@pytest.mark.parametrize(
+    ("masks", "dropout", "words"),
+    [
+        (True, False, "lacks the random state of cpu: other dropout is drawn"),
+        (False, True, "of another kind of device: other masks and dropout are drawn"),
+        (True, True, None),
+    ],
+)
+def test_what_is_drawn_anew_is_said(tmp_path, monkeypatch, masks, dropout, words):
+    run = train(settings_for(tmp_path / "run", train={"max_steps": 1})).run
+    monkeypatch.setattr(trainer, "set_random_state", lambda state, device: dropout)
+    monkeypatch.setattr(trainer.TrainingStep, "load_state_dict", lambda self, state: masks)
+    heard = Heard()
+    train(SettingsTree(), resume=run, reporter=heard)
+    told = [text for text in heard.messages if "drawn from here on" in text]
+    assert told == [] if words is None else words in told[0]
+    assert len(told) == (words is not None)
