@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from auxmae.cli.console import console, print_json
+from auxmae.compiler import cpp_compiler
 
 # Declared as a dependency so that a GPU works at once; PyTorch does the same work without it.
 RUNS_WITHOUT = frozenset({"triton"})
@@ -177,14 +178,13 @@ def _examine() -> dict[str, Any]:
         problems.append(fault)
     readers, faults = _readers(dependencies, versions, too_old)
     problems += faults
-    compiler = next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
     return {
         "versions": {"auxmae": __version__, "python": platform.python_version(), **versions},
         "minimums": {name: dependency.minimum for name, dependency in dependencies.items()},
         "minimums_unknown": _why_unknown(declared),
         "packages": {name: _state(dependencies[name], found, name in too_old) for name, found in versions.items()},
         "device": device,
-        "compiler": f"uses {compiler}" if compiler else "on a CPU it needs a C++ compiler, and there is none (install g++)",
+        "compiler": _compiler(),
         "free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
         "products": _products(),
         "kernels": kernels,
@@ -227,6 +227,14 @@ def _device() -> tuple[str, str | None]:
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())), None
     return f"CPU, {torch.get_num_threads()} threads (no CUDA GPU is seen)", None
+
+
+def _compiler() -> str:
+    """What torch.compile uses on a CPU, or what it lacks."""
+    name, found = cpp_compiler()
+    if found:
+        return f"uses {name}"
+    return f"on a CPU it needs the C++ compiler {name}, and it is not there (install it, or set CXX to another)"
 
 
 def _kernels() -> tuple[dict[str, str], str | None]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from auxmae.build import Data, Progress, build_data, build_model
+from auxmae.compiler import cpp_compiler
 from auxmae.data.loading import Batch, Loader
 from auxmae.data.splits import how_to_hold_out
 from auxmae.device import configure, process_state_kept
@@ -118,6 +119,13 @@ def check_settings(settings: SettingsTree, device: torch.device, processes: int 
             )
     graphs_wanted(settings, device, processes)
     autocast_dtype(settings.train.precision, device)
+    if settings.train.compile and device.type == "cpu":
+        compiler, found = cpp_compiler()
+        if not found:
+            raise SettingsError(
+                f"train.compile = true needs the C++ compiler {compiler} on a CPU, and it is not there",
+                hint="install it, set CXX in the environment to another, or set train.compile = false",
+            )
     if settings.run.tensorboard:
         _tensorboard_writer()
     if settings.train.probe_every and settings.eval.pool == "cls" and not settings.model.cls_tokens:

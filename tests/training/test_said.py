@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from auxmae.cli.app import app
 from auxmae.errors import SettingsError
 from auxmae.training.progress import EnduringReporter
-from auxmae.training.session import train
+from auxmae.training.session import check_settings, train
 from auxmae.training.stopping import stopping_signals
 from tests.training.small_runs import Heard, folder_of_images, settings_for
 
@@ -49,6 +52,29 @@ def test_data_that_the_runs_settings_cannot_name_are_found_before_there_is_a_run
             train(settings_for("run", data=data))
         assert told.value.message.startswith(f"{key}: ")
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("name", [None, "no-such-compiler"])
+def test_a_missing_compiler_is_told_before_there_is_a_run_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("CXX", raising=False)
+    if name is not None:
+        monkeypatch.setenv("CXX", name)
+    name = name or ("clang++" if sys.platform == "darwin" else "g++")
+    settings = settings_for(tmp_path / "run", train={"compile": True})
+    with pytest.raises(SettingsError, match=f"needs the C\\+\\+ compiler {re.escape(name)} on a CPU"):
+        train(settings)
+    assert not (tmp_path / "run").exists()
+    command = ["train", "--dry-run", "--device", "cpu", "--set", "train.compile=true", "--set", "data.synthetic_images=48"]
+    with pytest.raises(SettingsError, match=r"train\.compile = true needs the C\+\+ compiler"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert name in json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)["compiler"]
+    (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / name).chmod(0o755)
+    check_settings(settings, torch.device("cpu"))
+    assert json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)["compiler"] == f"uses {name}"
 
 
 def test_nohup_outlives_a_closed_terminal(monkeypatch):
