@@ -19,7 +19,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(r"(?:<!-- test: (?P<mark>[^>]*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```\n", re.S)
 FRESH = ("fresh-install", "fresh-tests")
 MARKS = ("", "slow", "own-files", *FRESH)
-FEW_STEPS = "12"
+FEW_STEPS, FEW_IMAGES = "12", "400"
 
 
 def blocks():
@@ -38,6 +38,8 @@ def environment(mark):
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     if mark == "own-files":
         kept["AUXMAE_TRAIN__MAX_STEPS"] = FEW_STEPS
+    if mark == "slow":
+        kept["AUXMAE_DATA__SYNTHETIC_IMAGES"] = FEW_IMAGES
     if mark == "fresh-tests":
         kept["PYTEST_ADDOPTS"] = "tests/settings -k starter"
     return kept
