@@ -125,7 +125,7 @@ if [ "$device" = cuda ]; then
             --compile --case reference --output "$out/$stamp-$label-$suite-compiled.json"
     done
 fi
-benchmark data 30 --repeats 3
+benchmark data 45 --repeats 3
 benchmark scaling 60 --repeats "$repeats" ${size[@]+"${size[@]}"}
 
 echo
