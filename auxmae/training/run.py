@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from auxmae.errors import CheckpointError, UsageError
+from auxmae.errors import CheckpointError, UsageError, first_line
 from auxmae.locking import take_lock
 from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
@@ -86,16 +86,25 @@ class RunFolder:
         self.write_json("data.json", {"data": data, "split": split, "files": files, "pixels": pixels})
 
     def changed_data(self, split: str, files: str, pixels: list[float] | None = None) -> str | None:
-        """What the run was trained on, in words, where something else was noted then; else None."""
+        """What the run was trained on, in words, where something else was noted then; else None.
+
+        Raises:
+            CheckpointError: what was noted is broken.
+        """
         path = self.path / "data.json"
         if not path.is_file():
             return None
-        noted = json.loads(path.read_text(encoding="utf-8"))
-        same = (noted["split"], noted["files"]) == (split, files)
-        if same and pixels is not None and "pixels" in noted:  # not in runs of before
-            # Another release of a library may decode a JPEG to slightly other values.
-            same = len(noted["pixels"]) == len(pixels) and np.allclose(noted["pixels"], pixels, rtol=1e-3, atol=0)
-        return None if same else str(noted["data"])
+        try:
+            noted = json.loads(path.read_text(encoding="utf-8"))
+            data, same = str(noted["data"]), (noted["split"], noted["files"]) == (split, files)
+            if same and pixels is not None and "pixels" in noted:  # not in runs of before
+                # Another release of a library may decode a JPEG to slightly other values.
+                same = len(noted["pixels"]) == len(pixels) and np.allclose(noted["pixels"], pixels, rtol=1e-3, atol=0)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(
+                f"{path}: broken: {first_line(error)}", hint="delete it: then nobody asks whether the data are the run's own"
+            ) from error
+        return None if same else data
 
     def log(self, record: dict[str, Any]) -> None:
         """Appends one line to metrics.jsonl.

@@ -46,6 +46,18 @@ def test_a_run_holds_everything(tmp_path):
     assert len(model.channel_names) == 13
 
 
+@pytest.mark.parametrize(
+    "noted", [b"", b"[]", b'{"data": "x", "split": "a"}', b"\xff", b'{"data": "x", "split": "a", "files": "b", "pixels": 3}']
+)
+def test_damaged_notes_on_the_data_are_one_line(tmp_path, noted):
+    run = create_run(str(tmp_path / "run"), SettingsTree())
+    (run.path / "data.json").write_bytes(noted)
+    with pytest.raises(CheckpointError, match=r"data\.json: broken: .+delete it"):
+        run.changed_data("a", "b", [1.0])
+    (run.path / "data.json").unlink()
+    assert run.changed_data("a", "b", [1.0]) is None
+
+
 def test_only_one_training_writes_a_run(tmp_path, monkeypatch):
     original = trainer.Trainer._train_step
     refused = []
