@@ -63,6 +63,7 @@ def test_the_document_is_the_agreed_one(run_folder: Path) -> None:
     assert "channel statistics" in result.stderr
 
 
+@pytest.mark.slow
 def test_figures_repeat_and_do_not_depend_on_the_batch_size(run_folder: Path) -> None:
     quick = ("--set", "eval.labels_per_class=[3]", "--set", "eval.mask_ratios=[]")
     first, second = (json.loads(invoke(str(run_folder), "--json", "--batch-size", size, *quick).stdout) for size in ("8", "48"))
@@ -75,6 +76,7 @@ def test_figures_repeat_and_do_not_depend_on_the_batch_size(run_folder: Path) ->
     assert {probe["labels_per_class"] for probe in document["probes"]} == {0}
 
 
+@pytest.mark.slow
 def test_tables_are_printed_for_people(run_folder: Path) -> None:
     result = invoke(str(run_folder), "--set", "eval.labels_per_class=[3]")
     assert result.exit_code == 0, result.output
@@ -101,6 +103,7 @@ def test_unlabelled_data_give_no_probes_and_the_reason(run_folder: Path, tmp_pat
     assert "no labels" in result.stderr
 
 
+@pytest.mark.slow
 def test_sections_measured_earlier_stay_for_the_same_model_and_data(
     run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

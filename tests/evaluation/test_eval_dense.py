@@ -102,6 +102,7 @@ def test_images_with_a_label_a_pixel_are_probed_patch_by_patch(run_folder: Path,
 QUICK_DENSE = ("--set", "eval.labels_per_class=[0]", "--set", "eval.stride=8", "--dense", "--json")
 
 
+@pytest.mark.slow
 def test_what_was_measured_on_labels_that_were_corrected_since_is_not_kept(run_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)

@@ -174,6 +174,7 @@ def test_two_processes_take_the_mean_of_their_gradients(tmp_path):
         assert torch.allclose(found[name].double(), expected, atol=2e-5), name
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_the_same_as_never_stopped(tmp_path):
     changes = {"train.max_steps": 40, "model.dropout": 0.1}
     code, _, err = finish(start(tmp_path, *options({**changes, "run.folder": "whole"})))
