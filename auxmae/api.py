@@ -9,7 +9,7 @@ from typing import Any
 from auxmae.settings import Loaded, load_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import session
-from auxmae.training.session import TrainingResult
+from auxmae.training.result import TrainingResult
 
 
 def train(settings: Loaded | SettingsTree | Mapping[str, Any] | str | Path | None = None, **options: Any) -> TrainingResult:

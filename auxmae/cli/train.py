@@ -20,7 +20,7 @@ from auxmae.settings import load_settings
 
 if TYPE_CHECKING:
     from auxmae.settings.schema import SettingsTree
-    from auxmae.training.session import TrainingResult
+    from auxmae.training.result import TrainingResult
 
 # Between two lines about statistics.
 STATISTICS_SECONDS = 3.0
@@ -151,10 +151,11 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     from auxmae.build import build_data
     from auxmae.device import configure
     from auxmae.model.folders import find_model
+    from auxmae.training.checks import check_settings
     from auxmae.training.distributed import Team
     from auxmae.training.optimization import make_optimizers, state_bytes
     from auxmae.training.run import check_unused
-    from auxmae.training.session import check_settings, new_model
+    from auxmae.training.session import new_model
 
     weights = None if init_from is None else find_model(init_from)
     check_unused(settings.run.folder)

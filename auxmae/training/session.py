@@ -1,36 +1,29 @@
-"""A whole training session: settings → data, model, run folder → training → figures, held-out error, report."""
+"""A whole training session: settings → data, model, run folder → training → what it gave."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import shutil
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from auxmae.build import Data, Progress, build_data, build_model
-from auxmae.compiler import cpp_compiler
-from auxmae.data.loading import Batch, Loader
-from auxmae.data.splits import how_to_hold_out
 from auxmae.device import configure, process_state_kept
-from auxmae.errors import CheckpointError, DataError, MissingDependencyError, SettingsError, UsageError
-from auxmae.model.folders import RUNS, find_model
+from auxmae.errors import CheckpointError, DataError, UsageError
+from auxmae.model.folders import find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import check_architecture, load_weights, read_config
-from auxmae.run_data import absolute_place
-from auxmae.settings import wording
-from auxmae.settings.schema import EvalSettings, SettingsTree
+from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import seed_everything
+from auxmae.training.checks import check_settings, check_space, tensorboard_writer, with_absolute_source
 from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import graphs_wanted
-from auxmae.training.optimization import autocast_dtype, make_optimizers, state_bytes
 from auxmae.training.progress import Reporter, SilentReporter
+from auxmae.training.result import TrainingResult, can_draw, conclude, draw_reconstruction
 from auxmae.training.run import RunFolder, check_unused, create_run, open_run
 from auxmae.training.trainer import Outcome, Plan, Trainer
 
@@ -38,39 +31,6 @@ FAST_DEV_STEPS = 3
 FAST_DEV_BATCHES = 2
 # More single channels than this deserve a hint at groups.
 MANY_CHANNELS = 32
-
-
-@dataclass
-class TrainingResult:
-    """What a training gave.
-
-    Attributes:
-        run: the run folder.
-        outcome: steps, seconds, images, and why it ended.
-        masked_l1: mean absolute error on hidden valid pixels of held-out images, scaled units; NaN where none were held out.
-        floors: the same error of predicting the "mean" of the visible pixels, and of "interpolation".
-        figure: the reconstruction figure; None where none was drawn.
-    """
-
-    run: Path
-    outcome: Outcome
-    masked_l1: float
-    floors: dict[str, float]
-    figure: Path | None = None
-    per_channel: dict[str, float] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document that `auxmae train --json` prints."""
-        return {
-            "run": str(self.run),
-            "steps": self.outcome.step,
-            "seconds": round(self.outcome.seconds, 3),
-            "images_per_second": round(self.outcome.images_per_second, 3),
-            "masked_l1": None if math.isnan(self.masked_l1) else self.masked_l1,
-            "floors": self.floors,
-            "per_channel": self.per_channel,
-            "reason": self.outcome.reason,
-        }
 
 
 def make_plan(settings: SettingsTree, batches_per_epoch: int, *, graphs: bool, fast: bool = False) -> Plan:
@@ -99,47 +59,6 @@ def make_plan(settings: SettingsTree, batches_per_epoch: int, *, graphs: bool, f
         checkpoint_seconds=60 * train.checkpoint_minutes,
         seed=train.seed,
     )
-
-
-def check_settings(settings: SettingsTree, device: torch.device, processes: int = 1) -> None:
-    """Finds, before there is a run folder, what else a step, a probe or a log would find wrong.
-
-    Raises:
-        MissingDependencyError: run.tensorboard without TensorBoard.
-        SettingsError: what is asked for cannot be on this device, or by this model; or the run's settings, which are UTF-8,
-            cannot name the data.
-    """
-    data = _with_absolute_source(settings).data
-    for key in ("source", "labels"):
-        place = getattr(data, key)
-        if not wording.is_utf8(place):
-            raise SettingsError(
-                f"data.{key}: {wording.show(place, longest=10_000)} is not valid UTF-8 text, which a run's settings are",
-                hint="rename the folder whose name is not",
-            )
-    graphs_wanted(settings, device, processes)
-    autocast_dtype(settings.train.precision, device)
-    if settings.train.compile and device.type == "cpu":
-        compiler, found = cpp_compiler()
-        if not found:
-            raise SettingsError(
-                f"train.compile = true needs the C++ compiler {compiler} on a CPU, and it is not there",
-                hint="install it, set CXX in the environment to another, or set train.compile = false",
-            )
-    if settings.run.tensorboard:
-        _tensorboard_writer()
-    if settings.train.probe_every and settings.eval.pool == "cls" and not settings.model.cls_tokens:
-        raise SettingsError(
-            "eval.pool = 'cls', by which train.probe_every pools too, needs a model with CLS tokens",
-            hint="set eval.pool = 'mean', or model.cls_tokens = true",
-        )
-
-
-def _with_absolute_source(settings: SettingsTree) -> SettingsTree:
-    """The run's settings name the data wherever the run folder is opened from."""
-    data = settings.data
-    changes = {name: absolute_place(getattr(data, name)) for name in ("source", "labels")}
-    return settings.model_copy(update={"data": data.model_copy(update=changes)})
 
 
 @process_state_kept()
@@ -197,8 +116,8 @@ def train(
             trained = _fit(settings, run, weights, fast_dev_run, reporter, progress, clock, team, device, locks)
         if not team.first:
             return TrainingResult(trained.run.path, trained.outcome, math.nan, {})
-        few = _few(settings, fast_dev_run)
-        return _conclude(trained, device, reporter, settings.eval, few or settings.eval.max_images)
+        limit = _few(settings, fast_dev_run) or settings.eval.max_images
+        return conclude(trained.data, trained.run, trained.outcome, device, reporter, settings.eval, limit)
 
 
 @dataclass(frozen=True)
@@ -230,7 +149,7 @@ def _fit(
     """Data, model, run folder, which stays locked while `locks` is open, and all the steps; a given run goes on."""
     check_settings(settings, device, team.size)
     seed_everything(settings.train.seed, deterministic=settings.train.deterministic)
-    tensorboard = _tensorboard_writer() if settings.run.tensorboard and team.first else None
+    tensorboard = tensorboard_writer() if settings.run.tensorboard and team.first else None
 
     stored = run.load_model("last") if run is not None else None
     data = _data_like(stored, settings, progress) if stored is not None else build_data(settings, progress=progress, team=team)
@@ -270,22 +189,22 @@ def _fit(
         + (f", {team.size} processes with {team.share(settings.train.batch_size)} images of each batch" if team.size > 1 else "")
     )
 
-    if not _drawing():
+    if not can_draw():
         reporter.message("note: matplotlib is not installed, so no figures are drawn: pip install matplotlib")
 
     def begun() -> RunFolder:
-        new = create_run(settings.run.folder, _with_absolute_source(settings), locks=locks)
+        new = create_run(settings.run.folder, with_absolute_source(settings), locks=locks)
         new.note_data(data.describe(), data.digest, data.files_digest, data.sample_pixels())
         if data.statistics is not None:
             new.write_json("statistics.json", data.statistics.to_dict())
         return new
 
     if team.first:
-        _check_space(Path(settings.run.folder) if run is None else run.path, model, settings.train.optimizer)
+        check_space(Path(settings.run.folder) if run is None else run.path, model, settings.train.optimizer)
     folder = team.by_first(lambda: run or begun())
 
     def draw_figure(epoch: int) -> None:
-        _draw(model, data, folder, device, f"reconstruction-epoch-{epoch:04d}.png")
+        draw_reconstruction(model, data, folder, device, f"reconstruction-epoch-{epoch:04d}.png")
 
     def log_scalars(step: int, values: dict[str, float]) -> None:
         assert log is not None
@@ -306,7 +225,7 @@ def _fit(
         make_plan(settings, len(data.train), graphs=graphs_wanted(settings, device, team.size), fast=fast),
         device=device,
         reporter=reporter,
-        draw_figure=draw_figure if _drawing() and team.first else None,
+        draw_figure=draw_figure if can_draw() and team.first else None,
         probe=_probe(model, data, settings, device) if settings.train.probe_every and team.first else None,
         log_scalars=log_scalars if tensorboard else None,
         clock=clock,
@@ -320,29 +239,6 @@ def _fit(
     with tensorboard(str(folder.path / "tensorboard"), purge_step=again_from) if tensorboard else nullcontext() as log:
         outcome = trainer.fit()
     return _Trained(data, folder, outcome)
-
-
-def _check_space(folder: Path, model: AuxMAE, optimizer: str) -> None:
-    """Says before any step that what is learned could not be saved: one checkpoint is written before the other is deleted.
-
-    Raises:
-        CheckpointError: there is too little space.
-    """
-    device = next(model.parameters()).device
-    optimizers = make_optimizers(model, optimizer, learning_rate=0.0, weight_decay=0.0, betas=(0.9, 0.95), device=device)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    # Gradients are not saved.
-    size = state_bytes(model, optimizers) - weights
-    last = folder / "checkpoints" / "last"
-    needed = 2 * size - (sum(path.stat().st_size for path in last.iterdir()) if last.is_dir() else 0)
-    place = (RUNS if str(folder) == "auto" else folder.expanduser()).absolute()
-    usage = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.is_dir()))
-    if usage.total > 0 and usage.free < needed:  # some network file systems tell nothing
-        raise CheckpointError(
-            f"{place}: two checkpoints, the last and the next one, take {needed / 2**20:.1f} MiB more, and "
-            f"{usage.free / 2**20:.1f} MiB are free there",
-            hint="free some space" if last.is_dir() else "free some space, or choose another --output",
-        )
 
 
 def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None) -> Data:
@@ -374,20 +270,6 @@ def new_model(settings: SettingsTree, data: Data, weights: Path | None) -> AuxMA
     return model
 
 
-def _tensorboard_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingDependencyError(
-            "run.tensorboard = true needs TensorBoard, which is not installed", hint="pip install 'auxmae[tensorboard]'"
-        ) from error
-    return SummaryWriter
-
-
-def _held_out(data: Data) -> Loader:
-    return data.test or data.validation or data.train
-
-
 def _probe(model: AuxMAE, data: Data, settings: SettingsTree, device: torch.device) -> Callable[[], dict[str, float]]:
     """The probe on held-out images; without labels or without a validation part only the rank is measured."""
     from auxmae.training.probe import Probe
@@ -395,68 +277,3 @@ def _probe(model: AuxMAE, data: Data, settings: SettingsTree, device: torch.devi
     labelled = data.train if data.class_names and data.validation is not None else None
     dense = data.collection.has_label_maps
     return Probe(model, labelled, data.validation or data.train, pool=settings.eval.pool, dense=dense, device=device)
-
-
-def _drawing() -> bool:
-    """Whether figures can be drawn; training on a machine with little more than PyTorch needs none."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-def _draw(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name: str) -> Path:
-    """The reconstruction figure of the first held-out images, always under the same masks."""
-    from auxmae.visuals.figures import reconstruction_figure
-
-    run.check_there()
-    held = _held_out(data)
-    # Of large images the first samples are windows of one.
-    batch: Batch = next(iter(held.limited(4) if held.dataset.in_parts else held))
-    rows = min(4, len(batch.image))
-    image, valid = batch.image[:rows], batch.valid[:rows]
-    training = model.training
-    model.eval()
-    reconstruction = model.reconstruct(image.to(device), valid=valid.to(device), generator=torch.Generator().manual_seed(0))
-    model.train(training)
-    return reconstruction_figure(
-        image,
-        reconstruction,
-        valid,
-        channel_names=model.channel_names,
-        wavelengths=model.wavelengths,
-        path=run.figures / name,
-        rows=rows,
-    )
-
-
-def _conclude(trained: _Trained, device: torch.device, reporter: Reporter, settings: EvalSettings, limit: int) -> TrainingResult:
-    """Held-out error against the floors, figures, report: of the best checkpoint, which is the one a user will load."""
-    from auxmae.evaluation.reconstruction import evaluate_reconstruction
-    from auxmae.visuals.report import write_report
-
-    data, run, outcome = trained.data, trained.run, trained.outcome
-    if outcome.reason == "interrupted":
-        return TrainingResult(run.path, outcome, math.nan, {})
-    best = run.load_model("best").to(device)
-    began = time.monotonic()
-    masked_l1, floors, per_channel = math.nan, dict[str, float](), dict[str, float]()
-    held_out = data.test or data.validation
-    if held_out is None:
-        reporter.message(f"note: nothing is held out, so there is no error to report: {how_to_hold_out(data.collection)}")
-    else:
-        chosen = held_out.limited(limit)
-        if chosen.samples < held_out.samples:
-            reporter.message(f"note: measured on {chosen.samples} of {held_out.samples} held-out images or windows")
-        try:
-            measured = evaluate_reconstruction(best, chosen, seed=settings.mask_seed, device=device)
-        except DataError as error:
-            raise DataError(f"the training is done, in {run.path}, but not measured: {error.message}", hint=error.hint) from error
-        masked_l1, floors, per_channel = measured.masked_l1, dict(measured.floors), dict(measured.per_channel)
-    figure = None
-    if _drawing():
-        from auxmae.visuals.figures import curves_figure
-
-        figure = _draw(best, data, run, device, "reconstruction.png")
-        curves_figure(run.metrics(), run.figures / "curves.png")
-    result = TrainingResult(run.path, outcome, masked_l1, floors, figure, per_channel)
-    run.write_json("result.json", {**result.to_dict(), "evaluation_seconds": round(time.monotonic() - began, 3)})
-    write_report(run.path)
-    return result

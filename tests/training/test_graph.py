@@ -15,6 +15,7 @@ from auxmae.settings.schema import SettingsTree
 from auxmae.training import feed, graph, session, trainer
 from auxmae.training.graph import WARMUP_STEPS, GraphedStep, NotCapturedError, graphs_wanted
 from auxmae.training.progress import SilentReporter
+from auxmae.training.result import TrainingResult
 from auxmae.training.run import open_run
 
 STEPS = WARMUP_STEPS + 6
@@ -24,10 +25,10 @@ STEPS = WARMUP_STEPS + 6
 def _only_the_loop(monkeypatch):
     """No held-out error and no figures at the end."""
 
-    def conclude(trained, *_):
-        return session.TrainingResult(trained.run.path, trained.outcome, math.nan, {})
+    def conclude(data, run, outcome, *_):
+        return TrainingResult(run.path, outcome, math.nan, {})
 
-    monkeypatch.setattr(session, "_conclude", conclude)
+    monkeypatch.setattr(session, "conclude", conclude)
 
 
 def settings_for(folder, device="cpu", **tables):

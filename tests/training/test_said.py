@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from auxmae.cli.app import app
 from auxmae.errors import SettingsError
+from auxmae.training.checks import check_settings
 from auxmae.training.progress import EnduringReporter
-from auxmae.training.session import check_settings, train
+from auxmae.training.session import train
 from auxmae.training.stopping import stopping_signals
 from tests.training.small_runs import Heard, folder_of_images, settings_for
 

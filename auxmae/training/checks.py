@@ -1,0 +1,98 @@
+"""What is found before there is a run folder: settings that no step could follow, and too little space for what is learned."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from auxmae.compiler import cpp_compiler
+from auxmae.errors import CheckpointError, MissingDependencyError, SettingsError
+from auxmae.model.folders import RUNS
+from auxmae.model.mae import AuxMAE
+from auxmae.run_data import absolute_place
+from auxmae.settings import wording
+from auxmae.settings.schema import SettingsTree
+from auxmae.training.graph import graphs_wanted
+from auxmae.training.optimization import autocast_dtype, make_optimizers, state_bytes
+
+
+def check_settings(settings: SettingsTree, device: torch.device, processes: int = 1) -> None:
+    """Finds, before there is a run folder, what else a step, a probe or a log would find wrong.
+
+    Raises:
+        MissingDependencyError: run.tensorboard without TensorBoard.
+        SettingsError: what is asked for cannot be on this device, or by this model; or the run's settings, which are UTF-8,
+            cannot name the data.
+    """
+    data = with_absolute_source(settings).data
+    for key in ("source", "labels"):
+        place = getattr(data, key)
+        if not wording.is_utf8(place):
+            raise SettingsError(
+                f"data.{key}: {wording.show(place, longest=10_000)} is not valid UTF-8 text, which a run's settings are",
+                hint="rename the folder whose name is not",
+            )
+    graphs_wanted(settings, device, processes)
+    autocast_dtype(settings.train.precision, device)
+    if settings.train.compile and device.type == "cpu":
+        compiler, found = cpp_compiler()
+        if not found:
+            raise SettingsError(
+                f"train.compile = true needs the C++ compiler {compiler} on a CPU, and it is not there",
+                hint="install it, set CXX in the environment to another, or set train.compile = false",
+            )
+    if settings.run.tensorboard:
+        tensorboard_writer()
+    if settings.train.probe_every and settings.eval.pool == "cls" and not settings.model.cls_tokens:
+        raise SettingsError(
+            "eval.pool = 'cls', by which train.probe_every pools too, needs a model with CLS tokens",
+            hint="set eval.pool = 'mean', or model.cls_tokens = true",
+        )
+
+
+def with_absolute_source(settings: SettingsTree) -> SettingsTree:
+    """The run's settings name the data wherever the run folder is opened from."""
+    data = settings.data
+    changes = {name: absolute_place(getattr(data, name)) for name in ("source", "labels")}
+    return settings.model_copy(update={"data": data.model_copy(update=changes)})
+
+
+def tensorboard_writer() -> Any:
+    """The class that writes for TensorBoard.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError(
+            "run.tensorboard = true needs TensorBoard, which is not installed", hint="pip install 'auxmae[tensorboard]'"
+        ) from error
+    return SummaryWriter
+
+
+def check_space(folder: Path, model: AuxMAE, optimizer: str) -> None:
+    """Says before any step that what is learned could not be saved: one checkpoint is written before the other is deleted.
+
+    Raises:
+        CheckpointError: there is too little space.
+    """
+    device = next(model.parameters()).device
+    optimizers = make_optimizers(model, optimizer, learning_rate=0.0, weight_decay=0.0, betas=(0.9, 0.95), device=device)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    # Gradients are not saved.
+    size = state_bytes(model, optimizers) - weights
+    last = folder / "checkpoints" / "last"
+    needed = 2 * size - (sum(path.stat().st_size for path in last.iterdir()) if last.is_dir() else 0)
+    place = (RUNS if str(folder) == "auto" else folder.expanduser()).absolute()
+    usage = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.is_dir()))
+    if usage.total > 0 and usage.free < needed:  # some network file systems tell nothing
+        raise CheckpointError(
+            f"{place}: two checkpoints, the last and the next one, take {needed / 2**20:.1f} MiB more, and "
+            f"{usage.free / 2**20:.1f} MiB are free there",
+            hint="free some space" if last.is_dir() else "free some space, or choose another --output",
+        )
