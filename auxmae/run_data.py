@@ -48,6 +48,11 @@ def absolute_place(name: str) -> str:
     return str(Path(*parts))
 
 
+def with_absolute_places(data: DataSettings) -> DataSettings:
+    """The same, naming images and labels wherever it is read."""
+    return data.model_copy(update={name: absolute_place(getattr(data, name)) for name in ("source", "labels")})
+
+
 def check_named(option: str, name: str | None) -> None:
     """Raises SettingsError for an empty name, as of an unset variable in a script: it would mean the working directory."""
     if name == "":
@@ -57,8 +62,8 @@ def check_named(option: str, name: str | None) -> None:
 def describe_reading(data: DataSettings) -> dict[str, Any]:
     """Every setting that decides which pixels are read and which label they have, by its full name, JSON-able."""
     names = ("source", "labels", "ignored_labels", *_READING, "channels", "wavelengths", "synthetic_images")
-    values = data.model_copy(update={name: absolute_place(getattr(data, name)) for name in ("source", "labels")})
-    return {f"data.{name}": value for name, value in values.model_dump(mode="json", include=set(names)).items()}
+    values = with_absolute_places(data).model_dump(mode="json", include=set(names))
+    return {f"data.{name}": value for name, value in values.items()}
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -119,7 +124,7 @@ def settings_on_data(
 
     if source is not None:
         data = data.model_copy(update={"source": source})
-    if absolute_place(data.source) != absolute_place(own.source):
+    if not is_own_source(run, data.source):
         forget("labels", *_READING)
     elif data.source != "synthetic" and not Path(data.source).exists() and not any(c in data.source for c in "*?["):
         raise DataError(f"{data.source}: the run's data set is no longer there", hint="name it with --data")
@@ -240,9 +245,9 @@ def open_run_data(
     return found
 
 
-def is_own_source(run: RunFolder, used: DataSettings) -> bool:
-    """Whether the files are those that the run names as its own, whatever has become of them."""
-    return absolute_place(used.source) == absolute_place(run.settings.data.source)
+def is_own_source(run: RunFolder, source: str) -> bool:
+    """Whether a source is the one that the run names as its own, whatever has become of the files."""
+    return absolute_place(source) == absolute_place(run.settings.data.source)
 
 
 def otherwise_held_out(run: RunFolder, used: DataSettings, collection: Collection, splits: Splits) -> str | None:
@@ -250,7 +255,7 @@ def otherwise_held_out(run: RunFolder, used: DataSettings, collection: Collectio
 
     None where they are the same ones, or of another data set.
     """
-    trained_on = run.changed_data(splits.digest, digest_names(collection)) if is_own_source(run, used) else None
+    trained_on = run.changed_data(splits.digest, digest_names(collection)) if is_own_source(run, used.source) else None
     if trained_on is None:
         return None
     return (

@@ -94,7 +94,7 @@ def command(
         other = settings.data.model_copy(update={"labels": test_labels, "channels": "auto", "wavelengths": "auto"})
         testing = eval_dense.TestLabels(held.collection, open_data(other, seed=settings.train.seed), test_labels)
     reading = describe_reading(settings.data)
-    own_source = is_own_source(folder, settings.data)
+    own_source = is_own_source(folder, settings.data.source)
     changed = otherwise_held_out(folder, settings.data, held.collection, held.splits)
     if changed is not None:
         out.print(changed, style="yellow", **plain)

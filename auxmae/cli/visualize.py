@@ -28,7 +28,7 @@ def command(
     from auxmae.cli.console import console, print_json
     from auxmae.device import configure
     from auxmae.errors import DataError, UsageError
-    from auxmae.run_data import absolute_place, open_run_data, otherwise_held_out, settings_on_data
+    from auxmae.run_data import is_own_source, open_run_data, otherwise_held_out, settings_on_data
     from auxmae.training.run import open_run
     from auxmae.visuals.composite import choose_composite
     from auxmae.visuals.figures import check_channels, reconstruction_figure
@@ -38,7 +38,7 @@ def command(
     if output is not None and output.exists() and not overwrite:
         raise UsageError(f"{output} exists", hint="choose another --output, or add --overwrite")
     folder = open_run(run)
-    own = data is None or absolute_place(data) == absolute_place(folder.settings.data.source)
+    own = data is None or is_own_source(folder, data)
     # The run's own labels had a part in which images are held out; those of other data do not matter.
     settings = settings_on_data(
         folder, source=data, labels=None if own else "none", overrides=set_ or [], batch_size=images, device=device

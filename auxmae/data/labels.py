@@ -265,7 +265,7 @@ def _from_folder(
     used: dict[int, Path] = {}
     strangers, told = [], dict[Path, list[str]]()
     for path in paths:
-        if _data(path).resolve() in images:
+        if path.resolve() in images:
             continue
         name = relative_path(path, root)
         index = next((index for shorter in shorter_names(name) if (index := image_names.one(shorter)) is not None), None)
@@ -299,16 +299,6 @@ def _called_like_one(path: Path, image_names: ImageNames) -> int | None:
     found = (image_names.find(shorter) for shorter in shorter_names(path.absolute().as_posix()))
     first = next((indices for indices in found if indices), [])
     return first[0] if len(first) == 1 else None
-
-
-def _data(path: Path) -> Path:
-    """The file of pixels: an ENVI header's is the one beside it."""
-    from auxmae.data.readers.envi import data_file
-
-    try:
-        return data_file(path)
-    except DataError:
-        return path  # to open it says so
 
 
 def _finish(

@@ -12,7 +12,7 @@ from auxmae.compiler import cpp_compiler
 from auxmae.errors import CheckpointError, MissingDependencyError, SettingsError
 from auxmae.model.folders import RUNS
 from auxmae.model.mae import AuxMAE
-from auxmae.run_data import absolute_place
+from auxmae.run_data import with_absolute_places
 from auxmae.settings import wording
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.graph import graphs_wanted
@@ -27,7 +27,7 @@ def check_settings(settings: SettingsTree, device: torch.device, processes: int 
         SettingsError: what is asked for cannot be on this device, or by this model; or the run's settings, which are UTF-8,
             cannot name the data.
     """
-    data = with_absolute_source(settings).data
+    data = with_absolute_places(settings.data)
     for key in ("source", "labels"):
         place = getattr(data, key)
         if not wording.is_utf8(place):
@@ -51,13 +51,6 @@ def check_settings(settings: SettingsTree, device: torch.device, processes: int 
             "eval.pool = 'cls', by which train.probe_every pools too, needs a model with CLS tokens",
             hint="set eval.pool = 'mean', or model.cls_tokens = true",
         )
-
-
-def with_absolute_source(settings: SettingsTree) -> SettingsTree:
-    """The run's settings name the data wherever the run folder is opened from."""
-    data = settings.data
-    changes = {name: absolute_place(getattr(data, name)) for name in ("source", "labels")}
-    return settings.model_copy(update={"data": data.model_copy(update=changes)})
 
 
 def tensorboard_writer() -> Any:

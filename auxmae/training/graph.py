@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -146,12 +146,6 @@ class GraphedStep:
 
     def __call__(self, batches: Sequence[Inputs], learning_rate: float) -> tuple[Tensor, Tensor]:
         """See `TrainingStep.__call__`; the tensors hold their values until the next step."""
-        device = self.step.device
-        # Captures and streams are the current GPU's, which need not be this one.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            return self._step(batches, learning_rate)
-
-    def _step(self, batches: Sequence[Inputs], learning_rate: float) -> tuple[Tensor, Tensor]:
         if self._given_up or not self._fits(batches):
             return self.step(batches, learning_rate)
         self.step.set_learning_rate(learning_rate)

@@ -17,9 +17,10 @@ from auxmae.errors import CheckpointError, DataError, UsageError
 from auxmae.model.folders import find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import check_architecture, load_weights, read_config
+from auxmae.run_data import with_absolute_places
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import seed_everything
-from auxmae.training.checks import check_settings, check_space, tensorboard_writer, with_absolute_source
+from auxmae.training.checks import check_settings, check_space, tensorboard_writer
 from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import graphs_wanted
 from auxmae.training.progress import Reporter, SilentReporter
@@ -193,7 +194,9 @@ def _fit(
         reporter.message("note: matplotlib is not installed, so no figures are drawn: pip install matplotlib")
 
     def begun() -> RunFolder:
-        new = create_run(settings.run.folder, with_absolute_source(settings), locks=locks)
+        # Its settings name the data wherever the run folder is opened from.
+        kept = settings.model_copy(update={"data": with_absolute_places(settings.data)})
+        new = create_run(settings.run.folder, kept, locks=locks)
         new.note_data(data.describe(), data.digest, data.files_digest, data.sample_pixels())
         if data.statistics is not None:
             new.write_json("statistics.json", data.statistics.to_dict())
