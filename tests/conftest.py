@@ -51,7 +51,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
 
     Waiting comes before pytest-timeout's clock, which an outer hook does not start.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ or sys.platform == "win32":
+    if not hasattr(item.config, "workerinput") or sys.platform == "win32":
         return (yield)
     import fcntl
 

@@ -92,6 +92,8 @@ def _images(path: Path, series: list[Any]) -> tuple[list[int], list[str]]:
 
 def _files(path: Path, series: list[Any]) -> tuple[Path, ...]:
     """The files that an OME-TIFF's pages are in, by name, of which each may describe all; empty where that is one."""
+    if not any(one.is_multifile for one in series):
+        return ()  # without a look at every page
     found = {page.parent.filehandle.path for one in series for page in one.pages if page is not None}
     return tuple(sorted(path.parent / os.path.relpath(one, path.absolute().parent) for one in found)) if len(found) > 1 else ()
 
