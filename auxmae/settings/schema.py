@@ -1,6 +1,6 @@
 """What can be set: one frozen model per TOML table, every field with a description, a unit and bounds.
 
-`sources.py` fills `Settings` from the command line, the environment, a file, a preset and the defaults given here.
+`sources.py` fills `SettingsTree` from the command line, the environment, a file, a preset and the defaults given here.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ class TrainingResult:
         masked_l1: mean absolute error on hidden valid pixels of held-out images, scaled units; NaN where none were held out.
         floors: the same error of predicting the "mean" of the visible pixels, and of "interpolation".
         figure: the reconstruction figure; None where none was drawn.
+        per_channel: channel → the model's error.
     """
 
     run: Path
