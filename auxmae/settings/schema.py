@@ -298,10 +298,14 @@ class TrainSettings(Table):
     max_steps: int = Field(
         default=0,
         ge=0,
-        description="optimiser steps; when set, it decides and epochs does not (0: as many as the epochs have)",
+        description="optimiser steps, at most; when set, epochs has no say (0: as many as the epochs have)",
     )
     max_minutes: float = Field(
-        default=0.0, ge=0, le=1e6, description="training time, minutes, at most; the schedule follows it (0: no limit)"
+        default=0.0,
+        ge=0,
+        le=1e6,
+        description="training time, minutes, at most; the schedule follows it (0: no limit); a preset's limit holds only "
+        "where neither epochs nor max_steps is set",
     )
     batch_size: int = Field(default=64, ge=1, le=1_000_000, description="images of a batch, over all processes together")
     accumulation: int = Field(default=1, ge=1, le=65536, description="batches per optimiser step")

@@ -265,7 +265,10 @@ def _file(document: Document) -> Layer:
 
 
 def _preset(layers: Iterable[Layer]) -> Layer:
-    """What the preset of the highest layer that names one sets; nothing where its name is wrong: told later."""
+    """What the preset of the highest layer that names one sets; nothing where its name is wrong: told later.
+
+    Its time limit goes with its epochs: who says how long to train is not cut short by it.
+    """
     chosen: object = SettingsTree.model_fields["model"].get_default(call_default_factory=True).preset
     for layer in layers:
         if "model.preset" in layer.origins:
@@ -275,8 +278,14 @@ def _preset(layers: Iterable[Layer]) -> Layer:
     if isinstance(chosen, str) and chosen in PRESETS:
         for name, table in PRESETS[chosen].items():
             for key, value in table.items():
-                preset.put((name, key), value, Origin(f"preset '{chosen}'", 0))
+                if (name, key) != ("train", "max_minutes") or not any(map(_says_how_long, layers)):
+                    preset.put((name, key), value, Origin(f"preset '{chosen}'", 0))
     return preset
+
+
+def _says_how_long(layer: Layer) -> bool:
+    train = layer.values.get("train", {})
+    return "epochs" in train or train.get("max_steps", 0) != 0
 
 
 def _from_option(path: KeyPath, value: object) -> object:

@@ -35,7 +35,7 @@ MANY_CHANNELS = 32
 
 
 def make_plan(settings: SettingsTree, batches_per_epoch: int, *, graphs: bool, fast: bool = False) -> Plan:
-    """[train] counted out in steps; `max_steps`, when set, decides, else the epochs do."""
+    """[train] counted out in steps: `max_steps`, when set, else those of the epochs, within `max_minutes`."""
     train = settings.train
     steps = train.max_steps or max(train.epochs * batches_per_epoch // train.accumulation, 1)
     return Plan(
@@ -241,6 +241,11 @@ def _fit(
     again_from = None if run is None else trainer.step + 1
     with tensorboard(str(folder.path / "tensorboard"), purge_step=again_from) if tensorboard else nullcontext() as log:
         outcome = trainer.fit()
+    if outcome.reason == "finished" and outcome.step < trainer.plan.steps:
+        reporter.message(
+            f"note: train.max_minutes = {settings.train.max_minutes:g} ended the training after {outcome.step} of "
+            f"{trainer.plan.steps} steps: set it, or train.epochs or train.max_steps, to train longer"
+        )
     return _Trained(data, folder, outcome)
 
 

@@ -66,6 +66,22 @@ def test_every_source_stands_over_those_below(tmp_path):
         assert loaded.file == tmp_path / "auxmae.toml"
 
 
+@pytest.mark.parametrize(
+    ("sources", "minutes", "origin"),
+    [
+        ({}, 1.5, "preset 'tiny'"),
+        # What the starter file holds sets no length.
+        ({"overrides": ["train.max_steps=0"]}, 1.5, "preset 'tiny'"),
+        ({"options": {"train.max_steps": 10_000}}, 0, "default"),
+        ({"environ": {"AUXMAE_TRAIN__EPOCHS": "40"}}, 0, "default"),
+        ({"tables": {"train": {"epochs": 40, "max_minutes": 3}}}, 3, ""),
+    ],
+)
+def test_a_presets_time_limit_cuts_no_length_short_that_was_asked_for(tmp_path, sources, minutes, origin):
+    loaded = load_settings(cwd=tmp_path, **{"environ": {}, **sources})
+    assert (loaded.settings.train.max_minutes, loaded.origins["train.max_minutes"]) == (minutes, origin)
+
+
 def test_the_preset_is_chosen_by_the_highest_source(tmp_path):
     write(tmp_path, '[model]\npreset = "base"\n')
     environ = {"AUXMAE_MODEL__PRESET": "large"}

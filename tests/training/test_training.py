@@ -14,7 +14,7 @@ from auxmae.training import session
 from auxmae.training.run import open_run
 from auxmae.training.session import train
 from auxmae.training.watch import DivergedError, EarlyStopping, check_finite
-from tests.training.small_runs import settings_for
+from tests.training.small_runs import Heard, settings_for
 
 
 def test_early_stopping_waits_and_tolerates():
@@ -59,7 +59,9 @@ def test_training_lowers_the_error(tmp_path):
 def test_training_time_is_that_of_the_clock(tmp_path):
     """One that every look at moves on by a second: the training ends after so many looks, its rate having come down."""
     settings = settings_for(tmp_path / "run", train={"max_steps": 1000, "max_minutes": 0.5, "learning_rate": 1e-2})
-    result = train(settings, clock=map(float, itertools.count()).__next__)
+    told = Heard()
+    result = train(settings, clock=map(float, itertools.count()).__next__, reporter=told)
+    assert f"train.max_minutes = 0.5 ended the training after {result.outcome.step} of 1000 steps" in "\n".join(told.messages)
     assert 30 <= result.outcome.seconds < 40
     assert 5 <= result.outcome.step <= 30
     rates = [record["learning_rate"] for record in open_run(result.run).metrics() if record["kind"] == "train"]
