@@ -1,7 +1,7 @@
 """The hot functions of a masked autoencoder with factorised attention.
 
-Each is differentiable and accepts any strides.  `reference` is the specification in plain PyTorch; `dispatch` says which
-implementation runs and why.  This package knows nothing of `auxmae` and can be used alone.
+Each is differentiable, by Triton once, and accepts any strides.  `reference` is the specification in plain PyTorch; `dispatch`
+says which implementation runs and why.  This package knows nothing of `auxmae` and can be used alone.
 
 Shapes: B batch, C channels or G channel groups of g channels, N positions of the patch grid, K visible and M hidden ones,
 T tokens of a channel, S places that its tokens can have, D width, H heads, E head dim, P = g·p·p pixels per token.
@@ -59,7 +59,8 @@ def axial_attention(
             Channel attention then joins the tokens of the same place; a token that no place names takes no part, as padding
             does not.  None: token t of every channel is the same place.
         lengths: (B, C) integers: tokens t ≥ lengths[b, c] are padding; nothing attends to them, their output and their
-            gradient are 0, and NaN in them is harmless.
+            gradient are 0, and NaN in them is harmless.  (NaN and ±∞ in other tokens spoil their own sequence; Triton joins short
+            ones in one product, and may spoil those beside it too.)
         scale: of the logits; 1/√E by default.
 
     Returns:

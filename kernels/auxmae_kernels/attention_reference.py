@@ -52,7 +52,7 @@ def _learns(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _real_tokens(lengths: Tensor, tokens: int) -> Tensor:
+def real_tokens(lengths: Tensor, tokens: int) -> Tensor:
     """(B, C) lengths → (B, C, T) bool."""
     return torch.arange(tokens, device=lengths.device) < lengths[..., None]
 
@@ -103,7 +103,7 @@ def attend(
     batch, channels, tokens, width = q.shape
     if axis not in ("patch", "channel"):
         raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
-    real = None if lengths is None else _real_tokens(lengths, tokens)
+    real = None if lengths is None else real_tokens(lengths, tokens)
     if slots is not None and axis == "channel":
         if real is not None:
             slots = _without_padding(slots, real)

@@ -149,6 +149,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _gradient(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     slope, count = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        raise RuntimeError("the Triton kernel of masked_loss has no second derivative: AUXMAE_KERNELS=torch computes it")
     # With the slope's axes: as a scalar the factor, a few millionths, would be rounded to the slope's type ahead of the product.
     factor = (grad / count).view((1,) * slope.ndim)
     return (slope * factor).to(slope.dtype), None, None, None, None, None, None

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from auxmae_kernels import boundary, shapes
-from auxmae_kernels.attention_reference import attend, axial_attention
+from auxmae_kernels.attention_reference import attend, axial_attention, real_tokens
 from auxmae_kernels.products import linear, weight_gradient
 
 __all__ = [
@@ -102,7 +102,9 @@ def attention_block(
     dropout: float = 0.0,
 ) -> Tensor:
     """See `auxmae_kernels.attention_block`."""
-    y = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    # The way back multiplies what padding holds by zeros, and NaN times zero would be in every weight's gradient.
+    known = x if lengths is None else torch.where(real_tokens(lengths, x.shape[2])[..., None], x, 0.0)
+    y = F.layer_norm(known, x.shape[-1:], norm_weight, norm_bias, eps)
     # Three products instead of one: queries, keys and values then lie apart, and no attention has to copy them.
     biases = (None, None, None) if b_qkv is None else b_qkv.chunk(3)
     q, k, v = (linear(y, weight, bias) for weight, bias in zip(w_qkv.chunk(3), biases, strict=True))

@@ -53,6 +53,13 @@ def test_value_and_gradient(launched, kind, normalize, case):
     assert launched == ["masked_loss_forward"] * 2
 
 
+def test_a_second_derivative_is_refused_and_not_wrong(launched):
+    prediction, image, index, valid = draw(*CASES[0])
+    value = kernels.masked_loss(prediction, image, index, valid, "mse")
+    with pytest.raises(RuntimeError, match="AUXMAE_KERNELS=torch"):
+        torch.autograd.grad(value, prediction, create_graph=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_reduced_precision_errs_no_more_than_pytorch(launched, dtype):
     prediction, image, index, valid = draw(*CASES[0])
