@@ -4,7 +4,7 @@
 # Needs torch, triton and the light dependencies; with transformers its ViTMAE is measured too.  Figures need a CUDA GPU and
 # green GPU tests.  What was measured when the time is over is kept.
 #   AUXMAE_GPU_SH_DEVICE=cpu   a dry run of every stage at tiny size on a CPU; its figures say nothing
-#   AUXMAE_GPU_SH_TUNE=1       measure the tiles of `axial_attention` instead of taking the table's; OUTDIR/tuned keeps them
+#   AUXMAE_GPU_SH_TUNE=1       measure the kernels' tiles, of the same time, instead of taking the table's; OUTDIR/tuned keeps them
 #   AUXMAE_GPU_SH_SECONDS=600  the time in all
 #   PYTHON=python3             the interpreter
 set -uo pipefail

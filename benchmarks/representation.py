@@ -303,21 +303,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for seed in (int(text) for text in args.seeds.split(",")):
             models: dict[str, Any] = {}
-            data: Data | None = None
+            data = build_data(settings_of(args, names[0], seed, Path(scratch) / "data"), augment=False)
+            dense = data.collection.has_label_maps
+            if dense and not set(PEERS).isdisjoint(names):
+                raise SystemExit(f"{' and '.join(PEERS)} give no features of single places, as a scene with a label raster needs")
             for name in names:
                 began = time.process_time()
                 models[name], steps, settings = trained(args, name, seed, Path(scratch) / f"{name}-{seed}")
                 used = round(time.process_time() - began, 1)
                 trainings.append({"variant": name, "seed": seed, "steps": steps, "cpu_seconds": used})
-                data = data or build_data(settings, augment=False)
                 args.pool = args.pool or settings.eval.pool
             first = models[names[0]]
             if isinstance(first, AuxMAE):
                 models["random initialisation"] = untrained(first, seed=seed + 1000)
-            assert data is not None
-            measured: Callable[..., dict[str, dict[str, list[float]]]] = (
-                measured_scene if data.collection.has_label_maps else measured_images
-            )
+            measured: Callable[..., dict[str, dict[str, list[float]]]] = measured_scene if dense else measured_images
             for name, cells in measured(models, data, args, seed).items():
                 for cell, values in cells.items():
                     figures.setdefault(name, {}).setdefault(cell, []).extend(values)

@@ -124,7 +124,7 @@ def _by_key(document: dict[str, Any]) -> dict[Key, dict[str, Any]]:
 def _same_work(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether two rows are of one size and type, as far as both tell; documents of before tell less."""
     one, two = (
-        {name: row[name] for name in ("batch", "dtype") if name in row} | row.get("sizes", {}) | row.get("key", {})
+        {name: row[name] for name in ("batch", "dtype", "shapes") if name in row} | row.get("sizes", {}) | row.get("key", {})
         for row in (old, new)
     )
     return all(one[name] == two[name] for name in one.keys() & two.keys())
@@ -137,8 +137,11 @@ def _is_missed(key: Key, document: dict[str, Any]) -> bool:
     """
     suite, case, provider, pass_ = key
     rows = document["rows"]
-    # Documents of before they told what was asked for hold at least something of each suite.
-    asked = suite in document.get("suites", [row["suite"] for row in rows]) and is_chosen(case, document.get("cases", ()))
+    if "intended" in document:
+        asked = case in document["intended"].get(suite, ())
+    else:
+        # Documents of before they told what was asked for hold at least something of each suite.
+        asked = suite in document.get("suites", [row["suite"] for row in rows]) and is_chosen(case, document.get("cases", ()))
     found = [row["provider"] for row in rows if (row["suite"], row["case"], row["pass"]) == (suite, case, pass_)]
     return asked and (OURS not in found if provider == OURS else not found)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from auxmae_kernels import products
+from auxmae_kernels import products, tuning
 
 from auxmae import __version__
 
@@ -40,11 +40,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def architecture(device: torch.device) -> str:
-    """ "sm_90" and the like on a GPU, else the device's type."""
-    if device.type != "cuda":
-        return device.type
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
+    """ "sm_90", "gfx942" and the like on a GPU, by which dispatch finds its recorded wins, else the device's type."""
+    return tuning.architecture(device) if device.type == "cuda" else device.type
 
 
 def _device(device: torch.device) -> dict[str, Any]:

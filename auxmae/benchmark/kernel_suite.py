@@ -6,7 +6,6 @@ specification at the gate; then forward pass, backward pass and both are timed i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +17,12 @@ from auxmae_kernels import KernelUnavailableError, dispatch, reference
 from torch import Tensor
 
 from auxmae.benchmark import formulas
+from auxmae.benchmark.backend import forced
 from auxmae.benchmark.device import graph_ms, kernel_clock, occupation
 from auxmae.benchmark.environment import architecture
 from auxmae.benchmark.gate import EXACT, Results, exact, judge, outputs, results
 from auxmae.benchmark.kernel_cases import KernelCase, Shape, kernel_cases
-from auxmae.benchmark.measure import FIRST_VISIT, Visit, attempt, interleaved
+from auxmae.benchmark.measure import FIRST_VISIT, Visit, attempt, held_bytes, interleaved
 from auxmae.benchmark.roofline import achieved, flops, size_in_bytes
 from auxmae.benchmark.sdpa import sdpa_providers
 
@@ -88,9 +88,9 @@ def kernel_suite(
     Yields:
         Rows with the keys of the model suite's, and "status" ("ok", "wrong", "failed", "out of memory", "unchecked": the
         specification is wrong, so nobody can be judged) with its "reason",
-        "error" (over what the gate allows), "function", "key", "dtype", "arch", "backend", "flops", "bytes", their rates and
-        parts of the ceilings, "graph_ms", "kernel_launches", "device_idle_share", "host_idle_share".  Only a row with the
-        status "ok" has figures.
+        "error" (over what the gate allows), "function", "key", "shapes" of the arguments, "dtype", "arch", "backend", "flops",
+        "bytes", their rates and parts of the ceilings, "graph_ms", "kernel_launches", "device_idle_share", "host_idle_share".
+        Only a row with the status "ok" has figures.
     """
     faults: dict[str, str] = {}
     for name, build in kernel_cases(shapes, device, dtype).items():
@@ -169,16 +169,8 @@ def _triton_runs(case: KernelCase, device: torch.device) -> bool:
 
 def _with_triton(function: Function) -> Function:
     def run(*arguments: Any, **named: Any) -> Any:
-        # The variable overrules whatever else chooses, "auto" in it included.
-        before = os.environ.get("AUXMAE_KERNELS")
-        os.environ["AUXMAE_KERNELS"] = TRITON
-        try:
+        with forced(TRITON):
             return function(*arguments, **named)
-        finally:
-            if before is None:
-                del os.environ["AUXMAE_KERNELS"]
-            else:
-                os.environ["AUXMAE_KERNELS"] = before
 
     return run
 
@@ -207,13 +199,23 @@ def _run(case: KernelCase, provider: _Provider, upstream: Results) -> Results:
 def _check(case: KernelCase, providers: dict[str, _Provider], upstream: Results, dtype: torch.dtype) -> None:
     """The gate: sets the status of every provider."""
     plain = getattr(reference, case.function)
-    expected = exact(case, plain, case.tensors, upstream)
-    fault = _fault_here(case, expected)
-    if fault:
+    expected: Results = {}
+    eager: Results = {}
+    faults: list[str] = []
+
+    def specify() -> None:
+        expected.update(exact(case, plain, case.tensors, upstream))
+        faults.append(_fault_here(case, expected))
+        eager.update(results(plain, case, case.tensors, upstream))
+
+    device = next(iter(case.tensors.values())).device
+    status, reason = attempt(specify, device)
+    if status != "ok":
+        faults = [f"the reference does not run in fp64: {reason}"]
+    if faults[0]:
         for provider in providers.values():
-            provider.status, provider.reason = "unchecked", fault
+            provider.status, provider.reason = "unchecked", faults[0]
         return
-    eager = results(plain, case, case.tensors, upstream)
     for provider in providers.values():
         found = _run(case, provider, upstream)
         if provider.status == "ok":
@@ -223,8 +225,16 @@ def _check(case: KernelCase, providers: dict[str, _Provider], upstream: Results,
                 provider.status, provider.reason = "wrong", verdict.reason
 
 
-def _works(case: KernelCase, function: Function, upstream: Results) -> tuple[dict[str, Callable[[], object]], list[Tensor]]:
-    """Pass → work, and the tensors that all of it holds."""
+@dataclass
+class _Works:
+    """Pass → work; what builds a graph for the backward pass; and the tensors that all of it holds."""
+
+    passes: dict[str, Callable[[], object]]
+    build: Callable[[], object]
+    held: list[Tensor]
+
+
+def _works(case: KernelCase, function: Function, upstream: Results) -> _Works:
     leaves = {
         name: tensor.detach().requires_grad_() if name in case.differentiable else tensor for name, tensor in case.tensors.items()
     }
@@ -235,17 +245,21 @@ def _works(case: KernelCase, function: Function, upstream: Results) -> tuple[dic
     def forward() -> None:
         outputs(function, case.tensors, case)
 
+    def build() -> tuple[Tensor, ...]:
+        return outputs(function, leaves, case)
+
     def both() -> None:
-        torch.autograd.grad(outputs(function, leaves, case), wanted, gradients)
+        torch.autograd.grad(build(), wanted, gradients)
 
     graph: list[tuple[Tensor, ...]] = []
 
     def backward() -> None:
         if not graph:
-            graph.append(outputs(function, leaves, case))
+            graph.append(build())
         torch.autograd.grad(graph[0], wanted, gradients, retain_graph=True)
 
-    return {"forward": forward, "backward": backward, "both": both}, [*case.tensors.values(), *gradients]
+    passes: dict[str, Callable[[], object]] = {"forward": forward, "backward": backward, "both": both}
+    return _Works(passes, build, [*case.tensors.values(), *gradients])
 
 
 def _traffic(case: KernelCase, upstream: Results, pass_: str) -> int:
@@ -289,10 +303,10 @@ def _measure(
         rows = []
         for pass_ in PASSES:
             timings = interleaved(
-                {name: work[pass_] for name, (work, _) in works.items()},
+                {name: work.passes[pass_] for name, work in works.items()},
                 device=device,
                 repeats=repeats,
-                resident={name: _always(held) for name, (_, held) in works.items()},
+                resident={name: _always(work.held) for name, work in works.items()},
                 visit=visit,
                 clock=kernel_clock(device),
             )
@@ -307,8 +321,11 @@ def _measure(
                         "peak_bytes": timing.peak_bytes,
                     }
                     if visit.first:
-                        fresh = _works(case, provider.function, upstream)[0][pass_]
-                        row |= {"graph_ms": graph_ms(fresh, device)} | occupation(works[name][0][pass_], device)
+                        fresh = _works(case, provider.function, upstream).passes[pass_]
+                        row |= {"graph_ms": graph_ms(fresh, device)} | occupation(works[name].passes[pass_], device)
+                    if visit.first and pass_ == "backward" and timing.peak_bytes is not None:
+                        # Whoever keeps little for the way back, and computes it again there, is not to look the heavier for it.
+                        row["peak_bytes"] += held_bytes(works[name].build, device)
                 rows.append(row | achieved(row, limits))
     return rows
 
@@ -319,7 +336,7 @@ def _always(held: list[Tensor]) -> Callable[[], list[Tensor]]:
 
 def _arithmetic(case: KernelCase, upstream: Results) -> dict[str, int]:
     """FLOPs of the specification, which are every provider's: one that does more gets no credit for it."""
-    works, _ = _works(case, getattr(reference, case.function), upstream)
+    works = _works(case, getattr(reference, case.function), upstream).passes
     forward, both = flops(works["forward"]), flops(works["both"])
     return {"forward": forward, "backward": both - forward, "both": both}
 
@@ -349,6 +366,7 @@ def _row(
         "host_idle_share": None,
         "function": case.function,
         "key": case.key,
+        "shapes": {name: list(tensor.shape) for name, tensor in case.tensors.items()},
         "dtype": str(dtype).removeprefix("torch."),
         "arch": architecture(device),
         "backend": backend,

@@ -37,20 +37,29 @@ def peak_bytes(work: Callable[[], object], device: torch.device, resident: Itera
     if device.type not in ("cpu", "cuda"):
         return None
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in resident}
-    return sum(storages.values()) + _allocated(work, device)
+    return sum(storages.values()) + _allocated(work, device)[0]
 
 
-def _allocated(work: Callable[[], object], device: torch.device) -> int:
+def held_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """What a call leaves allocated for as long as its result lives, bytes; on a CPU or a CUDA device."""
+    return _allocated(work, device)[1]
+
+
+def _allocated(work: Callable[[], object], device: torch.device) -> tuple[int, int]:
+    """Bytes that one call allocates, at its highest and at its end."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         # Other providers' models live on the same device.
         before = torch.cuda.memory_allocated(device)
-        work()
+        result = work()
         torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        found = torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before
+        del result
+        return found
     with _quiet_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        work()
+        result = work()
+    del result
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "trace.json")
         profiler.export_chrome_trace(str(path))
@@ -58,11 +67,12 @@ def _allocated(work: Callable[[], object], device: torch.device) -> int:
     changes = [event["args"] for event in events if event.get("name") == "[memory]"]
     changes = [change for change in changes if change["Device Type"] == 0]
     if not changes:
-        return 0
+        return 0, 0
     # The counter runs on from earlier profiles.
-    first = min(changes, key=lambda change: change["Ev Idx"])
+    first, last = (choose(changes, key=lambda change: change["Ev Idx"]) for choose in (min, max))
     before = first["Total Allocated"] - first["Bytes"]
-    return max(0, int(max(change["Total Allocated"] for change in changes) - before))
+    peak = max(0, int(max(change["Total Allocated"] for change in changes) - before))
+    return peak, max(0, int(last["Total Allocated"] - before))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from auxmae_kernels.products import linear
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from auxmae.benchmark.backend import forced
 from auxmae.benchmark.device import kernel_clock
 
 # Sizes beyond every cache, and large enough for the best rate.
@@ -69,7 +70,10 @@ def _product_flops(a: tuple[int, ...], b: tuple[int, ...], *_: Any, **__: Any) -
 
 
 def flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of one call's matrix products and attentions (a multiplication and an addition are two)."""
+    """Floating-point operations of one call's matrix products and attentions (a multiplication and an addition are two).
+
+    Counted in PyTorch's implementation of our functions: the counter sees nothing of a Triton kernel.
+    """
     # PyTorch's counter knows the fused attention of GPUs only, and not our operator.
     own: dict[Any, Any] = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_flash_flops,
@@ -77,7 +81,7 @@ def flops(work: Callable[[], object]) -> int:
         torch.ops.auxmae_kernels.product: _product_flops,
     }
     counter = FlopCounterMode(display=False, custom_mapping=own)
-    with counter:
+    with forced("torch"), counter:
         work()
     return int(counter.get_total_flops())
 

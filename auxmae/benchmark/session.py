@@ -81,20 +81,23 @@ def run(
         record: is given the document after every case, and every pass of a model, so that a run that is stopped loses little.
 
     Returns:
-        {"device", "versions", "commit", "dirty", "suites", "cases", "ceilings", "complete", "rows"}: "cases" are the patterns;
-        see the suites for the rows.  Each has the samples of all visits, one visit's after the other's, and "samples_a_visit".
+        {"device", "versions", "commit", "dirty", "suites", "cases", "intended", "ceilings", "complete", "rows"}: "cases" are the
+        patterns, "intended" each suite's cases that they mean; see the suites for the rows.  Each has the samples of all
+        visits, one visit's after the other's, and "samples_a_visit".
 
     Raises:
-        UsageError: no case has a name that was asked for, or the device cannot run a suite.
+        UsageError: a pattern means no case, or the device cannot run a suite.
     """
     if "kernels" in request.suites and device.type == "mps":
         raise UsageError("the suite kernels compares with results in fp64, which MPS does not have", hint="give --device cpu")
     settings = request.settings or SettingsTree()
-    _check_names(request, _names(request, device, settings))
+    names = _names(request, device, settings)
+    _check_names(request, [name for those in names.values() for name in those])
     if progress:
         progress("measuring the machine's ceilings")
     limits = ceilings(device, request.dtype, quick=request.quick)
-    asked = {"suites": list(request.suites), "cases": list(request.patterns)}
+    intended = {suite: [name for name in those if request.chosen(name)] for suite, those in names.items()}
+    asked = {"suites": list(request.suites), "cases": list(request.patterns), "intended": intended}
     document: dict[str, Any] = {**environment(device), **asked, "ceilings": limits, "complete": False, "rows": []}
     known: dict[Key, dict[str, Any]] = {}
     data = functools.cache(lambda: build_data(settings))
@@ -138,32 +141,36 @@ def wrong_providers(document: dict[str, Any]) -> list[str]:
     return [" · ".join(key) for key in dict.fromkeys(found)]
 
 
-def _names(request: Request, device: torch.device, settings: SettingsTree) -> list[str]:
-    """Of every case that the suites have, whichever are chosen."""
-    quick, names = request.quick, []
+def _names(request: Request, device: torch.device, settings: SettingsTree) -> dict[str, list[str]]:
+    """Suite → the name of every case that it has, whichever are chosen."""
+    quick = request.quick
+    names: dict[str, list[str]] = {}
     if "kernels" in request.suites:
-        names += list(kernel_cases(kernel_suite.shapes_for(device, quick=quick), device, request.dtype))
+        names["kernels"] = list(kernel_cases(kernel_suite.shapes_for(device, quick=quick), device, request.dtype))
     if "model" in request.suites:
-        names += [case.name for case in suites.cases_for(device, quick=quick)]
+        names["model"] = [case.name for case in suites.cases_for(device, quick=quick)]
     if "scaling" in request.suites:
-        names += [
+        names["scaling"] = [
             scaling.name_of(axis, case) for axis, cases in scaling.scaling_cases(device, quick=quick).items() for case in cases
         ]
-    return [*names, settings.data.source] if "data" in request.suites else names
+    if "data" in request.suites:
+        names["data"] = [settings.data.source]
+    return names
 
 
 def _check_names(request: Request, names: Sequence[str]) -> None:
-    """Raises UsageError where no case has a name that was asked for, with the names that are most like it."""
-    if any(map(request.chosen, names)):
+    """Raises UsageError where a pattern means no case, with the names that are most like it."""
+    lost = [pattern for pattern in request.patterns if not any(is_chosen(name, [pattern]) for name in names)]
+    if not lost:
         return
 
     def likeness(name: str) -> float:
-        return max(SequenceMatcher(None, pattern, name).ratio() for pattern in request.patterns)
+        return max(SequenceMatcher(None, pattern, name).ratio() for pattern in lost)
 
     nearest = sorted(names, key=likeness, reverse=True)[:_PROPOSED]
     more = f" and {len(names) - _PROPOSED} more" if len(names) > _PROPOSED else ""
     raise UsageError(
-        f"no case of {', '.join(request.suites)} is called {' or '.join(request.patterns)}",
+        f"no case of {', '.join(request.suites)} is called {' or '.join(lost)}",
         hint=f"there {'is' if len(names) == 1 else 'are'} {', '.join(nearest)}{more}",
     )
 

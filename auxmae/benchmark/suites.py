@@ -293,15 +293,21 @@ def _step(
     return work
 
 
-def _flops(case: ModelCase, provider: str, pass_: str, device: torch.device) -> int:
+def _flops(case: ModelCase, provider: str, pass_: str, device: torch.device) -> int | None:
     """Of one pass: counted on one image with a fresh model that is not compiled, for all images alike.
 
-    What recomputing adds does not count, nor does the optimiser, which has no matrix product.
+    What recomputing adds does not count, nor does the optimiser, which has no matrix product.  None where one image in fp32
+    is too much for the memory.
     """
     name = provider.removesuffix(COMPILED).removesuffix(RECOMPUTED).removesuffix(GRAPHED)
-    single = replace(case, batch=1)
-    model = build_providers(single, peers=() if name == OURS else (name,))[name].to(device)
-    image = torch.rand(1, case.channels, case.image_size, case.image_size, device=device)
-    if pass_ == "forward":
-        return case.batch * flops(_forward(model, image, torch.float32))
-    return case.batch * flops(lambda: _loss(model, image, torch.float32).backward())
+    counted: list[int] = []
+
+    def count() -> None:
+        single = replace(case, batch=1)
+        model = build_providers(single, peers=() if name == OURS else (name,))[name].to(device)
+        image = torch.rand(1, case.channels, case.image_size, case.image_size, device=device)
+        forward = _forward(model, image, torch.float32)
+        counted.append(flops(forward if pass_ == "forward" else lambda: _loss(model, image, torch.float32).backward()))
+
+    attempt(count, device)
+    return case.batch * counted[0] if counted else None

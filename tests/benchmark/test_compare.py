@@ -58,6 +58,7 @@ def sized(document, **told):
         ({"dtype": "float32"}, {"dtype": "bfloat16"}),
         ({"batch": 4}, {"batch": 8}),
         ({"key": {"width": 32}}, {"key": {"width": 64}}),
+        ({"key": {"width": 32}, "shapes": {"x": [8, 32]}}, {"key": {"width": 32}, "shapes": {"x": [128, 32]}}),
     ],
 )
 def test_what_has_another_size_is_not_compared(run, one, other):
@@ -105,6 +106,17 @@ def test_a_case_that_was_to_be_measured_and_was_not_is_lost(run):
         assert "not measured after" in done.stdout
         assert "1 not measured after, and not compared." in done.stdout
     assert run(before, after | {"suites": ["model", "scaling"], "cases": ["qu*", "other"]}).exit_code == 1
+
+
+def test_what_a_shorter_benchmark_leaves_out_is_not_lost(run):
+    before = document([1.0, 1.1, 1.2])
+    before["rows"].append(document([3.0, 3.1, 3.2])["rows"][0] | {"case": "other"})
+    asked = {"suites": ["model"], "cases": []}
+    quick = document([1.0, 1.1, 1.2]) | asked | {"intended": {"model": ["quick"]}}
+    done = run(before, quick)
+    assert done.exit_code == 0
+    assert "1 not measured after, and not compared." in done.stdout
+    assert run(before, quick | {"intended": {"model": ["quick", "other"]}}).exit_code == 1
 
 
 def test_ours_is_lost_where_its_case_was_measured_without_it(run):

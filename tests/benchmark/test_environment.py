@@ -7,14 +7,26 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from auxmae_kernels import tuning
 
 from auxmae.benchmark import environment as module
 from auxmae.benchmark.environment import environment, source_state
 
 CPU = torch.device("cpu")
+
+
+def test_an_amd_gpus_figures_have_the_name_that_dispatch_looks_for(monkeypatch):
+    tuning._architecture_of.cache_clear()
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    # An MI250 tells the capability of an H100.
+    properties = SimpleNamespace(gcnArchName="gfx90a:sramecc+:xnack-", major=9, minor=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    assert module.architecture(torch.device("cuda", 0)) == "gfx90a"
+    tuning._architecture_of.cache_clear()
 
 
 def test_environment():

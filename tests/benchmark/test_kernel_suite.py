@@ -106,6 +106,38 @@ def test_a_broken_kernel_stops_its_own_figure_and_no_other(function, status, rea
         assert found[name, EAGER]["median_ms"] > 0
 
 
+def test_the_backward_pass_holds_what_the_forward_pass_has_kept():
+    class Hoard(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, out):
+            ctx.save_for_backward(torch.zeros(2**20))
+            return out.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad
+
+    def hoarder(x, *arguments, **named):
+        return Hoard.apply(reference.feed_forward(x, *arguments, **named))
+
+    def plain(x, *arguments, **named):
+        return reference.feed_forward(x, *arguments, **named).clone()
+
+    found = by_key(measure("feed_forward", {"feed_forward": {"hoarder": hoarder, "plain": plain}}))
+    more = found["backward", "hoarder"]["peak_bytes"] - found["backward", "plain"]["peak_bytes"]
+    assert more == pytest.approx(4 * 2**20, rel=0.05)
+
+
+def test_where_the_reference_has_no_memory_nobody_has_a_figure(monkeypatch):
+    def too_much(*_):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(module, "exact", too_much)
+    rows = measure("feed_forward")
+    assert {(row["status"], row["median_ms"]) for row in rows} == {("unchecked", None)}
+    assert "the reference does not run in fp64: no more" in rows[0]["reason"]
+
+
 def test_a_public_function_that_is_broken_gets_no_figure_either(monkeypatch):
     monkeypatch.setattr(module.auxmae_kernels, "feed_forward", wrong_forward)
     found = by_key(measure("feed_forward"))

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from auxmae.benchmark.measure import Timing, Visit, attempt, interleaved, peak_bytes, turns
+from auxmae.benchmark.measure import Timing, Visit, attempt, held_bytes, interleaved, peak_bytes, turns
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -43,6 +43,16 @@ def test_what_earlier_work_left_does_not_count():
     kept = []
     peak_bytes(lambda: kept.append(floats(64)), CPU)
     assert peak_bytes(lambda: floats(16).sum(), CPU) == pytest.approx(16 * MIB, abs=4096)
+
+
+def test_held_is_what_lives_as_long_as_the_result():
+    def work():
+        high, kept = floats(24), floats(8)
+        del high
+        return kept
+
+    assert held_bytes(work, CPU) == pytest.approx(8 * MIB, abs=4096)
+    assert held_bytes(lambda: floats(8).sum().item(), CPU) == 0
 
 
 def test_work_that_only_frees_has_no_peak():

@@ -119,5 +119,7 @@ def test_a_scene_is_compared_from_files_to_table(script, tmp_path, capsys):
     assert {"default", "slotwise", "random initialisation", "raw spectrum"} <= set(result)
     assert np.mean(result["raw spectrum"]["left → right, 5"]) > 0.9  # the classes differ in their spectra
     assert "| raw spectrum | " in printed
+    with pytest.raises(SystemExit, match="vit-mae give no features of single places"):
+        script.main([*argv[:-4], "--variants", "default,joint", *(part for option in options for part in ("--set", option))])
     with pytest.raises(SystemExit, match="unknown variant 'slotwize'"):
         script.main([*argv[:-2], "--variants", "slotwize"])

@@ -61,7 +61,7 @@ def test_rows_grow_by_every_visits_samples(visits):
     assert [visit.again for visit in asked] == [None, {("model", "quick", "a", "step")}]
     assert [text for text in said if text.startswith("visit")] == ["visit 1 of 2", "visit 2 of 2"]
     # After either visit the document so far, at the end the whole one.
-    assert (document["suites"], document["cases"]) == (["model"], [])
+    assert (document["suites"], document["cases"], document["intended"]) == (["model"], [], {"model": ["quick"]})
     assert [json.loads(each)["complete"] for each in recorded] == [False, False, True]
     assert [len(json.loads(each)["rows"][0]["samples_ms"]) for each in recorded] == [3, 6, 6]
 
@@ -91,6 +91,19 @@ def test_what_torch_compile_gave_up_is_a_failure_and_no_eager_figure(monkeypatch
 def test_a_suite_that_the_device_cannot_run_is_refused():
     with pytest.raises(UsageError, match="kernels compares with results in fp64, which MPS does not have"):
         run(Request(["kernels"], quick=True), torch.device("mps"))
+
+
+def test_every_pattern_means_a_case():
+    with pytest.raises(UsageError, match="no case of kernels is called feed_forwrad") as caught:
+        run(Request(["kernels"], quick=True, patterns=["add_norm", "feed_forwrad"]), CPU)
+    assert "feed_forward/quick" in caught.value.hint
+
+
+def test_what_is_intended_is_what_the_rows_are_of():
+    asked = ["kernels", "model", "scaling"]
+    document = run(Request(asked, quick=True, patterns=["add_norm", "channels/C=2"], visits=1, repeats=1), CPU)
+    found = {suite: [*dict.fromkeys(row["case"] for row in document["rows"] if row["suite"] == suite)] for suite in asked}
+    assert found == document["intended"] == {"kernels": ["add_norm/quick"], "model": [], "scaling": ["channels/C=2"]}
 
 
 def test_models_are_built_anew_and_counted_once(monkeypatch):

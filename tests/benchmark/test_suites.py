@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import shutil
 from dataclasses import replace
 
@@ -107,6 +108,22 @@ def test_arithmetic_is_counted_whichever_library_multiplies(monkeypatch):
         counts.append([row["flops"] for row in model_suite(TINY, device=CPU, repeats=1, peers=())])
     assert counts[0] == counts[1]
     assert min(counts[0]) > 0
+
+
+def test_arithmetic_is_counted_whichever_kernels_were_asked_for(monkeypatch):
+    # Without a GPU the Triton kernels cannot even run, and the counter would see nothing of them.
+    monkeypatch.setenv("AUXMAE_KERNELS", "triton")
+    assert suites._flops(TINY, OURS, "step", CPU) > 0
+    assert os.environ["AUXMAE_KERNELS"] == "triton"
+
+
+def test_one_image_too_many_for_the_memory_ends_nothing(monkeypatch):
+    def too_much(*_):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(suites, "flops", too_much)
+    rows = list(model_suite(TINY, device=CPU, repeats=1, peers=(PLAIN,), passes=("forward",)))
+    assert [(row["status"], row["flops"], row["flops_per_second"]) for row in rows] == [("ok", None, None)] * 2
 
 
 def test_the_plain_designs_arithmetic_is_that_of_its_formulas():
