@@ -13,6 +13,7 @@ import rasterio
 import tifffile
 from PIL import Image
 
+from auxmae.data.digests import digest_files
 from auxmae.data.image import ReadOptions
 from auxmae.data.opening import open_collection
 from auxmae.data.readers import is_readable, open_image
@@ -344,6 +345,41 @@ def test_a_folder_has_an_ome_tiff_in_several_files_once(tmp_path: Path, describe
     assert {path.name for path in collection.files[0].paths} == {f"a{number}.ome.tif" for number in range(4)}
     # One alone is the whole image too.
     assert np.array_equal(open_collection(str(tmp_path / "b3.ome.tif")).read(0).pixels, CUBE + 1)
+
+
+def test_a_folder_of_ome_tiffs_that_describe_each_other_has_each_image_once(tmp_path: Path) -> None:
+    """One image a file, and all files describe all images: positions as Micro-Manager and Bio-Formats write them."""
+    sizes, names = [(17, 23), (17, 23), (19, 21)], ["ab", "ba", "ab"]
+    cubes = [RNG.integers(0, 4000, (2, *size), dtype=np.uint16) for size in sizes]
+    described = "".join(
+        f'<Image ID="Image:{k}" Name="Pos{k}"><Pixels ID="Pixels:{k}" DimensionOrder="XYCZT" Type="uint16" SizeX="{size[1]}" '
+        f'SizeY="{size[0]}" SizeC="2" SizeZ="1" SizeT="1">'
+        + "".join(f'<Channel ID="Channel:{k}:{c}" SamplesPerPixel="1" Name="{name}"/>' for c, name in enumerate(names[k]))
+        + f'<TiffData IFD="0" PlaneCount="2"><UUID FileName="s{k}.ome.tif">urn:uuid:{k}</UUID></TiffData></Pixels></Image>'
+        for k, size in enumerate(sizes)
+    )
+    for k, cube in enumerate(cubes):
+        text = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{k}">{described}</OME>'
+        tifffile.imwrite(tmp_path / f"s{k}.ome.tif", cube, description=text, metadata=None, photometric="minisblack")
+    collection = open_collection(str(tmp_path))
+    assert collection.relative_paths == ("s0.ome.tif", "s1.ome.tif", "s2.ome.tif")
+    assert (len(collection), collection.channel_names) == (3, ("a", "b"))
+    for item, cube in enumerate(cubes):
+        assert np.array_equal(collection.read(item).pixels, cube[::-1] if item == 1 else cube)
+    # One alone knows its own names too.
+    (tmp_path / "s0.ome.tif").unlink()
+    assert open_image(tmp_path / "s1.ome.tif").channel_names == ("b", "a")
+
+
+def test_an_ome_tiff_in_several_files_below_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "deep" / "real").mkdir(parents=True)
+    write_ome_set(tmp_path / "disk" / "deep" / "real", "", CUBE, 4)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "deep", target_is_directory=True)
+    collection = open_collection(str(tmp_path / "link" / "real"))
+    assert len(collection) == 1
+    assert collection.files[0].parts == tuple(tmp_path / "link" / "real" / f"{number}.ome.tif" for number in range(4))
+    assert digest_files(collection)
+    assert np.array_equal(collection.read(0).pixels, CUBE)
 
 
 _PEAK = """

@@ -49,8 +49,8 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
         plain = not tiff.is_ome and not tiff.is_imagej and len(series) == 1 and len(series[0].shape) == series[0].keyframe.ndim
         if plain or not series:
             return geotiff.open_file(path, options)
-        names = _ome_names(tiff.ome_metadata) if tiff.is_ome else None
         chosen, notices = _images(path, series) if tiff.is_ome else _arrays(path, series)
+        names = _ome_names(tiff.ome_metadata, series[chosen[0]].name) if tiff.is_ome else None
         axes, shape = series[chosen[0]].axes, Planes(path, [series[place] for place in chosen]).shape
         dtype = series[chosen[0]].dtype
         parts = _files(path, series) if tiff.is_ome else ()
@@ -72,8 +72,10 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
 def _series(tiff: Any) -> tuple[list[Any], list[Any]]:
     """(series of full pages, series of masks)."""
     series, masks = [], []
+    # An OME-TIFF may describe images of other files too, which are these files' own: as Micro-Manager has positions.
+    own = [one for one in tiff.series if one.keyframe.parent is tiff] or tiff.series
     # tifffile takes whatever is half the size for a pyramid's next level, even where no flag says that it is one.
-    for one in (level for whole in tiff.series for level in whole.levels):
+    for one in (level for whole in own for level in whole.levels):
         kind = int(one.keyframe.subfiletype)
         if kind == _MASK:
             masks.append(one)
@@ -95,7 +97,9 @@ def _files(path: Path, series: list[Any]) -> tuple[Path, ...]:
     if not any(one.is_multifile for one in series):
         return ()  # without a look at every page
     found = {page.parent.filehandle.path for one in series for page in one.pages if page is not None}
-    return tuple(sorted(path.parent / os.path.relpath(one, path.absolute().parent) for one in found)) if len(found) > 1 else ()
+    # tifffile follows links.
+    folder = os.path.realpath(path.parent)
+    return tuple(sorted(path.parent / os.path.relpath(one, folder) for one in found)) if len(found) > 1 else ()
 
 
 def _arrays(path: Path, series: list[Any]) -> tuple[list[int], list[str]]:
@@ -163,13 +167,15 @@ def _axes(path: Path, axes: str, shape: tuple[int, ...], options: ReadOptions, n
     return from_letters(path, axes, shape, notices, channels=CHANNEL_AXES, images=IMAGE_AXES)
 
 
-def _ome_names(metadata: str | None) -> tuple[str, ...] | None:
+def _ome_names(metadata: str | None, called: str) -> tuple[str, ...] | None:
+    """The names of the channels of the first image that is called so, or else of the first one."""
     if not metadata:
         return None
     try:
-        image = ET.fromstring(metadata).find("{*}Image")
+        images = ET.fromstring(metadata).findall("{*}Image")
     except ET.ParseError:
         return None
+    image = next((one for one in images if one.get("Name", "") == called), images[0] if images else None)
     names = tuple(channel.get("Name") or "" for channel in image.iterfind("{*}Pixels/{*}Channel")) if image is not None else ()
     return names if names and all(names) else None
 
