@@ -18,8 +18,8 @@ from auxmae.errors import DataError
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 # Columns of these names hold labels, where a table has more than two columns.
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "classname", "category", "target", "y")
-# Columns of these names may number an array's images; pandas writes its index without a name.
-INDEX_COLUMNS = ("", "index", "id", "image")
+# Columns of these names may number an array's images; pandas writes its index, mostly the rows' own numbers, without a name.
+INDEX_COLUMNS = ("index", "id", "image", "")
 DELIMITERS = ",;\t|"
 # What a missing value is written as; pandas writes nothing, R writes NA.
 MISSING = ("", "nan", "na")
@@ -84,7 +84,8 @@ def table_labels(path: Path, column: str, names: ImageNames, notices: list[str])
 def numbered_labels(path: Path, column: str, count: int, notices: list[str]) -> list[str]:
     """The labels of `count` images that have no names of their own, the entries of an array, as text; "" for none.
 
-    A row for each: the one that a column of `INDEX_COLUMNS` numbers, from 0 or from 1, else in the order of the rows.
+    A row for each: the one that a column of `INDEX_COLUMNS` numbers, from 0 or from 1, else in the order of the rows.  Of several
+    that disagree one called index counts, else the only one with a name.
 
     Raises:
         DataError: there are more or fewer rows, or which column is meant is not said.
@@ -92,13 +93,29 @@ def numbered_labels(path: Path, column: str, count: int, notices: list[str]) -> 
     table = _read(path)
     if len(table) != count:
         raise DataError(f"{path}: {len(table)} rows below its header line, and {count} images", hint="check data.labels")
-    numbered = ((name, _numbering(name, values)) for name, values in table.columns.items() if name != (column or None))
-    index, order = next(((name, order) for name, order in numbered if order), (None, [*range(count)]))
+    index, order, others = _numbered(table, column)
     column = _label_column(table, index, column)
     how = "in the order of its rows" if index is None else f"numbered by column {index or 'without a name'}"
+    how += f", not as column {others[0] or 'without a name'} does" if others else ""
     notices.append(f"labels: column {column} of {path.name}, the images {how}")
     values = [table.columns[column][row].strip() for row in order]
     return ["" if value.lower() in MISSING else value for value in values]
+
+
+def _numbered(table: _Table, column: str) -> tuple[str | None, list[int], list[str]]:
+    """The column that numbers the images, the rows in its order, and the columns that number them otherwise."""
+    found = {name: _numbering(name, values) for name, values in table.columns.items() if name != (column or None)}
+    orders = {name: order for name, order in found.items() if order is not None}
+    index = min(orders, key=lambda name: INDEX_COLUMNS.index(name.lower()), default=None)
+    if index is None:
+        return None, [*range(len(table))], []
+    others = [name for name, order in orders.items() if order != orders[index]]
+    if index.lower() != "index" and any(others):
+        raise DataError(
+            f"{table.path}: columns {index} and {next(filter(None, others))} number the images differently",
+            hint="call the right one index in its header line, or leave the other one out",
+        )
+    return index, orders[index], others
 
 
 def _numbering(name: str, values: Sequence[str]) -> list[int] | None:

@@ -232,6 +232,9 @@ def test_the_entries_of_an_array_have_rows_in_order(tmp_path):
         (",drug\n2,y\n0,x\n3,z\n1,\n", "numbered by column without a name"),
         ("drug,ID\nz,4\ny, 3\n,2\nx,1\n", "numbered by column ID"),
         ("label,id\nx,7\n,3\ny,1\nz,0\n", "in the order of its rows"),
+        (",id,label\n0,2,y\n1,0,x\n2,3,z\n3,1,\n", "numbered by column id, not as column without a name does"),
+        ("id,index,label\n0,2,y\n1,0,x\n2,3,z\n3,1,\n", "numbered by column index, not as column id does"),
+        (",id,label\n2,3,y\n0,1,x\n3,4,z\n1,2,\n", "numbered by column id"),
         ("label,index\nx,0\n,1.5\ny,a\nz,\n", "in the order of its rows"),
         ("label,dose\nx,3\n,2\ny,1\nz,0\n", "in the order of its rows"),
     ],
@@ -241,6 +244,16 @@ def test_a_column_may_number_the_entries_of_an_array(tmp_path, text, told):
     collection = open_collection(str(tmp_path / "all.npy"), labels=table(tmp_path / "t.csv", text))
     assert (collection.class_names, collection.labels.tolist()) == (("x", "y", "z"), [0, -1, 1, 2])
     assert any(notice.startswith("labels: column") and notice.endswith(told) for notice in collection.notices)
+
+
+def test_columns_that_number_the_entries_of_an_array_differently_are_asked_about(tmp_path):
+    np.save(tmp_path / "all.npy", np.zeros((2, 5, 16, 16), np.float32) + np.arange(5)[:, None, None])
+    path = table(tmp_path / "t.csv", "id,image,label\n0,1,x\n1,0,y\n")
+    with pytest.raises(DataError, match=r"t\.csv: columns id and image number the images differently") as told:
+        open_collection(str(tmp_path / "all.npy"), labels=path)
+    assert "index" in told.value.hint
+    # A column of labels numbers nothing.
+    assert open_collection(str(tmp_path / "all.npy"), labels=f"{path}:image").labels.tolist() == [1, 0]
 
 
 def test_scenes_are_not_labelled_as_a_whole(tmp_path):
