@@ -68,7 +68,7 @@ class ReadOptions:
         channels: number of channels that the image has to have, to tell them from rows and columns; None: not known.
         plane: (H, W) of the label map that belongs to the image, to tell the channels from rows and columns; None: not known.
         plane_key: name of that map's array, where it is in the file itself.
-        transparency: a last band that a TIFF marks as transparency is that if it looks so; False: it is a channel in any case.
+        transparency: whether a last band that a TIFF marks as transparency is that, or a channel (False); None: as it looks.
         indexed: read pictures with a palette as the palette's indices (label rasters) rather than as its colours.
     """
 
@@ -79,7 +79,7 @@ class ReadOptions:
     channels: int | None = None
     plane: tuple[int, int] | None = None
     plane_key: str | None = None
-    transparency: bool = True
+    transparency: bool | None = None
     indexed: bool = False
 
 
@@ -100,8 +100,8 @@ class ImageFile:
             texts, as they are stored; else None.
         georeference: {"crs": str, "transform": six floats} where the file has one, else None.
         notices: what was inferred and the user should be told, one sentence each.
-        transparency: whether a last band that the file marks as transparency was taken for that (True) or, since TIFF writers
-            mark channels so too, for a channel (False); None: none is marked.
+        alpha: of a last band that a TIFF marks as transparency, as writers do channels too, how many of the values looked at are
+            the largest of their type, and how many neither that nor 0; None: none is marked.
         parts: the files that it is read from where these are several, one a channel or those of one OME-TIFF; empty where `path`
             is the file.
     """
@@ -118,7 +118,7 @@ class ImageFile:
     labels: tuple[str, NDArray[Any]] | None = None
     georeference: dict[str, object] | None = None
     notices: tuple[str, ...] = field(default=())
-    transparency: bool | None = None
+    alpha: tuple[int, int] | None = None
     parts: tuple[Path, ...] = field(default=())
 
     @property

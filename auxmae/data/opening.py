@@ -93,7 +93,7 @@ def open_collection(
     exclusion = Exclusion(exclude)
     root, paths = find_files(source, exclusion, notices)
     paths = _without_label_files(paths, labels)
-    files = _agree_on_transparency(_open_all(paths, options, allow_broken, notices, progress), options)
+    files = _agree_on_transparency(_open_all(paths, options, allow_broken, notices, progress), options, notices)
     if not channel_pattern:
         # What the pattern finds are channels, however few their values, and what it does not find is no image anyway.
         files = _leave_out_labels(files, labels, notices)
@@ -264,17 +264,29 @@ def _instead(path: Path) -> str:
     return f"leave it out with data.exclude{pattern} or data.allow_broken"
 
 
-def _agree_on_transparency(files: list[ImageFile], options: ReadOptions) -> list[ImageFile]:
-    """A band marked as transparency that one file shows to be a channel is one in every file.
+def _agree_on_transparency(files: list[ImageFile], options: ReadOptions, notices: list[str]) -> list[ImageFile]:
+    """A band marked as transparency is that in every file or in none, by its values in all of them.
 
-    By itself a chip of near infrared that is all 0, or saturated, looks like transparency.
+    By itself a chip of near infrared that is saturated, or all 0, looks like transparency, and a soft tile like a channel.
     """
     from auxmae.data.readers import open_image
+    from auxmae.data.readers.geotiff import is_transparency
 
-    if all(file.transparency is not False for file in files):
+    alphas = {file.path: file.alpha for file in files if file.alpha is not None}
+    if not alphas:
         return files
-    as_channel = replace(options, transparency=False)
-    return [open_image(file.path, as_channel) if file.transparency else file for file in files]
+    transparency = is_transparency(alphas.values())
+    others = [path for path, alpha in alphas.items() if is_transparency([alpha]) != transparency]
+    if not others:
+        return files
+    deciding = max(alphas, key=lambda path: alphas[path][0 if transparency else 1])
+    what = "is that" if transparency else "is read as a channel"
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    notices.append(
+        f"{others[0].name}{more}: the last band is marked as transparency and {what}, as in {deciding.name}: one way for all"
+    )
+    overruled, agreed = set(others), replace(options, transparency=transparency)
+    return [open_image(file.path, agreed) if file.path in overruled else file for file in files]
 
 
 def _leave_out_labels(files: list[ImageFile], labels: str, notices: list[str]) -> list[ImageFile]:

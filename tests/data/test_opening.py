@@ -123,10 +123,29 @@ def test_a_fourth_band_is_a_channel_in_every_file_or_in_none(tmp_path):
         assert image.valid.all()
         assert np.array_equal(image.pixels, chips[Path(collection.name_of(item)).stem])
     assert sum("is read as a channel" in notice for notice in collection.notices) == 2
+    (told,) = (notice for notice in collection.notices if notice.startswith("bright.tif and 1 more: "))
+    assert "is read as a channel, as in a.tif" in told
     # An empty chip among real cutouts is nowhere valid, and left out.
     collection = open_collection(str(tmp_path / "cutouts"))
     assert (len(collection), len(collection.channel_names)) == (4, 3)
     assert np.array_equal(collection.read(0).valid[0], chips["a"][0] > 100)
+
+
+def test_soft_transparency_in_a_few_files_is_transparency_in_all(tmp_path):
+    tiles = {name: RNG.integers(1, 256, (4, 24, 24)).astype(np.uint8) for name in "abcdef"}
+    for name, tile in tiles.items():
+        tile[3] = np.where(tile[0] > 60, 255, 0) if name in "abc" else 255
+    tiles["e"][3, :4], tiles["f"][3] = np.arange(24), 128
+    for name, tile in tiles.items():
+        write(tmp_path / f"{name}.tif", tile)
+    collection = open_collection(str(tmp_path), layout="images")
+    assert (len(collection), len(collection.channel_names)) == (6, 3)
+    for item in range(6):
+        tile, image = tiles[Path(collection.name_of(item)).stem], collection.read(item)
+        assert np.array_equal(image.valid, np.broadcast_to(tile[3] > 0, (3, 24, 24)))
+        assert np.array_equal(image.pixels, np.where(tile[3] > 0, tile[:3], 0))
+    (told,) = (notice for notice in collection.notices if "f.tif" in notice)
+    assert told.startswith("f.tif: the last band is marked as transparency and is that, as in d.tif")
 
 
 def test_transparency_is_told(tmp_path):

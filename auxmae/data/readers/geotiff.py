@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     """Opens any raster that GDAL knows by its header; of an ENVI file the header or the data.
 
     Several pages of one size are channels, as bands are.  A band of transparency is no channel but the validity of the
-    others, if it is what it says: 0 or full.
+    others, if it looks so (see `is_transparency`).
     """
     path = data_file(path)
     with _open(path) as source:
@@ -63,13 +63,16 @@ def _pages(path: Path, found: list[str]) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOptions, notices: list[str]) -> ImageFile:
-    transparency = _transparency(source, options)
-    bands = tuple(range(1, source.count + (not transparency)))
-    if transparency:
+    transparency = source.count > 1 and source.colorinterp[-1].name == "alpha"
+    # PNG leaves no doubt.
+    alpha = _alpha(source) if transparency and source.driver != "PNG" else None
+    if alpha is not None:
+        transparency = is_transparency([alpha]) if options.transparency is None else options.transparency
+    if options.transparency is None and transparency:
         notices.append(f"{path.name}: band {source.count} is transparency: it says which pixels are valid")
-    elif transparency is not None:
-        where = "holds values" if options.transparency else "holds values in other files"
-        notices.append(f"{path.name}: band {source.count} is marked as transparency and {where}: it is read as a channel")
+    elif options.transparency is None and alpha is not None:
+        notices.append(f"{path.name}: band {source.count} is marked as transparency and holds values: it is read as a channel")
+    bands = tuple(range(1, source.count + (not transparency)))
     names = tuple(str(source.descriptions[band - 1] or "") for band in bands)
     # ENVI repeats the wavelength in the band's name ("443.0 Nanometers"): as good a name as any.  Of several pages only the
     # first is looked at here.
@@ -93,31 +96,31 @@ def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOpti
         waves,
         georeference=georeference,
         notices=tuple(notices),
-        transparency=transparency,
+        alpha=alpha,
     )
 
 
-def _transparency(source: Any, options: ReadOptions) -> bool | None:
-    """Whether the last band is transparency rather than a channel; None where it is not marked as such.
-
-    TIFF writers mark the fourth band as transparency whatever it holds, near infrared for one; unless the format leaves
-    no doubt, or the options say that it is a channel, it is looked at in a few places, and is transparency where every value
-    is 0 or the largest.
-    """
-    if source.count < 2 or source.colorinterp[-1].name != "alpha":
-        return None
-    if source.driver == "PNG":
-        return True
-    if not options.transparency:
-        return False
+def _alpha(source: Any) -> tuple[int, int]:
+    """Of the last band's values in a few places, how many are the largest of their type, and how many neither that nor 0."""
     from rasterio.windows import Window as RasterWindow
 
     largest = np.iinfo(source.dtypes[-1]).max if np.dtype(source.dtypes[-1]).kind in "ui" else 1
+    full = between = 0
     for place in diagonal(source.height, source.width, _SAMPLE):
         values = source.read(source.count, window=RasterWindow(place.left, place.top, place.width, place.height))
-        if not np.isin(values, (0, largest)).all():
-            return False
-    return True
+        opaque = int(np.count_nonzero(values == largest))
+        full, between = full + opaque, between + int(np.count_nonzero(values)) - opaque
+    return full, between
+
+
+def is_transparency(alphas: Iterable[tuple[int, int]]) -> bool:
+    """Whether a band that TIFFs mark as transparency is that, by `ImageFile.alpha` of one or of several.
+
+    TIFF writers mark the fourth band as transparency whatever it holds, near infrared for one.  Of transparency, soft edges among
+    it, most values above 0 are full; of a channel hardly any are.
+    """
+    full, between = np.sum([*alphas], axis=0)
+    return bool(full >= between)
 
 
 def _read(
