@@ -167,7 +167,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
             if maps is not None:
                 found = self.collection.read_labels(item, window)
                 if found is not None:
-                    rows, columns = (0, 0) if self.augment else self._windows[index, 6:]
+                    rows, columns = self.held(index)
                     maps[row, rows:h, columns:w] = _flip(found, flips)[rows:, columns:]
         x, valid_tensor = torch.from_numpy(image), torch.from_numpy(valid)
         if self.scaling is not None:
@@ -197,6 +197,11 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         """Which image of the collection sample `index` comes from, and where in it."""
         item, window, _ = self._place(index)
         return item, window
+
+    def held(self, index: int) -> tuple[int, int]:
+        """How many of the first rows and columns of sample `index` windows before it hold already."""
+        rows, columns = (0, 0) if self.augment else self._windows[index, 6:].tolist()
+        return rows, columns
 
     def _place(self, index: int) -> tuple[int, Window, tuple[bool, bool]]:
         random = np.random.default_rng((self.seed, self.epoch, index)) if self.augment else None

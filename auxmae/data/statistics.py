@@ -124,7 +124,7 @@ def compute_statistics(
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
 ) -> ChannelStatistics:
-    """One pass over a data set, window by window.
+    """One pass over a data set, window by window; a pixel of several windows counts once.
 
     Args:
         dataset: raw (scaling=None), not augmented.  Of one with more than 8 × `samples` pixels, a random part is read.
@@ -152,8 +152,12 @@ def compute_statistics(
     for start in range(0, len(indices), batch):
         chosen = indices[start : start + batch].tolist()
         image, valid, *_ = dataset.fetch(chosen)
-        # Padding is no part of an image: it counts neither as valid nor as missing.
-        total += sum(window.height * window.width for _, window in (dataset.place(index) for index in chosen))
+        # Neither as valid nor as missing counts padding, which is no part of an image, nor what an earlier window holds too.
+        for row, index in enumerate(chosen):
+            (_, window), (rows, columns) = dataset.place(index), dataset.held(index)
+            valid[row, :, :rows] = False
+            valid[row, :, :, :columns] = False
+            total += (window.height - rows) * (window.width - columns)
         for channel in range(len(names)):
             values = image[:, channel][valid[:, channel]].numpy().astype(np.float64)
             raw.add(channel, values)

@@ -56,6 +56,26 @@ def test_against_numpy_with_nan_and_padding(transform: str) -> None:
     json.dumps(s.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize(("height", "width"), [(72, 72), (61, 90)])
+def test_a_pixel_of_several_windows_counts_once(height: int, width: int) -> None:
+    """Bright middles, which windows from edge to edge share, weigh no more than edges."""
+    random = np.random.default_rng(3)
+    array = random.normal(size=(4, 2, height, width)).astype(np.float32)
+    array[..., 24:48, 24:48] += 100
+    array[random.random(array.shape) < 0.1] = np.nan
+    dataset = whole(array, image_size=48)
+    # One window alone is in the middle.
+    seen = array[:, :, 6:54] if height == 61 else array
+    assert len(dataset) == (8 if height == 61 else 16)
+    s = compute_statistics(dataset)
+    for channel in range(2):
+        values = seen[:, channel][np.isfinite(seen[:, channel])].astype(np.float64)
+        assert s.count[channel] == values.size
+        assert (s.mean[channel], s.std[channel]) == pytest.approx((values.mean(), values.std()), rel=1e-9)
+        assert s.median[channel] == pytest.approx(np.percentile(values, 50), rel=1e-6)
+        assert s.fraction_valid[channel] == pytest.approx(values.size / seen[:, channel].size)
+
+
 def test_subsample_is_close() -> None:
     array = np.random.default_rng(0).gamma(2, 100, (200, 1, 16, 16)).astype(np.float32)
     s = fitted(array, samples=5000)
