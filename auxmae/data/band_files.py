@@ -1,4 +1,4 @@
-"""Whether files of one channel look like the channels of images, and what `data.channel_pattern` would join them."""
+"""Whether files look like the channels of images, and what `data.channel_pattern` would join them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _CHANNELS = (
 def suggest_pattern(files: Sequence[ImageFile], relative_paths: Sequence[str]) -> str | None:
     """A `data.channel_pattern` that joins most of the files into images of two channels or more; None where none does.
 
+    Files that it does not find may hold anything, such as a composite in colours beside the bands.
+
     Args:
         files: the images as they were opened.
         relative_paths: of the files, below their source.
     """
-    if len(files) < 2 or any(file.channels != 1 or file.count != 1 for file in files):
-        return None
     for flags, channel in _CHANNELS:
         pattern = f"{flags}{_BEFORE}({channel}){_BEHIND}"
         expression = re.compile(pattern)

@@ -110,7 +110,11 @@ def open_collection(
             "every file has one channel; where these are channels of one image, say how they are named with data.channel_pattern"
         )
     notices.extend(said_once((file.path, file.notices) for file in files))
-    plan = plan_channels(files, channels, wavelengths, notices)
+    try:
+        plan = plan_channels(files, channels, wavelengths, notices)
+    except DataError as error:
+        # Bands do not fit what lies beside them.
+        raise DataError(error.message, hint=warnings[0] if warnings else error.hint) from error
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
     names = ImageNames(relative, root, group_pattern, [[relative_path(part, root) for part in file.parts] for file in files])

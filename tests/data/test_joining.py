@@ -183,6 +183,30 @@ def test_sentinel_2_as_delivered(tmp_path):
     assert "of several resolutions the finest is taken: B02" in collection.notices
 
 
+@pytest.mark.parametrize(
+    ("below", "pattern"),
+    [
+        ("GRANULE/L1C_T33TVM_A023657/IMG_DATA", r"_(B[0-9A]+)\.tif$"),
+        ("", r"\dT\d+_(B[0-9A]+)\.tif$"),
+        ("GRANULE/L1C_T33TVM_A023657/IMG_DATA", r"\dT\d+_(B[0-9A]+)\.tif$"),
+    ],
+)
+def test_sentinel_2_level_1c_as_delivered(tmp_path, below, pattern):
+    """One folder for all resolutions, with a composite in colours; quality masks, called like bands too, lie in another one."""
+    granule, arrays = tmp_path / "GRANULE" / "L1C_T33TVM_A023657", {}
+    for side, bands in ((48, ("B02", "B08")), (24, ("B05", "B8A")), (8, ("B01", "B09", "B10"))):
+        for band in bands:
+            array = store(granule / "IMG_DATA" / f"T33TVM_20200101T100031_{band}.tif", side)
+            arrays[band] = array.repeat(48 // side, 0).repeat(48 // side, 1)
+            store(granule / "QI_DATA" / f"MSK_DETFOO_{band}.tif", side, np.uint8)
+    tifffile.imwrite(granule / "IMG_DATA" / "T33TVM_20200101T100031_TCI.tif", np.zeros((48, 48, 3), np.uint8), photometric="rgb")
+    collection = open_collection(str(tmp_path / below), channel_pattern=pattern)
+    assert (len(collection), collection.channel_names) == (1, ("B01", "B02", "B05", "B08", "B8A", "B09", "B10"))
+    assert np.array_equal(collection.read(0).pixels, np.stack([arrays[name] for name in collection.channel_names]))
+    told = "".join(notice for notice in collection.notices if notice.startswith("left out"))
+    assert "T33TVM_20200101T100031_TCI.tif" in told
+
+
 LANDSAT = "LC08_L2SP_19{row}026_20200517_20200820_02_T1_{band}.TIF"
 
 
@@ -221,6 +245,16 @@ def test_other_files_beside_the_bands_do_not_hide_them(tmp_path):
     (told,) = open_collection(str(tmp_path)).warnings
     pattern = told.split("'")[1]
     assert open_collection(str(tmp_path), channel_pattern=pattern).channel_names == ("SR_B1", "SR_B2", "SR_B3")
+
+
+def test_a_composite_beside_the_bands_does_not_hide_what_joins_them(tmp_path):
+    for row, band in itertools.product((1, 2), ("B02", "B03", "B8A")):
+        store(tmp_path / f"T33TV{row}_20200517_{band}.tif")
+        tifffile.imwrite(tmp_path / f"T33TV{row}_20200517_TCI.tif", np.zeros((24, 24, 3), np.uint8), photometric="rgb")
+    with pytest.raises(DataError, match=r"B02\.tif has 1 channels and .*TCI\.tif has 3") as told:
+        open_collection(str(tmp_path))
+    pattern = told.value.hint.split("'")[1]
+    assert open_collection(str(tmp_path), channel_pattern=pattern).channel_names == ("B02", "B03", "B8A")
 
 
 @pytest.mark.parametrize("names", [("a", "b", "c"), ("x_B1", "y_B1", "z_B1"), ("x_B1", "x_B2", "y_B1"), ("B1", "tree", "house")])
