@@ -118,6 +118,27 @@ def test_why_labels_are_not_taken(tmp_path, labels, words):
     assert any("not taken" in notice for notice in collection.notices) == (labels.ndim == 1)
 
 
+@pytest.mark.parametrize("write", [scipy.io.savemat, lambda path, arrays: write_v73(path, **arrays)], ids=["v5", "v7.3"])
+def test_a_map_of_labels_beside_a_scene_is_told_with_what_uses_it(tmp_path, write):
+    truth = RNG.integers(0, 4, (24, 30), dtype=np.uint16)
+    path = tmp_path / "scene.mat"
+    write(path, {"data": RNG.integers(1, 4000, (24, 30, 60), dtype=np.uint16), "labels": truth, "target": truth[:20]})
+    collection = open_collection(str(path))
+    assert not collection.has_label_maps
+    (told,) = (notice for notice in collection.notices if "--labels" in notice)
+    assert told == "scene.mat: array labels may hold labels of the pixels: --labels :labels uses it"
+    used = open_collection(str(path), labels=told.split("--labels ")[1].split()[0])
+    assert np.array_equal(used.read_labels(0), truth.astype(int) - 1)
+    assert not any("--labels" in notice for notice in used.notices)
+
+
+def test_maps_of_labels_beside_an_array_of_images_are_told(tmp_path):
+    path = npz(tmp_path / "a", y=RNG.integers(0, 3, (4, 16, 16)), labels=NUMBERS)
+    (told,) = (notice for notice in open_images(path, "auto", "NCHW").notices if "--labels" in notice)
+    assert told.startswith("a.npz: array y may hold labels of the pixels")
+    assert open_images(path, ":y", "NCHW").has_label_maps
+
+
 def test_the_labels_of_the_group_that_the_images_are_in(tmp_path):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:

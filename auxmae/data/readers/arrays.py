@@ -179,6 +179,20 @@ def _own_labels(
     return name, entries.reshape(-1)
 
 
+def _own_maps(path: Path, arrays: Shapes, key: str, axes: Axes) -> list[str]:
+    """Says how arrays are used that are called like labels and hold a map of each image: by their names alone they are not."""
+    size = (axes.size("H"), axes.size("W"))
+    maps = [
+        name
+        for name, (shape, kind) in arrays.items()
+        if name.rsplit("/", 1)[-1].lower() in LABEL_NAMES
+        and np.dtype(kind).kind in "biuf"
+        and shape in (size, (axes.size("N"), *size))
+        and name != key
+    ]
+    return [f"{path.name}: array {name} may hold labels of the pixels: --labels :{name} uses it" for name in maps]
+
+
 def _own_names(
     path: Path, arrays: Shapes, key: str, count: int, load: Callable[[str], NDArray[Any]], notices: list[str]
 ) -> tuple[str, ...] | None:
@@ -243,6 +257,8 @@ def array_file(
             which = "its array" if key == ONLY else f"array {key}"
             notices.append(f"{path.name}: {which} of {times(shape)} is read as {axes}; set data.axes if that is wrong")
     labels = _own_labels(path, arrays, key, axes.size("N"), load, notices)
+    if options.plane is None and options.plane_key is None:
+        notices.extend(_own_maps(path, arrays, key, axes))
     channels = axes.size("C")
     names = described(key, channels) or _own_names(path, arrays, key, channels, load, notices)
     return ImageFile(
