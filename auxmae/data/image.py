@@ -102,6 +102,7 @@ class ImageFile:
         notices: what was inferred and the user should be told, one sentence each.
         alpha: of a last band that a TIFF marks as transparency, as writers do channels too, how many of the values looked at are
             the largest of their type, and how many neither that nor 0; None: none is marked.
+        whole: bytes that are decoded for any window of it, those of all of it; 0 where the format is read by windows.
         parts: the files that it is read from where these are several, one a channel or those of one OME-TIFF; empty where `path`
             is the file.
     """
@@ -119,6 +120,7 @@ class ImageFile:
     georeference: dict[str, object] | None = None
     notices: tuple[str, ...] = field(default=())
     alpha: tuple[int, int] | None = None
+    whole: int = 0
     parts: tuple[Path, ...] = field(default=())
 
     @property

@@ -175,6 +175,7 @@ def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse:
         tuple(waves) if len(waves) == len(parts) else None,
         georeference=finest.georeference,
         notices=tuple(dict.fromkeys(told)),
+        whole=sum(part.whole for part in parts),
         parts=tuple(part.path for part in parts),
     )
 

@@ -123,6 +123,9 @@ def open_collection(
         notices.append(f"data.exclude: no file is called like {', '.join(idle)}")
     named = classes is not None or found.per_file is not None
     chosen = _choose_layout(layout, files, named, found.rasters is not None)
+    if chosen != "images":
+        # Of images, a sample is mostly a whole one anyway.
+        notices.extend(_decoded_again(files))
     items = np.array([(number, index) for number, file in enumerate(files) for index in range(file.count)], dtype=np.int64)
     collection = Collection(
         source,
@@ -349,6 +352,22 @@ def _choose_layout(layout: str, files: Sequence[ImageFile], has_classes: bool, h
     largest = max(max(file.height, file.width) for file in files)
     few = any(len(files) < count and smallest >= side for count, side in SCENES)
     return "scenes" if few or largest > IMAGE_SIDE else "images"
+
+
+def _decoded_again(files: Sequence[ImageFile]) -> list[str]:
+    """Says where samples, drawn from several files in turn, are slow since these are decoded whole and too large to be kept."""
+    from auxmae.data.readers import cache
+
+    sizes = [file.whole for file in files if file.whole]
+    # A data set keeps float32 pixels and validity of as many bytes, 5 a value: less than the file's own 8 of float64.
+    kept = 5 * sum(file.count * file.channels * file.height * file.width for file in files)
+    if len(sizes) < 2 or min(sum(sizes), kept) <= cache.BUDGET:
+        return []
+    return [
+        f"{len(sizes)} files of a format that is not read by windows are {sum(sizes) / 2**20:.0f} MiB, more than the "
+        f"{cache.BUDGET / 2**20:.0f} MiB that a process keeps: most samples decode a whole file; store them as npy, Zarr or "
+        "MATLAB v7.3"
+    ]
 
 
 def _explain(collection: Collection) -> str:

@@ -10,6 +10,7 @@ import pytest
 import rasterio
 import tifffile
 from PIL import Image
+from scipy.io import savemat
 
 from auxmae.data.image import ReadOptions, Window
 from auxmae.data.opening import open_collection
@@ -164,3 +165,18 @@ def test_transparency_is_told(tmp_path):
 )
 def test_few_images_that_cannot_be_cut_are_no_scenes(tmp_path, count, side, layout):
     assert open_collection(str(cubes(tmp_path, *(f"{i}" for i in range(count)), size=side))).layout == layout
+
+
+@pytest.mark.parametrize("suffix", [".mat", ".npz", ".npy"])
+@pytest.mark.parametrize(
+    ("count", "budget", "layout"), [(3, 1.5, "scenes"), (3, 2, "scenes"), (1, 0.5, "scenes"), (3, 1.5, "images")]
+)
+def test_scenes_that_are_decoded_again_for_each_crop_are_told(tmp_path, monkeypatch, suffix, count, budget, layout):
+    scene = RNG.uniform(size=(64, 64, 60))
+    write = {".mat": lambda path: savemat(path, {"x": scene}), ".npz": lambda path: np.savez(path, x=scene)}
+    for index in range(count):
+        write.get(suffix, lambda path: np.save(path, scene))(tmp_path / f"{index}{suffix}")
+    monkeypatch.setattr("auxmae.data.readers.cache.BUDGET", budget * scene.nbytes)
+    notices = open_collection(str(tmp_path), layout=layout, options=ReadOptions(axes="HWC")).notices
+    told = [notice for notice in notices if "most samples decode a whole file" in notice]
+    assert len(told) == (suffix != ".npy" and count == 3 and budget == 1.5 and layout == "scenes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,8 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     """Opens a variable of one or N images."""
     if _is_hdf5(path):
         return hdf5.open_file(path, options, matlab=True)
-    return array_file(path, list_arrays(path), options, partial(load, path), partial(_read, path, options.nodata))
+    file = array_file(path, list_arrays(path), options, partial(load, path), partial(_read, path, options.nodata))
+    return replace(file, whole=sum(array.nbytes for array in _all(path).values()))
 
 
 def _read(path: Path, nodata: float | None, key: str, axes: Axes, index: int, window: Window | None) -> MultiChannelImage:

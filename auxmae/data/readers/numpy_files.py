@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import zipfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -79,7 +80,10 @@ def _refuse_objects(file: IO[bytes], where: str) -> None:
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
     """Opens an array of one or N images."""
     read = partial(_read, path, options.nodata)
-    return array_file(path, list_arrays(path), options, partial(load, path), read)
+    file = array_file(path, list_arrays(path), options, partial(load, path), read)
+    if path.suffix.lower() == ".npy":
+        return file
+    return replace(file, whole=file.count * file.channels * file.height * file.width * file.dtype.itemsize)
 
 
 def _read(path: Path, nodata: float | None, key: str, axes: Axes, index: int, window: Window | None) -> MultiChannelImage:
