@@ -18,6 +18,7 @@ from auxmae.errors import DataError, SettingsError, UsageError
 from auxmae.model.embedding import ChannelSelection
 from auxmae.model.folders import SETTINGS_NAME
 from auxmae.model.mae import AuxMAE
+from auxmae.places import expanded
 from auxmae.settings import load_settings
 from auxmae.settings.schema import DataSettings, SettingsTree
 from auxmae.training.run import RunFolder
@@ -39,7 +40,7 @@ def absolute_place(name: str) -> str:
     if words:
         return name
     parts = list[str]()
-    for part in Path(name).expanduser().absolute().parts:
+    for part in expanded(name).absolute().parts:
         # What lies above a link is not what stands before it in the path.
         if part == ".." and parts[-1] != ".." and not Path(*parts).is_symlink():
             del parts[max(len(parts) - 1, 1) :]  # above the root is the root
@@ -126,7 +127,7 @@ def settings_on_data(
         data = data.model_copy(update={"source": source})
     if not is_own_source(run, data.source):
         forget("labels", *_READING)
-    elif data.source != "synthetic" and not Path(data.source).exists() and not any(c in data.source for c in "*?["):
+    elif data.source != "synthetic" and not expanded(data.source).exists() and not any(c in data.source for c in "*?["):
         raise DataError(f"{data.source}: the run's data set is no longer there", hint="name it with --data")
     if labels is not None:
         data = data.model_copy(update={"labels": labels})

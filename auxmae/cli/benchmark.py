@@ -14,6 +14,7 @@ import typer
 
 from auxmae.cli.console import console, print_json
 from auxmae.errors import AuxMAEError, DataError, MissingDependencyError, UsageError
+from auxmae.places import expanded
 from auxmae.writing import write_text
 
 if TYPE_CHECKING:
@@ -56,15 +57,23 @@ def command(
     data: Annotated[
         str | None, typer.Option("--data", help="Images of the data suite; else those of ./auxmae.toml, else the embedded ones.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the JSON document to this file too.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", parser=expanded, metavar="PATH", help="Write the JSON document to this file too."),
+    ] = None,
     figures: Annotated[
-        Path | None, typer.Option("--figures", help="Draw PNG figures and one HTML page into this folder.")
+        Path | None,
+        typer.Option("--figures", parser=expanded, metavar="PATH", help="Draw PNG figures and one HTML page into this folder."),
     ] = None,
     recorded: Annotated[
-        Path | None, typer.Option("--from", help="Measure nothing; show and draw a document that --output wrote.")
+        Path | None,
+        typer.Option(
+            "--from", parser=expanded, metavar="PATH", help="Measure nothing; show and draw a document that --output wrote."
+        ),
     ] = None,
     compare: Annotated[
-        tuple[Path, Path] | None, typer.Option("--compare", help="Measure nothing; compare two documents: BEFORE AFTER.")
+        tuple[Path, Path] | None,
+        typer.Option("--compare", parser=expanded, metavar="BEFORE AFTER", help="Measure nothing; compare two documents."),
     ] = None,
     threshold: Annotated[float, typer.Option("--threshold", min=0, help="Part by which a time may grow, for --compare.")] = 0.1,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,

@@ -9,10 +9,17 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from auxmae.places import expanded
+
 
 def command(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or 'last' for the newest one under runs/.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="feats.npy (rows listed in feats.csv), .parquet or .zarr.")],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", parser=expanded, metavar="PATH", help="feats.npy (rows listed in feats.csv), .parquet or .zarr."
+        ),
+    ],
     data: Annotated[str | None, typer.Option("--data", "-d", help="Other images than the run's.")] = None,
     labels: Annotated[str | None, typer.Option("--labels", help="Their labels: see data.labels.")] = None,
     part: Annotated[
@@ -44,7 +51,6 @@ def command(
 
     out = console(json_output=json_output)
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
-    output = output.expanduser()
     check_format(output, overwrite=overwrite)
     folder, overrides = open_run(run), set_ or []
     settings = settings_on_data(folder, source=data, labels=labels, overrides=overrides, batch_size=batch_size, device=device)

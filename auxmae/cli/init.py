@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from auxmae.places import expanded
+
 
 def command(
     preset: Annotated[
@@ -14,7 +16,9 @@ def command(
     ] = "tiny",
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="PATH", help="The file to write, or the folder to write auxmae.toml to."),
+        typer.Option(
+            "--output", "-o", parser=expanded, metavar="PATH", help="The file to write, or the folder to write auxmae.toml to."
+        ),
     ] = Path("auxmae.toml"),
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:

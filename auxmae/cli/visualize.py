@@ -7,13 +7,18 @@ from typing import Annotated, Literal
 
 import typer
 
+from auxmae.places import expanded
+
 
 def command(
     run: Annotated[str, typer.Argument(help="Run folder, or 'last'.")],
     data: Annotated[str | None, typer.Option("--data", "-d", help="Other images than the run's.")] = None,
     channels: Annotated[str | None, typer.Option("--channels", help="Channels to show one by one: B04,B08.")] = None,
     images: Annotated[int, typer.Option("--images", min=1, max=32, help="How many images.")] = 4,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="PNG to write; else in the run's figures.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", parser=expanded, metavar="PATH", help="PNG to write; else in the run's figures."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that --output names.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of the masks.")] = 0,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Go on without channels that the data lack.")] = False,

@@ -9,6 +9,7 @@ from pathlib import Path
 from auxmae.data.exclusion import Exclusion
 from auxmae.data.plates import STORE, fields, store_of, wells
 from auxmae.errors import DataError
+from auxmae.places import expanded
 
 # What every run folder holds from its first moment on.
 RUN_MARKS = ("settings.toml", "checkpoints", "figures")
@@ -30,7 +31,7 @@ def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Pat
     from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER, pair
 
     listed = ", ".join(supported_suffixes())
-    path = Path(source).expanduser()
+    path = expanded(source)
     exists = path_exists(path)
     if exists and path.is_dir() and not is_readable(path):
         candidates = _walk(path, notices)

@@ -24,6 +24,7 @@ from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.data.plates import STORE
 from auxmae.data.tables import MISSING, TABLE_SUFFIXES, classes, numbered_labels, table_labels
 from auxmae.errors import DataError
+from auxmae.places import expanded
 
 SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 MAX_CLASSES = 1000
@@ -129,10 +130,10 @@ def label_place(labels: str) -> tuple[Path, str] | None:
 
     if labels in ("auto", "none") or labels.startswith(":"):
         return None
-    path = Path(labels).expanduser()
+    path = expanded(labels)
     if ":" in labels and not path_exists(path):
         before, _, key = labels.rpartition(":")
-        return Path(before).expanduser(), key
+        return expanded(before), key
     return path, ""
 
 

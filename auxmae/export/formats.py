@@ -23,6 +23,7 @@ from auxmae.data.readers import is_readable
 from auxmae.errors import MissingDependencyError, UsageError
 from auxmae.export.extract import FACTS
 from auxmae.export.workspace import workspace_folder
+from auxmae.places import expanded
 
 COLUMNS = ("path", "index", "top", "left", "height", "width", "label", "class", "valid")
 # Bytes of features that are read at a time.
@@ -106,14 +107,14 @@ def check_apart(output: Path, collection: Collection, *, labels: str = "none", e
     inputs = [path for file in collection.files for path in file.paths]
     inputs += [raster.file.path for raster in collection.label_rasters if raster is not None]
     if labels not in ("auto", "none"):
-        inputs += [Path(labels).expanduser(), Path(labels.rpartition(":")[0]).expanduser()]
+        inputs += [expanded(labels), expanded(labels.rpartition(":")[0])]
     # A store is a folder, and what lies within it is part of it; so is a file within an output that is a folder.
     known = {path.resolve() for path in inputs if path.is_file() or is_readable(path)}
     for path in (output, *([sidecar(output)] if output.suffix.lower() == ".npy" else [])):
         place = path.resolve()
         if known.intersection((place, *place.parents)) or any(place in one.parents for one in known):
             raise UsageError(f"{path} is what is embedded, or its labels", hint="choose another --output")
-    place, source = output.resolve(), Path(collection.source).expanduser()
+    place, source = output.resolve(), expanded(collection.source)
     read = is_readable(output) and not Exclusion(exclude).leaves_out(place)
     if source.is_dir():
         root = source.resolve()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from auxmae.errors import CheckpointError, UsageError, first_line
+from auxmae.places import expanded
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -50,7 +51,7 @@ def locate(name: str | Path) -> Path:
     if not str(name).strip():
         raise UsageError("the name of a run or model is empty", hint="give a run folder, or 'last' for the newest under runs/")
     if str(name) != "last":
-        return Path(name).expanduser()
+        return expanded(name)
     runs = [path.parent for path in RUNS.glob(f"*/{SETTINGS_NAME}")]
     if not runs:
         raise UsageError(

@@ -17,6 +17,7 @@ import tomli
 from pydantic import ValidationError
 
 from auxmae.errors import SettingsError
+from auxmae.places import expanded
 from auxmae.settings import wording
 from auxmae.settings.document import Document, KeyPath, read_document
 from auxmae.settings.presets import PRESETS
@@ -185,7 +186,7 @@ def check_run_settings(path: Path) -> None:
 def _locate(config: Path | None, cwd: Path | None) -> tuple[Path | None, str]:
     folder = Path.cwd() if cwd is None else cwd
     if config is not None:
-        return folder / Path(config).expanduser(), str(config)
+        return folder / expanded(config), str(config)
     path = folder / FILE_NAME
     return (path if os.path.lexists(path) else None), FILE_NAME
 

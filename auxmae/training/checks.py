@@ -12,6 +12,7 @@ from auxmae.compiler import cpp_compiler
 from auxmae.errors import CheckpointError, MissingDependencyError, SettingsError
 from auxmae.model.folders import RUNS
 from auxmae.model.mae import AuxMAE
+from auxmae.places import expanded
 from auxmae.run_data import with_absolute_places
 from auxmae.settings import wording
 from auxmae.settings.schema import SettingsTree
@@ -81,7 +82,7 @@ def check_space(folder: Path, model: AuxMAE, optimizer: str) -> None:
     size = state_bytes(model, optimizers) - weights
     last = folder / "checkpoints" / "last"
     needed = 2 * size - (sum(path.stat().st_size for path in last.iterdir()) if last.is_dir() else 0)
-    place = (RUNS if str(folder) == "auto" else folder.expanduser()).absolute()
+    place = (RUNS if str(folder) == "auto" else expanded(folder)).absolute()
     usage = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.is_dir()))
     if usage.total > 0 and usage.free < needed:  # some network file systems tell nothing
         raise CheckpointError(

@@ -15,6 +15,7 @@ from auxmae.errors import CheckpointError, UsageError, first_line
 from auxmae.locking import take_lock
 from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
+from auxmae.places import expanded
 from auxmae.settings import check_run_settings, settings_from_toml, write_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.writing import replacing
@@ -161,7 +162,7 @@ def check_unused(folder: str) -> None:
     Raises:
         UsageError: it does, or cannot be looked into.
     """
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     try:
         used = folder != "auto" and path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
@@ -184,7 +185,7 @@ def create_run(folder: str, settings: SettingsTree, *, locks: ExitStack | None =
         UsageError: the folder holds something already, is being written, or cannot be made.
     """
     try:
-        path = _new_folder() if folder == "auto" else Path(folder).expanduser()
+        path = _new_folder() if folder == "auto" else expanded(folder)
         check_unused(str(path))
         path.mkdir(parents=True, exist_ok=True)
         run = RunFolder(path)

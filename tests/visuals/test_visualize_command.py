@@ -62,6 +62,14 @@ def test_the_picture_lies_in_the_run(run_folder: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_may_lie_in_the_home_folder(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert invoke(str(run_folder), "--output=~/figure.png", "--images", "1").exit_code == 0
+    assert (tmp_path / "figure.png").is_file()
+    assert isinstance(invoke(str(run_folder), "--output=~/figure.png").exception, UsageError)  # it exists
+
+
 def test_the_seed_decides_the_masks(run_folder: Path, tmp_path: Path) -> None:
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         output = str(tmp_path / f"{name}.png")
