@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -33,11 +33,12 @@ _OF_TRAINING = ("model", "masking", "loss", "scaling")
 _USED_OF_TRAIN = ("train.batch_size", "train.seed")
 
 
-def absolute_place(name: str) -> str:
+def absolute_place(name: str, setting: Literal["source", "labels"]) -> str:
     """What data.source or data.labels names, wherever it is said: paths absolute and, but for ".." behind a link,
     without "..", other words as they are."""
-    words = name in ("synthetic", "auto", "none") or name.startswith(":")
-    if words:
+    # What is a word in one of them is a folder's name in the other.
+    words = ("synthetic",) if setting == "source" else ("auto", "none")
+    if name in words or (setting == "labels" and name.startswith(":")):
         return name
     parts = list[str]()
     for part in expanded(name).absolute().parts:
@@ -51,7 +52,9 @@ def absolute_place(name: str) -> str:
 
 def with_absolute_places(data: DataSettings) -> DataSettings:
     """The same, naming images and labels wherever it is read."""
-    return data.model_copy(update={name: absolute_place(getattr(data, name)) for name in ("source", "labels")})
+    return data.model_copy(
+        update={"source": absolute_place(data.source, "source"), "labels": absolute_place(data.labels, "labels")}
+    )
 
 
 def check_named(option: str, name: str | None) -> None:
@@ -131,7 +134,8 @@ def settings_on_data(
         raise DataError(f"{data.source}: the run's data set is no longer there", hint="name it with --data")
     if labels is not None:
         data = data.model_copy(update={"labels": labels})
-    if any(absolute_place(getattr(data, name)) != absolute_place(getattr(own, name)) for name in ("source", "labels")):
+    named, owned = with_absolute_places(data), with_absolute_places(own)
+    if (named.source, named.labels) != (owned.source, owned.labels):
         forget("ignored_labels")
     if batch_size is not None:
         train = train.model_copy(update={"batch_size": batch_size})
@@ -223,7 +227,7 @@ def open_run_collection(
     chosen, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
     with fitting(settings.data.source, model):
         collection = open_data(chosen.data, seed=chosen.train.seed)
-    collection.notices.extend(left_behind(run, settings))
+    collection.notices.extend(left_behind(run, settings, overrides))
     return chosen, collection, missing
 
 
@@ -248,7 +252,7 @@ def open_run_data(
 
 def is_own_source(run: RunFolder, source: str) -> bool:
     """Whether a source is the one that the run names as its own, whatever has become of the files."""
-    return absolute_place(source) == absolute_place(run.settings.data.source)
+    return absolute_place(source, "source") == absolute_place(run.settings.data.source, "source")
 
 
 def otherwise_held_out(run: RunFolder, used: DataSettings, collection: Collection, splits: Splits) -> str | None:
@@ -265,11 +269,20 @@ def otherwise_held_out(run: RunFolder, used: DataSettings, collection: Collectio
     )
 
 
-def left_behind(run: RunFolder, used: SettingsTree) -> list[str]:
-    """What a run says of reading its own files and is not said of others, in a sentence for people; nothing where all is."""
+def left_behind(run: RunFolder, used: SettingsTree, overrides: Sequence[str] = ()) -> list[str]:
+    """What a run says of reading its own files and is not said of others, in a sentence for people; nothing where all is.
+
+    Args:
+        run: the run.
+        used: from `settings_on_data`.
+        overrides: what was given to it: to set a default anew is to choose it.
+    """
     own, default = run.settings.data, DataSettings()
+    given = {text.partition("=")[0].strip() for text in overrides}
     names = [
-        name for name in (*_READING, "ignored_labels") if getattr(own, name) != getattr(used.data, name) == getattr(default, name)
+        name
+        for name in (*_READING, "ignored_labels")
+        if getattr(own, name) != getattr(used.data, name) == getattr(default, name) and f"data.{name}" not in given
     ]
     if not names:
         return []

@@ -62,6 +62,14 @@ def test_how_the_runs_own_files_are_read_is_not_said_of_other_files(run: RunFold
     assert told.startswith("the run's data.ignored_labels is not taken over")
 
 
+def test_a_default_that_is_set_anew_is_not_asked_for(run: RunFolder) -> None:
+    defaults = ["data.split=auto", "data.ignored_labels=auto", " data.key = auto"]
+    assert left_behind(run, settings_on_data(run, overrides=defaults), defaults) == []
+    assert left_behind(run, settings_on_data(run, labels=":other", overrides=defaults), defaults) == []
+    (told,) = left_behind(run, settings_on_data(run, source="other", overrides=defaults), defaults)
+    assert told.startswith("the run's data.layout, data.axes, data.size, data.group_pattern, data.nodata, data.ex")
+
+
 def test_values_to_ignore_go_with_their_labels(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = settings_on_data(run, labels=":other").data
     assert (other.labels, other.ignored_labels, other.key) == (":other", "auto", "Y")
@@ -76,11 +84,20 @@ def test_places_are_said_without_dots_but_where_a_link_turns_off(tmp_path: Path,
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
     monkeypatch.chdir(tmp_path / "a")
-    assert absolute_place("../a/./b/../x*.tif") == str(tmp_path / "a" / "x*.tif")
-    assert absolute_place("../link/x.mat:gt") == str(tmp_path / "link" / "x.mat:gt")
-    assert absolute_place("../link/../x.tif") == str(tmp_path / "link" / ".." / "x.tif")
-    assert absolute_place("/../x.tif") == "/x.tif"
-    assert absolute_place(":gt") == ":gt"
+    assert absolute_place("../a/./b/../x*.tif", "source") == str(tmp_path / "a" / "x*.tif")
+    assert absolute_place("../link/x.mat:gt", "labels") == str(tmp_path / "link" / "x.mat:gt")
+    assert absolute_place("../link/../x.tif", "source") == str(tmp_path / "link" / ".." / "x.tif")
+    assert absolute_place("/../x.tif", "source") == "/x.tif"
+    assert absolute_place(":gt", "labels") == ":gt"
+
+
+def test_a_word_of_one_setting_is_a_folder_to_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source, labels in (("synthetic", "auto"), ("synthetic", "none")):
+        assert (absolute_place(source, "source"), absolute_place(labels, "labels")) == (source, labels)
+    for name in ("auto", "none", ":gt"):
+        assert absolute_place(name, "source") == str(tmp_path / name)
+    assert absolute_place("synthetic", "labels") == str(tmp_path / "synthetic")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "nan"])

@@ -121,7 +121,7 @@ def command(
         "settings": reading,
         "digests": digests,
         "eval": settings.eval.model_dump(mode="json"),
-        **({"test_labels": absolute_place(test_labels)} if test_labels is not None else {}),
+        **({"test_labels": absolute_place(test_labels, "labels")} if test_labels is not None else {}),
         "channels": list(held.collection.channel_names),
         "data": held.describe(),
         "images": held.test.limited(settings.eval.max_images).count_images(),
