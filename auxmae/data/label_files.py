@@ -72,11 +72,19 @@ def _read_argmax(file: ImageFile, index: int, window: Window | None) -> MultiCha
 
 
 def labels_from_array(path: Path, key: str, notices: list[str]) -> NDArray[Any] | LabelMap:
-    """(N,) numbers or texts of images, or a file in memory of (H, W), (H, W, K) or (N, H, W) labels."""
+    """(N,) numbers or texts of images, or a file in memory of (H, W), (H, W, K) or (N, H, W) labels.
+
+    A last axis of one, the channel, may follow; a first one, the map, may precede.
+    """
     from auxmae.data.readers import read_array
 
     array = np.asarray(read_array(path, key or None))
     where = f"{path}:{key}" if key else str(path)
+    # A map's only channel, and the only map of a stack.
+    if array.ndim > 2 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim > 2 and array.shape[0] == 1:
+        array = array[0]
     if array.ndim == 2 and 1 in array.shape:
         array = array.reshape(-1)
     if array.dtype.kind not in ("biufU" if array.ndim == 1 else "biuf"):

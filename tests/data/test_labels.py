@@ -122,6 +122,32 @@ def test_abundances_all_zero_have_no_label(tmp_path: Path) -> None:
     assert (labels == abundances.argmax(axis=2)).all()
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize("shape", [(20, 30, 1), (1, 20, 30), (1, 20, 30, 1)])
+def test_a_map_may_have_a_channel_and_a_number(tmp_path: Path, shape: tuple[int, ...], classes: int) -> None:
+    labels = RNG.integers(0, classes, (20, 30))
+    if classes == 2:
+        labels = np.eye(20, 30, dtype=np.int64)  # a thin road: one pixel a row, as one-hot rows have it
+    np.save(tmp_path / "scene.npy", RNG.random((5, 20, 30)))
+    np.save(tmp_path / "map.npy", labels.reshape(shape))
+    options = ReadOptions(axes="CHW")
+    collection = open_collection(str(tmp_path / "scene.npy"), labels=str(tmp_path / "map.npy"), options=options)
+    assert collection.class_names == tuple(map(str, range(classes)))
+    found = collection.read_labels(0)
+    assert found is not None
+    assert (found == labels).all()
+
+
+def test_maps_of_several_images_may_have_a_channel(tmp_path: Path) -> None:
+    labels = RNG.integers(0, 3, (4, 20, 30, 1))
+    np.save(tmp_path / "images.npy", RNG.random((4, 5, 20, 30)))
+    np.save(tmp_path / "maps.npy", labels)
+    options = ReadOptions(axes="NCHW")
+    collection = open_collection(str(tmp_path / "images.npy"), labels=str(tmp_path / "maps.npy"), options=options)
+    for item in range(4):
+        assert np.array_equal(collection.read_labels(item), labels[item, ..., 0])
+
+
 def test_array_with_a_label_for_each_image(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", RNG.integers(0, 99, (10, 3, 12, 12), dtype=np.uint16) + 1)
     np.save(tmp_path / "labels.npy", np.array([7, 3] * 5))
