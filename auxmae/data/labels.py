@@ -244,11 +244,14 @@ def _from_table(
     ignored: Sequence[int] | None,
 ) -> Labels:
     """A label for each file; for each entry, where a single file holds an array of images."""
-    if len(files) == 1 and files[0].count > 1:
-        per_image, names = classes(numbered_labels(path, column, files[0].count, notices), ignored, path)
-        return Labels(names, per_image)
-    per_file, names = classes(table_labels(path, column, image_names, notices), ignored, path)
-    return Labels(names, per_file=per_file)
+    numbered = len(files) == 1 and files[0].count > 1
+    if numbered:
+        texts = numbered_labels(path, column, files[0].count, notices)
+    else:
+        texts = table_labels(path, column, image_names, notices)
+    found, names = classes(texts, ignored, path)
+    _few(names, f"{path}:{column}" if column else str(path))
+    return Labels(names, per_image=found) if numbered else Labels(names, per_file=found)
 
 
 def _from_folder(

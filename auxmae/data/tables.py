@@ -132,22 +132,23 @@ def _numbering(name: str, values: Sequence[str]) -> list[int] | None:
 def classes(labels: Sequence[str], ignored: Sequence[int] | None, where: Path | str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Class numbers, −1 for "no label", and the classes' names, in the order of numbers where all are numbers.
 
-    "1" and "1.0" are one class; "01" is another, as leading zeros are of codes.
+    "1" and "1.0" are one class; "01" is another, as leading zeros are of codes.  Numbers below 0 and those to ignore mean
+    "no label" among words too.
 
     Raises:
         DataError: the labels are measurements, or all of them mean "no label".
     """
     texts = sorted({label for label in labels if label})
-    name_of = {text: text for text in texts}
-    if all(_NUMBER.fullmatch(text) for text in texts):
-        if not all(float(text).is_integer() for text in texts):
+    numbers = [text for text in texts if _NUMBER.fullmatch(text)]
+    values = {text: int(Decimal(text)) for text in numbers if float(text).is_integer()}
+    unlabelled = {text for text, value in values.items() if value < 0 or value in (ignored or ())}
+    name_of = {text: text for text in texts if text not in unlabelled}
+    if len(numbers) == len(texts):
+        if len(values) < len(texts):
             raise DataError(f"{where}: its labels are no whole numbers, so they are no classes", hint="check data.labels")
-        values = {text: int(Decimal(text)) for text in texts}
-        texts = [
-            text for text in sorted(texts, key=values.__getitem__) if values[text] >= 0 and values[text] not in (ignored or ())
-        ]
-        name_of = {text: _whole(text, values[text]) for text in texts}
-    names = tuple(dict.fromkeys(name_of[text] for text in texts))
+        texts.sort(key=values.__getitem__)
+        name_of = {text: _whole(text, values[text]) for text in texts if text not in unlabelled}
+    names = tuple(dict.fromkeys(name_of.values()))
     if not names:
         raise DataError(f"{where}: no image has a label", hint="check data.labels and data.ignored_labels")
     place = {name: index for index, name in enumerate(names)}

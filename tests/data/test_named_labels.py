@@ -106,6 +106,28 @@ def test_numbers_are_classes_in_their_order(tmp_path):
     assert (collection.class_names, collection.labels.tolist()) == (("9", "10"), [1, 0, -1, -1, -1])
 
 
+def test_numbers_that_mean_no_label_do_so_among_words(tmp_path):
+    images(tmp_path / "data", *"abcdef")
+    path = table(tmp_path / "t.csv", "file,label\na,0\nb,forest\nc,-1\nd,1.5\ne,2\nf,0.0\n")
+    collection = open_collection(str(tmp_path / "data"), labels=path, ignored_labels=(0, 7))
+    assert (collection.class_names, collection.labels.tolist()) == (("1.5", "2", "forest"), [-1, 2, -1, 0, 1, -1])
+    assert labels_of(tmp_path / "data", path)["a"] == "0"
+
+
+@pytest.mark.parametrize("column", ["", ":patient_id"])
+def test_a_label_for_nearly_every_image_is_no_class(tmp_path, column):
+    np.save(tmp_path / "images.npy", np.zeros((1002, 1, 4, 4), np.uint8) + np.arange(1002, dtype=np.uint8)[:, None, None, None])
+
+    def class_names(patients):
+        rows = "".join(f"{index},p{index % patients}\n" for index in range(1002))
+        path = table(tmp_path / "t.csv", f"image,patient_id\n{rows}") + column
+        return open_collection(str(tmp_path / "images.npy"), labels=path, options=ReadOptions(axes="NCHW")).class_names
+
+    assert len(class_names(1000)) == 1000
+    with pytest.raises(DataError, match=rf"t\.csv{column}: more than 1000 different values: these are no classes"):
+        class_names(1001)
+
+
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [
