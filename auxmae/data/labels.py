@@ -330,25 +330,9 @@ def _finish(
     ]
     unfit = [(raster, file) for raster, file, fit in zip(rasters, files, fits, strict=True) if raster is not None and not fit]
     if not any(fits) or (not shared and unfit):
-        raster, file = unfit[0]
-        if (raster.height, raster.width) == (file.height, file.width) and not same_place(raster, file):
-            raise DataError(
-                f"{labels}: the labels lie elsewhere than {file.path.name}: {describe_difference(raster, file)}",
-                hint="warp them to the image's grid; where the pixels do match, save them without a georeference",
-            )
-        if (raster.height, raster.width) == (file.height, file.width):
-            raise DataError(
-                f"{labels}: {raster.count} label maps, and {file.path.name} holds {file.count} image{'s' * (file.count > 1)}",
-                hint="one map is needed for each image, or one for all; set data.labels = 'none' to use no labels",
-            )
-        others = sorted({f"{file.height}×{file.width}" for file in files})
-        raise DataError(
-            f"{labels}: the labels are {raster.height}×{raster.width} px, the images "
-            f"{', '.join(others[:3])} px ({file.path.name})",
-            hint="name a label raster of the images' size with data.labels, or set data.labels = 'none'",
-        )
+        raise _misfit(*unfit[0], files, labels)
     if shared:
-        fits = _of_one_raster(rasters[0], files, fits, named, notices)
+        fits = _of_one_raster(rasters[0], files, fits, labels, named, notices)
     missing = [file.path.name for file, fit in zip(files, fits, strict=True) if not fit]
     if missing and shared:
         few = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
@@ -382,14 +366,36 @@ def _finish(
     return Labels(names, rasters=paired)
 
 
+def _misfit(raster: ImageFile, file: ImageFile, files: Sequence[ImageFile], labels: str) -> DataError:
+    """Why a raster's labels are not those of a file, one of the files that they may be of."""
+    if (raster.height, raster.width) == (file.height, file.width) and not same_place(raster, file):
+        return DataError(
+            f"{labels}: the labels lie elsewhere than {file.path.name}: {describe_difference(raster, file)}",
+            hint="warp them to the image's grid; where the pixels do match, save them without a georeference",
+        )
+    if (raster.height, raster.width) == (file.height, file.width):
+        return DataError(
+            f"{labels}: {raster.count} label maps, and {file.path.name} holds {file.count} image{'s' * (file.count > 1)}",
+            hint="one map is needed for each image, or one for all; set data.labels = 'none' to use no labels",
+        )
+    others = sorted({f"{file.height}×{file.width}" for file in files})
+    return DataError(
+        f"{labels}: the labels are {raster.height}×{raster.width} px, the images {', '.join(others[:3])} px ({file.path.name})",
+        hint="name a label raster of the images' size with data.labels, or set data.labels = 'none'",
+    )
+
+
 def _of_one_raster(
-    raster: ImageFile | None, files: Sequence[ImageFile], fits: list[bool], named: int | None, notices: list[str]
+    raster: ImageFile | None, files: Sequence[ImageFile], fits: list[bool], labels: str, named: int | None, notices: list[str]
 ) -> list[bool]:
     """Which of the files that one raster fits it is taken for: of the same size are those of other places too."""
     assert raster is not None
     unsure = [fit and (raster.georeference is None or file.georeference is None) for file, fit in zip(files, fits, strict=True)]
-    if named is not None and fits[named]:
+    if named is not None:
         sure = [fit and (index == named or not unsure[index]) for index, fit in enumerate(fits)]
+        if not any(sure):
+            misfit, name = _misfit(raster, files[named], [files[named]], labels), files[named].path.name
+            raise DataError(misfit.message, hint=f"{misfit.hint}; labels of other images must not be called like {name}")
         if sure != fits:
             notices.append(
                 f"labels: {raster.path.name} is called like {files[named].path.name}, and not taken for other images of its size "

@@ -216,6 +216,25 @@ def test_a_label_raster_is_not_another_places(tmp_path):
     assert [raster is not None for raster in named.label_rasters] == [True, True, False]
 
 
+def test_labels_called_like_one_image_are_not_those_of_others(tmp_path):
+    truth = RNG.integers(0, 3, (1, 80, 80), dtype=np.uint8)
+    for name, side in (("scene_A", 90), ("scene_B", 80), ("scene_C", 80)):
+        write(tmp_path / f"{name}.tif", pixels(5, side, side))
+    labels = write(tmp_path / "scene_A_labels.tif", truth)
+    with pytest.raises(
+        DataError, match=r"the labels are 80×80 px, the images 90×90 px \(scene_A\.tif\).* called like scene_A\.tif"
+    ):
+        open_collection(str(tmp_path / "scene_?.tif"), labels=str(labels))
+    # Called like none, or by a georeference that says so, they are.
+    labels = labels.rename(tmp_path / "truth.tif")
+    found = open_collection(str(tmp_path / "scene_?.tif"), labels=str(labels))
+    assert [raster is not None for raster in found.label_rasters] == [False, True, True]
+    placed(tmp_path / "scene_B.tif", pixels(5, 80, 80), 400_000)
+    labels = placed(tmp_path / "scene_A_labels.tif", truth, 400_000)
+    found = open_collection(str(tmp_path / "scene_?.tif"), labels=str(labels))
+    assert [raster is not None for raster in found.label_rasters] == [False, True, False]
+
+
 def test_a_picture_of_colours_says_no_classes(tmp_path):
     scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
     colours = RNG.integers(0, 2, (1, 90, 90), dtype=np.uint8) * np.array([255, 80, 0], dtype=np.uint8)[:, None, None]
