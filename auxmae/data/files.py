@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 
 from auxmae.data.exclusion import Exclusion
@@ -44,8 +47,7 @@ def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Pat
         found = {Path(name) for name in glob.glob(str(path), recursive=True)}
         # A store stands for all that lies within it.
         candidates = sorted(entry for entry in found if not any(one.suffix.lower() == STORE for one in found & {*entry.parents}))
-        fixed = path.parts[: next(i for i, p in enumerate(path.parts) if glob.has_magic(p))]
-        root = _outside(Path(*fixed) if fixed else Path())
+        root = _outside(_fixed(path))
         if not candidates:
             raise DataError(f"{source}: no file matches this pattern", hint="check data.source")
     else:
@@ -74,6 +76,31 @@ def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Pat
         if not described(entry)
     )
     return root, _images(source, list(dict.fromkeys(images)), exclude, notices)
+
+
+def would_find(source: str, place: Path) -> bool:
+    """Whether a source would find a file that were at an absolute place without links, if it can read it."""
+    path = expanded(source)
+    folder = path if path.exists() else _fixed(path)
+    pattern = ("**",) if path.is_dir() else path.parts[len(folder.parts) :]
+    root = folder.resolve()
+    if not place.is_relative_to(root) or _in_run(place, root, {}):
+        return False
+    return _matches(place.relative_to(root).parts, pattern)
+
+
+def _fixed(pattern: Path) -> Path:
+    """The folders before the first of a glob pattern's parts that is one itself."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path's parts are those of a glob pattern, whose ** stands for any number of them."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_matches(parts[start:], pattern[1:]) for start in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _outside(folder: Path) -> Path:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
 from auxmae.data.exclusion import Exclusion
-from auxmae.data.files import RUN_MARKS
+from auxmae.data.files import would_find
 from auxmae.data.readers import is_readable
 from auxmae.errors import MissingDependencyError, UsageError
 from auxmae.export.extract import FACTS
@@ -114,16 +114,11 @@ def check_apart(output: Path, collection: Collection, *, labels: str = "none", e
         place = path.resolve()
         if known.intersection((place, *place.parents)) or any(place in one.parents for one in known):
             raise UsageError(f"{path} is what is embedded, or its labels", hint="choose another --output")
-    place, source = output.resolve(), expanded(collection.source)
-    read = is_readable(output) and not Exclusion(exclude).leaves_out(place)
-    if source.is_dir():
-        root = source.resolve()
-        within = place.is_relative_to(root) and not any(
-            all((folder / mark).exists() for mark in RUN_MARKS) for folder in place.parents if folder.is_relative_to(root)
-        )
-    else:
-        within = fnmatch(place.name, source.name) and place.parent in {path.parent for path in known}
-    if read and within:
+    place = output.resolve()
+    # A pattern may reach a folder by a link too.
+    beside = fnmatch(place.name, Path(collection.source).name) and place.parent in {path.parent for path in known}
+    within = beside or would_find(collection.source, place)
+    if within and is_readable(output) and not Exclusion(exclude).leaves_out(place):
         raise UsageError(
             f"{output} lies among the images, and would be read as one of them the next time",
             hint=f"choose another --output, or leave it out with --set 'data.exclude=[\"{output.name}\"]'",

@@ -12,6 +12,7 @@ import tifffile
 import torch
 
 from auxmae.build import build_data, open_data
+from auxmae.data.opening import open_collection
 from auxmae.errors import DataError, UsageError
 from auxmae.export.embed import embed
 from auxmae.settings.schema import SettingsTree
@@ -142,6 +143,34 @@ def test_an_output_among_the_images_is_refused_unless_it_is_never_read(run, tmp_
     assert invoke(run, "--data", ".", "--output", run / "out.npy").exit_code == 0
     if importlib.util.find_spec("pyarrow") is not None:
         assert invoke(run, "--data", "tiles", "--output", "tiles/out.parquet").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "output", "found"),
+    [
+        ("tiles/*/tile*", "tiles/new/tile_feats.npy", True),
+        ("t*/**/*", "tiles/new/inner/out.npy", True),
+        ("{here}/tiles/**/*", "tiles/out.npy", True),
+        ("linked/**/*", "tiles/new/out.npy", True),
+        ("tiles/**/*", "linked/new/out.npy", True),
+        ("l*/*/*", "tiles/class0/out.npy", True),
+        ("tiles/*/tile*", "tiles/tile.npy", False),
+        ("tiles/*/*", "tiles/class0/new/out.npy", False),
+        ("tiles/**/*.tif", "tiles/out.npy", False),
+        ("tiles/class?/*", "tiles/new/out.npy", False),
+        ("{here}/**/*.*", "run/out.npy", False),
+    ],
+)
+def test_an_output_is_refused_where_a_pattern_would_find_it(run, tmp_path, monkeypatch, data, output, found):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linked").symlink_to(tmp_path / "tiles")
+    (tmp_path / output).parent.mkdir(parents=True, exist_ok=True)
+    done = invoke(run, "--data", data.format(here=tmp_path), "--output", output, "--set", "data.layout=images")
+    assert isinstance(done.exception, UsageError) == found, done.output
+    assert (tmp_path / output).exists() != found
+    if not found:
+        again = open_collection(data.format(here=tmp_path), layout="images")
+        assert tmp_path / output not in {path.absolute() for file in again.files for path in file.paths}
 
 
 def test_rows_that_are_not_finite_are_told_after_the_output_is_whole(tmp_path, run):
