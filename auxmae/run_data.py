@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from auxmae.build import Data, build_data, open_data
+from auxmae.data.channels import numbered_names
 from auxmae.data.collection import Collection
 from auxmae.data.digests import digest_names
 from auxmae.data.splits import Splits
@@ -157,7 +158,7 @@ def find_channels(
         The settings with data.channels chosen, and the model's channels that are left out.
 
     Raises:
-        DataError: a channel is missing and `allow_missing` is False, or none is there.
+        DataError: a channel is missing and `allow_missing` is False, or none is there; or see `_check_count`.
     """
 
     def choose(names: Sequence[str]) -> SettingsTree:
@@ -177,13 +178,12 @@ def find_channels(
         return choose(model.channel_names), ()
     else:
         try:
-            plain = {"channels": "auto", "wavelengths": "auto"}
-            found = open_data(settings.data.model_copy(update=plain), seed=settings.train.seed)
+            found = _open_as_it_is(settings)
         except SettingsError as error:
             raise DataError(f"{settings.data.source} does not fit: {error.message}", hint=error.hint) from error
-        unnamed = all(file.channel_names is None for file in found.files)
-        if unnamed and len(found.channel_names) == len(model.channel_names):
+        if _without_names(found) and len(found.channel_names) == len(model.channel_names):
             return choose(model.channel_names), ()
+        _check_count(settings, model, found)
         named = tuple(name for name in model.channel_names if name in found.channel_names)
         if not named:
             raise DataError(
@@ -207,6 +207,38 @@ def find_channels(
     return choose(named), missing
 
 
+def _open_as_it_is(settings: SettingsTree) -> Collection:
+    """The data set with all of its channels, called as its files call them."""
+    plain = {"channels": "auto", "wavelengths": "auto"}
+    return open_data(settings.data.model_copy(update=plain), seed=settings.train.seed)
+
+
+def _without_names(collection: Collection) -> bool:
+    return all(file.channel_names is None for file in collection.files)
+
+
+def _check_count(settings: SettingsTree, model: AuxMAE, found: Collection) -> None:
+    """Refuses channels without names where the model's have none either, and are more or fewer: which is which, nobody can tell.
+
+    Args:
+        settings: of the data set, before channels were chosen from it: data.channels names or chooses them.
+        model: whose channels are wanted.
+        found: the data set, opened with any choice of channels.
+
+    Raises:
+        DataError: see above.
+    """
+    count, there = len(model.channel_names), found.files[0].channels
+    told_by_number = settings.data.channels == "auto" and model.channel_names == numbered_names(count)
+    if told_by_number and _without_names(found) and there != count:
+        own = f"{model.channel_names[0]} … {model.channel_names[-1]}"
+        raise DataError(
+            f"{settings.data.source} has {there} channels without names, and the model was trained on {count} that only their "
+            f"number tells apart ({own}): which of them are the same, nobody can know",
+            hint=f"say which of {own} the data have with --set data.channels=[…], or write names into the files",
+        )
+
+
 def open_run_collection(
     run: RunFolder, model: AuxMAE, settings: SettingsTree, *, overrides: Sequence[str] = (), allow_missing: bool = False
 ) -> tuple[SettingsTree, Collection, tuple[str, ...]]:
@@ -222,11 +254,16 @@ def open_run_collection(
         The settings with data.channels chosen, the images, and the model's channels that are left out.
 
     Raises:
-        DataError: the data set lacks a channel that the model was trained on.
+        DataError: the data set lacks a channel that the model was trained on, or see `_check_count`.
     """
     chosen, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
     with fitting(settings.data.source, model):
-        collection = open_data(chosen.data, seed=chosen.train.seed)
+        try:
+            collection = open_data(chosen.data, seed=chosen.train.seed)
+        except SettingsError:
+            _check_count(settings, model, _open_as_it_is(settings))
+            raise
+    _check_count(settings, model, collection)
     collection.notices.extend(left_behind(run, settings, overrides))
     return chosen, collection, missing
 

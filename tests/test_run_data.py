@@ -10,8 +10,9 @@ import pytest
 import rasterio
 
 from auxmae.build import open_data
-from auxmae.errors import SettingsError, UsageError
-from auxmae.run_data import absolute_place, describe_reading, left_behind, settings_on_data
+from auxmae.errors import DataError, SettingsError, UsageError
+from auxmae.model.mae import AuxMAE
+from auxmae.run_data import absolute_place, describe_reading, left_behind, open_run_collection, settings_on_data
 from auxmae.settings.schema import DataSettings, SettingsTree
 from auxmae.training.run import RunFolder, create_run
 
@@ -127,3 +128,54 @@ def test_settings_that_measuring_reads_are_taken(run: RunFolder) -> None:
     found = settings_on_data(run, overrides=given)
     assert (found.train.seed, found.train.batch_size, found.data.test_fraction) == (7, 3, 0.2)
     assert (found.eval.neighbours, found.run.threads) == (4, 1)
+
+
+def write_bands(path: Path, names: tuple[str, ...] | int) -> str:
+    """A scene of so many bands without names, or of bands of these names; each band holds its number."""
+    count = names if isinstance(names, int) else len(names)
+    with rasterio.open(path, "w", driver="GTiff", height=8, width=8, count=count, dtype="uint8") as target:
+        target.write(np.arange(count, dtype=np.uint8)[:, None, None] + np.arange(64, dtype=np.uint8).reshape(8, 8))
+        if not isinstance(names, int):
+            target.descriptions = names
+    return str(path)
+
+
+def small_model(names: tuple[str, ...]) -> AuxMAE:
+    return AuxMAE(names, image_size=8, patch_size=4, width=8, depth=1, heads=1, decoder_depth=1)
+
+
+@pytest.mark.parametrize("allow_missing", [False, True])
+@pytest.mark.parametrize("count", [10, 11, 13])
+def test_channels_that_are_told_by_number_alone_are_those_of_as_many(tmp_path: Path, count: int, allow_missing: bool) -> None:
+    model = small_model(tuple(f"C{number:02}" for number in range(1, 13)))
+    own = {"data": {"source": write_bands(tmp_path / "own.tif", 12)}}
+    run = create_run(str(tmp_path / "run"), SettingsTree.model_validate(own))
+    other = write_bands(tmp_path / "other.tif", count)
+    with pytest.raises(DataError) as caught:
+        open_run_collection(run, model, settings_on_data(run, source=other), allow_missing=allow_missing)
+    assert f"other.tif has {count} channels without names, and the model was trained on 12" in caught.value.message
+    assert "--set data.channels=[" in caught.value.hint
+    assert "--allow-missing" not in caught.value.hint
+    # As many are the same ones, and who says which they are is believed.
+    for source in (None, write_bands(tmp_path / "same.tif", 12)):
+        settings = settings_on_data(run, source=source)
+        assert open_run_collection(run, model, settings, allow_missing=allow_missing)[1].channel_names == model.channel_names
+    said = ["data.channels=['C02', 'C01']"]
+    settings = settings_on_data(run, source=other, overrides=said)
+    collection, missing = open_run_collection(run, model, settings, overrides=said, allow_missing=True)[1:]
+    assert (collection.channel_names, missing) == (("C02", "C01"), model.channel_names[2:])
+    # Names that files carry are found among any number of others.
+    named = write_bands(tmp_path / "named.tif", ("x", *model.channel_names[::-1], "y"))
+    settings = settings_on_data(run, source=named)
+    collection = open_run_collection(run, model, settings, allow_missing=allow_missing)[1]
+    assert collection.channel_names == model.channel_names
+    assert collection.read(0).pixels[:, 0, 0].tolist() == list(range(12, 0, -1))
+
+
+@pytest.mark.parametrize("allow_missing", [False, True])
+def test_a_run_on_the_first_of_its_channels_without_names_opens_its_own_data(tmp_path: Path, allow_missing: bool) -> None:
+    model = small_model(("C1", "C2", "C3"))
+    own = {"data": {"source": write_bands(tmp_path / "own.tif", 8), "channels": model.channel_names}}
+    run = create_run(str(tmp_path / "run"), SettingsTree.model_validate(own))
+    collection = open_run_collection(run, model, settings_on_data(run), allow_missing=allow_missing)[1]
+    assert collection.channel_names == model.channel_names

@@ -51,8 +51,7 @@ def plan_channels(
     if named:
         everything = names_of[id(named[0])]
     else:
-        digits = len(str(files[0].channels))
-        everything = tuple(f"C{number:0{digits}}" for number in range(1, files[0].channels + 1))
+        everything = numbered_names(files[0].channels)
         if channels is not None and not set(channels) <= set(everything):
             if len(channels) != files[0].channels:
                 raise SettingsError(
@@ -83,6 +82,12 @@ def plan_channels(
         places = tuple(available.index(name) for name in chosen)
         order.append(None if places == tuple(range(file.channels)) else places)
     return ChannelPlan(chosen, _wavelengths(files, wavelengths, chosen, everything, order), tuple(order))
+
+
+def numbered_names(count: int) -> tuple[str, ...]:
+    """What channels without names are called: C1, C2, …, of one width."""
+    digits = len(str(count))
+    return tuple(f"C{number:0{digits}}" for number in range(1, count + 1))
 
 
 def _unique(names: tuple[str, ...], notices: list[str]) -> tuple[str, ...]:
