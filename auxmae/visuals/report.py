@@ -16,8 +16,8 @@ from auxmae.writing import write_text
 
 # In this order, then whatever else there is.
 _FIRST = ("reconstruction", "curves", "visualize")
-# What `auxmae eval` draws into the folder, of whichever data.
-_OF_EVAL = re.compile(r"robustness\.png$|map-")
+# What `auxmae eval` draws into the folder, of whichever data; set aside with its eval.json, under a name with a date.
+_OF_EVAL = re.compile(r"robustness(-[\d-]+)?\.png$|map-")
 _FLOORS = {
     "linear in all channels": "linear in all channels, fitted on training images (auxmae eval)",
     "interpolation": "interpolating the visible patches",
