@@ -23,9 +23,8 @@ def measure(
     """Probes, prints the table and the verdict → (report, extractors, their features of the training part's labelled samples)."""
     from auxmae.cli.console import print_table
     from auxmae.cli.eval_tables import probe_table
-    from auxmae.evaluation.feature_floors import STATISTICS
     from auxmae.evaluation.features import extract_all
-    from auxmae.evaluation.probes import ProbeReport, find_copies, run_probes
+    from auxmae.evaluation.probes import ENCODER, ProbeReport, find_copies, run_probes
 
     assert data.test is not None
     extractors: dict[str, Extractor] = {}
@@ -40,7 +39,7 @@ def measure(
                 extract_all(extractors, part, patch_size=patch_size, limit=table.max_samples, seed=seed)
                 for part in (data.train, data.test)
             )
-            copies = 0 if patch_size else find_copies(train[STATISTICS], test[STATISTICS])
+            copies = find_copies(train[ENCODER], test[ENCODER])
             report = run_probes(
                 train,
                 test,

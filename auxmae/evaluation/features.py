@@ -5,7 +5,8 @@ Shape letters: B batch, C channels, D features, N patches of an image (row-major
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,18 +35,20 @@ class Features:
         y: (n,) int64 class, never negative.
         groups: (n,) int64, what a sample is alike with and not independent of: its image, its block of a scene, or the group
             (donor, plate, …) that was held out as a whole.
+        pixels: (n,) uint64 digest of the pixels that a sample was made of, and of which of them are valid; None: not known.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]
     groups: NDArray[np.int64]
+    pixels: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self.y)
 
     def take(self, rows: NDArray[np.int64]) -> Features:
         """The samples at `rows`."""
-        return Features(self.x[rows], self.y[rows], self.groups[rows])
+        return Features(self.x[rows], self.y[rows], self.groups[rows], None if self.pixels is None else self.pixels[rows])
 
 
 def extract_features(
@@ -160,10 +163,11 @@ def extract_all(
         progress: called with the number of images done, after every batch.
 
     Returns:
-        name → features; the rows of all are the same samples.  Unlabelled samples are left out.
+        name → features; the rows of all are the same samples.  Unlabelled samples are left out.  Those of images have `pixels`.
     """
     generator = np.random.default_rng(seed)
-    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in ("key", "label", "group", *(f"x {n}" for n in extractors))}
+    names = ("key", "label", "group", *(("pixels",) if patch_size is None else ()), *(f"x {name}" for name in extractors))
+    columns: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     images = 0
     # Of one image, which may have more of them in the next batch.
     windows: list[_Window] = []
@@ -179,6 +183,7 @@ def extract_all(
         valid = torch.stack([window.valid for window in windows])
         means = {name: pool_windows(torch.stack([window.vectors[name] for window in windows]), valid) for name in extractors}
         keep(np.array([windows[-1].label]), np.array([windows[-1].group]), {name: x[None] for name, x in means.items()})
+        columns["pixels"].append(_digests([[window.pixels for window in windows]]))
         windows.clear()
 
     def prune(most: int | None) -> None:
@@ -211,15 +216,18 @@ def extract_all(
             for name, extractor in extractors.items():
                 features = extractor(part).to("cpu", torch.float32)
                 found[name] = features[rows] if features.dim() == 2 else features[rows, positions]
-            if patch_size is not None or part.image_number is None:
+            if patch_size is not None:
                 keep(label, group, found)
+            elif part.image_number is None:
+                keep(label, group, found)
+                columns["pixels"].append(_digests([pixels] for pixels in _pixels(part)))
             else:
                 counts = part.valid.flatten(1).sum(1)
-                for row, image in enumerate(part.image_number.tolist()):
+                for row, (image, pixels) in enumerate(zip(part.image_number.tolist(), _pixels(part), strict=True)):
                     if windows and windows[-1].image != image:
                         keep_image()
                     vectors = {name: x[row] for name, x in found.items()}
-                    windows.append(_Window(image, label[row], group[row], counts[row], vectors))
+                    windows.append(_Window(image, label[row], group[row], counts[row], vectors, pixels))
             prune(None if limit is None else 2 * limit)
         images += size
         if progress is not None:
@@ -232,17 +240,30 @@ def extract_all(
         return {name: Features(np.zeros((0, 0), dtype=np.float32), empty, empty) for name in extractors}
     label = np.concatenate(columns["label"]).astype(np.int64)
     group = np.concatenate(columns["group"]).astype(np.int64)
-    return {name: Features(np.concatenate(columns[f"x {name}"]), label, group) for name in extractors}
+    digests = np.concatenate(columns["pixels"]) if patch_size is None else None
+    return {name: Features(np.concatenate(columns[f"x {name}"]), label, group, digests) for name in extractors}
 
 
 class _Window(NamedTuple):
-    """A window: number, label and group of its image, how many of its own pixels are valid, and name → vector (D,)."""
+    """A window: number, label and group of its image, how many of its own pixels are valid, name → vector (D,), a digest."""
 
     image: int
     label: int
     group: int
     valid: Tensor
     vectors: Mapping[str, Tensor]
+    pixels: bytes
+
+
+def _pixels(batch: Batch) -> Iterator[bytes]:
+    """A digest of each image's pixels, and of which of them are valid."""
+    for image, valid in zip(batch.image.cpu().numpy(), batch.valid.cpu().numpy(), strict=True):
+        yield hashlib.blake2b(image.tobytes() + valid.tobytes()).digest()
+
+
+def _digests(images: Iterable[Sequence[bytes]]) -> NDArray[np.uint64]:
+    """(n,) one of each image, from those of its windows."""
+    return np.frombuffer(b"".join(hashlib.blake2b(b"".join(windows), digest_size=8).digest() for windows in images), np.uint64)
 
 
 def _select(batch: Batch, rows: Tensor) -> Batch:

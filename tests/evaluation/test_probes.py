@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from auxmae.data.loading import Batch
 from auxmae.evaluation.classifiers import PROBES
 from auxmae.evaluation.feature_floors import PCA
-from auxmae.evaluation.features import Features
+from auxmae.evaluation.features import Features, extract_all, statistics_extractor
 from auxmae.evaluation.probes import ENCODER, Comparison, ProbeReport, draw_labels, find_copies, run_probes
 from auxmae.evaluation.scores import Difference
 
@@ -230,11 +232,29 @@ def test_few_groups_are_told_and_many_widen_the_interval() -> None:
     assert widths["donors"] > 3 * widths["images"]
 
 
-def test_copies_are_counted() -> None:
-    train, test = make(labels(20, 2, 0), 1.0, seed=0), make(labels(9, 2, 1), 1.0, seed=1)
-    assert find_copies(train, test) == 0
-    test.x[[2, 5]] = train.x[[7, 7]]
-    assert find_copies(train, test) == 2
+@pytest.mark.parametrize("windows", [1, 3])
+def test_images_of_the_same_pixels_are_copies_and_others_of_their_values_are_none(windows: int) -> None:
+    random = np.random.default_rng(0)
+    images = np.stack([random.permutation(64) < 30 for _ in range(30 * windows)]).astype(np.float32).reshape(-1, windows, 1, 8, 8)
+
+    def features(chosen: list[np.ndarray], size: int) -> Features:
+        image = torch.from_numpy(np.concatenate(chosen))
+        number = torch.arange(len(chosen)).repeat_interleave(windows)
+        label, valid = torch.zeros_like(number), torch.ones_like(image, dtype=torch.bool)
+        every = None if windows == 1 else number
+        whole = Batch(image, valid, label, image_number=every, group=number)
+        parts = [
+            Batch(*(None if column is None else column[start : start + size] for column in whole))  # type: ignore[arg-type]
+            for start in range(0, len(image), size)
+        ]
+        return extract_all({"": statistics_extractor()}, parts)[""]
+
+    train, others = list(images[:20]), list(images[20:])
+    assert find_copies(features(train, 4), features(others, 7)) == 0
+    assert find_copies(features(train, 4), features([*others, train[3], train[3], train[19]], 7)) == 3
+    # The same windows in another order are another image.
+    if windows > 1:
+        assert find_copies(features(train, 4), features([image[::-1] for image in train], 4)) == 0
 
 
 @pytest.mark.parametrize(("groups", "told"), [(1, True), (5, True), (6, False), (60, False)])
