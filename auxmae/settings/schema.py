@@ -389,7 +389,10 @@ class EvalSettings(Table):
         default=5, ge=1, le=1000, description="k of the k-NN probe; with fewer labels per class, as many as those"
     )
     max_samples: int = Field(default=4000, ge=10, description="labelled samples per part used by the probes, at most")
-    bootstrap: int = Field(default=1000, ge=10, le=100_000, description="resamples behind the 95% intervals")
+    # Of n resamples the paired test's least p-value is 2 / (n + 1): of few, no lead could ever be called beyond chance.
+    bootstrap: int = Field(
+        default=1000, ge=100, le=100_000, description="resamples behind the 95% intervals and the paired comparison"
+    )
     pool: Literal["mean", "cls", "concat", "attention", "moments", "moments+embedding"] = Field(
         default="moments",
         description="how an image's tokens become one feature vector: mean over channels and places, mean of the CLS tokens, "

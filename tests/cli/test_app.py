@@ -41,7 +41,7 @@ SMALL = [
     "--set",
     "train.batch_size=8",
     "--set",
-    "eval.bootstrap=10",
+    "eval.bootstrap=100",
     "--set",
     "train.max_steps=3",
 ]

@@ -19,7 +19,7 @@ def make_run(path: Path) -> Path:
         {
             "data": {"synthetic_images": 120, "test_fraction": 0.4},
             "model": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
-            "eval": {"labels_per_class": (3, 0), "bootstrap": 20, "neighbours": 3},
+            "eval": {"labels_per_class": (3, 0), "bootstrap": 100, "neighbours": 3},
             "run": {"device": "cpu"},
         }
     )

@@ -233,7 +233,7 @@ def test_other_images_than_in_training_are_told(tmp_path: Path) -> None:
         "model": {"patch_size": 8, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
         "train": {"max_steps": 1, "batch_size": 4},
         "run": {"folder": str(tmp_path / "run"), "device": "cpu"},
-        "eval": {"bootstrap": 10},
+        "eval": {"bootstrap": 100},
     }
     run = train(SettingsTree.model_validate(settings)).run
     table = tmp_path / "t.csv"

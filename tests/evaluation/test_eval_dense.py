@@ -74,7 +74,7 @@ def test_images_with_a_label_a_pixel_are_probed_patch_by_patch(run_folder: Path,
         "finetune_labels=[0]",
         "finetune_steps=40",
         "finetune_seeds=1",
-        "bootstrap=10",
+        "bootstrap=100",
         "mask_ratios=[]",
     )
     named = ("--data", str(images), "--labels", str(masks), "--set", f"data.layout={layout}")
@@ -92,7 +92,9 @@ def test_images_with_a_label_a_pixel_are_probed_patch_by_patch(run_folder: Path,
         assert unchanged["accuracy"]["channel statistics"] > 0.9
     assert "Pixel by pixel, across images: --dense" in result.stderr
     if layout == "images":
-        result = invoke(str(run), *named, "--set", "eval.labels_per_class=[0]", "--set", "eval.bootstrap=10", "--dense", "--json")
+        result = invoke(
+            str(run), *named, "--set", "eval.labels_per_class=[0]", "--set", "eval.bootstrap=100", "--dense", "--json"
+        )
         document = json.loads(result.stdout)
         assert document["dense"] == {}
         assert [len(half) for half in document["across_scenes"]["halves"]] == [10, 10]

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score
 
+from auxmae.evaluation.probes import SIGNIFICANT
 from auxmae.evaluation.scores import bootstrap_interval, paired_bootstrap, score
+from auxmae.settings.schema import EvalSettings
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 6))
@@ -96,3 +98,9 @@ def test_the_interval_of_a_clean_sweep_is_wilsons(share: float) -> None:
         low, high = bootstrap_interval((correct * share)[None] > 0, groups.astype(np.int64), resamples=200, seed=0)
         expected = binomtest(round(12 * share), 12).proportion_ci(method="wilson")
         assert (low, high) == pytest.approx((expected.low, expected.high))
+
+
+def test_the_fewest_resamples_that_can_be_set_find_a_clear_lead() -> None:
+    fewest = EvalSettings.model_json_schema()["properties"]["bootstrap"]["minimum"]
+    first, second = np.ones((1, 50), dtype=bool), np.zeros((1, 50), dtype=bool)
+    assert paired_bootstrap(first, second, np.arange(50), resamples=fewest, seed=0).p_value < SIGNIFICANT

@@ -164,6 +164,7 @@ def test_a_mixture_is_taken_whole_from_the_highest_source(tmp_path):
         ('[loss]\nkind = "L2"\n', ["auxmae.toml:2: loss.kind: 'L2'", "one of 'l1', 'mse', 'smooth_l1'"]),
         ('[loss]\nkind = "smoothl1"\n', ["did you mean 'smooth_l1'?"]),
         ("[masking]\nratio = 1.0\n", ["auxmae.toml:2: masking.ratio: 1.0", "> 0 and < 1"]),
+        ("[eval]\nbootstrap = 99\n", ["auxmae.toml:2: eval.bootstrap: 99 is wrong, expected an integer ≥ 100"]),
         ('[data]\naxes = "XYZ"\n', ["auxmae.toml:2: data.axes: 'XYZ'"]),
         ('[data]\nwavelengths = [\n  1,\n  "b",\n]\n', ["auxmae.toml:2: data.wavelengths: item 2, 'b'", "> 0"]),
         ("[data]\nsize = [1]\n", ["auxmae.toml:2: data.size: [1]", "a list of 2"]),

@@ -15,7 +15,7 @@ def settings_for(folder, **tables):
         "model": {"patch_size": 16, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "dropout": 0.1},
         "train": {"batch_size": 8, "max_steps": 9, "figure_every": 0},
         "run": {"folder": str(folder), "device": "cpu"},
-        "eval": {"bootstrap": 10},
+        "eval": {"bootstrap": 100},
     }
     for table, values in tables.items():
         tree[table] = {**tree.get(table, {}), **values}

@@ -37,7 +37,7 @@ def settings_for(folder, device="cpu", **tables):
         "model": {"patch_size": 16, "width": 16, "depth": 2, "heads": 2, "decoder_depth": 1, "dropout": 0.1},
         "train": {"batch_size": 8, "max_steps": STEPS, "figure_every": 0, "learning_rate": 3e-3},
         "run": {"folder": str(folder), "device": device},
-        "eval": {"bootstrap": 10},
+        "eval": {"bootstrap": 100},
     }
     for table, values in tables.items():
         tree[table] = {**tree.get(table, {}), **values}

@@ -50,7 +50,7 @@ def settings_for(folder, device="cpu", patch_size=16, **data):
             "model": {"patch_size": patch_size, "width": 16, "depth": 2, "heads": 2, "decoder_depth": 1},
             "train": {"batch_size": 8, "max_steps": 4, "figure_every": 0},
             "run": {"folder": str(folder), "device": device},
-            "eval": {"bootstrap": 10},
+            "eval": {"bootstrap": 100},
         }
     )
 
