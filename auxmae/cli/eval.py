@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -42,7 +43,6 @@ def command(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
-    from auxmae.build import open_data
     from auxmae.cli import eval_dense, eval_finetune, eval_probes, eval_reconstruction, eval_robustness
     from auxmae.cli.console import console, print_json
     from auxmae.cli.eval_files import are_own_images, take_earlier, with_earlier_sections
@@ -91,8 +91,9 @@ def command(
     digests = {"files": digest_files(held.collection), "labels": digest_labels(held.collection)}
     testing = None
     if test_labels is not None:
-        other = settings.data.model_copy(update={"labels": test_labels, "channels": "auto", "wavelengths": "auto"})
-        testing = eval_dense.TestLabels(held.collection, open_data(other, seed=settings.train.seed), test_labels)
+        labelled = eval_dense.open_test_labels(settings, test_labels)
+        digests["test_labels"] = eval_dense.digest_test_labels(labelled)
+        testing = eval_dense.TestLabels(held.collection, labelled, test_labels)
     reading = describe_reading(settings.data)
     own_source = is_own_source(folder, settings.data.source)
     changed = otherwise_held_out(folder, settings.data, held.collection, held.splits)
@@ -132,7 +133,8 @@ def command(
         "probe_samples": {"train": report.train_samples, "test": report.test_samples},
         "majority": report.majority,
     }
-    earlier = take_earlier(folder, {**document, "details": details}, out)
+    find_digest = partial(eval_dense.find_digest, settings)
+    earlier = take_earlier(folder, {**document, "details": details}, out, dense=dense, digest_test_labels=find_digest)
     unwritten: list[Path] = []
     if finetune:
         document["finetuning"] = eval_finetune.measure(model, held, settings, where, out)

@@ -183,6 +183,31 @@ def read_scene(data: Data, item: int) -> LabelledScene:
     return LabelledScene(image, valid, labels)
 
 
+def open_test_labels(settings: SettingsTree, name: str) -> Collection:
+    """The same images with the labels to test on."""
+    from auxmae.build import open_data
+
+    changes = {"labels": name, "channels": "auto", "wavelengths": "auto"}
+    return open_data(settings.data.model_copy(update=changes), seed=settings.train.seed)
+
+
+def digest_test_labels(testing: Collection) -> str:
+    """Hex digest of what tells that labels to test on have become others."""
+    from auxmae.data.digests import digest, digest_files, digest_labels
+
+    return digest([digest_files(testing), digest_labels(testing)])
+
+
+def find_digest(settings: SettingsTree, name: str) -> str | None:
+    """`digest_test_labels` of the labels of a name as they are now; None where they cannot be read."""
+    from auxmae.errors import AuxMAEError
+
+    try:
+        return digest_test_labels(open_test_labels(settings, name))
+    except AuxMAEError:
+        return None
+
+
 class TestLabels:
     """The pixels that a benchmark gives to test on: label rasters of the same images, their classes found by name.
 

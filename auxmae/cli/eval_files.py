@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Each is measured on request alone, and takes minutes.
 _SECTIONS = ("finetuning", "robustness", "dense", "across_scenes")
+# The latter two are of pixels, and depend on the labels to test on too.
+_OF_PIXELS = _SECTIONS[2:]
 # What decides, beside the data, which images are held out and how they are masked.
 _HELD_OUT = (
     ("data", "split"),
@@ -62,23 +64,38 @@ def are_own_images(own: SettingsTree, used: SettingsTree) -> bool:
     )
 
 
-def take_earlier(folder: RunFolder, document: dict[str, Any], out: Console) -> dict[str, Any]:
+def take_earlier(
+    folder: RunFolder, document: dict[str, Any], out: Console, *, dense: bool, digest_test_labels: Callable[[str], str | None]
+) -> dict[str, Any]:
     """The eval.json that is there, where it is of the same model, files, labels, split and [eval]; else nothing.
 
     One of others is set aside under another name, and so are its pictures and maps, whose names the next ones get: to be called
-    before these are written.
+    before these are written.  So is a copy of it with the pixels that --dense measured, which are then no longer in it, where
+    the labels to test on have become others.
+
+    Args:
+        folder: the run.
+        document: of this call, as far as it is measured.
+        out: where to say what is set aside.
+        dense: whether this call measures pixels, on the test labels that `document` names.
+        digest_test_labels: digest of the test labels of a name as they are now; None where they cannot be read.
     """
     path = folder.path / "eval.json"
+    earlier: dict[str, Any] = {}
+    what = ""
     try:
-        earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if _identity(earlier) == _identity(document):
-            return earlier
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if _identity(earlier) != _identity(document):
+            what = "of another model, other data or other settings"
     except KeyError:
-        pass  # of another version
+        what = "of an earlier version, which does not say all that it is of,"
     except (OSError, ValueError, TypeError):
-        earlier = {}  # missing or broken
+        earlier, what = {}, "that cannot be read"
+    if not what:
+        same = "dense" not in earlier or _same_test_labels(earlier, document if dense else None, digest_test_labels)
+        return earlier if same else _set_pixels_aside(folder, earlier, out)
     if path.is_file():
-        stamp = time.strftime("%Y-%m-%d-%H%M%S", time.localtime(path.stat().st_mtime))
+        stamp = _stamp(path)
         aside = path.with_name(f"eval-{stamp}.json")
         try:
             path.rename(aside)
@@ -87,9 +104,43 @@ def take_earlier(folder: RunFolder, document: dict[str, Any], out: Console) -> d
                 folder.write_json(aside.name, earlier)
         except OSError:
             return {}  # a run folder may be read-only
-        text = f"The eval.json of another model, other data or other settings is kept as {aside}"
-        out.print(text, highlight=False, soft_wrap=True)
+        out.print(f"The eval.json {what} is kept as {aside}", highlight=False, soft_wrap=True)
     return {}
+
+
+def _stamp(path: Path) -> str:
+    return time.strftime("%Y-%m-%d-%H%M%S", time.localtime(path.stat().st_mtime))
+
+
+def _same_test_labels(
+    earlier: dict[str, Any], document: dict[str, Any] | None, digest_test_labels: Callable[[str], str | None]
+) -> bool:
+    """Whether pixels were tested on the labels of `document`, or, where it is None, on labels that are still what they were."""
+    name, digest = _test_labels(earlier)
+    if document is not None:
+        return (name, digest) == _test_labels(document)
+    return name is None or (digest is not None and digest == digest_test_labels(name))
+
+
+def _test_labels(document: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Name and digest of the labels that pixels were tested on; None where these are of the labels to train on."""
+    details = document["details"]
+    return details.get("test_labels"), details["digests"].get("test_labels")
+
+
+def _set_pixels_aside(folder: RunFolder, earlier: dict[str, Any], out: Console) -> dict[str, Any]:
+    """Keeps a document, with its maps, under another name → what is left of it without the pixels."""
+    rest = {name: value for name, value in earlier.items() if name not in _OF_PIXELS}
+    path = folder.path / "eval.json"
+    stamp = _stamp(path)
+    try:
+        _set_files_aside(folder, {"dense": earlier["dense"]}, stamp)
+        aside = folder.write_json(f"eval-{stamp}.json", earlier)
+        folder.write_json(path.name, rest)
+    except OSError:
+        return rest  # a run folder may be read-only
+    out.print(f"What --dense measured with other test labels is kept in {aside}", highlight=False, soft_wrap=True)
+    return rest
 
 
 def _set_files_aside(folder: RunFolder, document: dict[str, Any], stamp: str) -> None:
@@ -108,9 +159,12 @@ def _set_files_aside(folder: RunFolder, document: dict[str, Any], stamp: str) ->
 def with_earlier_sections(document: dict[str, Any], earlier: dict[str, Any], out: Console) -> dict[str, Any]:
     """The document, and what `earlier`, from `take_earlier`, holds beyond it."""
     kept = {name: earlier[name] for name in _SECTIONS if name in earlier and name not in document}
-    if "dense" in kept and "test_labels" in earlier["details"]:
+    name, digest = _test_labels(earlier) if "dense" in kept else (None, None)
+    if name is not None:
         # Which pixels the section is of.
-        document = {**document, "details": {**document["details"], "test_labels": earlier["details"]["test_labels"]}}
+        details = document["details"]
+        details = {**details, "test_labels": name, "digests": {**details["digests"], "test_labels": digest}}
+        document = {**document, "details": details}
     if kept:
         text = f"Kept from an earlier call on the same model and data: {', '.join(kept)}"
         out.print(text, highlight=False, soft_wrap=True)
@@ -119,4 +173,5 @@ def with_earlier_sections(document: dict[str, Any], earlier: dict[str, Any], out
 
 def _identity(document: dict[str, Any]) -> list[Any]:
     details = document["details"]
-    return [document["split"], *(details[name] for name in ("model", "settings", "digests", "channels", "eval"))]
+    digests = [details["digests"][name] for name in ("files", "labels")]
+    return [document["split"], digests, *(details[name] for name in ("model", "settings", "channels", "eval"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import tifffile
 
 from auxmae.errors import DataError
 from tests.evaluation.small_run import invoke
+from tests.evaluation.small_scene import write_scenes
 
 
 def test_dense_writes_maps_and_needs_a_label_raster(run_folder: Path, tmp_path: Path) -> None:
@@ -36,19 +38,6 @@ def test_dense_writes_maps_and_needs_a_label_raster(run_folder: Path, tmp_path: 
     tifffile.imwrite(tmp_path / "labels.tif", labels[:40])
     other_size = invoke(str(run), *scene, *quick)
     assert "40×48" in str(other_size.exception)
-
-
-def write_scenes(folder: Path, names: tuple[str, ...], side: int = 48) -> tuple[str, ...]:
-    """Scenes of 13 channels with rasters of two classes in stripes, and the arguments that name them."""
-    generator = np.random.default_rng(0)
-    labels = np.repeat(np.arange(4) % 2 + 1, side // 4)[:, None].repeat(side, axis=1).astype(np.uint8)
-    for name in names:
-        pixels = generator.integers(0, 200, (13, side, side)) + 1000 * labels.astype(np.int64)
-        for path in (folder / "scenes" / name, folder / "labels" / name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        tifffile.imwrite(folder / "scenes" / name, pixels.astype(np.uint16), metadata={"axes": "CYX"}, photometric="minisblack")
-        tifffile.imwrite(folder / "labels" / name, labels)
-    return ("--data", str(folder / "scenes"), "--labels", str(folder / "labels"))
 
 
 @pytest.mark.parametrize("layout", [pytest.param("array", marks=pytest.mark.slow), "images"])
@@ -220,6 +209,39 @@ def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path, monkeypa
     assert "--dense" in str(invoke(str(run), *scenes, *without_dense, *given).exception)
     none = invoke(str(run), *scenes, *QUICK_DENSE, "--test-labels", "none")
     assert "no label for each pixel" in str(none.exception)
+
+
+@pytest.mark.slow
+def test_pixels_measured_on_other_test_labels_are_set_aside_with_their_maps(run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    scenes = write_scenes(tmp_path, ("one.tif", "two.tif"))
+    tested = tmp_path / "tested.tif"
+    full = tifffile.imread(tmp_path / "labels" / "one.tif")
+    tifffile.imwrite(tested, full)
+    plain = (*scenes, *(each for each in QUICK_DENSE if each != "--dense"))
+
+    def measured(*arguments: str) -> dict[str, object]:
+        for path in run.glob("eval*.json"):  # as if time had passed
+            os.utime(path, (path.stat().st_mtime - 60,) * 2)
+        result = invoke(str(run), *arguments)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    halves = measured(*scenes, *QUICK_DENSE)
+    given = measured(*scenes, *QUICK_DENSE, "--test-labels", str(tested))
+    assert "across_scenes" not in given
+    (aside,) = (json.loads(path.read_text()) for path in run.glob("eval-*.json"))
+    assert aside["across_scenes"] == halves["across_scenes"]
+    for name in ("one", "two"):
+        assert aside["dense"][name]["splits"] == halves["dense"][name]["splits"]
+        assert all(Path(aside["dense"][name][key]).is_file() for key in ("map", "figure"))
+    assert Path(given["dense"]["one"]["map"]).name == "one.tif"
+    assert measured(*plain)["dense"] == given["dense"]
+    # Corrected, with no class more and no byte more.
+    tifffile.imwrite(tested, 3 - full)
+    assert "dense" not in measured(*plain)
+    assert len(list(run.glob("eval-*.json"))) == 2
 
 
 def test_a_map_that_cannot_be_written_costs_no_figure(run_folder: Path, tmp_path: Path) -> None:
