@@ -76,6 +76,8 @@ def command(
     held = open_run_data(folder, model, settings, overrides=overrides, allow_missing=allow_missing)
     if dense and not held.collection.has_label_maps:
         raise DataError(f"{held.describe()}: --dense needs a label for each pixel", hint="name a label raster with --labels")
+    if dense and test_labels is None:
+        eval_dense.check_measurable(held.collection)
     if held.test is None:
         raise DataError(f"{held.describe()}: the test part is empty", hint=how_to_hold_out(held.collection))
     for notice in held.collection.notices:

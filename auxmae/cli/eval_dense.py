@@ -183,6 +183,21 @@ def read_scene(data: Data, item: int) -> LabelledScene:
     return LabelledScene(image, valid, labels)
 
 
+def check_measurable(collection: Collection) -> None:
+    """Says, before anything is measured, that a scene alone has halves to be measured against each other.
+
+    Raises:
+        DataError: there is one labelled image, which is no scene.
+    """
+    from auxmae.errors import DataError
+
+    if collection.layout != "scenes" and len(labelled_scenes(collection)) < 2:
+        raise DataError(
+            f"{collection.describe()}: --dense measures images against each other, and no two have a label for each pixel",
+            hint="give labels for more images, or measure the halves of this one: --set data.layout=scenes",
+        )
+
+
 def open_test_labels(settings: SettingsTree, name: str) -> Collection:
     """The same images with the labels to test on."""
     from auxmae.build import open_data

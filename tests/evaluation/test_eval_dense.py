@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from auxmae.cli.eval_dense import check_measurable
+from auxmae.data.opening import open_collection
 from auxmae.errors import DataError
 from tests.evaluation.small_run import invoke
 from tests.evaluation.small_scene import write_scenes
@@ -242,6 +244,21 @@ def test_pixels_measured_on_other_test_labels_are_set_aside_with_their_maps(run_
     tifffile.imwrite(tested, 3 - full)
     assert "dense" not in measured(*plain)
     assert len(list(run.glob("eval-*.json"))) == 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_image_that_is_alone_and_no_scene_has_nothing_to_be_measured_against(count: int, tmp_path: Path) -> None:
+    scenes = write_scenes(tmp_path, ("one.tif", "two.tif", "three.tif"), side=16)
+    for name in ("two.tif", "three.tif")[count - 1 :]:
+        (tmp_path / "labels" / name).unlink()
+    for layout in ("images", "scenes"):
+        collection = open_collection(scenes[1], labels=scenes[3], layout=layout)
+        if (count, layout) == (1, "images"):
+            with pytest.raises(DataError, match=r"3 images, 13 channels .* no two have a label for each pixel") as caught:
+                check_measurable(collection)
+            assert "data.layout=scenes" in caught.value.hint
+        else:
+            check_measurable(collection)
 
 
 def test_a_map_that_cannot_be_written_costs_no_figure(run_folder: Path, tmp_path: Path) -> None:
