@@ -292,18 +292,19 @@ def is_own_source(run: RunFolder, source: str) -> bool:
     return absolute_place(source, "source") == absolute_place(run.settings.data.source, "source")
 
 
-def otherwise_held_out(run: RunFolder, used: DataSettings, collection: Collection, splits: Splits) -> str | None:
-    """That other images are held out than in the run's training, in a sentence for people.
+def otherwise_held_out(
+    run: RunFolder, used: DataSettings, collection: Collection, splits: Splits, *, part: str = "test"
+) -> str | None:
+    """That other images are held out than in the run's training, and what it means for a part, in a sentence for people.
 
     None where they are the same ones, or of another data set.
     """
     trained_on = run.changed_data(splits.digest, digest_names(collection)) if is_own_source(run, used.source) else None
     if trained_on is None:
         return None
-    return (
-        f"Files, labels or the split are others than in training ({trained_on}): some of what is held out here may have been "
-        "trained on."
-    )
+    held_out = "some of what is held out here may have been trained on"
+    consequence = "this may not be what was trained on" if part == "train" else held_out
+    return f"Files, labels or the split are others than in training ({trained_on}): {consequence}."
 
 
 def left_behind(run: RunFolder, used: SettingsTree, overrides: Sequence[str] = ()) -> list[str]:

@@ -68,7 +68,7 @@ def command(
     splits = None
     if part != "all":
         splits = split_data(collection, settings.data, image_size=model.image_size, seed=settings.train.seed)
-        changed = otherwise_held_out(folder, settings.data, collection, splits)
+        changed = otherwise_held_out(folder, settings.data, collection, splits, part=part)
         if changed is not None:
             out.print(changed, style="yellow", **plain)
 

@@ -45,10 +45,16 @@ def test_a_part_that_is_held_out_otherwise_than_in_training_is_told(run, tmp_pat
     def told(*arguments):
         result = invoke(run, "--output", tmp_path / "out.npy", "--overwrite", "--json", *arguments)
         assert result.exit_code == 0, result.output
+        held_out = "some of what is held out here may have been trained on" in result.stderr
+        # Of the training part nothing is held out.
+        assert held_out == (words in result.stderr and "train" not in arguments)
+        assert ("this may not be what was trained on" in result.stderr) == (words in result.stderr and "train" in arguments)
         return words in result.stderr
 
     assert not told("--part", "test")
+    assert not told("--part", "train")
     assert told("--part", "test", "--set", "data.test_fraction=0.4")
+    assert told("--part", "train", "--set", "data.test_fraction=0.4")
     write_tiles(tmp_path / "tiles", count=9)
     assert told("--part", "test")
     assert not told()
