@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from auxmae.model.embedding import ChannelSelection
 from auxmae.model.folders import SETTINGS_NAME
 from auxmae.model.mae import AuxMAE
 from auxmae.places import expanded
-from auxmae.settings import load_settings
+from auxmae.settings import load_settings, unread_variables
 from auxmae.settings.schema import DataSettings, SettingsTree
 from auxmae.training.run import RunFolder
 
@@ -32,6 +33,8 @@ _READING = (
 # What the trained model carries itself, and the two of [train] that batches and the split are made by.
 _OF_TRAINING = ("model", "masking", "loss", "scaling")
 _USED_OF_TRAIN = ("train.batch_size", "train.seed")
+# What the environment says of these is of the machine and the measurement; the rest of a run's settings is its own.
+_OF_ENVIRONMENT = ("run", "eval", "kernels")
 
 
 def absolute_place(name: str, setting: Literal["source", "labels"]) -> str:
@@ -100,6 +103,7 @@ def settings_on_data(
 ) -> SettingsTree:
     """The settings of a run, on its own data set or on another one.
 
+    The environment stands over the run's [run], [eval] and [kernels] alone: the others say what the run is.
     On other files, what the run says of labels and of how its own files are read falls back to the defaults; on other labels
     alone, the values to ignore do.  What is set anew stays.
 
@@ -118,7 +122,7 @@ def settings_on_data(
     check_named("--labels", labels)
     check_overrides(overrides)
     path, options = run.path / SETTINGS_NAME, {"run.device": device}
-    settings = load_settings(path, overrides=overrides, options=options, environ={}).settings
+    settings = load_settings(path, overrides=overrides, options=options, environ_tables=_OF_ENVIRONMENT).settings
     own, data, train = run.settings.data, settings.data, settings.train
     given = {text.partition("=")[0].strip() for text in overrides}
 
@@ -264,7 +268,7 @@ def open_run_collection(
             _check_count(settings, model, _open_as_it_is(settings))
             raise
     _check_count(settings, model, collection)
-    collection.notices.extend(left_behind(run, settings, overrides))
+    collection.notices.extend([*left_behind(run, settings, overrides), *_unread()])
     return chosen, collection, missing
 
 
@@ -326,6 +330,15 @@ def left_behind(run: RunFolder, used: SettingsTree, overrides: Sequence[str] = (
         return []
     said = ", ".join(f"data.{name}" for name in names)
     return [f"the run's {said} {'are' if len(names) > 1 else 'is'} not taken over: set again, with --set, what is needed here"]
+
+
+def _unread() -> list[str]:
+    """What the environment says of a run's own settings, in a sentence for people; nothing where it does not."""
+    names = unread_variables(os.environ, _OF_ENVIRONMENT)
+    if not names:
+        return []
+    tables = ", ".join(f"[{name}]" for name in _OF_ENVIRONMENT)
+    return [f"{', '.join(names)}: not read, since the run has its own settings; of the environment {tables} are read here"]
 
 
 @contextmanager

@@ -179,3 +179,41 @@ def test_a_run_on_the_first_of_its_channels_without_names_opens_its_own_data(tmp
     run = create_run(str(tmp_path / "run"), SettingsTree.model_validate(own))
     collection = open_run_collection(run, model, settings_on_data(run), allow_missing=allow_missing)[1]
     assert collection.channel_names == model.channel_names
+
+
+def test_the_environment_says_how_to_measure_and_not_what_a_run_is(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"EVAL__NEIGHBOURS": "20", "RUN__THREADS": "1", "KERNELS__BACKEND": "torch"}
+    others = {"MODEL__WIDTH": "8", "MODEL__PRESET": "large", "DATA__TEST_FRACTION": "0.2", "TRAIN__SEED": "7"}
+    for name, value in {**given, **others}.items():
+        monkeypatch.setenv(f"AUXMAE_{name}", value)
+    found = settings_on_data(run)
+    assert (found.eval.neighbours, found.run.threads, found.kernels.backend) == (20, 1, "torch")
+    for table in ("data", "scaling", "model", "masking", "loss", "train"):
+        assert getattr(found, table) == getattr(run.settings, table)
+    assert settings_on_data(run, overrides=["eval.neighbours=4"]).eval.neighbours == 4
+    monkeypatch.setenv("AUXMAE_RUN__DEVICE", "cuda")
+    assert settings_on_data(run, device="cpu").run.device == "cpu"
+
+    own = {"data": {"source": write_bands(tmp_path / "own.tif", 3)}}
+    other = create_run(str(tmp_path / "other"), SettingsTree.model_validate(own))
+    notices = open_run_collection(other, small_model(("C1", "C2", "C3")), settings_on_data(other))[1].notices
+    (told,) = [notice for notice in notices if "AUXMAE_" in notice]
+    assert told.startswith("AUXMAE_DATA__TEST_FRACTION, AUXMAE_MODEL__PRESET, AUXMAE_MODEL__WIDTH, AUXMAE_TRAIN__SEED: not read")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("AUXMAE_EVAL__NEIGHBORS", "3", "AUXMAE_EVAL__NEIGHBORS: unknown variable.*'AUXMAE_EVAL__NEIGHBOURS'"),
+        ("AUXMAE_TRAIN__EPOCH", "3", "AUXMAE_TRAIN__EPOCH: unknown variable"),
+        ("AUXMAE_EVAL__NEIGHBOURS", "0", "AUXMAE_EVAL__NEIGHBOURS: eval.neighbours: 0 is wrong"),
+    ],
+)
+def test_a_fault_in_the_environment_is_told_as_in_training(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=words):
+        settings_on_data(run)

@@ -9,6 +9,7 @@ from auxmae.settings.sources import (
     check_run_settings,
     load_settings,
     settings_from_toml,
+    unread_variables,
 )
 from auxmae.settings.starter import preset_settings, settings_text, starter_text, write_settings
 
@@ -24,5 +25,6 @@ __all__ = [
     "settings_from_toml",
     "settings_text",
     "starter_text",
+    "unread_variables",
     "write_settings",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,6 +125,7 @@ def load_settings(
     options: Mapping[str, object] | None = None,
     tables: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
+    environ_tables: Container[str] | None = None,
     cwd: Path | None = None,
 ) -> Loaded:
     """Find, merge and check all settings.
@@ -135,6 +136,7 @@ def load_settings(
         options: values of typed options by `table.key`; None stands for an option that was not given.
         tables: {"table": {"key": value}} from Python; stands over the environment, as the command line does.
         environ: the environment (default: the process's own); `AUXMAE_TABLE__KEY` variables are read.
+        environ_tables: the tables that are read from there, all where it is None; variables of other tables are checked alone.
         cwd: the working directory (default: the process's own); a relative `config` is found there.
 
     Raises:
@@ -144,7 +146,7 @@ def load_settings(
     document = read_document(path, name) if path is not None else None
     layers = [
         _command_line(overrides, options or {}, tables or {}),
-        _environment(os.environ if environ is None else environ),
+        _environment(os.environ if environ is None else environ, environ_tables),
         _file(document) if document is not None else Layer(),
     ]
     layers.append(_preset(layers))
@@ -233,16 +235,27 @@ def _plain(value: object) -> object:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _environment(environ: Mapping[str, str]) -> Layer:
-    layer = Layer()
+def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, KeyPath]]:
+    """The variables that name settings or would, and what they name."""
     for variable in sorted(environ):
         name = variable.upper()
-        if not name.startswith(PREFIX) or name in OTHER_VARIABLES:
-            continue
-        path = tuple(name.removeprefix(PREFIX).lower().split("__"))
+        if name.startswith(PREFIX) and name not in OTHER_VARIABLES:
+            yield variable, tuple(name.removeprefix(PREFIX).lower().split("__"))
+
+
+def unread_variables(environ: Mapping[str, str], tables: Container[str]) -> list[str]:
+    """The variables that set something in other tables than these."""
+    return [variable for variable, path in _variables(environ) if _path_fault(path, None) is None and path[0] not in tables]
+
+
+def _environment(environ: Mapping[str, str], tables: Container[str] | None) -> Layer:
+    layer = Layer()
+    for variable, path in _variables(environ):
         if _path_fault(path, None) is None:
-            layer.put(path, _from_text(path, environ[variable].strip()), Origin(variable, 2))
+            if tables is None or path[0] in tables:
+                layer.put(path, _from_text(path, environ[variable].strip()), Origin(variable, 2))
         else:
+            name = variable.upper()
             # Compared without the prefix, which would make everything look alike.
             known = [key.upper().replace(".", "__") for key in wording.keys()]  # noqa: SIM118
             known += [other.removeprefix(PREFIX) for other in OTHER_VARIABLES]
