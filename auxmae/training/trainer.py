@@ -244,10 +244,12 @@ class Trainer:
                         self.save()
                         saved = self.seconds
                     if stop:
-                        reason = "interrupted"
                         break
                 self.seconds = earlier + self.clock() - began
                 self.save()
+                # The last validation may have taken minutes, and what comes after training takes more.
+                if self._agree(0.0, stop_asked())[1]:
+                    reason = "interrupted"
         finally:
             self.reporter.stop()
             if isinstance(self.compute, GraphedStep):

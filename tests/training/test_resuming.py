@@ -94,6 +94,27 @@ def test_a_run_that_stopped_early_concludes_at_once(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize(
+    ("tables", "steps", "reason"),
+    [({"max_steps": 5}, 5, "finished"), ({"max_steps": 100, "patience": 1, "tolerance": 0.9}, 8, "stopped early")],
+    ids=["last", "early"],
+)
+def test_a_stop_that_is_asked_for_in_the_validation_that_ends_training_is_heeded(tmp_path, monkeypatch, tables, steps, reason):
+    original = trainer.Trainer.validate
+
+    def asked(self):
+        if self.step == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    monkeypatch.setattr(trainer.Trainer, "validate", asked)
+    stopped = train(settings_for(tmp_path / "run", train=tables, data={"samples_per_epoch": 0}))
+    assert (stopped.outcome.step, stopped.outcome.reason) == (steps, "interrupted")
+    assert not (stopped.run / "result.json").exists()
+    resumed = train(SettingsTree(), resume=stopped.run)
+    assert (resumed.outcome.step, resumed.outcome.reason) == (steps, reason)
+
+
 def test_a_fast_dev_run_is_a_run_of_its_own(tmp_path):
     with pytest.raises(UsageError, match="overwrite the run's results"):
         train(SettingsTree(), resume=tmp_path, fast_dev_run=True)
