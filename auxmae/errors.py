@@ -45,7 +45,7 @@ class DataError(AuxMAEError):
 
 
 class ResourceError(AuxMAEError):
-    """The machine does not give what reading a file takes: the file itself may be whole."""
+    """The machine does not give what it takes, as memory, open files or processes: a file that was to be read may be whole."""
 
 
 class CheckpointError(AuxMAEError):

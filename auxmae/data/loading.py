@@ -6,6 +6,7 @@ Shape letters: B batch, C channels, h rows, w columns.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from copy import copy
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from auxmae.data.dataset import ImageDataset
-from auxmae.data.workers import obey_main, shielded
-from auxmae.errors import AuxMAEError
+from auxmae.data.workers import deaths_told_in_order, obey_main, shielded
+from auxmae.errors import AuxMAEError, ResourceError
 
 
 class Batch(NamedTuple):
@@ -121,6 +122,7 @@ class Loader:
 
         Raises:
             DataError: a file cannot be read, in whichever process.
+            ResourceError: the machine lacks what reading a file takes; or a loader process has died.
         """
         if not self.shuffle and self.epoch > 0:
             self.epoch = 0  # the same samples on every pass
@@ -189,12 +191,20 @@ class Loader:
                 # generator it would change the dropout after a probe, a figure or a resumption.
                 generator=torch.Generator(),
             )
-        with shielded():
-            results = iter(self._processes)  # starts the processes, the first time
-        for result in results:
-            if isinstance(result, _Fault):
-                raise result.kind(result.message, hint=result.hint)
-            yield Batch(*result)
+        try:
+            with shielded(), deaths_told_in_order():
+                results = iter(self._processes)  # starts the processes, the first time
+            for result in results:
+                if isinstance(result, _Fault):
+                    raise result.kind(result.message, hint=result.hint)
+                yield Batch(*result)
+        except RuntimeError as error:
+            if not re.match(r"DataLoader worker \(pid|Pin memory thread exited", str(error)):
+                raise
+            raise ResourceError(
+                "a loader process was killed, or ended before its time",
+                hint="is memory, or shared memory (/dev/shm), short? set data.workers lower, or to 0",
+            ) from error
 
 
 class _Request(NamedTuple):

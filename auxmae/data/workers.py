@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,23 @@ from multiprocessing import parent_process, resource_tracker
 
 # Where the sender of a signal is not told, as on macOS, processes would not end for the main one either.
 _TOLD = hasattr(signal, "sigwaitinfo")
+
+
+@contextmanager
+def deaths_told_in_order() -> Iterator[None]:
+    """Of processes that PyTorch starts within, a death is told where their next batch is asked for, within five seconds.
+
+    Otherwise PyTorch raises wherever the main thread is when it hears of one, in the middle of an optimiser step too.
+    """
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        if before is not None:  # not of Python
+            signal.signal(signal.SIGCHLD, before)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from auxmae.build import Data
 from auxmae.data.loading import Batch
 from auxmae.data.splits import how_to_hold_out
-from auxmae.errors import DataError
+from auxmae.errors import DataError, ResourceError
 from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import EvalSettings
 from auxmae.training.progress import Reporter
@@ -107,8 +107,9 @@ def conclude(
             reporter.message(f"note: measured on {chosen.samples} of {held_out.samples} held-out images or windows")
         try:
             measured = evaluate_reconstruction(best, chosen, seed=settings.mask_seed, device=device)
-        except DataError as error:
-            raise DataError(f"the training is done, in {run.path}, but not measured: {error.message}", hint=error.hint) from error
+        except (DataError, ResourceError) as error:
+            words = f"the training is done, in {run.path}, but not measured: {error.message}"
+            raise type(error)(words, hint=error.hint) from error
         masked_l1, floors, per_channel = measured.masked_l1, dict(measured.floors), dict(measured.per_channel)
     figure = None
     if can_draw():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from auxmae.data.loading import Loader
+from auxmae.errors import ResourceError
 from auxmae.model.mae import AuxMAE
 from auxmae.training.checkpoint import load_state, random_state, save_checkpoint, seed_from, set_random_state
 from auxmae.training.distributed import Team
@@ -214,7 +215,14 @@ class Trainer:
     # ---- the loop --------------------------------------------------------------------------------------------------
 
     def fit(self) -> Outcome:
-        """Trains until the plan is done, validation stops improving, or a signal asks to stop."""
+        """Trains until the plan is done, validation stops improving, or a signal asks to stop.
+
+        Raises:
+            CheckpointError: what was learned cannot be saved.
+            DataError: a file cannot be read.
+            DivergedError: the loss or a weight is not finite.
+            ResourceError: the machine lacks what a loader takes, or killed its process; what was learned is saved.
+        """
         # A run that is taken up again may have stopped early already.
         reason = "stopped early" if self.stopping.decided and not self._done() else "finished"
         self.reporter.start(self.plan.steps, self.step)
@@ -250,6 +258,15 @@ class Trainer:
                 # The last validation may have taken minutes, and what comes after training takes more.
                 if self._agree(0.0, stop_asked())[1]:
                     reason = "interrupted"
+        except ResourceError as error:
+            # Of a loader, so the last step is whole.  Of several processes the others wait for this one's next step.
+            if self.team.size == 1:
+                self.save()
+                left = f"step {self.step} is saved"
+            else:
+                left = self._what_is_left()
+            hints = [error.hint, f"{left}; go on with: auxmae train --resume {self.run.path}"]
+            raise ResourceError(error.message, hint="; ".join(filter(None, hints))) from error
         finally:
             self.reporter.stop()
             if isinstance(self.compute, GraphedStep):
@@ -278,7 +295,13 @@ class Trainer:
             final=plan.min_learning_rate,
             warmup=plan.warmup_fraction,
         )
-        given = [next(batches) for _ in range(plan.accumulation)]
+        begin = self.feed.state_dict()
+        try:
+            given = [next(batches) for _ in range(plan.accumulation)]
+        except ResourceError:
+            # Batches of a step that is not taken are those of the next one.
+            self.feed.load_state_dict(begin)
+            raise
         loss, norm = self.compute(given, self.learning_rate)
         self.images += sum(inputs.image.shape[0] for inputs in given) * self.team.size
         self.step += 1

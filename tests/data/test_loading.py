@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -138,3 +139,19 @@ def test_errors_arrive_as_themselves(workers: int, kind: type[AuxMAEError]) -> N
         list(Loader(dataset, 4, shuffle=False, workers=workers))
     assert caught.value.message == "broken.tif: cannot be read"
     assert caught.value.hint == "leave it out"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_the_death_of_a_loader_process_is_told_where_a_batch_is_asked_for() -> None:
+    loader = Loader(make(40), 1, shuffle=True, workers=1)
+    batches = iter(loader)
+    next(batches)
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    sum(range(10**6))  # PyTorch's own words would interrupt whatever is done here
+    with pytest.raises(ResourceError, match="a loader process was killed") as told:
+        list(batches)
+    assert told.value.hint is not None
+    assert "data.workers" in told.value.hint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from auxmae.errors import CheckpointError, DataError, UsageError
+from auxmae.data import loading
+from auxmae.errors import CheckpointError, DataError, ResourceError, UsageError
 from auxmae.model.mae import AuxMAE
 from auxmae.settings import write_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import trainer
-from auxmae.training.checkpoint import random_state, set_random_state
+from auxmae.training.checkpoint import load_state, random_state, set_random_state
 from auxmae.training.run import create_run, open_run
 from auxmae.training.session import train
 from tests.training.small_runs import Heard, folder_of_images, settings_for, weights
@@ -92,6 +94,58 @@ def test_a_run_that_stopped_early_concludes_at_once(tmp_path):
     assert resumed.masked_l1 == stopped.masked_l1
     after = weights(stopped.run)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("how", ["short of memory", pytest.param("killed", marks=pytest.mark.slow)])
+def test_what_was_learned_before_the_machine_failed_a_loader_is_saved(tmp_path, monkeypatch, how):
+    """In the second batch of a step, whose first one is not lost either."""
+    tables = {"train": {"accumulation": 2, "max_steps": 14}, "data": {"samples_per_epoch": 0}}
+    whole = train(settings_for(tmp_path / "whole", **tables))
+    with monkeypatch.context() as patched:
+        if how == "killed":
+            tables["data"]["workers"] = 1
+            original = trainer.Trainer._train_step
+
+            def step(self, batches):
+                if self.step == 3:
+                    (worker,) = multiprocessing.active_children()
+                    os.kill(worker.pid, signal.SIGKILL)
+                return original(self, batches)
+
+            patched.setattr(trainer.Trainer, "_train_step", step)
+        else:
+            load, loaded = loading._Source.load, []
+
+            def short(self, request):
+                if self.dataset.augment:
+                    loaded.append(request)
+                    if len(loaded) == 8:
+                        raise ResourceError("image.tif: cannot allocate memory", hint="free some")
+                return load(self, request)
+
+            patched.setattr(loading._Source, "load", short)
+        with pytest.raises(ResourceError) as told:
+            train(settings_for(tmp_path / "run", **tables))
+    run = open_run(tmp_path / "run")
+    step = load_state(run.checkpoint("last"))["step"]
+    assert 3 <= step < 14
+    assert f"step {step} is saved; go on with: auxmae train --resume {run.path}" in told.value.hint
+    assert ("a loader process was killed" if how == "killed" else "image.tif") in told.value.message
+    assert ("data.workers" if how == "killed" else "free some") in told.value.hint
+    assert train(SettingsTree(), resume=run.path).outcome.step == 14
+    a, b = weights(whole.run), weights(run.path)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_training_whose_loader_fails_at_once_can_go_on_too(tmp_path, monkeypatch):
+    def dead(self, requests):
+        raise ResourceError("a loader process was killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loading.Loader, "_load", dead)
+        with pytest.raises(ResourceError, match="step 0 is saved"):
+            train(settings_for(tmp_path / "run"))
+    assert train(SettingsTree(), resume=tmp_path / "run").outcome.step == 9
 
 
 @pytest.mark.parametrize(
