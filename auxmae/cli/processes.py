@@ -58,6 +58,7 @@ def run_together(count: int, arguments: Sequence[str], *, run: str) -> int:
 
     Raises:
         AuxMAEError: a process was killed.
+        PeerLostError: they lost each other, and none of them says why.
     """
     with tempfile.TemporaryDirectory(prefix="auxmae-") as folder:
         said = [Path(folder) / f"{rank}.txt" for rank in range(count)]
@@ -148,8 +149,14 @@ def _conclude(codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path],
         return 0
     rank = failed[0]
     code = codes[rank]
-    if rank > 0 or code == PeerLostError.exit_code:
-        sys.stderr.write(said[rank].read_text(encoding="utf-8", errors="replace") if said[rank].exists() else "")
+    if rank > 0:
+        sys.stderr.write(said[rank].read_text(encoding="utf-8", errors="replace"))
+    if code == PeerLostError.exit_code:
+        # Each has left the word to another one.
+        raise PeerLostError(
+            f"the {len(codes)} processes lost the connection to each other, and none says why",
+            hint=f"go on with: auxmae train --resume {run}",
+        )
     if code < 0:
         raise AuxMAEError(
             f"process {rank + 1} of {len(codes)} was killed by {signal.Signals(-code).name}",

@@ -7,6 +7,7 @@ gives back what it was given, so that the loop is the same for one and for many.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from auxmae.errors import PeerLostError, SettingsError
+from auxmae.errors import PeerLostError, ResourceError, SettingsError, first_line
 from auxmae.training.checkpoint import seed_from
 
 T = TypeVar("T")
@@ -134,8 +135,9 @@ def joined(team: Team, device: torch.device) -> Iterator[None]:
     """Connects the processes: NCCL between GPUs, gloo between CPUs and for what the hosts tell each other.
 
     Raises:
-        SettingsError: the device has no such connection.
         PeerLostError: another process ended before its time.
+        ResourceError: they find no way to each other.
+        SettingsError: the device has no such connection.
     """
     if team.size == 1:
         yield
@@ -145,10 +147,17 @@ def joined(team: Team, device: torch.device) -> Iterator[None]:
     if not dist.is_available():
         raise SettingsError("this build of PyTorch cannot train in several processes")
     own = not dist.is_initialized()
+    if own:
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            # gloo begins with the place in its source.
+            reason = re.sub(r"^\[[^]]*\] *", "", first_line(error))
+            raise ResourceError(
+                f"the {team.size} processes cannot be connected: {reason}",
+                hint="MASTER_PORT, where it is set, has to be a free port, GLOO_SOCKET_IFNAME a network interface; else try again",
+            ) from error
     try:
-        if own:
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
         yield
         if own:
             # Only now: with a process that is gone there is no orderly end, and the exit of this one is one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,9 +16,9 @@ import torch
 
 from auxmae.build import build_data, build_model
 from auxmae.cli.processes import _conclude, _free_port
-from auxmae.errors import SettingsError
+from auxmae.errors import PeerLostError, ResourceError, SettingsError
 from auxmae.settings.schema import SettingsTree
-from auxmae.training.distributed import Team, find_team
+from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import obstacle
 from auxmae.training.optimization import learning_rate_at, parameter_groups
 from auxmae.training.run import open_run
@@ -276,6 +277,41 @@ def test_the_words_are_those_of_who_failed(tmp_path, capsys, codes, ended_by_us,
         path.write_text(f"words of {rank}")
     assert _conclude(codes, set(ended_by_us), said, "run") == code
     assert capsys.readouterr().err == shown
+
+
+@pytest.mark.parametrize(("codes", "ended_by_us"), [((75, 75), ()), ((75, -15), (1,)), ((0, 75), ())])
+def test_where_each_leaves_the_word_to_another_one_it_is_said(tmp_path, capsys, codes, ended_by_us):
+    said = [tmp_path / str(rank) for rank in range(len(codes))]
+    said[1].write_text("note of 1")
+    with pytest.raises(PeerLostError, match="lost the connection to each other, and none says why") as told:
+        _conclude(codes, set(ended_by_us), said, "run")
+    assert told.value.exit_code == 75
+    assert "auxmae train --resume run" in told.value.hint
+    assert capsys.readouterr().err in ("", "note of 1")
+
+
+def test_a_port_that_is_taken_is_told(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for name, value in {**TORCHRUN, "RANK": "0", "MASTER_PORT": str(taken.getsockname()[1])}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ResourceError, match=r"the 4 processes cannot be connected: .*address already in use") as told:
+            joined(find_team(), torch.device("cpu")).__enter__()
+    assert "\n" not in str(told.value)
+    assert "MASTER_PORT" in told.value.hint
+
+
+@pytest.mark.slow
+def test_a_network_interface_that_is_not_there_is_told(tmp_path):
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "nowhere0"}
+    code, _, err = finish(start(tmp_path, *options({"run.folder": "run"}), env=environment))
+    assert code == 1
+    assert err.startswith("error: the 2 processes cannot be connected: "), err
+    assert "nowhere0 (" in err
+    assert "GLOO_SOCKET_IFNAME" in err
+    assert ".cc:" not in err
+    assert len(err.strip().splitlines()) == 1, err
 
 
 def _child(parent, rank):
