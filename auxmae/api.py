@@ -22,7 +22,7 @@ def train(settings: Loaded | SettingsTree | Mapping[str, Any] | str | Path | Non
         settings: what `load_settings` gave, or its settings tree; or {"table": {"key": value}} over the defaults and the
             environment, without any file; or the path of a TOML file; or None for `auxmae.toml` in the working directory, if
             there is one.
-        options: `resume`, `init_from`, `fast_dev_run`, `reporter`, `progress` of `training.session.train`.
+        options: `resume`, `overrides`, `init_from`, `fast_dev_run`, `reporter`, `progress` of `training.session.train`.
 
     Raises:
         AuxMAEError: whatever the user can mend, with a hint.

@@ -69,8 +69,14 @@ def command(
         "run.device": (device, "--device"),
     }
     options = {key: value for key, (value, _) in given.items() if value is not None}
-    others = {"--set": set_, "--config": config, "--fast-dev-run": fast_dev_run}
-    named = [name for value, name in given.values() if value is not None] + [name for name, value in others.items() if value]
+    overrides: list[str] = []
+    if resume is not None:
+        # The run says which of its settings may be others now.
+        overrides = [f"run.device={device}"] if device is not None else []
+        overrides += set_ or []
+        options.pop("run.device", None)
+    others = {"--config": config, "--fast-dev-run": fast_dev_run}
+    named = [given[key][1] for key in options] + [name for name, value in others.items() if value]
     if resume is not None and named:
         raise UsageError(
             f"--resume goes on exactly as before, so {named[0]} cannot be given with it",
@@ -96,7 +102,7 @@ def command(
         folder = resume if settings is None else settings.run.folder
         name = "last" if folder is None or folder == "auto" else folder
         raise typer.Exit(run_together(processes, sys.argv[1:], run=name))
-    result = _train(settings, out, resume, init_from, fast_dev_run, quiet)
+    result = _train(settings, out, resume, overrides, init_from, fast_dev_run, quiet)
     if json_output:
         if not is_silent():
             print_json(result.to_dict())
@@ -112,7 +118,13 @@ def command(
 
 
 def _train(
-    settings: SettingsTree | None, out: Console, resume: str | None, init_from: str | None, fast: bool, quiet: bool
+    settings: SettingsTree | None,
+    out: Console,
+    resume: str | None,
+    overrides: list[str],
+    init_from: str | None,
+    fast: bool,
+    quiet: bool,
 ) -> TrainingResult:
     from auxmae.settings.schema import SettingsTree
     from auxmae.training.progress import EnduringReporter, QuietReporter, SilentReporter, make_reporter
@@ -122,6 +134,7 @@ def _train(
     return train(
         settings or SettingsTree(),
         resume=resume,
+        overrides=overrides,
         init_from=init_from,
         fast_dev_run=fast,
         reporter=reporter,

@@ -155,7 +155,7 @@ def joined(team: Team, device: torch.device) -> Iterator[None]:
             reason = re.sub(r"^\[[^]]*\] *", "", first_line(error))
             raise ResourceError(
                 f"the {team.size} processes cannot be connected: {reason}",
-                hint="MASTER_PORT, where it is set, has to be a free port, GLOO_SOCKET_IFNAME a network interface; else try again",
+                hint="MASTER_PORT, where it is set, is to be a free port, GLOO_SOCKET_IFNAME a network interface; else try again",
             ) from error
     try:
         yield

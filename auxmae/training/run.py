@@ -16,9 +16,14 @@ from auxmae.locking import take_lock
 from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
 from auxmae.places import expanded
-from auxmae.settings import check_run_settings, settings_from_toml, write_settings
+from auxmae.settings import check_run_settings, settings_from_toml, wording, write_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.writing import replacing
+
+# How steps are computed, not what: all that a run that goes on may be given anew, as another machine may want it.
+OF_THE_MACHINE = (
+    "data.workers", "kernels.backend", "run.device", "run.threads", "train.compile", "train.cuda_graphs", "train.precision",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,28 @@ class RunFolder:
     def settings(self) -> SettingsTree:
         """The effective settings of the run."""
         return settings_from_toml(self.path / SETTINGS_NAME)
+
+    def note_machine(self, settings: SettingsTree, step: int) -> list[str]:
+        """Keeps what a resumed run goes on with, of the settings in `OF_THE_MACHINE`, and logs what they were before.
+
+        Args:
+            settings: those that it goes on with.
+            step: the last one that was computed as before.
+
+        Returns:
+            What has changed, each in words.
+        """
+        before, after = dict[str, Any](), dict[str, Any]()
+        own = self.settings
+        for name in OF_THE_MACHINE:
+            table, _, key = name.partition(".")
+            old, new = getattr(getattr(own, table), key), getattr(getattr(settings, table), key)
+            if old != new:
+                before[name], after[name] = old, new
+        if after:
+            write_settings(settings, self.path / SETTINGS_NAME)
+            self.log({"kind": "settings", "step": step, "before": before, "after": after})
+        return [f"{name} = {wording.show(value)} in place of {wording.show(before[name])}" for name, value in after.items()]
 
     @property
     def metrics_path(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ import torch
 from auxmae.build import Data, Progress, build_data, build_model
 from auxmae.device import configure, process_state_kept
 from auxmae.errors import CheckpointError, DataError, UsageError
-from auxmae.model.folders import find_model
+from auxmae.model.folders import SETTINGS_NAME, find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import check_architecture, load_weights, read_config
 from auxmae.run_data import with_absolute_places
+from auxmae.settings import load_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import seed_everything
 from auxmae.training.checks import check_settings, check_space, tensorboard_writer
@@ -25,7 +26,7 @@ from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import graphs_wanted
 from auxmae.training.progress import Reporter, SilentReporter
 from auxmae.training.result import TrainingResult, can_draw, conclude, draw_reconstruction
-from auxmae.training.run import RunFolder, check_unused, create_run, open_run
+from auxmae.training.run import OF_THE_MACHINE, RunFolder, check_unused, create_run, open_run
 from auxmae.training.trainer import Outcome, Plan, Trainer
 
 FAST_DEV_STEPS = 3
@@ -67,6 +68,7 @@ def train(
     settings: SettingsTree,
     *,
     resume: str | Path | None = None,
+    overrides: Sequence[str] = (),
     init_from: str | Path | None = None,
     fast_dev_run: bool = False,
     reporter: Reporter | None = None,
@@ -78,6 +80,7 @@ def train(
     Args:
         settings: every table; with `resume`, the run's own settings are used instead.
         resume: a run folder, or "last": goes on exactly where its last checkpoint was written.
+        overrides: with `resume`, "table.key=value" each, in place of the run's own settings: those of `OF_THE_MACHINE`.
         init_from: a run or model whose weights to start from: see `AuxMAE.from_pretrained`.
         fast_dev_run: three steps and one validation, to see that everything works; not with `resume`.
         reporter: who is told how it goes.
@@ -98,11 +101,19 @@ def train(
             "resume goes on exactly as before, and fast_dev_run would overwrite the run's results with those of a few batches",
             hint="give one of them",
         )
+    if overrides and resume is None:
+        raise UsageError("overrides are of a run that goes on: a new one has its settings")
+    for name in (text.partition("=")[0].strip() for text in overrides):
+        if name not in OF_THE_MACHINE:
+            raise UsageError(
+                f"--resume goes on exactly as before, so --set {name} cannot be given with it",
+                hint="to change something, start a new run with --init-from",
+            )
     # Both before the processes meet: the newest run is soon the one that the first of them makes.
     run = open_run(resume) if resume is not None else None
     weights = find_model(init_from) if init_from is not None else None
     if run is not None:
-        settings = run.settings
+        settings = load_settings(run.path / SETTINGS_NAME, overrides=overrides, environ={}).settings
     team = find_team()
     device = configure(settings, team.local_rank if team.size > 1 else None)
     team.share(settings.train.batch_size)
@@ -237,6 +248,9 @@ def _fit(
     if run is not None:
         trainer.resume()
         reporter.message(f"resuming {folder.path} at step {trainer.step} of {trainer.plan.steps}")
+        if team.first:
+            for change in run.note_machine(settings, trainer.step):
+                reporter.message(f"note: {change} from here on")
     # What was logged after the checkpoint is logged again.
     again_from = None if run is None else trainer.step + 1
     with tensorboard(str(folder.path / "tensorboard"), purge_step=again_from) if tensorboard else nullcontext() as log:

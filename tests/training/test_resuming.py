@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -12,9 +13,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from auxmae.cli.app import app
 from auxmae.data import loading
-from auxmae.errors import CheckpointError, DataError, ResourceError, UsageError
+from auxmae.errors import CheckpointError, DataError, ResourceError, SettingsError, UsageError
 from auxmae.model.mae import AuxMAE
 from auxmae.settings import write_settings
 from auxmae.settings.schema import SettingsTree
@@ -267,6 +270,55 @@ def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(optimizer):
     assert not two.load_state_dict(state)
     assert torch.equal(one.masks.get_state(), two.masks.get_state())
     assert not torch.equal(one.masks.get_state(), own.masks.get_state())
+
+
+def test_a_run_goes_on_on_a_machine_that_needs_other_settings(tmp_path):
+    """As one of a GPU in bf16 does on a CPU; the folder says what it went on with, and from where on."""
+    run = open_run(train(settings_for(tmp_path / "run", train={"max_steps": 2})).run)
+    settings = run.path / "settings.toml"
+    changes = {
+        "max_steps = 2": "max_steps = 4",
+        'device = "cpu"': 'device = "cuda:7"',
+        'precision = "auto"': 'precision = "bf16"',
+    }
+    for old, new in changes.items():
+        assert old in settings.read_text()
+        settings.write_text(settings.read_text().replace(old, new))
+    moved, before = run.settings, settings.read_bytes()
+    command = ["train", "--resume", str(run.path)]
+    with pytest.raises(SettingsError, match=r"run\.device = 'cuda:7'"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    with pytest.raises(SettingsError, match=r"train\.precision = 'bf16'"):
+        CliRunner().invoke(app, [*command, "--device", "cpu"], catch_exceptions=False)
+    assert settings.read_bytes() == before
+    options = ["--device", "cpu", "--set", "train.precision=fp32", "--set", "data.workers=0"]
+    done = CliRunner().invoke(app, [*command, *options], catch_exceptions=False)
+    assert done.exit_code == 0
+    said = " ".join(done.stdout.split())
+    assert "note: run.device = 'cpu' in place of 'cuda:7' from here on" in said
+    assert "data.workers" not in said
+    assert json.loads((run.path / "result.json").read_text())["steps"] == 4
+    now = moved.model_copy(
+        update={
+            "run": moved.run.model_copy(update={"device": "cpu"}),
+            "train": moved.train.model_copy(update={"precision": "fp32"}),
+        }
+    )
+    assert run.settings == now
+    (noted,) = [record for record in run.metrics() if record["kind"] == "settings"]
+    assert noted == {
+        "kind": "settings",
+        "step": 2,
+        "before": {"run.device": "cuda:7", "train.precision": "bf16"},
+        "after": {"run.device": "cpu", "train.precision": "fp32"},
+    }
+
+
+def test_all_else_of_a_run_that_goes_on_is_as_before(tmp_path):
+    with pytest.raises(UsageError, match=r"--set train\.epochs cannot be given with it"):
+        train(SettingsTree(), resume=tmp_path, overrides=["run.device=cpu", "train.epochs=3"])
+    with pytest.raises(UsageError, match="of a run that goes on"):
+        train(SettingsTree(), overrides=["run.device=cpu"])
 
 
 class Generators:
