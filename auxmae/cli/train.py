@@ -110,7 +110,8 @@ def command(
         _print_result(result, out)
     if result.outcome.reason == "interrupted":
         out.print(
-            f"stopped at step {result.outcome.step} and saved; go on with: auxmae train --resume {result.run}",
+            f"stopped at step {result.outcome.step} and saved"
+            + ("" if fast_dev_run else f"; go on with: auxmae train --resume {result.run}"),
             highlight=False,
             soft_wrap=True,
         )

@@ -20,6 +20,8 @@ from auxmae.settings import check_run_settings, settings_from_toml, wording, wri
 from auxmae.settings.schema import SettingsTree
 from auxmae.writing import replacing
 
+# A file of this name marks the folder of a training that stopped after three steps on purpose.
+FAST_DEV_RUN_NAME = ".fast-dev-run"
 # How steps are computed, not what: all that a run that goes on may be given anew, as another machine may want it.
 OF_THE_MACHINE = (
     "data.workers", "kernels.backend", "run.device", "run.threads", "train.compile", "train.cuda_graphs", "train.precision",
@@ -36,6 +38,15 @@ class RunFolder:
     def settings(self) -> SettingsTree:
         """The effective settings of the run."""
         return settings_from_toml(self.path / SETTINGS_NAME)
+
+    @property
+    def is_fast_dev_run(self) -> bool:
+        """Whether its training was of three steps, to see that everything works, whatever its settings say."""
+        return (self.path / FAST_DEV_RUN_NAME).exists()
+
+    def mark_fast_dev_run(self) -> None:
+        """Notes that it is such a run."""
+        (self.path / FAST_DEV_RUN_NAME).touch()
 
     def note_machine(self, settings: SettingsTree, step: int) -> list[str]:
         """Keeps what a resumed run goes on with, of the settings in `OF_THE_MACHINE`, and logs what they were before.

@@ -82,7 +82,7 @@ def train(
         resume: a run folder, or "last": goes on exactly where its last checkpoint was written.
         overrides: with `resume`, "table.key=value" each, in place of the run's own settings: those of `OF_THE_MACHINE`.
         init_from: a run or model whose weights to start from: see `AuxMAE.from_pretrained`.
-        fast_dev_run: three steps and one validation, to see that everything works; not with `resume`.
+        fast_dev_run: three steps and one validation, to see that everything works; neither with `resume` nor to be resumed.
         reporter: who is told how it goes.
         progress: told (done, total) while the data's statistics are computed.
         clock: tells seconds, by which train.max_minutes is measured: `time.process_time` makes it CPU time.
@@ -113,6 +113,11 @@ def train(
     run = open_run(resume) if resume is not None else None
     weights = find_model(init_from) if init_from is not None else None
     if run is not None:
+        if run.is_fast_dev_run:
+            raise UsageError(
+                f"{run.path} is a trial of {FAST_DEV_STEPS} steps, by --fast-dev-run, and no training to go on with",
+                hint="train anew without --fast-dev-run, in another --output",
+            )
         settings = load_settings(run.path / SETTINGS_NAME, overrides=overrides, environ={}).settings
     team = find_team()
     device = configure(settings, team.local_rank if team.size > 1 else None)
@@ -209,6 +214,8 @@ def _fit(
         kept = settings.model_copy(update={"data": with_absolute_places(settings.data)})
         new = create_run(settings.run.folder, kept, locks=locks)
         new.note_data(data.describe(), data.digest, data.files_digest, data.sample_pixels())
+        if fast:
+            new.mark_fast_dev_run()
         if data.statistics is not None:
             new.write_json("statistics.json", data.statistics.to_dict())
         return new

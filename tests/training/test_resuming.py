@@ -175,6 +175,14 @@ def test_a_stop_that_is_asked_for_in_the_validation_that_ends_training_is_heeded
 def test_a_fast_dev_run_is_a_run_of_its_own(tmp_path):
     with pytest.raises(UsageError, match="overwrite the run's results"):
         train(SettingsTree(), resume=tmp_path, fast_dev_run=True)
+    trial = train(settings_for(tmp_path / "trial"), fast_dev_run=True)
+    assert trial.outcome.step == 3
+    before = weights(trial.run)
+    with pytest.raises(UsageError, match="a trial of 3 steps, by --fast-dev-run") as told:
+        train(SettingsTree(), resume=trial.run)
+    assert "train anew" in told.value.hint
+    after = weights(trial.run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.slow
