@@ -165,7 +165,7 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     from auxmae.build import build_data
     from auxmae.device import configure
     from auxmae.model.folders import find_model
-    from auxmae.training.checks import check_settings
+    from auxmae.training.checks import check_probe, check_settings
     from auxmae.training.distributed import Team
     from auxmae.training.optimization import make_optimizers, state_bytes
     from auxmae.training.run import check_unused
@@ -177,6 +177,7 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     device = configure(settings, processes - 1 if processes > 1 else None)
     check_settings(settings, device, processes)
     data = build_data(settings, progress=statistics_progress(partial(out.print, highlight=False)))
+    check_probe(settings, data)
     model = new_model(settings, data, weights)
     batch = next(iter(data.train))
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from auxmae.build import Data
 from auxmae.compiler import cpp_compiler
 from auxmae.errors import CheckpointError, MissingDependencyError, SettingsError
 from auxmae.model.folders import RUNS
@@ -52,6 +54,24 @@ def check_settings(settings: SettingsTree, device: torch.device, processes: int 
             "eval.pool = 'cls', by which train.probe_every pools too, needs a model with CLS tokens",
             hint="set eval.pool = 'mean', or model.cls_tokens = true",
         )
+
+
+def check_probe(settings: SettingsTree, data: Data) -> None:
+    """Finds, before there is a run folder, that the first probe would lack a package.
+
+    Raises:
+        MissingDependencyError: the data have labels to look for neighbours by, and scikit-learn is not installed.
+    """
+    if settings.train.probe_every and can_classify(data) and importlib.util.find_spec("sklearn") is None:
+        raise MissingDependencyError(
+            f"train.probe_every = {settings.train.probe_every} on labelled data needs scikit-learn, which is not installed",
+            hint="pip install scikit-learn, or set train.probe_every = 0",
+        )
+
+
+def can_classify(data: Data) -> bool:
+    """Whether there are labels for a probe to learn from, and held-out images to tell them of."""
+    return bool(data.class_names) and data.validation is not None
 
 
 def tensorboard_writer() -> Any:

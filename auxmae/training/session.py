@@ -21,7 +21,7 @@ from auxmae.run_data import with_absolute_places
 from auxmae.settings import load_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import seed_everything
-from auxmae.training.checks import check_settings, check_space, tensorboard_writer
+from auxmae.training.checks import can_classify, check_probe, check_settings, check_space, tensorboard_writer
 from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import graphs_wanted
 from auxmae.training.progress import Reporter, SilentReporter
@@ -170,6 +170,7 @@ def _fit(
 
     stored = run.load_model("last") if run is not None else None
     data = _data_like(stored, settings, progress) if stored is not None else build_data(settings, progress=progress, team=team)
+    check_probe(settings, data)
     for notice in data.collection.notices:
         reporter.message(f"note: {notice}")
     reporter.message(f"data: {data.describe()}")
@@ -186,6 +187,11 @@ def _fit(
         reporter.message(
             f"note: batches have {data.train.samples} images in place of train.batch_size = {settings.train.batch_size}: "
             "there are no more to train on"
+        )
+    if settings.train.patience and data.validation is None:
+        reporter.message(
+            f"note: train.patience = {settings.train.patience} stops nothing: there are no images to validate on "
+            "(data.validation_fraction)"
         )
     if data.train.samples < team.size:
         raise DataError(f"{data.train.samples} images or windows to train on are fewer than the {team.size} processes")
@@ -303,6 +309,6 @@ def _probe(model: AuxMAE, data: Data, settings: SettingsTree, device: torch.devi
     """The probe on held-out images; without labels or without a validation part only the rank is measured."""
     from auxmae.training.probe import Probe
 
-    labelled = data.train if data.class_names and data.validation is not None else None
+    labelled = data.train if can_classify(data) else None
     dense = data.collection.has_label_maps
     return Probe(model, labelled, data.validation or data.train, pool=settings.eval.pool, dense=dense, device=device)

@@ -15,9 +15,10 @@ import torch
 from typer.testing import CliRunner
 
 from auxmae.cli.app import app
-from auxmae.errors import SettingsError
+from auxmae.errors import MissingDependencyError, SettingsError
 from auxmae.training.checks import check_settings
 from auxmae.training.progress import EnduringReporter
+from auxmae.training.run import open_run
 from auxmae.training.session import train
 from auxmae.training.stopping import stopping_signals
 from tests.training.small_runs import Heard, folder_of_images, settings_for
@@ -103,6 +104,30 @@ def test_scenes_that_leave_nothing_to_hold_out_are_told_how(tmp_path):
     train(settings_for(tmp_path / "run", data={"source": str(data), "layout": "scenes"}), reporter=heard)
     (told,) = [text for text in heard.messages if "nothing is held out" in text]
     assert "data.layout = 'images'" in told
+
+
+@pytest.mark.parametrize(("fraction", "told"), [(0.0, True), (0.2, False)])
+def test_a_patience_without_validation_is_told_of(tmp_path, fraction, told):
+    heard = Heard()
+    tables = {"data": {"validation_fraction": fraction}, "train": {"patience": 3, "max_steps": 1}}
+    train(settings_for(tmp_path / "run", **tables), reporter=heard)
+    assert (
+        any("train.patience = 3 stops nothing" in text and "data.validation_fraction" in text for text in heard.messages) == told
+    )
+
+
+def test_a_probe_of_labels_without_scikit_learn_is_found_before_there_is_a_run_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    command = ["train", "--dry-run", "--device", "cpu", "--set", "train.probe_every=2", "--set", "data.synthetic_images=48"]
+    with pytest.raises(MissingDependencyError, match=r"train\.probe_every = 2 on labelled data needs scikit-learn"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    with pytest.raises(MissingDependencyError, match=r"train\.probe_every = 0"):
+        train(settings_for(tmp_path / "run", train={"probe_every": 2}))
+    assert not (tmp_path / "run").exists()
+    # The rank alone needs none.
+    probed = settings_for(tmp_path / "run", train={"probe_every": 1, "max_steps": 1}, data={"labels": "none"})
+    train(probed)
+    assert any(record["kind"] == "probe" for record in open_run(tmp_path / "run").metrics())
 
 
 def test_one_patch_cannot_be_hidden(tmp_path):
