@@ -32,7 +32,7 @@ def command(
 
     from auxmae.cli.console import console, print_json
     from auxmae.device import configure
-    from auxmae.errors import DataError, UsageError
+    from auxmae.errors import DataError, SettingsError, UsageError
     from auxmae.run_data import is_own_source, open_run_data, otherwise_held_out, settings_on_data
     from auxmae.training.run import open_run
     from auxmae.visuals.composite import choose_composite
@@ -68,12 +68,20 @@ def command(
     batch = next(iter(part.limited(images) if part.dataset.in_parts else part), None)
     if batch is None:
         raise DataError(f"{opened.collection.source}: no image to show")
-    reconstruction = model.reconstruct(
-        batch.image.to(target),
-        valid=batch.valid.to(target),
-        channels=batch.channels,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    try:
+        reconstruction = model.reconstruct(
+            batch.image.to(target),
+            valid=batch.valid.to(target),
+            channels=batch.channels,
+            generator=torch.Generator().manual_seed(seed),
+        )
+    except SettingsError as error:
+        # Its hint is to mask otherwise, as a trained model cannot.
+        raise DataError(
+            f"{opened.collection.source}: the run's masks hide whole channels (or groups that share a token), and one alone is "
+            f"here: {', '.join(names)}",
+            hint=f"give images with more of the model's channels: {', '.join(model.channel_names)}",
+        ) from error
     path = reconstruction_figure(
         batch.image,
         reconstruction,

@@ -19,8 +19,7 @@ from auxmae.settings.schema import SettingsTree
 from auxmae.training.session import train
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def untrained(folder: Path, **masking: object) -> Path:
     from auxmae.build import build_data, build_model
     from auxmae.training.run import create_run
 
@@ -29,14 +28,20 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "data": {"synthetic_images": 30},
             "model": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1},
             "run": {"device": "cpu"},
+            "masking": masking,
         }
     )
     torch.manual_seed(0)
     data = build_data(settings)
     model = build_model(settings, data)
-    run = create_run(str(tmp_path_factory.mktemp("runs") / "run"), settings)
+    run = create_run(str(folder), settings)
     model.save_pretrained(run.path / "checkpoints" / "last")
     return run.path
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return untrained(tmp_path_factory.mktemp("runs") / "run")
 
 
 def invoke(*arguments: str) -> Result:
@@ -105,6 +110,25 @@ def test_missing_channels_are_refused_and_left_out_on_purpose(run_folder: Path, 
     assert not set(names) & set(document["missing"])
     absent = invoke(*arguments, "--allow-missing", "--overwrite", "--channels", "B08")
     assert "there is no channel 'B08'" in str(absent.exception)
+
+
+@pytest.mark.parametrize("masking", [{"strategy": "channel"}, {"strategy": "mixed", "mixture": {"channel": 1.0}}])
+def test_one_channel_of_a_run_that_hides_whole_ones_is_told(tmp_path: Path, masking: dict[str, object]) -> None:
+    run = untrained(tmp_path / "run", **masking)
+    pixels = np.random.default_rng(0).integers(0, 4000, (2, 16, 16), dtype=np.uint16)
+
+    def draw(*names: str) -> Result:
+        image = tmp_path / f"{len(names)}.ome.tif"
+        tifffile.imwrite(image, pixels[: len(names)], metadata={"axes": "CYX", "Channel": {"Name": list(names)}})
+        return invoke(str(run), "--data", str(image), "--output", str(tmp_path / f"{len(names)}.png"), "--allow-missing")
+
+    error = draw("B04").exception
+    assert isinstance(error, DataError)
+    assert "hide whole channels" in error.message
+    assert error.message.endswith("one alone is here: B04")
+    assert error.hint is not None
+    assert error.hint.startswith("give images with more of the model's channels: ")
+    assert draw("B04", "B08").exit_code == 0
 
 
 def test_a_seed_beyond_64_bits_is_refused_and_the_largest_works(run_folder: Path, tmp_path: Path) -> None:
