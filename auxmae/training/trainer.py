@@ -221,7 +221,7 @@ class Trainer:
             CheckpointError: what was learned cannot be saved.
             DataError: a file cannot be read.
             DivergedError: the loss or a weight is not finite.
-            ResourceError: the machine lacks what a loader takes, or killed its process; what was learned is saved.
+            ResourceError: the machine lacks what a loader takes, or killed its process; alone, the steps until then are saved.
         """
         # A run that is taken up again may have stopped early already.
         reason = "stopped early" if self.stopping.decided and not self._done() else "finished"
@@ -259,13 +259,13 @@ class Trainer:
                 if self._agree(0.0, stop_asked())[1]:
                     reason = "interrupted"
         except ResourceError as error:
-            # Of a loader, so the last step is whole.  Of several processes the others wait for this one's next step.
-            if self.team.size == 1:
+            # Of a loader, so the last step is whole.  Several processes cannot save it: the others wait for this one's next step.
+            alone = self.team.size == 1
+            if alone:
                 self.save()
-                left = f"step {self.step} is saved"
-            else:
-                left = self._what_is_left()
-            hints = [error.hint, f"{left}; go on with: auxmae train --resume {self.run.path}"]
+            hints = [error.hint, f"step {self.step} is saved" if alone else self._what_is_left()]
+            if self.run.checkpoint("last").is_dir():
+                hints.append(f"go on with: auxmae train --resume {self.run.path}")
             raise ResourceError(error.message, hint="; ".join(filter(None, hints))) from error
         finally:
             self.reporter.stop()
