@@ -198,8 +198,8 @@ class Loader:
                 if isinstance(result, _Fault):
                     raise result.kind(result.message, hint=result.hint)
                 yield Batch(*result)
-        except RuntimeError as error:
-            if not re.match(r"DataLoader worker \(pid|Pin memory thread exited", str(error)):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if not _is_of_death(error):
                 raise
             raise ResourceError(
                 "a loader process was killed, or ended before its time",
@@ -250,6 +250,15 @@ class _Source(Dataset[Any]):
             return self.load(request)
         except AuxMAEError as error:
             return _Fault(type(error), error.message, error.hint)
+
+
+def _is_of_death(error: Exception) -> bool:
+    """Whether it tells that a loader process is gone, and is not passed on from one, as "Caught …" is.
+
+    The pipe of a process that was killed may end before it is known that it was.
+    """
+    words = r"DataLoader worker \(pid|Pin memory thread exited" if isinstance(error, RuntimeError) else r"(?!Caught )"
+    return re.match(words, str(error)) is not None
 
 
 def _pinned(batch: Batch) -> Batch:

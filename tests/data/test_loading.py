@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from auxmae.data import loading
 from auxmae.data.collection import Collection, memory_file
 from auxmae.data.dataset import ImageDataset
 from auxmae.data.image import MultiChannelImage, Window
@@ -139,6 +141,33 @@ def test_errors_arrive_as_themselves(workers: int, kind: type[AuxMAEError]) -> N
         list(Loader(dataset, 4, shuffle=False, workers=workers))
     assert caught.value.message == "broken.tif: cannot be read"
     assert caught.value.hint == "leave it out"
+
+
+@pytest.mark.parametrize(
+    ("error", "dead"),
+    [
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), True),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), True),
+        (RuntimeError("Pin memory thread exited unexpectedly"), True),
+        (EOFError(), True),
+        (ConnectionRefusedError(111, "Connection refused"), True),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (EOFError("Caught EOFError in DataLoader worker process 0.\nOriginal Traceback"), False),
+    ],
+)
+def test_a_dead_loader_process_is_told_from_one_that_passes_an_error_on(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, dead: bool
+) -> None:
+    """In the words of PyTorch."""
+
+    def processes(*arguments: object, **options: object) -> Iterator[Batch]:
+        raise error
+        yield
+
+    monkeypatch.setattr(loading, "DataLoader", processes)
+    with pytest.raises(ResourceError if dead else type(error)) as told:
+        list(Loader(make(), 4, shuffle=True, workers=1))
+    assert ("data.workers" in str(told.value)) == dead
 
 
 @pytest.mark.slow

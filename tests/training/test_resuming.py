@@ -111,8 +111,8 @@ def test_what_was_learned_before_the_machine_failed_a_loader_is_saved(tmp_path, 
 
             def step(self, batches):
                 if self.step == 3:
-                    (worker,) = multiprocessing.active_children()
-                    os.kill(worker.pid, signal.SIGKILL)
+                    for worker in multiprocessing.active_children():
+                        worker.kill()
                 return original(self, batches)
 
             patched.setattr(trainer.Trainer, "_train_step", step)
