@@ -135,7 +135,10 @@ def evaluate_reconstruction(
     if not images:
         raise DataError("no image to measure the reconstruction on", hint="raise data.test_fraction, or name other data")
     if not pixels.sum():
-        raise DataError("not one hidden pixel is valid: there is nothing to compare with", hint="check data.nodata")
+        raise DataError(
+            "not one hidden pixel is valid: there is nothing to compare with",
+            hint="check data.nodata; of a single channel, masks of whole channels hide nothing",
+        )
     overall = (total.sum(dim=1) / pixels.sum()).tolist()
     unknown = [name for name, error in zip(("the model", *floors), overall, strict=True) if not math.isfinite(error)]
     if unknown:
