@@ -256,9 +256,12 @@ class _Window(NamedTuple):
 
 
 def _pixels(batch: Batch) -> Iterator[bytes]:
-    """A digest of each image's pixels, and of which of them are valid."""
+    """A digest of each image's pixels, and of which of them are valid, whatever its batch was padded to."""
     for image, valid in zip(batch.image.cpu().numpy(), batch.valid.cpu().numpy(), strict=True):
-        yield hashlib.blake2b(image.tobytes() + valid.tobytes()).digest()
+        known = valid.any(axis=0)
+        height, width = (int(np.flatnonzero(known.any(axis=axis)).max(initial=-1)) + 1 for axis in (1, 0))
+        own = image[:, :height, :width].tobytes() + valid[:, :height, :width].tobytes()
+        yield hashlib.blake2b(f"{height}×{width}".encode() + own).digest()
 
 
 def _digests(images: Iterable[Sequence[bytes]]) -> NDArray[np.uint64]:

@@ -237,10 +237,12 @@ def test_images_of_the_same_pixels_are_copies_and_others_of_their_values_are_non
     random = np.random.default_rng(0)
     images = np.stack([random.permutation(64) < 30 for _ in range(30 * windows)]).astype(np.float32).reshape(-1, windows, 1, 8, 8)
 
-    def features(chosen: list[np.ndarray], size: int) -> Features:
+    def features(chosen: list[np.ndarray], size: int, padding: int = 0) -> Features:
         image = torch.from_numpy(np.concatenate(chosen))
         number = torch.arange(len(chosen)).repeat_interleave(windows)
         label, valid = torch.zeros_like(number), torch.ones_like(image, dtype=torch.bool)
+        # As beside larger images.
+        image, valid = (torch.nn.functional.pad(each, (0, padding, 0, padding)) for each in (image, valid))
         every = None if windows == 1 else number
         whole = Batch(image, valid, label, image_number=every, group=number)
         parts = [
@@ -251,7 +253,7 @@ def test_images_of_the_same_pixels_are_copies_and_others_of_their_values_are_non
 
     train, others = list(images[:20]), list(images[20:])
     assert find_copies(features(train, 4), features(others, 7)) == 0
-    assert find_copies(features(train, 4), features([*others, train[3], train[3], train[19]], 7)) == 3
+    assert find_copies(features(train, 4), features([*others, train[3], train[3], train[19]], 7, padding=2)) == 3
     # The same windows in another order are another image.
     if windows > 1:
         assert find_copies(features(train, 4), features([image[::-1] for image in train], 4)) == 0
