@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # What counts the images of one thing, in names of microscopes and of image series.
-_COUNTED = "f|fov|field|s|site|t|time|frame|z|slice|section|v|view|p|pos|position|r|rep|scan|crop|patch|tile"
+_COUNTED = "f|fov|field|s|site|t|time|frame|l|z|slice|section|v|view|p|pos|position|r|rep|scan|crop|patch|tile"
+# What data.channel_pattern leaves of a channel's name where its group is the number alone, and what Opera writes behind it.
+_LEFT = "(?:[_. -]?(?:ch|[cdw]))?(?:sk[0-9]+fk[0-9]+fl[0-9]+)?"
 _END = r"(?:[.][^/]*)?$"
 _PATTERNS = (
     # plate1_A01_f2, r01c01f03, donor4_s1_t003.
-    rf"(?i)^(.*?[0-9][^/]*?)(?:(?:[_. -]|(?<=[0-9]))(?:{_COUNTED})[_-]?[0-9]{{1,4}})+{_END}",
+    rf"(?i)^(.*?[0-9][^/]*?)(?:(?:[_. -]|(?<=[0-9]))(?:{_COUNTED})[_-]?[0-9]{{1,4}})+{_LEFT}{_END}",
     # donor3_1, but not tile_3_1, whose numbers may be places on a grid.
     rf"(?i)^((?:.*[/_. -])?[a-z]+[0-9]+[a-z]?)[_. -][0-9]{{1,4}}{_END}",
 )

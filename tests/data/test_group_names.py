@@ -21,6 +21,12 @@ WELLS = [f"{row}{column:02d}" for row in "ABC" for column in range(1, 5)]
         ("movie{set}_s1_t{count:03d}.tif", range(12), range(10)),
         ("{set}_{count}.tif", WELLS, range(3)),
         ("donor{set}_{count}.png", range(12), range(1, 4)),
+        # As data.channel_pattern leaves names of Opera, ImageXpress, ArrayScan and CellVoyager.
+        ("Images/r0{set}c02f0{count}p01sk1fk1fl1.tiff", range(6), range(1, 3)),
+        ("Images/r0{set}c02f0{count}p01-chsk1fk1fl1.tiff", range(6), range(1, 3)),
+        ("Week1_22123/Week1_22123_{set}_s{count}_w.tif", WELLS, range(1, 5)),
+        ("MFGTMP_140826180002_{set}f0{count}d.tif", WELLS, range(4)),
+        ("Plate_{set}_T0001F00{count}L01Z01.tif", WELLS, range(1, 4)),
     ],
 )
 def test_sets_are_found_and_kept_together(name: str, sets: list, counts: range) -> None:
