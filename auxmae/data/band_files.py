@@ -10,14 +10,25 @@ from auxmae.data.joining import join_channels
 from auxmae.errors import DataError
 
 _BEFORE, _BEHIND = "(?:^|[/_. -])", "(?=[/_. -])"
-# How channels are called in the paths of what is delivered one file a channel, each with the flags that it needs.
-_CHANNELS = (
-    # Sentinel-2's B01 and B8A, Landsat's B4, SR_B4 and ST_B10.
-    ("", "(?:S[RT]_)?B[0-9]{1,2}A?"),
-    ("(?i)", "(?:channel|chan|ch|band)[_-]?[0-9]{1,2}"),
-    ("(?i)", "coastal|blue|green|yellow|red(?:[_-]?edge)?[0-9]?|nir[0-9]?|swir[0-9]?|tir[0-9]?"),
-    # What microscopes write: C01, w2.  Last, since c may be a column.
-    ("(?i)", "[cw][0-9]{1,2}"),
+# How channels are called in the paths of what is delivered one file a channel.
+_PATTERNS = (
+    # Opera and Operetta: r01c01f01p01-ch1sk1fk1fl1.
+    "(?i)-(ch[0-9]{1,2})(?=sk[0-9])",
+    # ImageXpress: A01_s1_w1 and an identifier of the file; MetaMorph: w1DAPI.
+    "(?i)_(w[0-9])([0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12})(?=[.])",
+    "(?i)_(w[0-9][^/_]*[a-z][^/_]*)(?=_|[.][a-z]+$)",
+    # ArrayScan: A01f00d0.  CellVoyager: T0001F001L01A01Z01C01, whose action may differ with the channel.
+    "(?i)f[0-9]{2,}(d[0-9])(?=[.])",
+    "F[0-9]{3}L[0-9]{2}(A[0-9]{2})Z[0-9]{2}(?P<channel>C[0-9]{2})(?=[.])",
+    f"(?i){_BEFORE}((?:channel|chan|ch|band)[_-]?[0-9]{{1,2}}|w[0-9]{{1,2}}){_BEHIND}",
+    # What is stained, and with what.
+    f"(?i){_BEFORE}(dapi|hoechst[0-9]*|dna|rna|er|agp|mito(?:tracker)?|actin|phalloidin|(?:beta-?)?tubulin|[bcgry]fp|fitc|tritc|"
+    f"cy[357]|texas-?red|alexa-?[0-9]{{3}}){_BEHIND}",
+    f"(?i){_BEFORE}(coastal|blue|green|yellow|red(?:[_-]?edge)?[0-9]?|nir[0-9]?|swir[0-9]?|tir[0-9]?){_BEHIND}",
+    # Sentinel-2's B01 and B8A, Landsat's B4, SR_B4 and ST_B10: behind microscopes' names, since B02 may be a well.
+    f"{_BEFORE}((?:S[RT]_)?B[0-9]{{1,2}}A?){_BEHIND}",
+    # Last, since it may be a column.
+    f"(?i){_BEFORE}(c[0-9]{{1,2}}){_BEHIND}",
 )
 
 
@@ -30,11 +41,12 @@ def suggest_pattern(files: Sequence[ImageFile], relative_paths: Sequence[str]) -
         files: the images as they were opened.
         relative_paths: of the files, below their source.
     """
-    for flags, channel in _CHANNELS:
-        pattern = f"{flags}{_BEFORE}({channel}){_BEHIND}"
+    # ImageXpress stores a thumbnail beside each file.
+    whole = sum("_thumb" not in path for path in relative_paths)
+    for pattern in _PATTERNS:
         expression = re.compile(pattern)
         found = [path for path in relative_paths if expression.search(path)]
-        if 2 * len(found) <= len(files):
+        if 2 * len(found) <= whole:
             continue
         try:
             images, _ = join_channels(files, relative_paths, pattern, False, [])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import shlex
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,14 @@ LANDSAT = "LC08_L2SP_19{row}026_20200517_20200820_02_T1_{band}.TIF"
         ("r03 c0{row} f1-{band}.tif", ("ch1", "ch2", "ch10")),
         ("cell{row}_{band}.tif", ("C01", "C02")),
         ("ortho{row}-{band}.tif", ("Blue", "Green", "RedEdge", "NIR")),
+        ("taxol/field{row}_{band}.tif", ("DAPI", "Actin", "Tubulin", "Mito", "ER")),
+        ("{band}/donor{row}.tif", ("Hoechst33342", "GFP", "Cy5", "Alexa-488")),
+        ("Images/r01c0{row}f01p01-{band}sk1fk1fl1.tiff", ("ch1", "ch2", "ch10")),
+        ("B0{row}_s1_{band}.tif", ("w1", "w2")),
+        ("B0{row}_{band}.tif", ("DNA", "RNA", "AGP")),
+        ("exp_{band}_s{row}_t1.TIF", ("w1DAPI", "w2Cy5-A")),
+        ("MFGTMP_140826180002_A0{row}f00{band}.TIF", ("d0", "d1")),
+        ("Plate_B0{row}_T0001F001L01A01Z01{band}.tif", ("C01", "C02")),
     ],
 )
 def test_files_that_look_like_channels_are_told_with_what_joins_them(tmp_path, name, bands):
@@ -237,6 +246,15 @@ def test_files_that_look_like_channels_are_told_with_what_joins_them(tmp_path, n
     order = [bands.index(name) for name in joined.channel_names]
     for item in range(3):
         assert any(np.array_equal(joined.read(item).pixels, array[order]) for array in arrays.values())
+
+
+def test_files_of_imagexpress_with_their_thumbnails_are_told_what_joins_them(tmp_path):
+    for well, channel, kind in itertools.product(("B02", "B03", "C02"), (1, 2), ("", "_thumb")):
+        store(tmp_path / f"Week1_{well}_s1_w{channel}{kind}{str(uuid.uuid4()).upper()}.tif")
+    (told,) = open_collection(str(tmp_path)).warnings
+    joined = open_collection(str(tmp_path), channel_pattern=told.split("'")[1])
+    assert joined.channel_names == ("w1", "w2")
+    assert joined.relative_paths == tuple(f"Week1_{well}_s1.tif" for well in ("B02", "B03", "C02"))
 
 
 def test_other_files_beside_the_bands_do_not_hide_them(tmp_path):
