@@ -180,6 +180,13 @@ def _run_settings(source: AuxMAE | Path) -> SettingsTree | None:
 
 
 def _images(X: ArrayLike) -> NDArray[Any]:
+    if isinstance(X, list | tuple) or (isinstance(X, np.ndarray) and X.dtype.kind == "O" and X.ndim == 1):
+        sizes = {np.shape(one)[-2:] for one in X}
+        if len(sizes) > 1 and all(len(size) == 2 for size in sizes):
+            raise ValueError(
+                f"X must be images of one size, not of {len(sizes)}, such as "
+                f"{' and '.join(f'{height}×{width}' for height, width in sorted(sizes)[:2])}: transform each size by itself"
+            )
     images = np.asanyarray(X) if np.ma.isMaskedArray(X) else np.asarray(X)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"X must be images (n, C, h, w), none of these 0, not an array of shape {images.shape}")

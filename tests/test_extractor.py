@@ -115,6 +115,10 @@ def test_wrong_inputs_are_named(folder):
         auxmae.FeatureExtractor(folder).fit(images(channels=2))
     with pytest.raises(ValueError, match="fitted with 3"):
         auxmae.FeatureExtractor(folder).fit(images()).transform(images(channels=2))
+    ragged = [images()[0], images()[1, :, :5, :7]]
+    for several in (ragged, np.array([*ragged, None], dtype=object)[:2]):
+        with pytest.raises(ValueError, match=r"images of one size, not of 2, such as 5×7 and "):
+            auxmae.FeatureExtractor(folder).fit(several)
     for wrong in (images()[0], np.zeros((0, 3, 8, 8)), np.full((1, 3, 8, 8), "x")):
         with pytest.raises(ValueError, match="X must be"):
             auxmae.FeatureExtractor(folder).fit(wrong)
