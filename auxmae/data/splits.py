@@ -145,7 +145,7 @@ def split_collection(
             blocks = np.concatenate([numbers, np.zeros((len(numbers), 2), dtype=np.int64), sizes], axis=1)
     if method == "group":
         names = _groups(collection, group_pattern)
-        assigned = _assign_groups(names, fractions, random, notices)
+        assigned = _assign_groups(names, len(np.unique(collection.items[:, 0])), fractions, random, notices)
         together = np.unique(np.array(names), return_inverse=True)[1].astype(np.int64)
     elif method == "random":
         labels = collection.labels if collection.labels is not None else np.zeros(len(collection), dtype=np.int64)
@@ -312,15 +312,16 @@ def _groups(collection: Collection, pattern: str) -> list[str]:
 
 
 def _assign_groups(
-    names: Sequence[str], fractions: tuple[float, float], random: np.random.Generator, notices: list[str]
+    names: Sequence[str], files: int, fractions: tuple[float, float], random: np.random.Generator, notices: list[str]
 ) -> NDArray[np.int64]:
-    """Whole groups drawn; where no draw leaves each part half of its share, the best, which is told."""
+    """Whole groups of so many files drawn; where no draw leaves each part half of its share, the best, which is told."""
     groups, member, sizes = np.unique(np.array(names), return_inverse=True, return_counts=True)
     needed = 1 + sum(fraction > 0 for fraction in fractions)
     if len(groups) < needed:
         raise DataError(
             f"data.group_pattern finds {len(groups)} group{'' if len(groups) == 1 else 's'}, and {needed} parts need one each",
-            hint="change data.group_pattern, or set data.validation_fraction or data.test_fraction to 0",
+            hint=("change data.group_pattern" if files >= needed else "groups are of whole files: store each in its own")
+            + ", or set data.validation_fraction or data.test_fraction to 0",
         )
     wanted = _wanted(len(names), fractions)
     draws: list[NDArray[np.int64]] = []

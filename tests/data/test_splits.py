@@ -118,3 +118,8 @@ def test_a_pattern_asks_for_groups_and_entries_of_one_file_are_told() -> None:
     assert not any("one file" in notice for notice in splits.notices)
     files = [{item // 4 for item in part.items.tolist()} for part in (splits.train, splits.validation, splits.test)]
     assert sum(map(len, files)) == 6
+
+    alone = replace(make([(16, 16)], "array"), items=np.stack([np.zeros(24, np.int64), np.arange(24)], axis=1))
+    with pytest.raises(DataError, match="finds 1 group") as told:
+        split_collection(alone, image_size=8, group_pattern="(.*)")
+    assert "groups are of whole files" in told.value.hint
