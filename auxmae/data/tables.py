@@ -68,7 +68,14 @@ def table_labels(path: Path, column: str, names: ImageNames, notices: list[str])
         for index in indices if label.lower() not in MISSING else ():
             if labels[index] not in ("", label):
                 lines = f"{labels[index]!r} in line {told[index]} and {label!r} in line {table.lines[row]}"
-                raise DataError(f"{path}: {names.relative_paths[index]} is {lines}", hint="an image has one label")
+                group = len(indices) > 1 or not names.find(table.columns[best][row])
+                raise DataError(
+                    f"{path}: {names.relative_paths[index]} is {lines}",
+                    hint=f"column {best} names groups of data.group_pattern, and images of one have one label: let its group "
+                    "tell such rows apart, as plate and well do together, or name each image in a column"
+                    if group
+                    else "an image has one label",
+                )
             labels[index], told[index] = label, table.lines[row]
     known = sum(label != "" for label in labels)
     strangers = [value for value, indices in zip(table.columns[best], found, strict=True) if not indices and value.strip()]

@@ -234,8 +234,13 @@ def test_rows_that_name_groups_of_images(tmp_path):
     found = labels_of(tmp_path / "data", f"{path}:drug", group_pattern=r"^([A-H]\d\d)_")
     assert found == {"A01_s1": "dmso", "A01_s2": "dmso", "B02_s1": "taxol", "B03_s1": "", "x": ""}
     table(tmp_path / "plate.csv", "well,drug\nA01,dmso\nA01,taxol\n")
-    with pytest.raises(DataError, match=r"A01_s1\.npy is 'dmso' in line 2 and 'taxol' in line 3"):
+    with pytest.raises(DataError, match=r"A01_s1\.npy is 'dmso' in line 2 and 'taxol' in line 3") as told:
         open_collection(str(tmp_path / "data"), labels=f"{path}:drug", group_pattern=r"^([A-H]\d\d)_")
+    assert "column well names groups of data.group_pattern" in told.value.hint
+    table(tmp_path / "plate.csv", "file,drug\nA01_s1,dmso\nA01_s1,taxol\n")
+    with pytest.raises(DataError, match="in line 3") as told:
+        open_collection(str(tmp_path / "data"), labels=f"{path}:drug", group_pattern=r"^([A-H]\d\d)_")
+    assert told.value.hint == "an image has one label"
 
 
 def test_the_entries_of_an_array_have_rows_in_order(tmp_path):
