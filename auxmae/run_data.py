@@ -67,6 +67,16 @@ def check_named(option: str, name: str | None) -> None:
         raise SettingsError(f"{option}: '' is wrong, expected non-empty text")
 
 
+def check_present(run: RunFolder) -> None:
+    """Raises DataError where the run's own data set is gone."""
+    source = run.settings.data.source
+    if source != "synthetic" and not expanded(source).exists() and not any(c in source for c in "*?["):
+        raise DataError(
+            f"{source}: the run's data set is no longer there",
+            hint=f"put it back, or write its new place into {run.path / SETTINGS_NAME}",
+        )
+
+
 def describe_reading(data: DataSettings) -> dict[str, Any]:
     """Every setting that decides which pixels are read and which label they have, by its full name, JSON-able."""
     names = ("source", "labels", "ignored_labels", *_READING, "channels", "wavelengths", "synthetic_images")
@@ -135,8 +145,8 @@ def settings_on_data(
         data = data.model_copy(update={"source": source})
     if not is_own_source(run, data.source):
         forget("labels", *_READING)
-    elif data.source != "synthetic" and not expanded(data.source).exists() and not any(c in data.source for c in "*?["):
-        raise DataError(f"{data.source}: the run's data set is no longer there", hint="name it with --data")
+    else:
+        check_present(run)
     if labels is not None:
         data = data.model_copy(update={"labels": labels})
     named, owned = with_absolute_places(data), with_absolute_places(own)

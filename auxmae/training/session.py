@@ -17,7 +17,7 @@ from auxmae.errors import CheckpointError, DataError, UsageError
 from auxmae.model.folders import SETTINGS_NAME, find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import check_architecture, load_weights, read_config
-from auxmae.run_data import with_absolute_places
+from auxmae.run_data import check_present, with_absolute_places
 from auxmae.settings import load_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import seed_everything
@@ -168,6 +168,8 @@ def _fit(
     seed_everything(settings.train.seed, deterministic=settings.train.deterministic)
     tensorboard = tensorboard_writer() if settings.run.tensorboard and team.first else None
 
+    if run is not None:
+        check_present(run)
     stored = run.load_model("last") if run is not None else None
     data = _data_like(stored, settings, progress) if stored is not None else build_data(settings, progress=progress, team=team)
     check_probe(settings, data)

@@ -224,6 +224,18 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
     assert train(SettingsTree(), resume=run).outcome.step == 3
 
 
+def test_a_run_whose_data_have_moved_says_how_it_goes_on(tmp_path):
+    data = folder_of_images(tmp_path / "data", *"abcdefghij")
+    run = train(settings_for(tmp_path / "run", data={"source": str(data), "layout": "images"}, train={"max_steps": 2})).run
+    moved = data.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="the run's data set is no longer there") as told:
+        train(SettingsTree(), resume=run)
+    assert told.value.hint == f"put it back, or write its new place into {run / 'settings.toml'}"
+    path = run / "settings.toml"
+    path.write_text(path.read_text().replace(str(data), str(moved)))
+    assert train(SettingsTree(), resume=run).outcome.step == 2
+
+
 @pytest.mark.parametrize("name", ["images.npy", "images.zarr"])
 def test_a_run_goes_on_with_its_own_pixels_alone(tmp_path, name):
     """Written anew, in the same shape: refused where the pixels are others, whenever it was written."""
