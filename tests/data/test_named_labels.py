@@ -211,6 +211,14 @@ def test_names_that_differ_in_capital_letters_are_told(tmp_path):
     assert any("1 of them differ from a name here only in capitals (a01_A)" in notice for notice in collection.notices)
 
 
+def test_a_spreadsheet_is_told_to_be_saved_as_csv(tmp_path):
+    images(tmp_path / "data", "a", "b")
+    path = table(tmp_path / "plate.xlsx", "PK")
+    with pytest.raises(DataError, match=r"no reader for \.xlsx") as told:
+        open_collection(str(tmp_path / "data"), labels=path)
+    assert told.value.hint.endswith("of tables those in CSV")
+
+
 def test_a_row_of_another_folder_is_another_image(tmp_path):
     images(tmp_path / "data" / "train", "a", "b")
     images(tmp_path / "data" / "test", "a", "b")

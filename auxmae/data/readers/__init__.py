@@ -61,6 +61,8 @@ READERS: dict[str, Reader] = {
 }
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _VECTORS = frozenset({".geojson", ".shp", ".gpkg", ".kml"})
+# Tables of labels, as spreadsheets and data frames are stored.
+_SHEETS = frozenset({".xlsx", ".xls", ".ods", ".parquet", ".feather"})
 # What no file is to blame for, and what to do about it.
 _RESOURCES = {
     errno.EMFILE: "raise the number of open files: ulimit -n",
@@ -99,7 +101,8 @@ def _reader(path: Path) -> Any:
     if suffix not in READERS:
         kind = f"{suffix} without an ENVI header beside it" if suffix in DATA_SUFFIXES[1:] else suffix or "a file without suffix"
         vector = "; shapes are to be drawn on the image's grid first, by gdal_rasterize for one" * (suffix in _VECTORS)
-        raise DataError(f"{path}: no reader for {kind}", hint=f"supported are {', '.join(READERS)}{vector}")
+        table = "; of tables those in CSV" * (suffix in _SHEETS)
+        raise DataError(f"{path}: no reader for {kind}", hint=f"supported are {', '.join(READERS)}{vector}{table}")
     reader = READERS[suffix]
     try:
         importlib.import_module(reader.package)
