@@ -118,6 +118,17 @@ def test_why_labels_are_not_taken(tmp_path, labels, words):
     assert any("not taken" in notice for notice in collection.notices) == (labels.ndim == 1)
 
 
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_images_of_several_sizes_in_one_array_are_told_what_to_do(tmp_path, kind):
+    ragged = np.empty(3, dtype=object)
+    ragged[:] = [RNG.random((5, side, 20)) for side in (20, 21, 22)]
+    path = tmp_path / f"cells.{kind}"
+    np.savez(path, images=ragged, labels=np.arange(3)) if kind == "npz" else np.save(path, ragged, allow_pickle=True)
+    with pytest.raises(DataError, match=r"Python objects|no array that can be an image") as told:
+        open_collection(str(path))
+    assert "images of several sizes each in a file of its own" in told.value.hint
+
+
 @pytest.mark.parametrize("write", [scipy.io.savemat, lambda path, arrays: write_v73(path, **arrays)], ids=["v5", "v7.3"])
 def test_a_map_of_labels_beside_a_scene_is_told_with_what_uses_it(tmp_path, write):
     truth = RNG.integers(0, 4, (24, 30), dtype=np.uint16)

@@ -74,9 +74,11 @@ def choose_key(path: Path, arrays: Shapes, options: ReadOptions) -> str:
                 f"{path}: no array that can be an image; it holds {_listed(arrays)}, of {odd[0]}",
                 hint=f"an image is an array of real numbers: {out}" if odd[0].kind == "c" else "store real numbers",
             )
+        objects = any(np.dtype(kind).kind == "O" and len(shape) == 1 for shape, kind in arrays.values())
         raise DataError(
             f"{path}: no array that can be an image; it holds {_listed(arrays) or 'nothing'}",
-            hint="an image is an array of real numbers with 2 to 4 axes",
+            hint="an image is an array of real numbers with 2 to 4 axes"
+            + ", none of Python objects: store images of several sizes each in a file of its own" * objects,
         )
     likeliest = max(fitting, key=lambda name: int(np.prod(fitting[name])))
     raise DataError(

@@ -74,7 +74,10 @@ def _refuse_objects(file: IO[bytes], where: str) -> None:
     """Raises DataError for an array of Python objects: numpy stores these as a pickle, which may run any code."""
     header = _header(file)
     if header is not None and header[1].kind == "O":
-        raise DataError(f"{where}: an array of Python objects", hint="store it as numbers, or as text: array.astype(str)")
+        raise DataError(
+            f"{where}: an array of Python objects",
+            hint="store it as numbers, or as text: array.astype(str); images of several sizes each in a file of its own",
+        )
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
