@@ -220,7 +220,11 @@ def _rows(table: _Table, column: str, names: ImageNames) -> tuple[str, list[list
         raise DataError(
             f"{table.path}: no row names an image of the source, such as {names.relative_paths[0]}",
             hint=f"one of its columns ({_listed(list(table.columns), _COLUMNS)}) has to hold paths or file names; or names of "
-            "groups, as wells are, which data.group_pattern finds in the paths",
+            + (
+                f"groups as data.group_pattern finds them, such as {next(iter(names.groups))}"
+                if names.groups
+                else "groups, as wells are, which data.group_pattern finds in the paths"
+            ),
         )
     return best, [names.groups.get(value.strip(), []) for value in table.columns[best]]
 

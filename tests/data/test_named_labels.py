@@ -241,6 +241,9 @@ def test_rows_that_name_groups_of_images(tmp_path):
     assert "data.group_pattern" in told.value.hint
     found = labels_of(tmp_path / "data", f"{path}:drug", group_pattern=r"^([A-H]\d\d)_")
     assert found == {"A01_s1": "dmso", "A01_s2": "dmso", "B02_s1": "taxol", "B03_s1": "", "x": ""}
+    with pytest.raises(DataError, match="no row names an image") as told:
+        open_collection(str(tmp_path / "data"), labels=f"{path}:drug", group_pattern=r"(A01_s|B)")
+    assert told.value.hint.endswith("groups as data.group_pattern finds them, such as A01_s")
     table(tmp_path / "plate.csv", "well,drug\nA01,dmso\nA01,taxol\n")
     with pytest.raises(DataError, match=r"A01_s1\.npy is 'dmso' in line 2 and 'taxol' in line 3") as told:
         open_collection(str(tmp_path / "data"), labels=f"{path}:drug", group_pattern=r"^([A-H]\d\d)_")
