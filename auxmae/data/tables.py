@@ -85,6 +85,15 @@ def table_labels(path: Path, column: str, names: ImageNames, notices: list[str])
         + (f"; {len(strangers)} of its rows name no image here ({_listed(strangers, _NAMES)})" if strangers else "")
         + (f", {len(alike)} of them differ from a name here only in capitals ({_listed(alike, _NAMES)})" if alike else "")
     )
+    spelt: dict[str, set[str]] = {}
+    for label in filter(None, labels):
+        spelt.setdefault(label.lower(), set()).add(label)
+    notices.extend(
+        f"labels: {' and '.join(sorted(several))} differ only in capitals, and are classes of their own: correct {path.name} "
+        "where they mean the same"
+        for several in spelt.values()
+        if len(several) > 1
+    )
     return labels
 
 

@@ -219,6 +219,14 @@ def test_a_spreadsheet_is_told_to_be_saved_as_csv(tmp_path):
     assert told.value.hint.endswith("of tables those in CSV")
 
 
+def test_classes_that_differ_in_capital_letters_are_told(tmp_path):
+    images(tmp_path / "data", "a", "b", "c")
+    told = "labels: DMSO and dmso differ only in capitals, and are classes of their own: correct t.csv where they mean the same"
+    for rows, expected in (("a,DMSO\nb,dmso\nc,Taxol\n", True), ("a,DMSO\nb,DMSO\nc,Taxol\n", False)):
+        path = table(tmp_path / "t.csv", f"image,label\n{rows}")
+        assert (told in open_collection(str(tmp_path / "data"), labels=path).notices) == expected
+
+
 def test_a_row_of_another_folder_is_another_image(tmp_path):
     images(tmp_path / "data" / "train", "a", "b")
     images(tmp_path / "data" / "test", "a", "b")
