@@ -21,9 +21,9 @@ _PATTERNS = (
     "(?i)f[0-9]{2,}(d[0-9])(?=[.])",
     "F[0-9]{3}L[0-9]{2}(A[0-9]{2})Z[0-9]{2}(?P<channel>C[0-9]{2})(?=[.])",
     f"(?i){_BEFORE}((?:channel|chan|ch|band)[_-]?[0-9]{{1,2}}|w[0-9]{{1,2}}){_BEHIND}",
-    # What is stained, and with what.
-    f"(?i){_BEFORE}(dapi|hoechst[0-9]*|dna|rna|er|agp|mito(?:tracker)?|actin|phalloidin|(?:beta-?)?tubulin|[bcgry]fp|fitc|tritc|"
-    f"cy[357]|texas-?red|alexa-?[0-9]{{3}}){_BEHIND}",
+    # Dyes, and what is stained, which as a folder may be a class.
+    f"(?i){_BEFORE}((?:dapi|hoechst[0-9]*|[bcgry]fp|fitc|tritc|cy[357]|texas-?red|alexa-?[0-9]{{3}}|phalloidin){_BEHIND}|"
+    "(?:dna|rna|er|agp|mito(?:tracker)?|actin|(?:beta-?)?tubulin)(?=[_. -][^/]*$))",
     f"(?i){_BEFORE}(coastal|blue|green|yellow|red(?:[_-]?edge)?[0-9]?|nir[0-9]?|swir[0-9]?|tir[0-9]?){_BEHIND}",
     # Sentinel-2's B01 and B8A, Landsat's B4, SR_B4 and ST_B10: behind microscopes' names, since B02 may be a well.
     f"{_BEFORE}((?:S[RT]_)?B[0-9]{{1,2}}A?){_BEHIND}",

@@ -282,6 +282,14 @@ def test_images_of_one_channel_are_no_bands(tmp_path, names):
     assert open_collection(str(tmp_path)).warnings == []
 
 
+def test_classes_called_like_what_is_stained_are_no_channels(tmp_path):
+    for folder, number in itertools.product(("Actin", "ER", "Golgi", "Mito"), range(3)):
+        store(tmp_path / folder / f"cell_{number}.tif")
+    collection = open_collection(str(tmp_path))
+    assert collection.warnings == []
+    assert collection.class_names == ("Actin", "ER", "Golgi", "Mito")
+
+
 def test_a_channel_of_another_type_is_told_with_a_way_out(tmp_path):
     for row, (band, kind) in itertools.product((1, 2), (("B1", np.int16), ("B2", np.int16), ("QA", np.uint8))):
         store(tmp_path / f"m{row}_{band}.tif", dtype=kind)
