@@ -149,7 +149,7 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
 
 def finetune_table(report: FinetuneReport) -> Table:
     """The whole network trained on labels, from pre-trained and from random weights."""
-    title = f"The whole network trained on labels: {report.seeds} seeds"
+    title = f"The whole network trained on labels: {report.seeds} seed{'s' * (report.seeds > 1)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("labels", no_wrap=True)
     table.add_column("weights")
