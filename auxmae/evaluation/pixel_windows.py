@@ -122,8 +122,8 @@ class Positions:
         stride: px between those of the grid.
         grid: (n, 2) row and column of the grid's valid pixels.
         on_grid: indices of those of them that have a label.
-        places: (m, 2) the labelled pixels that are drawn from: the grid's, or all where `sparse`.
-        sparse: the grid meets too few of the labels.
+        places: (m, 2) the labelled pixels that are drawn from: the grid's, or all where `whole`.
+        whole: all labels are drawn from, since the grid misses some that are wanted.
         labelled: how many valid pixels of the scene have a label.
     """
 
@@ -131,12 +131,17 @@ class Positions:
     grid: NDArray[np.int64]
     on_grid: NDArray[np.int64]
     places: NDArray[np.int64]
-    sparse: bool
+    whole: bool
     labelled: int
 
 
 def find_positions(
-    valid: NDArray[np.bool_], labels: NDArray[np.int64], *, stride: int, labels_per_class: Sequence[int]
+    valid: NDArray[np.bool_],
+    labels: NDArray[np.int64],
+    *,
+    stride: int,
+    labels_per_class: Sequence[int],
+    every_label: bool = False,
 ) -> Positions:
     """The grid of pixels, and those that have a label.
 
@@ -148,6 +153,7 @@ def find_positions(
         labels: (H, W), −1: none.
         stride: px between positions; 0: the smallest that leaves at most 20 000.
         labels_per_class: budgets of the probes.
+        every_label: draw from all labelled pixels, however many of them the grid meets.
     """
     height, width = labels.shape
     stride = stride or max(1, math.ceil(math.sqrt(height * width / _MOST_POSITIONS)))
@@ -156,9 +162,10 @@ def find_positions(
     grid = grid[valid[grid[:, 0], grid[:, 1]]]
     labelled = (labels >= 0) & valid
     on_grid = np.flatnonzero(labelled[grid[:, 0], grid[:, 1]])
-    sparse = _is_sparse(len(on_grid), labels[labelled], int(valid.sum()), labels_per_class)
-    places = np.argwhere(labelled) if sparse else grid[on_grid]
-    return Positions(stride, grid, on_grid, places, sparse, int(labelled.sum()))
+    missed = len(on_grid) < labelled.sum()
+    whole = missed and (every_label or _is_sparse(len(on_grid), labels[labelled], int(valid.sum()), labels_per_class))
+    places = np.argwhere(labelled) if whole else grid[on_grid]
+    return Positions(stride, grid, on_grid, places, whole, int(labelled.sum()))
 
 
 def _centres(side: int, stride: int) -> NDArray[np.int64]:

@@ -94,7 +94,8 @@ def evaluate_scene(
     Without `test_labels` one half is trained on and the other tested on, both ways, and a split of random pixels stands beside
     them.  With them there is one split: every pixel that has one is tested on, and the others that have a label are trained on.
 
-    The pixels lie on a grid, or where a grid meets too few of the labels are all labelled ones (see `find_positions`).
+    The pixels lie on a grid, or are all labelled ones, with `test_labels` and where a grid meets too few of the labels (see
+    `find_positions`).
 
     Args:
         model: the encoder, left in the mode in which it came.
@@ -123,7 +124,7 @@ def evaluate_scene(
         labels = np.where(test_labels >= 0, test_labels, labels)
     windows = PixelWindows(image, valid, model, probes.channels)
     window = windows.window
-    found = probes.find(valid.any(dim=0).numpy(), labels)
+    found = probes.find(valid.any(dim=0).numpy(), labels, every_label=test_labels is not None)
     grid, places = found.grid, found.places
 
     say("the encoder's features")
@@ -141,7 +142,7 @@ def evaluate_scene(
     # A coarse grid may miss every valid pixel.
     around = grid if len(grid) else np.argwhere(valid.any(dim=0).numpy())
     picked = np.random.default_rng([probes.seed, 2]).permutation(len(around))[:FIT_WINDOWS]
-    of_drawn = encoder[found.on_grid[chosen]] if not found.sparse else windows.extract(drawn, {ENCODER: encode})[ENCODER]
+    of_drawn = encoder[found.on_grid[chosen]] if not found.whole else windows.extract(drawn, {ENCODER: encode})[ENCODER]
     rows = {ENCODER: of_drawn, **windows.extract(drawn, probes.floors(model, [windows.batch(around[picked])]))}
     samples = {name: Features(x, y, groups) for name, x in rows.items()}
 
@@ -187,7 +188,7 @@ def evaluate_scene(
 def _left_out(found: Positions, used: int, max_samples: int) -> list[str]:
     """Says which of a scene's labels are used, where not all of the grid's are, or not all."""
     notices = []
-    if found.sparse:
+    if found.whole:
         met = f"meets {len(found.on_grid)} of {found.labelled} labelled pixels"
         notices.append(f"The grid (eval.stride = {found.stride}) {met}: all are drawn from.")
     if used < found.labelled:

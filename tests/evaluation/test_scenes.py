@@ -113,6 +113,20 @@ def test_given_test_pixels_are_tested_on_and_all_others_trained_on(model: AuxMAE
     assert other.digests != found.digests
 
 
+def test_no_given_pixel_is_left_out_for_the_grid(model: AuxMAE) -> None:
+    """A benchmark's few training pixels would hardly be met by the grid that suffices for the map."""
+    image, valid, labels = scene()
+    test_labels = np.where(np.arange(24) % 5 > 0, labels, -1)
+    probes = replace(PROBES, stride=3)
+    found = evaluate_scene(model, LabelledScene(image, valid, labels), probes, test_labels=test_labels)
+    usable = valid[0].numpy() & (labels >= 0)
+    tested = usable & (test_labels >= 0)
+    report = found.reports[GIVEN]
+    assert (report.train_samples, report.test_samples) == ((usable & ~tested).sum(), tested.sum())
+    assert found.used == found.labelled == usable.sum()
+    assert "all are drawn from" in " ".join(found.notices)
+
+
 def test_far_test_pixels_flatter_nobody(model: AuxMAE) -> None:
     image, valid, labels = torch.rand(2, 9, 60), torch.ones(2, 9, 60, dtype=torch.bool), np.zeros((9, 60), dtype=np.int64)
     labels[::2] = 1
