@@ -51,9 +51,7 @@ class PixelProbes:
 
     def find(self, valid: NDArray[np.bool_], labels: NDArray[np.int64], *, every_label: bool = False) -> Positions:
         """The pixels of a scene that are looked at: valid and labels (H, W), see `find_positions`."""
-        return find_positions(
-            valid, labels, stride=self.stride, labels_per_class=self.labels_per_class, every_label=every_label
-        )
+        return find_positions(valid, labels, stride=self.stride, labels_per_class=self.labels_per_class, every_label=every_label)
 
     def encoder(self, model: AuxMAE) -> Extractor:
         """The encoder's features of a window's centre."""
