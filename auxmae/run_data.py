@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from auxmae.build import Data, build_data, open_data
-from auxmae.data.channels import numbered_names
+from auxmae.data.channels import numbered_names, shortened
 from auxmae.data.collection import Collection
 from auxmae.data.digests import digest_names
 from auxmae.data.splits import Splits
@@ -30,6 +30,8 @@ from auxmae.training.run import RunFolder
 _READING = (
     "layout", "key", "axes", "size", "channel_pattern", "split", "group_pattern", "nodata", "exclude", "allow_broken",
 )  # fmt: skip
+# Names of more channels, as of a spectrometer, do not fit into a sentence.
+_MOST_NAMES = 16
 # What the trained model carries itself, and the two of [train] that batches and the split are made by.
 _OF_TRAINING = ("model", "masking", "loss", "scaling")
 _USED_OF_TRAIN = ("train.batch_size", "train.seed")
@@ -181,13 +183,13 @@ def find_channels(
             changes["wavelengths"] = "auto"  # the settings' list is of all channels
         return settings.model_copy(update={"data": settings.data.model_copy(update=changes)})
 
-    wanted = f"the model was trained on the channels {', '.join(model.channel_names)}"
+    wanted = f"the model was trained on the channels {shortened(model.channel_names, most=_MOST_NAMES)}"
     hint = "--allow-missing goes on without them"
     if settings.data.channels != "auto" and any(text.partition("=")[0].strip() == "data.channels" for text in overrides):
         named = settings.data.channels
         unknown = [name for name in named if name not in model.channel_names]
         if unknown:
-            raise DataError(f"data.channels names {', '.join(unknown)}, and {wanted}")
+            raise DataError(f"data.channels names {shortened(unknown, most=_MOST_NAMES)}, and {wanted}")
     elif not allow_missing:
         return choose(model.channel_names), ()
     else:
@@ -200,8 +202,9 @@ def find_channels(
         _check_count(settings, model, found)
         named = tuple(name for name in model.channel_names if name in found.channel_names)
         if not named:
+            has = shortened(found.channel_names, most=_MOST_NAMES)
             raise DataError(
-                f"{settings.data.source} has none of the model's channels: it has {', '.join(found.channel_names)}; {wanted}",
+                f"{settings.data.source} has none of the model's channels: it has {has}; {wanted}",
                 hint="name the channels of the data with --set data.channels=[…]",
             )
     missing = tuple(name for name in model.channel_names if name not in named)
@@ -357,6 +360,6 @@ def fitting(source: str, model: AuxMAE) -> Iterator[None]:
     try:
         yield
     except SettingsError as error:
-        wanted = f"the model was trained on the channels {', '.join(model.channel_names)}"
-        hint = f"{error.hint + '; ' if error.hint else ''}--allow-missing drops channels that are not there"
+        wanted = f"the model was trained on the channels {shortened(model.channel_names, most=_MOST_NAMES)}"
+        hint = f"{error.hint + '; ' if error.hint else ''}--allow-missing drops named channels that are not there"
         raise DataError(f"{source} does not fit: {wanted}; {error.message}", hint=hint) from error

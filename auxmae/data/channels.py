@@ -56,10 +56,10 @@ def plan_channels(
             if len(channels) != files[0].channels:
                 raise SettingsError(
                     f"data.channels has {len(channels)} names; {files[0].path} has {files[0].channels} channels without names",
-                    hint=f"give a name to every channel, or choose among {_short(everything)}",
+                    hint=f"give a name to every channel, or choose among {shortened(everything)}",
                 )
             everything = channels
-            notices.append(f"the files carry no channel names: {_short(channels)} are taken to be theirs, in this order")
+            notices.append(f"the files carry no channel names: {shortened(channels)} are taken to be theirs, in this order")
     if named and len(named) < len(files):
         notices.append(
             f"{len(files) - len(named)} of {len(files)} files carry no channel names: "
@@ -71,13 +71,14 @@ def plan_channels(
         available = names_of.get(id(file), everything)
         if channels is None and set(available) != set(everything):
             raise DataError(
-                f"{named[0].path} and {file.path} name their channels differently: {_short(everything)} and {_short(available)}",
+                f"{named[0].path} and {file.path} name their channels differently: "
+                f"{shortened(everything)} and {shortened(available)}",
                 hint="choose channels that both have with data.channels, or leave files out with data.exclude",
             )
         for name in chosen:
             if name not in available:
-                near = difflib.get_close_matches(name, available, n=1, cutoff=0.3)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {_short(available)}"
+                near = nearest_name(name, available, cutoff=0.3)
+                hint = f"did you mean {near!r}?" if near else f"there are {shortened(available)}"
                 raise SettingsError(f"data.channels: {file.path} has no channel {name!r}", hint=hint)
         places = tuple(available.index(name) for name in chosen)
         order.append(None if places == tuple(range(file.channels)) else places)
@@ -102,7 +103,7 @@ def _unique(names: tuple[str, ...], notices: list[str]) -> tuple[str, ...]:
         result.append(name if names.count(name) == 1 else numbered)
         taken.add(result[-1])
     notice = (
-        f"channels that share a name are numbered in the order of their file: {_short([n for n in result if n not in names])}"
+        f"channels that share a name are numbered in the order of their file: {shortened([n for n in result if n not in names])}"
     )
     if notice not in notices:
         notices.append(notice)
@@ -135,5 +136,28 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
-def _short(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 8 else f"{', '.join(names[:4])}, … {names[-1]}"
+def nearest_name(name: str, names: Sequence[str], *, cutoff: float = 0.6) -> str | None:
+    """Which of the names is most like another: of those that only differ in a number (bands, wavelengths) the one of the nearest
+    number, as C005 for C5 and 1501.8 nm for 1500; else the one of the most like letters, None where that is below `cutoff`."""
+
+    def numbered(text: str) -> tuple[str, float, str] | None:
+        parts = re.fullmatch(r"(\D*)(\d+(?:\.\d+)?)(\D*)", text.strip())
+        return (parts[1].lower().strip(), float(parts[2]), parts[3].lower().strip()) if parts else None
+
+    wanted = numbered(name)
+    if wanted is not None:
+        known = [(abs(found[1] - wanted[1]), each) for each in names if (found := numbered(each)) and _alike(wanted, found)]
+        if known:
+            return min(known, key=lambda pair: pair[0])[1]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def _alike(wanted: tuple[str, float, str], found: tuple[str, float, str]) -> bool:
+    """Whether what stands before and behind the numbers of two names is the same, or is left out in the wanted one."""
+    return (wanted[0], wanted[2]) in ((found[0], found[2]), ("", ""))
+
+
+def shortened(names: Sequence[str], *, most: int = 8) -> str:
+    """Names for a sentence: of more than `most` the first four and the last."""
+    return ", ".join(names) if len(names) <= most else f"{', '.join(names[:4])}, … {names[-1]}"

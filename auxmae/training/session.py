@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from auxmae.build import Data, Progress, build_data, build_model
+from auxmae.data.channels import shortened
 from auxmae.device import configure, process_state_kept
 from auxmae.errors import CheckpointError, DataError, UsageError
 from auxmae.model.folders import SETTINGS_NAME, find_model
@@ -297,9 +298,9 @@ def new_model(settings: SettingsTree, data: Data, weights: Path | None) -> AuxMA
     if weights is not None:
         names = read_config(weights).get("channels")
         if names != list(model.channel_names):
+            known = shortened([str(name) for name in names], most=16) if isinstance(names, list) else names
             raise CheckpointError(
-                f"{weights} was trained on the channels {', '.join(map(str, names)) if isinstance(names, list) else names}, "
-                f"the data has {', '.join(model.channel_names)}",
+                f"{weights} was trained on the channels {known}, the data has {shortened(model.channel_names, most=16)}",
                 hint="choose and order the channels with data.channels",
             )
         check_architecture(model, weights)

@@ -5,7 +5,6 @@ Shapes: B images, C channels, h × w px.
 
 from __future__ import annotations
 
-import difflib
 import math
 import textwrap
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from auxmae.data.channels import nearest_name, shortened
 from auxmae.errors import AuxMAEError, UsageError
 from auxmae.visuals.composite import choose_composite, stretch, stretch_limits
 from auxmae.writing import replacing
@@ -125,9 +125,9 @@ def check_channels(wanted: Sequence[str], channel_names: Sequence[str]) -> None:
     """Raises UsageError, with the nearest name, where a wanted channel is unknown."""
     for name in wanted:
         if name not in channel_names:
-            near = difflib.get_close_matches(name, channel_names, 1)
-            known = f"the channels are {', '.join(channel_names)}"
-            raise UsageError(f"there is no channel {name!r}", hint=f"did you mean {near[0]!r}?" if near else known)
+            near = nearest_name(name, channel_names)
+            known = f"the channels are {shortened(channel_names, most=16)}"
+            raise UsageError(f"there is no channel {name!r}", hint=f"did you mean {near!r}?" if near else known)
 
 
 def _hatch(picture: NDArray[np.float64], where: NDArray[np.bool_]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from auxmae.data.channels import nearest_name
 from auxmae.data.opening import open_collection
 from auxmae.errors import DataError, SettingsError
 from tests.data.small_files import pixels, placed, write
@@ -21,6 +22,24 @@ def test_channels_select_and_reorder(tmp_path: Path) -> None:
     assert (collection.read(0).pixels == array[[2, 0]]).all()
     with pytest.raises(SettingsError, match=r"gren.*green"):
         open_collection(str(path), channels=("gren",))
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "nearest"),
+    [
+        ("C5", [f"C{number:03}" for number in range(1, 201)], "C005"),
+        ("1500", ["410.0 nm", "1501.8 nm", "1530.6 nm"], "1501.8 nm"),
+        ("1500 nm", ["410.0 nm", "1501.8 nm", "1530.6 nm"], "1501.8 nm"),
+        ("1500 nm", ["1500 cm", "1490 nm"], "1490 nm"),
+        ("B8", ["B02", "B08", "B8A"], "B08"),
+        ("gren", ["red", "green"], "green"),
+        ("near infrared", ["B1", "B2"], None),
+    ],
+)
+def test_the_nearest_name_of_numbered_channels_is_that_of_the_nearest_number(
+    name: str, names: list[str], nearest: str | None
+) -> None:
+    assert nearest_name(name, names) == nearest
 
 
 def test_files_that_name_channels_in_another_order(tmp_path: Path) -> None:

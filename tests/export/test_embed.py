@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import torch
 
 from auxmae.build import build_data, open_data
 from auxmae.data.opening import open_collection
-from auxmae.errors import DataError, UsageError
+from auxmae.errors import DataError, SettingsError, UsageError
 from auxmae.export.embed import embed
+from auxmae.run_data import fitting
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.run import open_run
 from tests.export.small_export import NAMES, invoke, make_model, rows_of, write_tiles
@@ -88,6 +90,13 @@ def test_missing_channels_are_refused_and_dropped_on_purpose(run, tmp_path):
     assert "lacks the channels green" in str(invoke(*with_names).exception)
     assert invoke(*with_names, "--allow-missing").exit_code == 0
     np.testing.assert_allclose(np.load(tmp_path / "named.npy"), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_names_of_hundreds_of_channels_leave_the_message_readable():
+    model = SimpleNamespace(channel_names=tuple(f"{number} nm" for number in range(400, 2500, 10)))
+    with pytest.raises(DataError, match=r"trained on the channels 400 nm, .* 2490 nm; no") as refused, fitting("a.tif", model):
+        raise SettingsError("no")
+    assert len(str(refused.value)) < 300
 
 
 def test_what_is_there_of_a_channel_group_in_part_is_left_out(tmp_path):
