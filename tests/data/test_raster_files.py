@@ -226,6 +226,16 @@ def test_envi_data_is_found_by_either_name(tmp_path: Path, suffix: str) -> None:
         open_image(data)
 
 
+@pytest.mark.parametrize(("flags", "told"), [("1, 0, 1", "1 of 3 bands as bad (bbl): 2;"), ("1, 1, 1", ""), ("0, 0", "")])
+def test_bad_bands_of_an_envi_header_are_told(tmp_path: Path, flags: str, told: str) -> None:
+    data = write_raster(tmp_path / "a.img", CUBE[:3], "ENVI")
+    with (tmp_path / "a.hdr").open("a") as file:
+        file.write(f"bbl = {{{flags}}}\n")
+    assert_reads(data, CUBE[:3])
+    notices = " ".join(open_image(data).notices)
+    assert told in notices if told else "bbl" not in notices
+
+
 def test_erdas_imagine(tmp_path: Path) -> None:
     assert_reads(write_raster(tmp_path / "a.img", CUBE, "HFA"), CUBE)
 

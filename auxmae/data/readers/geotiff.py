@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from auxmae.data.channels import shortened
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, diagonal
 from auxmae.data.readers import reading
 from auxmae.data.readers.encoding import gdal_encoding, to_image
@@ -81,6 +83,7 @@ def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOpti
     if waves is None and described is not None and set(described) <= set(SENTINEL2) and len(described) >= 10:
         waves = tuple(SENTINEL2[name] for name in described)
         notices.append("wavelengths are those of the Sentinel-2 bands of these names")
+    notices.extend(_bad_bands(path, source))
     georeference: dict[str, object] | None = None
     if source.crs is not None:
         georeference = {"crs": source.crs.to_string(), "transform": list(source.transform)[:6]}
@@ -98,6 +101,20 @@ def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOpti
         notices=tuple(notices),
         alpha=alpha,
     )
+
+
+def _bad_bands(path: Path, source: Any) -> list[str]:
+    """Says which bands an ENVI header's list of bad bands (bbl: 0 for each) marks; nothing where it marks none, or all."""
+    if source.driver != "ENVI":
+        return []
+    flags = re.findall(r"[\d.]+", source.tags(ns="ENVI").get("bbl", ""))
+    bad = [str(band) for band, flag in enumerate(flags, 1) if not flag.strip("0.")]
+    if not bad or len(bad) == len(flags) or len(flags) != source.count:
+        return []
+    return [
+        f"{path.name}: its header marks {len(bad)} of {source.count} bands as bad (bbl): {shortened(bad)}; they are read like "
+        "the others (data.channels names those to use)"
+    ]
 
 
 def _alpha(source: Any) -> tuple[int, int]:
