@@ -124,6 +124,15 @@ def label_size(labels: str) -> tuple[int, int] | None:
     return (found.file.height, found.file.width) if isinstance(found, LabelMap) else None
 
 
+def check_label_file(labels: str) -> None:
+    """Raises DataError where `data.labels` names a file that is not there."""
+    from auxmae.data.readers import path_exists
+
+    place = label_place(labels)
+    if place is not None and not path_exists(place[0]):
+        raise DataError(f"{place[0]}: no such label file", hint="check data.labels (--labels)")
+
+
 def label_place(labels: str) -> tuple[Path, str] | None:
     """`data.labels` of PATH or PATH:KEY → the path, and the key or ""; None where it names no file."""
     from auxmae.data.readers import path_exists
@@ -176,11 +185,8 @@ def load_labels(
             return _finish([one for one in opened if isinstance(one, LabelMap)], files, labels, ignored, notices)
         found = labels_from_array(files[0].path, labels[1:], notices)
     else:
-        from auxmae.data.readers import path_exists
-
+        check_label_file(labels)
         path, key = place
-        if not path_exists(path):
-            raise DataError(f"{path}: no such label file", hint="check data.labels (--labels)")
         if path.suffix.lower() in TABLE_SUFFIXES:
             return _from_table(path, key, files, image_names, notices, ignored)
         if path.is_dir() and not _holds_arrays(path):

@@ -23,7 +23,7 @@ from auxmae.data.exclusion import Exclusion
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, ReadOptions
 from auxmae.data.joining import join_channels
-from auxmae.data.labels import folder_labels, is_label_raster, label_place, label_size, load_labels, own_labels
+from auxmae.data.labels import check_label_file, folder_labels, is_label_raster, label_place, label_size, load_labels, own_labels
 from auxmae.data.notices import said_once
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.data.pixel_checks import check_pixels
@@ -87,6 +87,8 @@ def open_collection(
     options = options or ReadOptions()
     if channels or channel_pattern:
         options = replace(options, channels=1 if channel_pattern else len(channels or ()))
+    # Images that only their labels make readable would be asked for their axes, where it is the labels that are missing.
+    check_label_file(labels)
     options = replace(options, plane=label_size(labels), plane_key=labels[1:] if labels.startswith(":") else None)
     notices: list[str] = []
     warnings: list[str] = []

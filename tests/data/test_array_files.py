@@ -390,6 +390,16 @@ def test_the_label_map_tells_the_channels(tmp_path, shape, plane, axes, where):
     assert np.array_equal(collection.read_labels(0) + 1, truth)
 
 
+def test_labels_that_are_missing_or_of_another_size_are_named_where_the_axes_are_asked_for(tmp_path):
+    scipy.io.savemat(tmp_path / "scene.mat", {"cube": np.ones((45, 45, 60), np.uint16)})
+    scipy.io.savemat(tmp_path / "truth.mat", {"gt": RNG.integers(0, 5, (44, 45))})
+    with pytest.raises(DataError, match=r"its labels are 44 × 45 px: none leaves such an image"):
+        open_collection(str(tmp_path / "scene.mat"), labels=str(tmp_path / "truth.mat"))
+    for name in ("thruth.mat", "thruth.mat:gt"):
+        with pytest.raises(DataError, match=r"thruth.mat: no such label file"):
+            open_collection(str(tmp_path / "scene.mat"), labels=str(tmp_path / name))
+
+
 def test_a_label_map_that_fits_two_ways_tells_nothing(tmp_path):
     np.save(tmp_path / "x.npy", np.ones((30, 30, 30), np.float32))
     np.save(tmp_path / "y.npy", RNG.integers(0, 5, (30, 30)))

@@ -84,7 +84,9 @@ def resolve_axes(path: Path, shape: tuple[int, ...], options: ReadOptions, array
             hint=f'set {flat_settings(path, shape, arrays)}; or data.axes = "HW" for one channel',
         )
     if len(shape) in (3, 4):
-        raise DataError(f"{path}: which axis of {times(shape)} holds the channels?", hint=f"set {axes_settings(shape)}")
+        unlike = plane and len(shape) == 3 and tuple(plane) not in {shape[:2], shape[1:], (shape[0], shape[2])}
+        labelled = f" (its labels are {times(plane)} px: none leaves such an image)" if unlike else ""
+        raise DataError(f"{path}: which axis of {times(shape)} holds the channels?{labelled}", hint=f"set {axes_settings(shape)}")
     raise DataError(f"{path}: an array of {times(shape)} is no image", hint="2 to 4 axes can be read; choose with data.key")
 
 
