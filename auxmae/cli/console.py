@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import sys
 import unicodedata
 from pathlib import Path
@@ -19,12 +21,40 @@ from auxmae.errors import UsageError
 _WIDEST, _NARROWEST_NAME = 200, 8
 
 
-def console(*, json_output: bool = False, quiet: bool = False) -> Console:
+class _EnduringConsole(Console):
+    """Falls silent where the pipe that it speaks to is closed, as `head` does, so that the work goes on to its end."""
+
+    work = ""
+
+    def on_broken_pipe(self) -> None:
+        # Rich would turn stdout off, whichever of the two was closed, and exit.
+        raise
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except BrokenPipeError:
+            self.quiet = True
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+            with contextlib.suppress(OSError):
+                print(f"note: the output is closed; {self.work} goes on without it", file=sys.stderr, flush=True)
+
+
+def console(*, json_output: bool = False, quiet: bool = False, work: str = "") -> Console:
     """A rich console on stdout, or on stderr where stdout belongs to a JSON document.
 
     Brackets and colons are what they are: markers and files are called CD3[Sm154] or :gt.
+
+    Args:
+        json_output: whether stdout belongs to a JSON document.
+        quiet: print nothing.
+        work: what goes on where the output is closed, such as "the measurement"; "": the command ends.
     """
-    return Console(stderr=json_output, quiet=quiet, markup=False, emoji=False)
+    out = (_EnduringConsole if work else Console)(stderr=json_output, quiet=quiet, markup=False, emoji=False)
+    if isinstance(out, _EnduringConsole):
+        out.work = work
+    return out
 
 
 def print_table(out: Console, table: Table) -> None:

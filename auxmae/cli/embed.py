@@ -49,7 +49,7 @@ def command(
     from auxmae.run_data import describe_reading, open_run_collection, otherwise_held_out, settings_on_data
     from auxmae.training.run import open_run
 
-    out = console(json_output=json_output)
+    out = console(json_output=json_output, work="the writing")
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     check_format(output, overwrite=overwrite)
     folder, overrides = open_run(run), set_ or []

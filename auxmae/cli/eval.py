@@ -63,7 +63,7 @@ def command(
     from auxmae.training.run import open_run
     from auxmae.visuals.report import write_report
 
-    out = console(json_output=json_output)
+    out = console(json_output=json_output, work="the measurement")
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     folder = open_run(run)
     overrides = set_ or []

@@ -291,3 +291,30 @@ def test_a_training_outlives_the_pipe_that_it_speaks_to(tmp_path, repository):
     )
     assert done.stderr == "note: the output is closed; the training goes on without it\n"
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 3
+
+
+@pytest.mark.parametrize(("command", "work"), [("eval run", "the measurement"), ("embed run --output f.npy", "the writing")])
+def test_a_measurement_outlives_the_pipe_that_it_speaks_to(tmp_path, repository, auxmae, command, work):
+    trained = auxmae("train", *SMALL, "--output", "run")
+    assert trained.returncode == 0, trained.stderr
+    path = os.pathsep.join([str(repository), str(repository / "kernels")])
+    # A pipe that nothing reads from the start.
+    line = f"{sys.executable} -m auxmae {command} --set eval.bootstrap=10 --set eval.labels_per_class=[5] | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, f"note: the output is closed; {work} goes on without it\n")
+    assert (tmp_path / ("run/eval.json" if command == "eval run" else "f.npy")).stat().st_size > 0
+
+
+def test_a_json_document_is_printed_where_the_rest_of_the_output_is_closed(tmp_path, repository, auxmae):
+    trained = auxmae("train", *SMALL, "--output", "run")
+    assert trained.returncode == 0, trained.stderr
+    path = os.pathsep.join([str(repository), str(repository / "kernels")])
+    line = f"{sys.executable} -m auxmae embed run --output f.npy --json 2>&1 >document.json | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, check=False
+    )
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "document.json").read_text())["rows"] > 0
