@@ -237,6 +237,12 @@ def test_images_that_all_overlap_are_told() -> None:
     assert splits.test.groups is None
     (told,) = splits.notices
     assert "images of different parts overlap" in told
+    assert "data.layout = 'scenes' holds the same ground out of all" in told
+    (told,) = split_collection(chips(50, 16, labels=np.arange(50) % 2), image_size=32).notices
+    assert "images of different parts overlap" in told
+    assert "data.layout" not in told  # it would not take labels of whole images
+    scenes = replace(chips(50, 16), layout="scenes")
+    assert not any("overlap on the ground" in told for told in split_collection(scenes, image_size=16).notices)
 
 
 def test_a_large_place_does_not_leave_too_little_to_train_on() -> None:
