@@ -30,10 +30,15 @@ _PATTERNS = (
     # Last, since it may be a column.
     f"(?i){_BEFORE}(c[0-9]{{1,2}}){_BEHIND}",
 )
+# Sentinel-2 as delivered, L2A and L1C: among masks, previews and each band in several resolutions, bands may be the fewest files.
+_DELIVERED = (
+    r"(R[126]0m)/[^/]*_(?P<channel>B[0-9A]+)(_[126]0m)\.\w+$",
+    r"[0-9]T[0-9]+_(B[0-9A]+)\.\w+$",
+)
 
 
 def suggest_pattern(files: Sequence[ImageFile], relative_paths: Sequence[str]) -> str | None:
-    """A `data.channel_pattern` that joins most of the files into images of two channels or more; None where none does.
+    """A `data.channel_pattern` that joins most of the files, or the bands of a delivery, into images; None where none does.
 
     Files that it does not find may hold anything, such as a composite in colours beside the bands.
 
@@ -43,10 +48,10 @@ def suggest_pattern(files: Sequence[ImageFile], relative_paths: Sequence[str]) -
     """
     # ImageXpress stores a thumbnail beside each file.
     whole = sum("_thumb" not in path for path in relative_paths)
-    for pattern in _PATTERNS:
+    patterns = [(pattern, 0) for pattern in _DELIVERED] + [(pattern, whole // 2) for pattern in _PATTERNS]
+    for pattern, fewest in patterns:
         expression = re.compile(pattern)
-        found = [path for path in relative_paths if expression.search(path)]
-        if 2 * len(found) <= whole:
+        if sum(expression.search(path) is not None for path in relative_paths) <= fewest:
             continue
         try:
             images, _ = join_channels(files, relative_paths, pattern, False, [])

@@ -208,6 +208,27 @@ def test_sentinel_2_level_1c_as_delivered(tmp_path, below, pattern):
     assert "T33TVM_20200101T100031_TCI.tif" in told
 
 
+@pytest.mark.parametrize("level", ["L2A", "L1C"])
+def test_sentinel_2_as_delivered_is_told_what_joins_it(tmp_path, level):
+    """Among masks called like bands, classes and composites the bands of L2A are the fewest files."""
+    granule, bands = tmp_path / "GRANULE" / level, ("B01", "B02", "B05", "B8A")
+    for band, side in zip(bands, (8, 48, 24, 24), strict=True):
+        for resolution in (10, 20, 60) if level == "L2A" else (None,):
+            if resolution is None:
+                store(granule / "IMG_DATA" / f"T33TVM_20200101T100031_{band}.tif", side)
+            elif 480 // resolution <= side:
+                name = f"T33TVM_20200101T100031_{band}_{resolution}m.tif"
+                store(granule / "IMG_DATA" / f"R{resolution}m" / name, 480 // resolution)
+        for mask in ("DETFOO", "QUALIT", "CLASSI"):
+            store(granule / "QI_DATA" / f"MSK_{mask}_{band}.tif", side, np.uint8)
+    tifffile.imwrite(granule / "QI_DATA" / "T33TVM_20200101T100031_PVI.tif", np.zeros((48, 48, 3), np.uint8), photometric="rgb")
+    with pytest.raises(DataError, match=r"1 channels and .*PVI\.tif has 3") as told:
+        open_collection(str(tmp_path))
+    pattern = told.value.hint.split("'")[1]
+    joined = open_collection(str(tmp_path), channel_pattern=pattern)
+    assert (len(joined), joined.channel_names, joined.read(0).pixels.shape) == (1, bands, (4, 48, 48))
+
+
 LANDSAT = "LC08_L2SP_19{row}026_20200517_20200820_02_T1_{band}.TIF"
 
 
