@@ -26,8 +26,7 @@ from auxmae.data.joining import join_channels
 from auxmae.data.labels import check_label_file, folder_labels, is_label_raster, label_place, label_size, load_labels, own_labels
 from auxmae.data.notices import said_once
 from auxmae.data.pairing import ImageNames, shorter_names
-from auxmae.data.pixel_checks import check_pixels
-from auxmae.data.plates import store_of
+from auxmae.data.pixel_checks import check_pixels, how_to_do_without
 from auxmae.errors import DataError
 
 Progress = Callable[[int, int], None]
@@ -257,20 +256,13 @@ def _open_all(
                 broken.append(result.message)
             else:
                 pool.shutdown(wait=False, cancel_futures=True)
-                raise DataError(result.message, hint=result.hint or (_instead(path) if len(paths) > 1 else None))
+                raise DataError(result.message, hint=how_to_do_without(path, result.hint) if len(paths) > 1 else result.hint)
             if progress is not None:
                 progress(done, len(paths))
     if not files:
         raise DataError(f"none of the {len(paths)} files can be read; the first: {broken[0]}")
     notices.extend(f"left out: {message}" for message in broken)
     return _once_a_set(files)
-
-
-def _instead(path: Path) -> str:
-    """What to do with a file that cannot be read; a plate's fields have no file names to be left out by."""
-    store = store_of(path.parent)
-    pattern = "" if store is None else f" = ['{path.relative_to(store).as_posix()}']"
-    return f"leave it out with data.exclude{pattern} or data.allow_broken"
 
 
 def _agree_on_transparency(files: list[ImageFile], options: ReadOptions, notices: list[str]) -> list[ImageFile]:

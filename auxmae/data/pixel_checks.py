@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
 from auxmae.data.image import ImageFile, Window, farthest, tiles
+from auxmae.data.plates import store_of
 from auxmae.errors import DataError
 
 # Pixels of up to this many images are looked at when a source is opened; of more, only with allow_broken.
@@ -44,7 +46,9 @@ def check_pixels(collection: Collection, allow_broken: bool) -> None:
             look = _look(collection, item)
         except DataError as error:
             if not allow_broken:
-                raise
+                several = len(collection.files) > 1
+                hint = how_to_do_without(collection.file_of(item).path, error.hint) if several else error.hint
+                raise DataError(error.message, hint=hint) from error
             collection.notices.append(f"left out: {error.message}")
             continue
         if look is not None:
@@ -64,6 +68,19 @@ def check_pixels(collection: Collection, allow_broken: bool) -> None:
     collection.items = collection.items[list(looks)]
     if collection.labels is not None:
         collection.labels = collection.labels[list(looks)]
+
+
+def how_to_do_without(path: Path, hint: str | None) -> str:
+    """What to do with one of several files that cannot be read, beside the fault's own hint where that is a mere question.
+
+    A plate's fields have no file names to be left out by.
+    """
+    if hint is not None and not hint.endswith("?"):
+        return hint
+    store = store_of(path.parent)
+    pattern = "" if store is None else f" = ['{path.relative_to(store).as_posix()}']"
+    instead = f"leave it out with data.exclude{pattern} or data.allow_broken"
+    return instead if hint is None else f"{hint} Else {instead}"
 
 
 def _look(collection: Collection, item: int) -> _Look | None:

@@ -33,8 +33,12 @@ def test_broken_files(tmp_path: Path, kind: str) -> None:
     write(tmp_path / "good.tif", pixels(3, 64, 64))
     bad = write(tmp_path / "bad.tif", pixels(3, 64, 64))
     bad.write_bytes(b"this is text" if kind == "text" else bad.read_bytes()[:9000])
-    with pytest.raises(DataError, match=r"bad\.tif"):
+    with pytest.raises(DataError, match=r"bad\.tif") as told:
         open_collection(str(tmp_path))
+    assert str(told.value.hint).endswith("leave it out with data.exclude or data.allow_broken")
+    with pytest.raises(DataError, match=r"bad\.tif") as told:
+        open_collection(str(bad))
+    assert "data.allow_broken" not in str(told.value.hint)
     collection = open_collection(str(tmp_path), allow_broken=True)
     assert len(collection) == 1
     assert any("bad.tif" in notice for notice in collection.notices)
