@@ -209,7 +209,7 @@ def _command_line(overrides: Sequence[str], options: Mapping[str, object], table
             text = f"{wording.show(override)} is no setting, expected TABLE.KEY=VALUE, such as train.epochs=50"
             layer.faults.append(Fault(origin, text))
             continue
-        layer.put(path, _from_text(path, text.strip()), origin)
+        _put_text(layer, path, text.strip(), origin)
     return layer
 
 
@@ -253,7 +253,7 @@ def _environment(environ: Mapping[str, str], tables: Container[str] | None) -> L
     for variable, path in _variables(environ):
         if _path_fault(path, None) is None:
             if tables is None or path[0] in tables:
-                layer.put(path, _from_text(path, environ[variable].strip()), Origin(variable, 2))
+                _put_text(layer, path, environ[variable].strip(), Origin(variable, 2))
         else:
             name = variable.upper()
             # Compared without the prefix, which would make everything look alike.
@@ -306,6 +306,16 @@ def _from_option(path: KeyPath, value: object) -> object:
     if isinstance(value, (str, Path)):
         return _from_text(path, str(value))
     return value
+
+
+def _put_text(layer: Layer, path: KeyPath, text: str, origin: Origin) -> None:
+    value = _from_text(path, text)
+    if value == text and len(text) > 1 and text[0] == text[-1] == '"' and "\\" in text:
+        # Meant as TOML, where a pattern's backslash is an escape: with its quotes it would match nothing.
+        fault = f"{'.'.join(path)}: a backslash in double quotes starts an escape, expected {text[1:-1]} without the quotes"
+        layer.faults.append(Fault(origin, fault))
+        return
+    layer.put(path, value, origin)
 
 
 def _from_text(path: KeyPath, text: str) -> object:

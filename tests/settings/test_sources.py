@@ -373,6 +373,19 @@ def test_any_value_is_taken_or_refused_in_one_line(key, value):
     assert key.split(".")[1] in line
 
 
+@pytest.mark.parametrize("way", ["--set", "AUXMAE_DATA__CHANNEL_PATTERN"])
+def test_a_pattern_in_double_quotes_is_no_pattern_with_quotes(way):
+    def load(text):
+        given = {"overrides": [f"data.channel_pattern={text}"]} if way == "--set" else {"environ": {way: text}}
+        return load_settings(cwd=Path("/nowhere"), **{"environ": {}, **given}).settings.data.channel_pattern
+
+    with pytest.raises(SettingsError, match=r"data\.channel_pattern: a backslash in double quotes") as told:
+        load(r'"_(B\d+)\.tif$"')
+    assert str(told.value).startswith(f"{way}: ")
+    for text in (r"_(B\d+)\.tif$", r"'_(B\d+)\.tif$'", r'"_(B\\d+)\\.tif$"'):
+        assert load(text) == r"_(B\d+)\.tif$"
+
+
 @settings(deadline=None)
 @given(text=st.text(max_size=40) | st.from_regex(r"[a-z]{1,6}(\.[a-z_]{0,6}){0,3}=.{0,6}", fullmatch=True))
 def test_any_text_of_set_is_taken_or_refused_in_one_line(text):
