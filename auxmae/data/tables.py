@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,6 +225,13 @@ def _rows(table: _Table, column: str, names: ImageNames) -> tuple[str, list[list
                 raise DataError(
                     f"{table.path}: no row names an image of the source; names such as {value.strip()} differ only in capitals",
                     hint=f"write names as the source has them, such as {names.relative_paths[0]}",
+                )
+        for value in (value for name, values in table.columns.items() if name != column for value in values):
+            if names.find(folderless := PurePosixPath(value.strip().replace("\\", "/")).name) and names.is_file_name(folderless):
+                raise DataError(
+                    f"{table.path}: no row names an image of the source; {value.strip()} is of another folder than "
+                    f"{names.relative_paths[names.find(folderless)[0]]}",
+                    hint="write folders as the source has them, or file names alone",
                 )
         raise DataError(
             f"{table.path}: no row names an image of the source, such as {names.relative_paths[0]}",

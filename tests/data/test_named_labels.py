@@ -153,6 +153,8 @@ def test_only_what_is_written_as_a_number_is_one(tmp_path, labels, classes):
         ("", "no row below its header line"),
         ("file,label\n", "no row below its header line"),
         ("file,label\nelsewhere.npy,x\n", "no row names an image of the source, such as a.npy"),
+        ("file,label\nold/a.npy,x\n", "no row names an image of the source; old/a.npy is of another folder than a.npy"),
+        ("file,label\nold\\b.npy,x\n", "old\\b.npy is of another folder than b.npy"),
         ("file,label\na.npy,x\nb.npy,y\na.npy,z\n", "a.npy is 'x' in line 2 and 'z' in line 4"),
         ("file,dose,time\na.npy,1,2\n", "which column holds the labels? It has dose, time"),
         ("file\na.npy\n", "which column holds the labels? It has none beside the names"),
