@@ -107,7 +107,10 @@ def command(
         if not is_silent():
             print_json(result.to_dict())
     else:
-        _print_result(result, out)
+        from auxmae.data.opening import SYNTHETIC
+
+        embedded = settings is not None and settings.data.source == SYNTHETIC
+        _print_result(result, out, embedded)
     if result.outcome.reason == "interrupted":
         out.print(
             f"stopped at step {result.outcome.step} and saved"
@@ -220,7 +223,7 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     out.print("nothing was trained or written (--dry-run)")
 
 
-def _print_result(result: TrainingResult, out: Console) -> None:
+def _print_result(result: TrainingResult, out: Console, embedded: bool) -> None:
     if result.floors:
         table = Table(title="Held-out images: mean absolute error on hidden pixels (scaled units)")
         table.add_column("predictor")
@@ -248,9 +251,6 @@ def _print_result(result: TrainingResult, out: Console) -> None:
         out.print(f"picture: {result.figure}", highlight=False, soft_wrap=True)
     out.print(f"run: {result.run}", highlight=False, soft_wrap=True)
     out.print("next:")
-    for line in (
-        f"auxmae eval {result.run}",
-        f"auxmae visualize {result.run}",
-        "auxmae train --data YOUR/IMAGES",
-    ):
+    own = ("auxmae train --data YOUR/IMAGES",) if embedded else ()
+    for line in (f"auxmae eval {result.run}", f"auxmae visualize {result.run}", *own):
         out.print(f"  {line}", highlight=False, soft_wrap=True)

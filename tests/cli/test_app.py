@@ -278,6 +278,7 @@ def test_names_with_brackets_and_colons_are_shown_as_they_are(auxmae, tmp_path):
     trained = auxmae("train", "--data", ".", *chosen, *SMALL, "--output", "run")
     assert trained.returncode == 0, trained.stderr
     assert ", ".join(names) in trained.stdout
+    assert "YOUR/IMAGES" not in trained.stdout  # these are
     measured = auxmae("eval", "run")
     assert measured.returncode == 0, measured.stderr
     assert all(name in measured.stdout for name in names)
@@ -297,6 +298,7 @@ def test_a_training_outlives_the_pipe_that_it_speaks_to(tmp_path, repository):
 def test_a_measurement_outlives_the_pipe_that_it_speaks_to(tmp_path, repository, auxmae, command, work):
     trained = auxmae("train", *SMALL, "--output", "run")
     assert trained.returncode == 0, trained.stderr
+    assert "train --data YOUR/IMAGES" in trained.stdout  # the embedded ones are a first try
     path = os.pathsep.join([str(repository), str(repository / "kernels")])
     # A pipe that nothing reads from the start.
     line = f"{sys.executable} -m auxmae {command} --set eval.bootstrap=10 --set eval.labels_per_class=[5] | true"
