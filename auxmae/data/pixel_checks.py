@@ -65,6 +65,7 @@ def check_pixels(collection: Collection, allow_broken: bool) -> None:
     _tell_of_rounding(collection, looks)
     _tell_of_copies(collection, looks)
     _tell_of_outliers(collection, looks)
+    _tell_of_previews(collection)
     collection.items = collection.items[list(looks)]
     if collection.labels is not None:
         collection.labels = collection.labels[list(looks)]
@@ -116,6 +117,17 @@ def _tell_of_copies(collection: Collection, looks: Mapping[int, _Look]) -> None:
             f"{sum(map(len, copies)) - len(copies)} of {len(collection)} images are copies of others, as {second} of {first}: "
             "held out by chance, they make a model look better than it is; leave them out with data.exclude, or keep them "
             "together with data.group_pattern"
+        )
+
+
+def _tell_of_previews(collection: Collection) -> None:
+    """Of files of one byte a pixel among others, whose values are rather those of a picture made from them."""
+    bytewise = [file.dtype.itemsize == 1 for file in collection.files]
+    if any(bytewise) and not all(bytewise):
+        byte, wide = collection.files[bytewise.index(True)], collection.files[bytewise.index(False)]
+        collection.warnings.append(
+            f"{sum(bytewise)} of {len(bytewise)} files are stored as {byte.dtype}, such as {byte.path.name}, others as "
+            f"{wide.dtype}, such as {wide.path.name}: where their values do not mean the same, leave some out with data.exclude"
         )
 
 

@@ -184,3 +184,11 @@ def test_scenes_that_are_decoded_again_for_each_crop_are_told(tmp_path, monkeypa
     notices = open_collection(str(tmp_path), layout=layout, options=ReadOptions(axes="HWC")).notices
     told = [notice for notice in notices if "most samples decode a whole file" in notice]
     assert len(told) == (suffix != ".npy" and count == 3 and budget == 1.5 and layout == "scenes")
+
+
+def test_files_of_one_byte_a_pixel_among_others_are_told(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / f"{number}.tif", pixels(3, 32, 32).astype(np.uint8 if number == 2 else np.uint16))
+    (told,) = open_collection(str(tmp_path)).warnings
+    assert told.startswith("1 of 4 files are stored as uint8, such as 2.tif, others as uint16, such as 0.tif")
+    assert open_collection(str(tmp_path), exclude=["2.tif"]).warnings == []
