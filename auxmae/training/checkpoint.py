@@ -78,6 +78,9 @@ def _unwritable(folder: Path, error: Exception, code: int | None) -> CheckpointE
         mended = "free some space"
     elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
         mended = "see to it that you may write there"
+    elif code is None or code == errno.EFBIG:
+        # torch.save says "unexpected pos" of all that ends a file early.
+        mended = "see whether a quota or a limit on file sizes (ulimit -f) is reached, and whether the file system is in order"
     else:
         mended = "see whether the file system is in order"
     kept = (

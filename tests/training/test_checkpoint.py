@@ -117,6 +117,8 @@ def test_a_second_crash_leaves_what_the_first_one_left(tmp_path, monkeypatch, er
             "free some space",
         ),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 0"), 2**40, "unexpected pos", "in order"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 0"), 2**40, "unexpected pos", "ulimit -f"),
+        (OSError(errno.EFBIG, "File too large"), 2**40, "File too large", "ulimit -f"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 2**40, "quota exceeded", "free some space"),
         (PermissionError(errno.EACCES, "Permission denied"), 2**40, "Permission denied", "you may write there"),
         (OSError(errno.EROFS, "Read-only file system"), 2**40, "Read-only", "you may write there"),
