@@ -26,6 +26,9 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 _NAMES = ("train", "validation", "test")
 # Draws among which parts of about the sizes asked for are looked for, where images are held out together.
 _DRAWS = 20
+# From this number of scenes on, blocks are drawn from all together where each scene by itself would hold out so much more.
+MANY_PLACES = 10
+_MORE = 0.1
 
 
 @dataclass(frozen=True)
@@ -392,8 +395,13 @@ def _assign_blocks(
     order = np.argsort(place_of, kind="stable")
     # Each place has its own held-out blocks where it has enough of them, so that every scene is tested.
     pools = np.split(order, np.flatnonzero(np.diff(place_of[order])) + 1)
+    whole = [np.arange(len(place_of))]
     if any(len(pool) < FEWEST_BLOCKS for pool in pools):
-        pools = [np.arange(len(place_of))]
+        pools = whole
+    elif len(pools) >= MANY_PLACES:
+        # One of four blocks is more than was asked for, and of many small scenes not each has to be tested.
+        held = sum(sum(_counts(len(pool), fractions)) for pool in pools)
+        pools = whole if held > (sum(fractions) + _MORE) * len(place_of) else pools
     of_unit = np.zeros(len(place_of), dtype=np.int64)
     for pool in pools:
         of_unit[pool] = _draw(len(pool), fractions, random)

@@ -192,6 +192,17 @@ def test_scenes_of_two_zones_hold_out_the_same_ground() -> None:
     assert any("left out" in notice for notice in splits.notices)
 
 
+def test_many_scenes_of_few_blocks_hold_out_no_more_than_was_asked_for() -> None:
+    for count, side in ((16, 96), (12, 100), (40, 128)):
+        splits = split_collection(georeferenced([(0, 500 * number, side, side) for number in range(count)]), image_size=48)
+        shares = [len(part.blocks) / (4 * count) for part in (splits.train, splits.validation, splits.test)]
+        assert shares == pytest.approx([0.7, 0.1, 0.2], abs=0.03)
+    # Of few scenes, and of such as have blocks enough, each is tested.
+    for count, side in ((4, 96), (16, 192)):
+        splits = split_collection(georeferenced([(0, 500 * number, side, side) for number in range(count)]), image_size=48)
+        assert set(splits.test.blocks[:, 0].tolist()) == set(range(count))
+
+
 def test_groups_of_one_ground_in_different_parts_are_told() -> None:
     collection = georeferenced([(0, 0, 60, 60)] * 10)
     splits = split_collection(collection, method="group", group_pattern=r"(\d+)\.tif", image_size=16)
