@@ -189,7 +189,11 @@ def find_channels(
         named = settings.data.channels
         unknown = [name for name in named if name not in model.channel_names]
         if unknown:
-            raise DataError(f"data.channels names {shortened(unknown, most=_MOST_NAMES)}, and {wanted}")
+            raise DataError(
+                f"data.channels names {shortened(unknown, most=_MOST_NAMES)}, and {wanted}",
+                hint="of files that carry channel names, as in a GeoTIFF's band descriptions, the model's are chosen; "
+                "files without have to hold channels of the model alone",
+            )
     elif not allow_missing:
         return choose(model.channel_names), ()
     else:
