@@ -272,7 +272,8 @@ def _name_column(table: _Table, column: str, names: ImageNames) -> str | None:
 
 def _label_column(table: _Table, named: str | None, column: str) -> str:
     """Which column holds the labels, beside the one that names the images."""
-    others = [name for name in table.columns if name != named]
+    # A column without a name numbers the rows, as pandas writes it.
+    others = [name for name in table.columns if name not in (named, "")]
     if column:
         if column not in table.columns:
             raise DataError(f"{table.path}: no column {column!r}", hint=f"it has {_listed(others, _COLUMNS)}")

@@ -157,6 +157,7 @@ def test_only_what_is_written_as_a_number_is_one(tmp_path, labels, classes):
         ("file,label\nold\\b.npy,x\n", "old\\b.npy is of another folder than b.npy"),
         ("file,label\na.npy,x\nb.npy,y\na.npy,z\n", "a.npy is 'x' in line 2 and 'z' in line 4"),
         ("file,dose,time\na.npy,1,2\n", "which column holds the labels? It has dose, time"),
+        (",file,dose,time\n0,a.npy,1,2\n", "which column holds the labels? It has dose, time"),
         ("file\na.npy\n", "which column holds the labels? It has none beside the names"),
         ("file,label\na.npy,x,y\n", "line 2 has 3 fields, the header line 2"),
         ("file,label,label\na.npy,x,y\n", "two columns have the same name"),
