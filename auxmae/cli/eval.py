@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -162,8 +163,10 @@ def command(
     except AuxMAEError as error:
         out.print(f"The report was not written anew: {error.message}", style="yellow", **plain)
     except OSError as error:
-        # The figures are worth more than their copy: a run folder may be read-only.
+        # The figures are worth more than their copy: a run folder may be read-only, which is no fault.
         out.print(f"Not written to {folder.path / 'eval.json'}: {error.strerror}", style="yellow", **plain)
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            unwritten.append(folder.path / "eval.json")
     if json_output:
         print_json(document)
     if unwritten:

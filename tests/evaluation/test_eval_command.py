@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import torch
 
 from auxmae.errors import DataError, UsageError
 from auxmae.settings.schema import SettingsTree
-from auxmae.training.run import open_run
+from auxmae.training.run import RunFolder, open_run
 from auxmae.training.session import train
 from auxmae.visuals.report import write_report
 from tests.evaluation.small_run import invoke, make_run
@@ -156,6 +157,30 @@ def test_nothing_that_was_measured_is_lost_by_the_name_of_a_folder(
     assert written["details"]["run"] == str(folder / "run")
     # Here it is in the page's title.
     assert "caf" in write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(errno.ENOSPC, 1), (errno.EROFS, 0)])
+def test_figures_are_shown_where_they_cannot_be_kept(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, exit_code: int
+) -> None:
+    def full(*_: object) -> Path:
+        raise OSError(code, os.strerror(code))
+
+    shutil.copytree(run_folder, tmp_path / "run")
+    monkeypatch.setattr(RunFolder, "write_json", full)
+    result = invoke(
+        str(tmp_path / "run"),
+        "--json",
+        "--set",
+        "eval.labels_per_class=[]",
+        "--set",
+        "eval.mask_ratios=[]",
+        "--set",
+        "eval.max_images=3",
+    )
+    assert result.exit_code == exit_code
+    assert json.loads(result.stdout)["reconstruction"]
+    assert f"eval.json: {os.strerror(code)}" in result.stderr
 
 
 def test_data_without_the_models_channels_are_refused(run_folder: Path, tmp_path: Path) -> None:
