@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from auxmae_kernels import KernelUnavailableError
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -206,10 +207,16 @@ class WrongResultError(RuntimeError):
 
 
 def attempt(work: Callable[[], object], device: torch.device) -> tuple[str, str]:
-    """Runs work once: ("ok", ""); ("out of memory" or "failed", why, on one line) where it cannot run; or ("wrong", why)."""
+    """Runs work once: ("ok", ""); ("out of memory" or "failed", why, on one line) where it cannot run; or ("wrong", why).
+
+    Raises:
+        KernelUnavailableError: Triton was asked for, and cannot run here: of that no benchmark is to be made.
+    """
     try:
         work()
         synchronize(device)
+    except KernelUnavailableError:
+        raise
     except WrongResultError as error:
         status, text = "wrong", str(error)
     except torch.OutOfMemoryError as error:

@@ -301,7 +301,7 @@ def test_a_measurement_outlives_the_pipe_that_it_speaks_to(tmp_path, repository,
     assert "train --data YOUR/IMAGES" in trained.stdout  # the embedded ones are a first try
     path = os.pathsep.join([str(repository), str(repository / "kernels")])
     # A pipe that nothing reads from the start.
-    line = f"{sys.executable} -m auxmae {command} --set eval.bootstrap=10 --set eval.labels_per_class=[5] | true"
+    line = f"{sys.executable} -m auxmae {command} --set eval.bootstrap=100 --set eval.labels_per_class=[5] | true"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
