@@ -208,13 +208,15 @@ def _check(case: KernelCase, providers: dict[str, _Provider], upstream: Results,
         faults.append(_fault_here(case, expected))
         eager.update(results(plain, case, case.tensors, upstream))
 
-    device = next(iter(case.tensors.values())).device
-    status, reason = attempt(specify, device)
+    status, reason = attempt(specify, next(iter(case.tensors.values())).device)
+    if status == "ok":
+        status, reason = ("unchecked" if faults[0] else "ok"), faults[0]
+    else:
+        # Nobody is wrong, and nobody can be compared.
+        reason = f"the reference that all are compared with, in fp64: {reason}"
     if status != "ok":
-        faults = [f"the reference does not run in fp64: {reason}"]
-    if faults[0]:
         for provider in providers.values():
-            provider.status, provider.reason = "unchecked", faults[0]
+            provider.status, provider.reason = status, reason
         return
     for provider in providers.values():
         found = _run(case, provider, upstream)
@@ -299,7 +301,7 @@ def _measure(
         works = {
             name: _works(case, provider.function, upstream) for name, provider in providers.items() if provider.status == "ok"
         }
-        arithmetic = _arithmetic(case, upstream) if visit.first else dict.fromkeys(PASSES)
+        arithmetic = _arithmetic(case, upstream) if visit.first and works else dict.fromkeys(PASSES)
         rows = []
         for pass_ in PASSES:
             timings = interleaved(
@@ -334,7 +336,7 @@ def _always(held: list[Tensor]) -> Callable[[], list[Tensor]]:
     return lambda: held
 
 
-def _arithmetic(case: KernelCase, upstream: Results) -> dict[str, int]:
+def _arithmetic(case: KernelCase, upstream: Results) -> Mapping[str, int | None]:
     """FLOPs of the specification, which are every provider's: one that does more gets no credit for it."""
     works = _works(case, getattr(reference, case.function), upstream).passes
     forward, both = flops(works["forward"]), flops(works["both"])

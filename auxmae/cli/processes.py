@@ -142,9 +142,10 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> set[int]:
 
 def _conclude(codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path], run: str) -> int:
     """The exit code of all: of the first process where it failed by itself, else of another one, whose words are shown."""
-    failed = [
-        rank for rank, code in enumerate(codes) if code not in (0, PeerLostError.exit_code) and rank not in ended_by_us
-    ] or [rank for rank, code in enumerate(codes) if code != 0]
+    own = [rank for rank, code in enumerate(codes) if code not in (0, PeerLostError.exit_code) and rank not in ended_by_us]
+    # One that the system killed while they met leaves others that find no way to it.
+    killed = [rank for rank in own if codes[rank] == -getattr(signal, "SIGKILL", 9)]
+    failed = killed or own or [rank for rank, code in enumerate(codes) if code != 0]
     if not failed:
         return 0
     rank = failed[0]

@@ -206,9 +206,10 @@ def check_unused(folder: str) -> None:
     except OSError as error:
         raise UsageError(f"{path}: the run folder cannot be made: {error.strerror}", hint="choose another --output") from error
     if used:
+        trial = RunFolder(path).is_fast_dev_run
         raise UsageError(
-            f"{path} is not empty, and a run overwrites nothing",
-            hint=f"choose another --output, or go on with it: auxmae train --resume {path}",
+            f"{path} {'holds a trial by --fast-dev-run' if trial else 'is not empty'}, and a run overwrites nothing",
+            hint="choose another --output, or " + (f"delete {path}" if trial else f"go on with it: auxmae train --resume {path}"),
         )
 
 

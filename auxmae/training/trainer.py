@@ -221,13 +221,15 @@ class Trainer:
             CheckpointError: what was learned cannot be saved.
             DataError: a file cannot be read.
             DivergedError: the loss or a weight is not finite.
-            ResourceError: the machine lacks what a loader takes, or killed its process; alone, the steps until then are saved.
+            ResourceError: the machine lacks what a loader takes, or killed its process; alone, the steps until then are saved,
+                unless it failed what is due at the end of an epoch.
         """
         # A run that is taken up again may have stopped early already.
         reason = "stopped early" if self.stopping.decided and not self._done() else "finished"
         self.reporter.start(self.plan.steps, self.step)
         earlier, began = self.seconds, self.clock()
         saved, logged, logged_images = earlier, began, self.images
+        epoch = self.feed.epoch
         try:
             with graceful_stop() as stop_asked:
                 while reason == "finished" and not self._done():
@@ -260,11 +262,12 @@ class Trainer:
                     reason = "interrupted"
         except ResourceError as error:
             # Of a loader, so the last step is whole.  Several processes cannot save it: the others wait for this one's next step.
-            alone = self.team.size == 1
-            if alone:
+            # Nor is it saved where a validation failed, which a run that goes on behind it would never make up for.
+            keep = self.team.size == 1 and self.feed.epoch == epoch and not self._done()
+            if keep:
                 self.save()
-            hints = [error.hint, f"step {self.step} is saved" if alone else self._what_is_left()]
-            if self.run.checkpoint("last").is_dir():
+            hints = [error.hint, f"step {self.step} is saved" if keep else self._what_is_left()]
+            if self.run.checkpoint("last").is_dir() and not self.run.is_fast_dev_run:
                 hints.append(f"go on with: auxmae train --resume {self.run.path}")
             raise ResourceError(error.message, hint="; ".join(filter(None, hints))) from error
         finally:

@@ -15,6 +15,7 @@ from auxmae.benchmark.gate import exact, results
 from auxmae.benchmark.kernel_cases import Shape, kernel_cases
 from auxmae.benchmark.kernel_suite import EAGER, OURS, PASSES, TRITON, kernel_suite, specification_fault
 from auxmae.benchmark.sdpa import strided_attention
+from auxmae.benchmark.session import wrong_providers
 
 CPU = torch.device("cpu")
 TINY = Shape("tiny", 2, 3, 16, 4, 16, 2)
@@ -134,8 +135,10 @@ def test_where_the_reference_has_no_memory_nobody_has_a_figure(monkeypatch):
 
     monkeypatch.setattr(module, "exact", too_much)
     rows = measure("feed_forward")
-    assert {(row["status"], row["median_ms"]) for row in rows} == {("unchecked", None)}
-    assert "the reference does not run in fp64: no more" in rows[0]["reason"]
+    assert {(row["status"], row["median_ms"]) for row in rows} == {("out of memory", None)}
+    assert "in fp64: no more" in rows[0]["reason"]
+    # That is nobody's fault.
+    assert wrong_providers({"rows": rows}) == []
 
 
 def test_a_public_function_that_is_broken_gets_no_figure_either(monkeypatch):

@@ -16,7 +16,7 @@ import torch
 
 from auxmae.build import build_data, build_model
 from auxmae.cli.processes import _conclude, _free_port
-from auxmae.errors import PeerLostError, ResourceError, SettingsError
+from auxmae.errors import AuxMAEError, PeerLostError, ResourceError, SettingsError
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import obstacle
@@ -277,6 +277,12 @@ def test_the_words_are_those_of_who_failed(tmp_path, capsys, codes, ended_by_us,
         path.write_text(f"words of {rank}")
     assert _conclude(codes, set(ended_by_us), said, "run") == code
     assert capsys.readouterr().err == shown
+
+
+def test_who_was_killed_while_they_met_is_told_before_who_found_no_way(tmp_path, capsys):
+    (tmp_path / "1").write_text("")
+    with pytest.raises(AuxMAEError, match="process 2 of 2 was killed by SIGKILL"):
+        _conclude((1, -9), set(), [tmp_path / "0", tmp_path / "1"], "run")
 
 
 @pytest.mark.parametrize(("codes", "ended_by_us"), [((75, 75), ()), ((75, -15), (1,)), ((0, 75), ())])

@@ -140,6 +140,33 @@ def test_what_was_learned_before_the_machine_failed_a_loader_is_saved(tmp_path, 
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("steps", [6, 9])
+def test_a_validation_that_the_machine_failed_is_made_up_for(tmp_path, monkeypatch, steps):
+    """The second one: at the end of the training, and before."""
+    tables = {"train": {"max_steps": steps, "validate_every": 1}, "data": {"samples_per_epoch": 0}}
+    whole = train(settings_for(tmp_path / "whole", **tables))
+    validate, calls = trainer.Trainer.validate, []
+
+    def short(self):
+        calls.append(self.step)
+        if len(calls) == 2:
+            raise ResourceError("image.tif: cannot allocate memory", hint="free some")
+        return validate(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.Trainer, "validate", short)
+        with pytest.raises(ResourceError) as told:
+            train(settings_for(tmp_path / "run", **tables))
+    assert "is from before" in told.value.hint
+    train(SettingsTree(), resume=tmp_path / "run")
+    losses = [
+        [(entry["step"], entry["loss"]) for entry in open_run(run).metrics() if entry["kind"] == "validation"]
+        for run in (whole.run, tmp_path / "run")
+    ]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) > 1
+
+
 def test_a_training_whose_loader_fails_at_once_can_go_on_too(tmp_path, monkeypatch):
     def dead(self, requests):
         raise ResourceError("a loader process was killed")
@@ -176,6 +203,9 @@ def test_a_fast_dev_run_is_a_run_of_its_own(tmp_path):
     with pytest.raises(UsageError, match="overwrite the run's results"):
         train(SettingsTree(), resume=tmp_path, fast_dev_run=True)
     trial = train(settings_for(tmp_path / "trial"), fast_dev_run=True)
+    with pytest.raises(UsageError, match="holds a trial by --fast-dev-run") as refused:
+        train(settings_for(tmp_path / "trial"))
+    assert "resume" not in refused.value.hint
     assert trial.outcome.step == 3
     before = weights(trial.run)
     with pytest.raises(UsageError, match="a trial of 3 steps, by --fast-dev-run") as told:
