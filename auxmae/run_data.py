@@ -253,10 +253,13 @@ def _check_count(settings: SettingsTree, model: AuxMAE, found: Collection) -> No
     told_by_number = settings.data.channels == "auto" and model.channel_names == numbered_names(count)
     if told_by_number and _without_names(found) and there != count:
         own = f"{model.channel_names[0]} … {model.channel_names[-1]}"
+        # C1 is the name of none among C01, …, C12.
+        sayable = there < count or set(model.channel_names) <= set(numbered_names(there))
         raise DataError(
             f"{settings.data.source} has {there} channels without names, and the model was trained on {count} that only their "
             f"number tells apart ({own}): which of them are the same, nobody can know",
-            hint=f"say which of {own} the data have with --set data.channels=[…], or write names into the files",
+            hint=(f"say which of {own} the data have with --set data.channels=[…], or " if sayable else "")
+            + "write names into the files",
         )
 
 

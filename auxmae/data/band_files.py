@@ -16,7 +16,7 @@ _PATTERNS = (
     "(?i)-(ch[0-9]{1,2})(?=sk[0-9])",
     # ImageXpress: A01_s1_w1 and an identifier of the file; MetaMorph: w1DAPI.
     "(?i)_(w[0-9])([0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12})(?=[.])",
-    "(?i)_(w[0-9][^/_]*[a-z][^/_]*)(?=_|[.][a-z]+$)",
+    "(?i)_(w[0-9][a-z]{2}[^/_]*)(?=_|[.][a-z]+$)",
     # ArrayScan: A01f00d0.  CellVoyager: T0001F001L01A01Z01C01, whose action may differ with the channel.
     "(?i)f[0-9]{2,}(d[0-9])(?=[.])",
     "F[0-9]{3}L[0-9]{2}(A[0-9]{2})Z[0-9]{2}(?P<channel>C[0-9]{2})(?=[.])",

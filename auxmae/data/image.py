@@ -67,7 +67,8 @@ class ReadOptions:
         nodata: stored value that means "no data", in place of the file's own and of its valid range; NaN: none; None: the file's.
         channels: number of channels that the image has to have, to tell them from rows and columns; None: not known.
         plane: (H, W) of the label map that belongs to the image, to tell the channels from rows and columns; None: not known.
-        plane_key: name of that map's array, where it is in the file itself.
+        plane_key: name of that map's array, where it is in the file itself; "" where labels are elsewhere, or not wanted; None:
+            nothing was said of labels.
         transparency: whether a last band that a TIFF marks as transparency is that, or a channel (False); None: as it looks.
         indexed: read pictures with a palette as the palette's indices (label rasters) rather than as its colours.
     """

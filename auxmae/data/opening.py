@@ -88,7 +88,9 @@ def open_collection(
         options = replace(options, channels=1 if channel_pattern else len(channels or ()))
     # Images that only their labels make readable would be asked for their axes, where it is the labels that are missing.
     check_label_file(labels)
-    options = replace(options, plane=label_size(labels), plane_key=labels[1:] if labels.startswith(":") else None)
+    options = replace(
+        options, plane=label_size(labels), plane_key=None if labels == "auto" else labels[1:] * labels.startswith(":")
+    )
     notices: list[str] = []
     warnings: list[str] = []
     exclusion = Exclusion(exclude)
@@ -115,7 +117,7 @@ def open_collection(
         plan = plan_channels(files, channels, wavelengths, notices)
     except DataError as error:
         # Bands do not fit what lies beside them.
-        raise DataError(error.message, hint=warnings[0] if warnings else error.hint) from error
+        raise DataError(error.message, hint="; else ".join(filter(None, [*warnings[:1], error.hint]))) from error
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
     names = ImageNames(relative, root, group_pattern, [[relative_path(part, root) for part in file.parts] for file in files])

@@ -39,6 +39,7 @@ def check_pixels(collection: Collection, allow_broken: bool) -> None:
         DataError: no image has a valid pixel; or, but for `allow_broken`, one cannot be read.
     """
     if len(collection) > CHECKED_IMAGES and not allow_broken:
+        _tell_of_previews(collection)
         return
     looks: dict[int, _Look] = {}
     for item in range(len(collection)):
@@ -65,10 +66,10 @@ def check_pixels(collection: Collection, allow_broken: bool) -> None:
     _tell_of_rounding(collection, looks)
     _tell_of_copies(collection, looks)
     _tell_of_outliers(collection, looks)
-    _tell_of_previews(collection)
     collection.items = collection.items[list(looks)]
     if collection.labels is not None:
         collection.labels = collection.labels[list(looks)]
+    _tell_of_previews(collection)
 
 
 def how_to_do_without(path: Path, hint: str | None) -> str:
@@ -122,9 +123,10 @@ def _tell_of_copies(collection: Collection, looks: Mapping[int, _Look]) -> None:
 
 def _tell_of_previews(collection: Collection) -> None:
     """Of files of one byte a pixel among others, whose values are rather those of a picture made from them."""
-    bytewise = [file.dtype.itemsize == 1 for file in collection.files]
+    files = [collection.files[number] for number in np.unique(collection.items[:, 0])]
+    bytewise = [file.dtype.itemsize == 1 for file in files]
     if any(bytewise) and not all(bytewise):
-        byte, wide = collection.files[bytewise.index(True)], collection.files[bytewise.index(False)]
+        byte, wide = files[bytewise.index(True)], files[bytewise.index(False)]
         collection.warnings.append(
             f"{sum(bytewise)} of {len(bytewise)} files are stored as {byte.dtype}, such as {byte.path.name}, others as "
             f"{wide.dtype}, such as {wide.path.name}: where their values do not mean the same, leave some out with data.exclude"

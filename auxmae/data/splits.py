@@ -176,13 +176,16 @@ def split_collection(
         )
     apart = overlaps[assigned[overlaps[:, 0]] != assigned[overlaps[:, 1]]]
     if len(apart):
-        # Chips that all overlap are of no groups; labels of whole images do not go with scenes.
-        way = "data.split = 'block'" if scenes else "data.layout = 'scenes'" if collection.labels is None else None
+        way = ""
+        if scenes:
+            way = "data.split = 'block' holds the same ground out of all, and "
+        elif automatic and method == "random" and collection.labels is None:
+            # Chips that all overlap are of no groups; labels of whole images do not go with scenes.
+            way = "data.layout = 'scenes' holds the same ground out of all, without what lies across the borders, and "
         notices.append(
             ("scenes" if scenes else "images")
             + f" of different parts overlap on the ground, such as {collection.names_of(apart[0])}; "
-            + (f"{way} holds the same ground out of all, and " if way is not None else "")
-            + "data.group_pattern holds out together what it names"
+            + f"{way}data.group_pattern holds out together what it names"
         )
     noun = "block" if method == "block" else "group" if method == "group" else "image"
     for number, fraction in ((VALIDATION, validation_fraction), (TEST, test_fraction)):

@@ -273,7 +273,7 @@ def _name_column(table: _Table, column: str, names: ImageNames) -> str | None:
 def _label_column(table: _Table, named: str | None, column: str) -> str:
     """Which column holds the labels, beside the one that names the images."""
     # A column without a name numbers the rows, as pandas writes it.
-    others = [name for name in table.columns if name not in (named, "")]
+    others = [name for name in table.columns if name not in (named, "")] or [name for name in table.columns if name != named]
     if column:
         if column not in table.columns:
             raise DataError(f"{table.path}: no column {column!r}", hint=f"it has {_listed(others, _COLUMNS)}")

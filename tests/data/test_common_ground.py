@@ -248,7 +248,7 @@ def test_images_that_all_overlap_are_told() -> None:
     assert splits.test.groups is None
     (told,) = splits.notices
     assert "images of different parts overlap" in told
-    assert "data.layout = 'scenes' holds the same ground out of all" in told
+    assert "data.layout = 'scenes' holds the same ground out of all, without what lies across the borders" in told
     (told,) = split_collection(chips(50, 16, labels=np.arange(50) % 2), image_size=32).notices
     assert "images of different parts overlap" in told
     assert "data.layout" not in told  # it would not take labels of whole images

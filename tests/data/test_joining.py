@@ -296,7 +296,13 @@ def test_a_composite_beside_the_bands_does_not_hide_what_joins_them(tmp_path):
     assert open_collection(str(tmp_path), channel_pattern=pattern).channel_names == ("B02", "B03", "B8A")
 
 
-@pytest.mark.parametrize("names", [("a", "b", "c"), ("x_B1", "y_B1", "z_B1"), ("x_B1", "x_B2", "y_B1"), ("B1", "tree", "house")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a", "b", "c"), ("x_B1", "y_B1", "z_B1"), ("x_B1", "x_B2", "y_B1"), ("B1", "tree", "house"),
+        ("crop_w0h0", "crop_w256h0", "crop_w512h0"), ("dem_W003N51", "dem_W004N51", "dem_W004N52"),
+    ],
+)  # fmt: skip
 def test_images_of_one_channel_are_no_bands(tmp_path, names):
     for name in names:
         store(tmp_path / f"{name}.tif")

@@ -301,6 +301,9 @@ def test_columns_that_number_the_entries_of_an_array_differently_are_asked_about
     with pytest.raises(DataError, match=r"t\.csv: columns id and image number the images differently") as told:
         open_collection(str(tmp_path / "all.npy"), labels=path)
     assert "index" in told.value.hint
+    # What has no name may be all that is beside the names.
+    nameless = table(tmp_path / "n.csv", "id,\n0,y\n1,x\n")
+    assert open_collection(str(tmp_path / "all.npy"), labels=nameless).labels.tolist() == [1, 0]
     # A column of labels numbers nothing.
     assert open_collection(str(tmp_path / "all.npy"), labels=f"{path}:image").labels.tolist() == [1, 0]
 

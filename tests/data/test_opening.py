@@ -186,7 +186,9 @@ def test_scenes_that_are_decoded_again_for_each_crop_are_told(tmp_path, monkeypa
     assert len(told) == (suffix != ".npy" and count == 3 and budget == 1.5 and layout == "scenes")
 
 
-def test_files_of_one_byte_a_pixel_among_others_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checked", [2000, 3])
+def test_files_of_one_byte_a_pixel_among_others_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: int) -> None:
+    monkeypatch.setattr("auxmae.data.pixel_checks.CHECKED_IMAGES", checked)
     for number in range(4):
         write(tmp_path / f"{number}.tif", pixels(3, 32, 32).astype(np.uint8 if number == 2 else np.uint16))
     (told,) = open_collection(str(tmp_path)).warnings

@@ -141,6 +141,7 @@ def test_a_map_of_labels_beside_a_scene_is_told_with_what_uses_it(tmp_path, writ
     used = open_collection(str(path), labels=told.split("--labels ")[1].split()[0])
     assert np.array_equal(used.read_labels(0), truth.astype(int) - 1)
     assert not any("--labels" in notice for notice in used.notices)
+    assert not any("--labels" in notice for notice in open_collection(str(path), labels="none").notices)
 
 
 def test_maps_of_labels_beside_an_array_of_images_are_told(tmp_path):

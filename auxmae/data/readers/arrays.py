@@ -259,7 +259,7 @@ def array_file(
             which = "its array" if key == ONLY else f"array {key}"
             notices.append(f"{path.name}: {which} of {times(shape)} is read as {axes}; set data.axes if that is wrong")
     labels = _own_labels(path, arrays, key, axes.size("N"), load, notices)
-    if options.plane is None and options.plane_key is None:
+    if options.plane_key is None:
         notices.extend(_own_maps(path, arrays, key, axes))
     channels = axes.size("C")
     names = described(key, channels) or _own_names(path, arrays, key, channels, load, notices)

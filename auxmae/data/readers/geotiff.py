@@ -112,8 +112,8 @@ def _bad_bands(path: Path, source: Any) -> list[str]:
     if not bad or len(bad) == len(flags) or len(flags) != source.count:
         return []
     return [
-        f"{path.name}: its header marks {len(bad)} of {source.count} bands as bad (bbl): {shortened(bad)}; they are read like "
-        "the others (data.channels names those to use)"
+        f"{path.name}: its header marks {len(bad)} of {source.count} bands as bad (bbl): {shortened(bad)}; they are read, unless "
+        "data.channels names others"
     ]
 
 
