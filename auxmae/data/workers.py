@@ -60,10 +60,19 @@ def obey_main(worker: int) -> None:
     Args:
         worker: its number, which `DataLoader` gives.
     """
+    threading.Thread(target=_end_with_main, daemon=True).start()
     if _TOLD:
         threading.Thread(target=_await_end, daemon=True).start()
     else:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_with_main() -> None:
+    """PyTorch would not notice that the main process is gone where it went while this one was still starting."""
+    main = parent_process()
+    if main is not None:
+        main.join()
+        os._exit(0)
 
 
 def _await_end() -> None:

@@ -30,10 +30,28 @@ if __name__ == "__main__":
 """
 
 
-def start(folder: Path, repository: Path, then: str) -> subprocess.Popen[str]:
+LATE = """
+import multiprocessing, os, signal, sys, time
+from auxmae.data.workers import obey_main
+
+def begin(main):
+    print("starting", flush=True)
+    while os.getppid() == main:
+        time.sleep(0.01)
+    obey_main(0)
+    time.sleep(100)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=begin, args=(os.getpid(),)).start()
+    sys.stdin.readline()
+    {then}
+"""
+
+
+def start(folder: Path, repository: Path, then: str, text: str = PROGRAM) -> subprocess.Popen[str]:
     """A program that loads with two processes, and the first process of a group; on a line of input it does `then`."""
     program = folder / "program.py"
-    program.write_text(PROGRAM.format(then=then))
+    program.write_text(text.format(then=then))
     return subprocess.Popen(
         [sys.executable, str(program)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(repository), str(repository / "kernels")])},
@@ -72,3 +90,12 @@ def test_loader_processes_end_with_the_main_one(tmp_path: Path, repository: Path
     _, said = process.communicate("\n", timeout=60)
     assert process.returncode in (code, 128 - code)
     assert "worker" not in said
+
+
+@pytest.mark.slow
+def test_loader_processes_end_with_a_main_one_that_went_while_they_started(tmp_path: Path, repository: Path) -> None:
+    process = start(tmp_path, repository, "os.kill(os.getpid(), signal.SIGKILL)", LATE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "starting\n"
+    process.communicate("\n", timeout=60)
+    assert process.returncode == -9
