@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from PIL import Image
 
 RNG = np.random.default_rng(11)
 
@@ -27,10 +28,16 @@ def pixels(channels: int = 3, height: int = 16, width: int = 16) -> np.ndarray:
 
 
 def cubes(folder: Path, *names: str, size: int = 16) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     for name in names:
-        np.save(folder / f"{name}.npy", pixels(5, size, size))
+        path = folder / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, pixels(5, size, size))
     return folder
+
+
+def table(path: Path, text: str, encoding: str = "utf-8") -> str:
+    path.write_bytes(text.encode(encoding))
+    return str(path)
 
 
 def placed(path: Path, array: np.ndarray, east: float, north: float = 5e6, epsg: int = 32633) -> Path:
@@ -40,3 +47,11 @@ def placed(path: Path, array: np.ndarray, east: float, north: float = 5e6, epsg:
     with rasterio.open(path, "w", crs=f"EPSG:{epsg}", transform=transform, **profile) as file:
         file.write(array)
     return path
+
+
+def raster(path: Path, value: int, size: int = 64) -> None:
+    """A label raster whose upper half is `value`, the rest 0."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.zeros((size, size), np.uint8)
+    array[: size // 2] = value
+    np.save(path, array) if path.suffix == ".npy" else Image.fromarray(array).save(path)

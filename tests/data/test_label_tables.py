@@ -1,4 +1,4 @@
-"""Labels that name their images: tables of rows, and folders of rasters."""
+"""Labels from tables, whose rows name images."""
 
 from __future__ import annotations
 
@@ -7,29 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
-from scipy.io import savemat
 
-from auxmae.data.image import ReadOptions, Window
+from auxmae.data.image import ReadOptions
 from auxmae.data.opening import open_collection
-from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.errors import DataError
-from tests.data.reader_fixtures import write_raster
-
-RNG = np.random.default_rng(5)
-
-
-def images(folder: Path, *names: str, size: int = 16) -> Path:
-    for name in names:
-        path = folder / f"{name}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, RNG.uniform(size=(5, size, size)).astype(np.float32))
-    return folder
-
-
-def table(path: Path, text: str, encoding: str = "utf-8") -> str:
-    path.write_bytes(text.encode(encoding))
-    return str(path)
+from tests.data.small_files import RNG, cubes, raster, table
 
 
 def labels_of(source: Path, labels: str, **options: object) -> dict[str, str]:
@@ -42,7 +24,7 @@ def labels_of(source: Path, labels: str, **options: object) -> dict[str, str]:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 def test_however_a_table_is_written(tmp_path, delimiter, encoding):
-    images(tmp_path / "data", "a", "b", "c", "d")
+    cubes(tmp_path / "data", "a", "b", "c", "d")
     rows = [("plate", "file name", "treatment"), ("1", "b.npy", "Wärme"), ("1", "a.npy", '"ice, dry"'), ("2", "c.npy", "")]
     text = "\r\n".join(delimiter.join(row) for row in rows) + "\r\n\r\n"
     found = labels_of(tmp_path / "data", table(tmp_path / "labels.csv", text, encoding) + ":treatment")
@@ -55,13 +37,13 @@ def test_however_a_table_is_written(tmp_path, delimiter, encoding):
     ids=["name", "stem", "another ending", "another folder", "backslash", "spaces", "from the table", "roundabout"],
 )
 def test_however_a_table_names_its_images(tmp_path, named):
-    images(tmp_path / "data", "a.1", "b.2")
+    cubes(tmp_path / "data", "a.1", "b.2")
     path = table(tmp_path / "labels.csv", f"label,image\nx,{named.format('b.2')}\ny,{named.format('a.1')}\n")
     assert labels_of(tmp_path / "data", path) == {"a.1": "y", "b.2": "x"}
 
 
 def test_the_same_file_name_in_two_folders(tmp_path):
-    images(tmp_path / "data", "one/a", "two/a")
+    cubes(tmp_path / "data", "one/a", "two/a")
     rows = "path,label\none/a.npy,x\ntwo/a.npy,y\n"
     collection = open_collection(str(tmp_path / "data"), labels=table(tmp_path / "t.csv", rows))
     assert collection.labels.tolist() == [0, 1]
@@ -84,7 +66,7 @@ def test_a_table_names_images_by_the_files_of_their_channels(tmp_path, named):
 
 def test_which_column_names_the_images(tmp_path):
     """Neither the labels nor a running number do, though 1, 2, 3 are names here too."""
-    images(tmp_path / "data", *"123456")
+    cubes(tmp_path / "data", *"123456")
     rows = [f"{1 + i % 2},{(i + 3) % 6 + 1},{i + 1}" for i in range(6)]
     ids = table(tmp_path / "t.csv", "label,number,row\n" + "\n".join(f"{row}" for row in rows))
     assert labels_of(tmp_path / "data", ids)["4"] == "1"
@@ -98,7 +80,7 @@ def test_which_column_names_the_images(tmp_path):
 
 
 def test_numbers_are_classes_in_their_order(tmp_path):
-    images(tmp_path / "data", *"abcde")
+    cubes(tmp_path / "data", *"abcde")
     path = table(tmp_path / "t.csv", "file,label\na,10\nb,9.0\nc,-1\nd,nan\ne,0\n")
     collection = open_collection(str(tmp_path / "data"), labels=path)
     assert (collection.class_names, collection.labels.tolist()) == (("0", "9", "10"), [2, 1, -1, -1, 0])
@@ -107,7 +89,7 @@ def test_numbers_are_classes_in_their_order(tmp_path):
 
 
 def test_numbers_that_mean_no_label_do_so_among_words(tmp_path):
-    images(tmp_path / "data", *"abcdef")
+    cubes(tmp_path / "data", *"abcdef")
     path = table(tmp_path / "t.csv", "file,label\na,0\nb,forest\nc,-1\nd,1.5\ne,2\nf,0.0\n")
     collection = open_collection(str(tmp_path / "data"), labels=path, ignored_labels=(0, 7))
     assert (collection.class_names, collection.labels.tolist()) == (("1.5", "2", "forest"), [-1, 2, -1, 0, 1, -1])
@@ -142,7 +124,7 @@ def test_a_label_for_nearly_every_image_is_no_class(tmp_path, column):
     ],
 )
 def test_only_what_is_written_as_a_number_is_one(tmp_path, labels, classes):
-    images(tmp_path / "data", *"abc"[: len(labels)])
+    cubes(tmp_path / "data", *"abc"[: len(labels)])
     rows = "".join(f"{name}.npy,{label}\n" for name, label in zip("abc", labels, strict=False))
     assert open_collection(str(tmp_path / "data"), labels=table(tmp_path / "t.csv", "file,label\n" + rows)).class_names == classes
 
@@ -169,7 +151,7 @@ def test_only_what_is_written_as_a_number_is_one(tmp_path, labels, classes):
     ],
 )
 def test_what_is_wrong_with_a_table(tmp_path, text, words):
-    images(tmp_path / "data", "a", "b")
+    cubes(tmp_path / "data", "a", "b")
     with pytest.raises(DataError) as told:
         open_collection(str(tmp_path / "data"), labels=table(tmp_path / "t.csv", text, "latin-1"))
     assert words in told.value.message
@@ -177,7 +159,7 @@ def test_what_is_wrong_with_a_table(tmp_path, text, words):
 
 
 def test_a_column_that_is_not_there(tmp_path):
-    images(tmp_path / "data", "a", "b")
+    cubes(tmp_path / "data", "a", "b")
     path = table(tmp_path / "t.csv", "file,dose,time\na.npy,1,2\n")
     with pytest.raises(DataError, match="no column 'day'") as told:
         open_collection(str(tmp_path / "data"), labels=f"{path}:day")
@@ -185,7 +167,7 @@ def test_a_column_that_is_not_there(tmp_path):
 
 
 def test_rows_that_name_no_image_are_told(tmp_path):
-    images(tmp_path / "data", "a", "b", "c")
+    cubes(tmp_path / "data", "a", "b", "c")
     path = table(tmp_path / "t.csv", "file,label\na.npy,x\nb.npy,y\nz.npy,y\n")
     notices = open_collection(str(tmp_path / "data"), labels=path).notices
     told = "labels: column label of t.csv, for 2 of 3 images, named in column file; 1 of its rows name no image here (z.npy)"
@@ -194,7 +176,7 @@ def test_rows_that_name_no_image_are_told(tmp_path):
 
 @pytest.mark.parametrize("first", ["a.npy", "data/a.npy", "a.tif", "A01"])
 def test_a_table_without_a_header_line(tmp_path, first):
-    images(tmp_path / "data", "a", "image", "A01_b")
+    cubes(tmp_path / "data", "a", "image", "A01_b")
     path = table(tmp_path / "labels.csv", f"{first},ctrl\nimage.npy,drug\n")
     with pytest.raises(DataError, match=rf"header line holds {first}.*first row"):
         labels_of(tmp_path / "data", path, group_pattern=r"(\w\d\d)_")
@@ -203,7 +185,7 @@ def test_a_table_without_a_header_line(tmp_path, first):
 
 
 def test_names_that_differ_in_capital_letters_are_told(tmp_path):
-    images(tmp_path / "data", "A01_a", "A02_b")
+    cubes(tmp_path / "data", "A01_a", "A02_b")
     for name in ("a01_A.NPY", "a01"):
         path = table(tmp_path / "labels.csv", f"image,label\n{name},x\n")
         with pytest.raises(DataError, match=f"{name} differ only in capitals"):
@@ -215,7 +197,7 @@ def test_names_that_differ_in_capital_letters_are_told(tmp_path):
 
 
 def test_a_spreadsheet_is_told_to_be_saved_as_csv(tmp_path):
-    images(tmp_path / "data", "a", "b")
+    cubes(tmp_path / "data", "a", "b")
     path = table(tmp_path / "plate.xlsx", "PK")
     with pytest.raises(DataError, match=r"no reader for \.xlsx") as told:
         open_collection(str(tmp_path / "data"), labels=path)
@@ -223,7 +205,7 @@ def test_a_spreadsheet_is_told_to_be_saved_as_csv(tmp_path):
 
 
 def test_classes_that_differ_in_capital_letters_are_told(tmp_path):
-    images(tmp_path / "data", "a", "b", "c")
+    cubes(tmp_path / "data", "a", "b", "c")
     told = "labels: DMSO and dmso differ only in capitals, and are classes of their own: correct t.csv where they mean the same"
     for rows, expected in (("a,DMSO\nb,dmso\nc,Taxol\n", True), ("a,DMSO\nb,DMSO\nc,Taxol\n", False)):
         path = table(tmp_path / "t.csv", f"image,label\n{rows}")
@@ -231,8 +213,8 @@ def test_classes_that_differ_in_capital_letters_are_told(tmp_path):
 
 
 def test_a_row_of_another_folder_is_another_image(tmp_path):
-    images(tmp_path / "data" / "train", "a", "b")
-    images(tmp_path / "data" / "test", "a", "b")
+    cubes(tmp_path / "data" / "train", "a", "b")
+    cubes(tmp_path / "data" / "test", "a", "b")
     rows = "file,label\ntrain/a.npy,x\ntrain/b.npy,x\ntest/a.npy,y\ntest/b.npy,z\n"
     whole = table(tmp_path / "whole.csv", rows)
     assert labels_of(tmp_path / "data" / "test", whole) == {"a": "y", "b": "z"}
@@ -245,7 +227,7 @@ def test_a_row_of_another_folder_is_another_image(tmp_path):
 
 
 def test_rows_that_name_groups_of_images(tmp_path):
-    images(tmp_path / "data", "A01_s1", "A01_s2", "B02_s1", "B03_s1", "x")
+    cubes(tmp_path / "data", "A01_s1", "A01_s2", "B02_s1", "B03_s1", "x")
     path = table(tmp_path / "plate.csv", "plate,well,drug\nP1,A01,dmso\nP1,B02,taxol\nP1,C01,dmso\n")
     with pytest.raises(DataError, match="no row names an image") as told:
         open_collection(str(tmp_path / "data"), labels=f"{path}:drug")
@@ -309,169 +291,9 @@ def test_columns_that_number_the_entries_of_an_array_differently_are_asked_about
 
 
 def test_scenes_are_not_labelled_as_a_whole(tmp_path):
-    images(tmp_path / "data", "a", "b", size=64)
+    cubes(tmp_path / "data", "a", "b", size=64)
     path = table(tmp_path / "t.csv", "file,label\na.npy,x\nb.npy,y\n")
     assert open_collection(str(tmp_path / "data"), labels=path).layout == "images"
     with pytest.raises(DataError, match="a table labels whole images") as told:
         open_collection(str(tmp_path / "data"), labels=path, layout="scenes")
     assert told.value.hint == "set data.layout = 'images'"
-
-
-def test_a_name_means_one_image_or_several():
-    names = ImageNames(["x/a.tif", "y/a.tif", "y/b.tif"])
-    found = {"b": [2], "y/a.tif": [1], "/q/y/a.png": [1], "q/y/a.png": [], "a.tif": [0, 1], "q/a.tif": [], "c": []}
-    assert {name: names.find(name) for name in found} == found
-    assert shorter_names("p/a_b-mask.png") == ["p/a_b-mask.png", "p/a_b", "p/a"]
-
-
-# ---- folders of rasters ----------------------------------------------------------------------------------------------
-
-
-def raster(path: Path, value: int, size: int = 64) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    array = np.zeros((size, size), np.uint8)
-    array[: size // 2] = value
-    np.save(path, array) if path.suffix == ".npy" else Image.fromarray(array).save(path)
-
-
-@pytest.mark.parametrize(
-    ("masks", "name"),
-    [("masks", "{}.png"), ("masks", "{}_labels.png"), ("data/masks", "{}.npy"), ("data", "{}_mask.png")],
-    ids=["like it", "with a word", "below the images", "beside them"],
-)
-def test_a_folder_of_rasters(tmp_path, masks, name):
-    images(tmp_path / "data", "a", "a_b", "c", size=64)
-    for image, value in (("a", 3), ("a_b", 7)):
-        raster(tmp_path / masks / name.format(image), value)
-    collection = open_collection(str(tmp_path / "data"), labels=str(tmp_path / masks))
-    assert (collection.layout, collection.class_names) == ("scenes", ("0", "3", "7"))
-    assert collection.relative_paths == ("a.npy", "a_b.npy", "c.npy")
-    found = collection.label_rasters
-    assert [None if one is None else one.read(0, Window(31, 0, 2, 1)).tolist() for one in found] == [[[1], [0]], [[2], [0]], None]
-    assert any(notice.startswith("labels: 2 of 3 files have a raster") for notice in collection.notices)
-
-
-def test_masks_beside_images_of_one_channel(tmp_path):
-    for name, values in (("a", 4000), ("a_b", 4000), ("c", 3)):
-        tifffile.imwrite(tmp_path / f"{name}.tif", RNG.integers(0, values, (64, 64)).astype(np.uint16))
-    for image, value in (("a", 3), ("a_b", 7), ("c", 5)):
-        raster(tmp_path / f"{image}_mask.png", value)
-    collection = open_collection(str(tmp_path), labels=str(tmp_path))
-    # Whatever goes on after a name is an image unless it looks like labels, and so is what looks like them under its own name.
-    assert collection.relative_paths == ("a.tif", "a_b.tif", "c.tif")
-    assert [collection.class_names[collection.read_labels(item)[0, 0]] for item in range(3)] == ["3", "7", "5"]
-    assert len(open_collection(str(tmp_path), layout="images")) == 6
-
-
-@pytest.mark.parametrize("name", ["a.img", "a"])
-@pytest.mark.parametrize("source", ["", "a*.hdr"])
-def test_masks_beside_envi_images(tmp_path, name, source):
-    truth = RNG.integers(0, 3, (1, 64, 64)).astype(np.uint8)
-    write_raster(tmp_path / name, RNG.integers(0, 4000, (5, 64, 64)).astype(np.uint16), "ENVI")
-    write_raster(tmp_path / name.replace("a", "a_mask"), truth, "ENVI")
-    (tmp_path / "stray.hdr").write_text("ENVI")
-    collection = open_collection(str(tmp_path / source), labels=str(tmp_path), exclude=("stray.hdr",) if not source else ())
-    assert np.array_equal(collection.read_labels(0), truth[0])
-
-
-@pytest.mark.parametrize("masks", ["masks", "data"])
-def test_what_is_excluded_is_no_label_raster(tmp_path, masks):
-    images(tmp_path / "data", "a", "b", size=64)
-    for name in ("a_mask", "b_mask", "a_color", "b_color"):
-        raster(tmp_path / masks / f"{name}.png", 1 + ("color" in name))
-    options = {"labels": str(tmp_path / masks), "exclude": ("*_color.png", "*.jpg")}
-    collection = open_collection(str(tmp_path / "data"), **options)
-    assert [raster.file.path.name for raster in collection.label_rasters] == ["a_mask.png", "b_mask.png"]
-    # What is there once, among the images or the rasters, has been left out.
-    assert [notice for notice in collection.notices if "data.exclude" in notice] == ["data.exclude: no file is called like *.jpg"]
-    options["exclude"] = ("*_color.png", "b*")
-    collection = open_collection(str(tmp_path / "data"), **options)
-    assert (collection.relative_paths, len(collection.label_rasters)) == (("a.npy",), 1)
-    assert not any("data.exclude" in notice for notice in collection.notices)
-
-
-def test_what_is_wrong_with_a_folder_of_rasters(tmp_path):
-    images(tmp_path / "data", "a", "b", size=64)
-    raster(tmp_path / "masks" / "z.png", 1)
-    with pytest.raises(DataError, match=r"no label raster is called like an image, such as a\.npy"):
-        open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks"))
-    raster(tmp_path / "masks" / "a.png", 1)
-    raster(tmp_path / "masks" / "a_old.png", 2)
-    with pytest.raises(DataError, match=r"a\.npy: both .*a\.png and .*a_old\.png are called like it"):
-        open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks"))
-    (tmp_path / "masks" / "a_old.png").unlink()
-    raster(tmp_path / "masks" / "b.png", 2, size=32)
-    with pytest.raises(DataError, match="the labels are 32×32 px, the images 64×64 px"):
-        open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks"))
-
-
-@pytest.mark.parametrize("key", ["", ":gt"])
-def test_an_array_of_labels_beside_the_scene(tmp_path, key):
-    truth = RNG.integers(0, 4, (24, 30))
-    savemat(tmp_path / "scene.mat", {"scene": RNG.integers(1, 4000, (24, 30, 60))})
-    savemat(tmp_path / "gt.mat", {"gt": truth})
-    collection = open_collection(str(tmp_path), labels=f"{tmp_path / 'gt.mat'}{key}")
-    assert collection.relative_paths == ("scene.mat",)
-    assert np.array_equal(collection.read_labels(0), truth - 1)
-
-
-def test_one_raster_is_that_of_the_image_which_it_is_called_like(tmp_path):
-    for name in "abc":
-        savemat(tmp_path / f"{name}.mat", {"scene": RNG.integers(1, 4000, (24, 30, 60))})
-    (tmp_path / "truth").mkdir()
-    for name, labelled in (("b_gt", "b"), ("truth", "abc")):
-        savemat(tmp_path / "truth" / f"{name}.mat", {"gt": RNG.integers(0, 4, (24, 30))})
-        collection = open_collection(str(tmp_path / "?.mat"), labels=str(tmp_path / "truth" / f"{name}.mat"))
-        found = zip(collection.files, collection.label_rasters, strict=True)
-        assert [file.path.stem for file, raster in found if raster is not None] == [*labelled]
-        alone = any("b_gt.mat is called like b.mat, and not taken for other images" in notice for notice in collection.notices)
-        several = any("truth.mat is taken for 3 of the images of its size" in notice for notice in collection.notices)
-        assert (alone, several) == ((True, False) if labelled == "b" else (False, True))
-
-
-def test_a_file_of_labels_and_of_an_image_is_both(tmp_path):
-    truth = RNG.integers(1, 4, (24, 30))
-    for name in "ab":
-        savemat(tmp_path / f"{name}.mat", {"scene": RNG.integers(1, 4000, (24, 30, 60)), "gt": truth})
-    collection = open_collection(str(tmp_path), labels=f"{tmp_path / 'a.mat'}:gt")
-    assert collection.relative_paths == ("a.mat", "b.mat")
-    assert np.array_equal(collection.read_labels(0), truth - 1)
-
-
-def test_another_number_of_maps_than_of_images(tmp_path):
-    np.save(tmp_path / "images.npy", RNG.uniform(size=(10, 5, 32, 32)))
-    np.save(tmp_path / "masks.npy", RNG.integers(0, 3, (9, 32, 32)))
-    with pytest.raises(DataError, match=r"masks\.npy: 9 label maps, and images\.npy holds 10 images ") as told:
-        open_collection(str(tmp_path / "images.npy"), labels=str(tmp_path / "masks.npy"))
-    assert "one map" in told.value.hint
-
-
-def test_what_is_alike_of_many_label_files_is_told_once(tmp_path):
-    images(tmp_path / "data", "a", "b", "c")
-    shares = RNG.uniform(size=(16, 16, 3))
-    for name in "abc":
-        (tmp_path / "labels").mkdir(exist_ok=True)
-        np.save(tmp_path / "labels" / f"{name}.npy", shares)
-    told = open_collection(str(tmp_path / "data"), labels=str(tmp_path / "labels")).notices
-    (told_once,) = (notice for notice in told if "abundances" in notice)
-    assert told_once.startswith("a.npy: labels of 16 × 16 × 3 are taken for abundances")
-    assert told_once.endswith(" (3 files)")
-    for name in "abc":
-        np.savez(tmp_path / f"{name}.npz", image=RNG.uniform(size=(5, 16, 16)), share=shares)
-    told = open_collection(str(tmp_path / "?.npz"), labels=":share", options=ReadOptions(key="image")).notices
-    assert [notice[-9:] for notice in told if "abundances" in notice] == ["(3 files)"]
-
-
-def test_many_masks_among_the_images_are_told_once_with_what_uses_them(tmp_path):
-    images(tmp_path, "x/a", "y/b", "y/c")
-    for name in ("x/a", "y/b", "y/c"):
-        Image.fromarray(RNG.integers(0, 3, (16, 16)).astype(np.uint8)).save(tmp_path / f"{name}_mask.png")
-    collection = open_collection(str(tmp_path), labels="none")
-    told = [notice for notice in collection.notices if "label raster" in notice]
-    assert [notice.split(" look")[0] for notice in told] == ["3 files, a_mask.png the first,"]
-    named = open_collection(str(tmp_path), labels=told[0].rpartition("--labels ")[2])
-    assert (named.relative_paths, named.has_label_maps) == (("x/a.npy", "y/b.npy", "y/c.npy"), True)
-    assert not any("label raster" in notice for notice in named.notices)
-    rows = table(tmp_path / "t.csv", "image,label\na,1\nb,2\nc,2\n")
-    told = [notice for notice in open_collection(str(tmp_path), labels=rows).notices if "label raster" in notice]
-    assert [notice.endswith("are not used as images") for notice in told] == [True]
