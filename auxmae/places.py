@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 
 def expanded(name: str | Path) -> Path:
     """The path with the home folder that ~ or ~user stands for; as in a shell, a ~ that names no user's is a name's letter."""
     return Path(os.path.expanduser(name))
+
+
+def absolute_place(name: str, setting: Literal["source", "labels"]) -> str:
+    """What data.source or data.labels names, wherever it is said: paths absolute and, but for ".." behind a link,
+    without "..", other words as they are."""
+    # What is a word in one of them is a folder's name in the other.
+    words = ("synthetic",) if setting == "source" else ("auto", "none")
+    if name in words or (setting == "labels" and name.startswith(":")):
+        return name
+    parts = list[str]()
+    for part in expanded(name).absolute().parts:
+        # What lies above a link is not what stands before it in the path.
+        if part == ".." and parts[-1] != ".." and not Path(*parts).is_symlink():
+            del parts[max(len(parts) - 1, 1) :]  # above the root is the root
+        else:
+            parts.append(part)
+    return str(Path(*parts))

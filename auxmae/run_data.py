@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from auxmae.build import Data, build_data, open_data
-from auxmae.data.channels import numbered_names, shortened
 from auxmae.data.collection import Collection
 from auxmae.data.digests import digest_names
 from auxmae.data.splits import Splits
 from auxmae.data.statistics import Scaling
 from auxmae.errors import DataError, SettingsError, UsageError
-from auxmae.model.embedding import ChannelSelection
 from auxmae.model.folders import SETTINGS_NAME
 from auxmae.model.mae import AuxMAE
-from auxmae.places import expanded
-from auxmae.settings import load_settings, unread_variables
+from auxmae.places import absolute_place, expanded
+from auxmae.run_channels import check_count, find_channels, fitting, open_as_it_is
+from auxmae.settings import load_settings, override_names, unread_variables
 from auxmae.settings.schema import DataSettings, SettingsTree
 from auxmae.training.run import RunFolder
 
@@ -30,30 +27,11 @@ from auxmae.training.run import RunFolder
 _READING = (
     "layout", "key", "axes", "size", "channel_pattern", "split", "group_pattern", "nodata", "exclude", "allow_broken",
 )  # fmt: skip
-# Names of more channels, as of a spectrometer, do not fit into a sentence.
-_MOST_NAMES = 16
 # What the trained model carries itself, and the two of [train] that batches and the split are made by.
 _OF_TRAINING = ("model", "masking", "loss", "scaling")
 _USED_OF_TRAIN = ("train.batch_size", "train.seed")
 # What the environment says of these is of the machine and the measurement; the rest of a run's settings is its own.
 _OF_ENVIRONMENT = ("run", "eval", "kernels")
-
-
-def absolute_place(name: str, setting: Literal["source", "labels"]) -> str:
-    """What data.source or data.labels names, wherever it is said: paths absolute and, but for ".." behind a link,
-    without "..", other words as they are."""
-    # What is a word in one of them is a folder's name in the other.
-    words = ("synthetic",) if setting == "source" else ("auto", "none")
-    if name in words or (setting == "labels" and name.startswith(":")):
-        return name
-    parts = list[str]()
-    for part in expanded(name).absolute().parts:
-        # What lies above a link is not what stands before it in the path.
-        if part == ".." and parts[-1] != ".." and not Path(*parts).is_symlink():
-            del parts[max(len(parts) - 1, 1) :]  # above the root is the root
-        else:
-            parts.append(part)
-    return str(Path(*parts))
 
 
 def with_absolute_places(data: DataSettings) -> DataSettings:
@@ -95,8 +73,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     Raises:
         UsageError: names the first that cannot apply.
     """
-    for text in overrides:
-        name = text.partition("=")[0].strip()
+    for name in override_names(overrides):
         table = name.partition(".")[0]
         if table in _OF_TRAINING or (table == "train" and name not in _USED_OF_TRAIN):
             raise UsageError(
@@ -136,7 +113,7 @@ def settings_on_data(
     path, options = run.path / SETTINGS_NAME, {"run.device": device}
     settings = load_settings(path, overrides=overrides, options=options, environ_tables=_OF_ENVIRONMENT).settings
     own, data, train = run.settings.data, settings.data, settings.train
-    given = {text.partition("=")[0].strip() for text in overrides}
+    given = override_names(overrides)
 
     def forget(*names: str) -> None:
         nonlocal data
@@ -159,110 +136,6 @@ def settings_on_data(
     return settings.model_copy(update={"data": data, "train": train})
 
 
-def find_channels(
-    settings: SettingsTree, model: AuxMAE, *, overrides: Sequence[str] = (), allow_missing: bool = False
-) -> tuple[SettingsTree, tuple[str, ...]]:
-    """Chooses the model's channels from a data set by name: another order or further channels change nothing.
-
-    Args:
-        settings: of the data set.
-        model: whose channels are wanted.
-        overrides: where they set data.channels, those names stand (a data set without names is named by them).
-        allow_missing: leave out channels that the data set lacks, and those that share a token with one of them.
-
-    Returns:
-        The settings with data.channels chosen, and the model's channels that are left out.
-
-    Raises:
-        DataError: a channel is missing and `allow_missing` is False, or none is there; or see `_check_count`.
-    """
-
-    def choose(names: Sequence[str]) -> SettingsTree:
-        changes: dict[str, Any] = {"channels": tuple(names)}
-        if len(names) < len(model.channel_names):
-            changes["wavelengths"] = "auto"  # the settings' list is of all channels
-        return settings.model_copy(update={"data": settings.data.model_copy(update=changes)})
-
-    wanted = f"the model was trained on the channels {shortened(model.channel_names, most=_MOST_NAMES)}"
-    hint = "--allow-missing goes on without them"
-    if settings.data.channels != "auto" and any(text.partition("=")[0].strip() == "data.channels" for text in overrides):
-        named = settings.data.channels
-        unknown = [name for name in named if name not in model.channel_names]
-        if unknown:
-            raise DataError(
-                f"data.channels names {shortened(unknown, most=_MOST_NAMES)}, and {wanted}",
-                hint="of files that carry channel names, as in a GeoTIFF's band descriptions, the model's are chosen; "
-                "files without have to hold channels of the model alone",
-            )
-    elif not allow_missing:
-        return choose(model.channel_names), ()
-    else:
-        try:
-            found = _open_as_it_is(settings)
-        except SettingsError as error:
-            raise DataError(f"{settings.data.source} does not fit: {error.message}", hint=error.hint) from error
-        if _without_names(found) and len(found.channel_names) == len(model.channel_names):
-            return choose(model.channel_names), ()
-        _check_count(settings, model, found)
-        named = tuple(name for name in model.channel_names if name in found.channel_names)
-        if not named:
-            has = shortened(found.channel_names, most=_MOST_NAMES)
-            raise DataError(
-                f"{settings.data.source} has none of the model's channels: it has {has}; {wanted}",
-                hint="name the channels of the data with --set data.channels=[…]",
-            )
-    missing = tuple(name for name in model.channel_names if name not in named)
-    if missing and not allow_missing:
-        raise DataError(f"{settings.data.source} lacks the channels {', '.join(missing)}; {wanted}", hint=hint)
-    if missing:
-        # A group of channels is one token: what is there of it in part goes with what is not.
-        whole = {name for group in model.groups if set(group) <= set(named) for name in group}
-        if not whole:
-            raise DataError(
-                f"{settings.data.source} lacks the channels {', '.join(missing)}, and so one of every group that shares a token",
-                hint="give all channels of a group, or train with model.channel_groups = 1",
-            )
-        named = tuple(name for name in named if name in whole)
-        missing = tuple(name for name in model.channel_names if name not in whole)
-    ChannelSelection(model.groups, model.channel_names, named)
-    return choose(named), missing
-
-
-def _open_as_it_is(settings: SettingsTree) -> Collection:
-    """The data set with all of its channels, called as its files call them."""
-    plain = {"channels": "auto", "wavelengths": "auto"}
-    return open_data(settings.data.model_copy(update=plain), seed=settings.train.seed)
-
-
-def _without_names(collection: Collection) -> bool:
-    return all(file.channel_names is None for file in collection.files)
-
-
-def _check_count(settings: SettingsTree, model: AuxMAE, found: Collection) -> None:
-    """Refuses channels without names where the model's have none either, and are more or fewer: which is which, nobody can tell.
-
-    Args:
-        settings: of the data set, before channels were chosen from it: data.channels names or chooses them.
-        model: whose channels are wanted.
-        found: the data set, opened with any choice of channels.
-
-    Raises:
-        DataError: see above.
-    """
-    count, there = len(model.channel_names), found.files[0].channels
-    told_by_number = settings.data.channels == "auto" and model.channel_names == numbered_names(count)
-    if told_by_number and _without_names(found) and there != count:
-        own = f"{model.channel_names[0]} … {model.channel_names[-1]}"
-        # C1 is the name of none among C01, …, C12.
-        sayable = there < count or set(model.channel_names) <= set(numbered_names(there))
-        raise DataError(
-            f"{settings.data.source} has {there} channels without names, and the model was trained on {count} that only their "
-            f"number tells apart ({own}): which of them are the same, nobody can know",
-            hint=(f"say which of {own} the data have with --set data.channels=[…], or " if sayable else "")
-            + "write names into the files",
-        )
-
-
 def open_run_collection(
     run: RunFolder, model: AuxMAE, settings: SettingsTree, *, overrides: Sequence[str] = (), allow_missing: bool = False
 ) -> tuple[SettingsTree, Collection, tuple[str, ...]]:
@@ -278,16 +151,16 @@ def open_run_collection(
         The settings with data.channels chosen, the images, and the model's channels that are left out.
 
     Raises:
-        DataError: the data set lacks a channel that the model was trained on, or see `_check_count`.
+        DataError: the data set lacks a channel that the model was trained on, or see `check_count`.
     """
     chosen, missing = find_channels(settings, model, overrides=overrides, allow_missing=allow_missing)
     with fitting(settings.data.source, model):
         try:
             collection = open_data(chosen.data, seed=chosen.train.seed)
         except SettingsError:
-            _check_count(settings, model, _open_as_it_is(settings))
+            check_count(settings, model, open_as_it_is(settings))
             raise
-    _check_count(settings, model, collection)
+    check_count(settings, model, collection)
     collection.notices.extend([*left_behind(run, settings, overrides), *_unread()])
     return chosen, collection, missing
 
@@ -340,7 +213,7 @@ def left_behind(run: RunFolder, used: SettingsTree, overrides: Sequence[str] = (
         overrides: what was given to it: to set a default anew is to choose it.
     """
     own, default = run.settings.data, DataSettings()
-    given = {text.partition("=")[0].strip() for text in overrides}
+    given = override_names(overrides)
     names = [
         name
         for name in (*_READING, "ignored_labels")
@@ -359,14 +232,3 @@ def _unread() -> list[str]:
         return []
     tables = ", ".join(f"[{name}]" for name in _OF_ENVIRONMENT)
     return [f"{', '.join(names)}: not read, since the run has its own settings; of the environment {tables} are read here"]
-
-
-@contextmanager
-def fitting(source: str, model: AuxMAE) -> Iterator[None]:
-    """A channel that is not found is the data set's fault: the names come from the model, not from the user's settings."""
-    try:
-        yield
-    except SettingsError as error:
-        wanted = f"the model was trained on the channels {shortened(model.channel_names, most=_MOST_NAMES)}"
-        hint = f"{error.hint + '; ' if error.hint else ''}--allow-missing drops named channels that are not there"
-        raise DataError(f"{source} does not fit: {wanted}; {error.message}", hint=hint) from error

@@ -12,7 +12,8 @@ import rasterio
 from auxmae.build import open_data
 from auxmae.errors import DataError, SettingsError, UsageError
 from auxmae.model.mae import AuxMAE
-from auxmae.run_data import absolute_place, describe_reading, left_behind, open_run_collection, settings_on_data
+from auxmae.places import absolute_place
+from auxmae.run_data import describe_reading, left_behind, open_run_collection, settings_on_data
 from auxmae.settings.schema import DataSettings, SettingsTree
 from auxmae.training.run import RunFolder, create_run
 

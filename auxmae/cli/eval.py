@@ -52,8 +52,8 @@ def command(
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
     from auxmae.export.embed import digest_model
+    from auxmae.places import absolute_place
     from auxmae.run_data import (
-        absolute_place,
         check_named,
         describe_reading,
         is_own_source,

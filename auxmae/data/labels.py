@@ -185,7 +185,6 @@ def load_labels(
             return _finish([one for one in opened if isinstance(one, LabelMap)], files, labels, ignored, notices)
         found = labels_from_array(files[0].path, labels[1:], notices)
     else:
-        check_label_file(labels)
         path, key = place
         if path.suffix.lower() in TABLE_SUFFIXES:
             return _from_table(path, key, files, image_names, notices, ignored)

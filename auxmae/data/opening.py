@@ -88,9 +88,8 @@ def open_collection(
         options = replace(options, channels=1 if channel_pattern else len(channels or ()))
     # Images that only their labels make readable would be asked for their axes, where it is the labels that are missing.
     check_label_file(labels)
-    options = replace(
-        options, plane=label_size(labels), plane_key=None if labels == "auto" else labels[1:] * labels.startswith(":")
-    )
+    key = None if labels == "auto" else labels[1:] if labels.startswith(":") else ""
+    options = replace(options, plane=label_size(labels), plane_key=key)
     notices: list[str] = []
     warnings: list[str] = []
     exclusion = Exclusion(exclude)

@@ -27,7 +27,7 @@ _NAMES = ("train", "validation", "test")
 # Draws among which parts of about the sizes asked for are looked for, where images are held out together.
 _DRAWS = 20
 # From this number of scenes on, blocks are drawn from all together where each scene by itself would hold out so much more.
-MANY_PLACES = 10
+_MANY_PLACES = 10
 _MORE = 0.1
 
 
@@ -401,7 +401,7 @@ def _assign_blocks(
     whole = [np.arange(len(place_of))]
     if any(len(pool) < FEWEST_BLOCKS for pool in pools):
         pools = whole
-    elif len(pools) >= MANY_PLACES:
+    elif len(pools) >= _MANY_PLACES:
         # One of four blocks is more than was asked for, and of many small scenes not each has to be tested.
         held = sum(sum(_counts(len(pool), fractions)) for pool in pools)
         pools = whole if held > (sum(fractions) + _MORE) * len(place_of) else pools

@@ -8,6 +8,7 @@ from auxmae.settings.sources import (
     Loaded,
     check_run_settings,
     load_settings,
+    override_names,
     settings_from_toml,
     unread_variables,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "SettingsTree",
     "check_run_settings",
     "load_settings",
+    "override_names",
     "preset_settings",
     "settings_from_toml",
     "settings_text",

@@ -243,6 +243,11 @@ def _variables(environ: Mapping[str, str]) -> Iterator[tuple[str, KeyPath]]:
             yield variable, tuple(name.removeprefix(PREFIX).lower().split("__"))
 
 
+def override_names(overrides: Iterable[str]) -> list[str]:
+    """Which settings texts of `--set` are of, "table.key" each."""
+    return [text.partition("=")[0].strip() for text in overrides]
+
+
 def unread_variables(environ: Mapping[str, str], tables: Container[str]) -> list[str]:
     """The variables that set something in other tables than these."""
     return [variable for variable, path in _variables(environ) if _path_fault(path, None) is None and path[0] not in tables]

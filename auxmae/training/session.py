@@ -19,7 +19,7 @@ from auxmae.model.folders import SETTINGS_NAME, find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import check_architecture, load_weights, read_config
 from auxmae.run_data import check_present, with_absolute_places
-from auxmae.settings import load_settings
+from auxmae.settings import load_settings, override_names
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import seed_everything
 from auxmae.training.checks import can_classify, check_probe, check_settings, check_space, tensorboard_writer
@@ -104,7 +104,7 @@ def train(
         )
     if overrides and resume is None:
         raise UsageError("overrides are of a run that goes on: a new one has its settings")
-    for name in (text.partition("=")[0].strip() for text in overrides):
+    for name in override_names(overrides):
         if name not in OF_THE_MACHINE:
             raise UsageError(
                 f"--resume goes on exactly as before, so --set {name} cannot be given with it",

@@ -16,7 +16,7 @@ from auxmae.build import build_data, open_data
 from auxmae.data.opening import open_collection
 from auxmae.errors import DataError, SettingsError, UsageError
 from auxmae.export.embed import embed
-from auxmae.run_data import fitting
+from auxmae.run_channels import find_channels, fitting
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.run import open_run
 from tests.export.small_export import NAMES, invoke, make_model, rows_of, write_tiles
@@ -103,8 +103,6 @@ def test_names_of_hundreds_of_channels_leave_the_message_readable():
 
 
 def test_what_is_there_of_a_channel_group_in_part_is_left_out(tmp_path):
-    from auxmae.run_data import find_channels
-
     model = make_model(channel_groups=[["blue", "green"], ["red"]])
     write_tiles(tmp_path / "tiles", names=("blue", "red"))
     settings = SettingsTree.model_validate({"data": {"source": str(tmp_path / "tiles")}})
