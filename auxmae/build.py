@@ -104,6 +104,7 @@ def open_data(data: DataSettings, *, seed: int) -> Collection:
         ignored_labels=_auto(data.ignored_labels),
         layout=data.layout,
         options=ReadOptions(key=_auto(data.key), axes=_auto(data.axes), size=_auto(data.size), nodata=nodata),
+        channel_names=_auto(data.channel_names),
         channels=_auto(data.channels),
         wavelengths=_auto(data.wavelengths),
         channel_pattern=data.channel_pattern,

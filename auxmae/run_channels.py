@@ -38,9 +38,8 @@ def find_channels(
     """
 
     def choose(names: Sequence[str]) -> SettingsTree:
-        changes: dict[str, Any] = {"channels": tuple(names)}
-        if len(names) < len(model.channel_names):
-            changes["wavelengths"] = "auto"  # the settings' list is of all channels
+        # The settings' wavelengths may be of more channels, and the model has its own.
+        changes: dict[str, Any] = {"channels": tuple(names), "wavelengths": "auto"}
         return settings.model_copy(update={"data": settings.data.model_copy(update=changes)})
 
     wanted = f"the model was trained on the channels {shortened(model.channel_names, most=_MOST_NAMES)}"
@@ -51,8 +50,7 @@ def find_channels(
         if unknown:
             raise DataError(
                 f"data.channels names {shortened(unknown, most=_MOST_NAMES)}, and {wanted}",
-                hint="of files that carry channel names, as in a GeoTIFF's band descriptions, the model's are chosen; "
-                "files without have to hold channels of the model alone",
+                hint="of channels that have names, as by data.channel_names, the model's are chosen",
             )
     elif not allow_missing:
         return choose(model.channel_names), ()
@@ -69,7 +67,7 @@ def find_channels(
             has = shortened(found.channel_names, most=_MOST_NAMES)
             raise DataError(
                 f"{settings.data.source} has none of the model's channels: it has {has}; {wanted}",
-                hint="name the channels of the data with --set data.channels=[…]",
+                hint="name the channels of the data with --set data.channel_names=[…]",
             )
     missing = tuple(name for name in model.channel_names if name not in named)
     if missing and not allow_missing:
@@ -119,7 +117,7 @@ def check_count(settings: SettingsTree, model: AuxMAE, found: Collection) -> Non
             f"{settings.data.source} has {there} channels without names, and the model was trained on {count} that only their "
             f"number tells apart ({own}): which of them are the same, nobody can know",
             hint=(f"say which of {own} the data have with --set data.channels=[…], or " if sayable else "")
-            + "write names into the files",
+            + "name all of theirs with --set data.channel_names=[…]",
         )
 
 

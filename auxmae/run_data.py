@@ -22,10 +22,11 @@ from auxmae.settings import load_settings, override_names, unread_variables
 from auxmae.settings.schema import DataSettings, SettingsTree
 from auxmae.training.run import RunFolder
 
-# How the files of one data set are read; another one's are other files.  The channels' names and wavelengths stay: they are
-# the model's.
+# How the files of one data set are read; another one's are other files.  The channels that are used, and their wavelengths,
+# stay: they are the model's.
 _READING = (
-    "layout", "key", "axes", "size", "channel_pattern", "split", "group_pattern", "nodata", "exclude", "allow_broken",
+    "layout", "key", "axes", "size", "channel_names", "channel_pattern", "split", "group_pattern", "nodata", "exclude",
+    "allow_broken",
 )  # fmt: skip
 # What the trained model carries itself, and the two of [train] that batches and the split are made by.
 _OF_TRAINING = ("model", "masking", "loss", "scaling")

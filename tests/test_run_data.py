@@ -174,6 +174,38 @@ def test_channels_that_are_told_by_number_alone_are_those_of_as_many(tmp_path: P
 
 
 @pytest.mark.parametrize("allow_missing", [False, True])
+@pytest.mark.parametrize("names", [6, ("b1", "b2", "b3", "b4", "b5", "b6")])
+def test_a_model_of_some_named_channels_finds_them_where_all_are_given_names(
+    tmp_path: Path, allow_missing: bool, names: tuple[str, ...] | int
+) -> None:
+    every = tuple(f"B0{number}" for number in range(1, 7))
+    model = small_model(("B04", "B02"))
+    data = {
+        "source": write_bands(tmp_path / "own.tif", names),
+        "channel_names": every,
+        "channels": model.channel_names,
+        "wavelengths": [443.0, 490.0, 560.0, 665.0, 705.0, 740.0],
+    }
+    run = create_run(str(tmp_path / "run"), SettingsTree.model_validate({"data": data}))
+    other = write_bands(tmp_path / "other.tif", names)
+    said = [f"data.channel_names={list(every)}"]
+    for source, overrides in ((None, []), (other, said)):
+        settings = settings_on_data(run, source=source, overrides=overrides)
+        collection, missing = open_run_collection(run, model, settings, overrides=overrides, allow_missing=allow_missing)[1:]
+        assert (collection.channel_names, missing) == (model.channel_names, ())
+        assert collection.read(0).pixels[:, 0, 0].tolist() == [3, 1]
+    # The names of the run's own files are not those of others.
+    with pytest.raises(DataError) as caught:
+        open_run_collection(run, model, settings_on_data(run, source=other), allow_missing=allow_missing)
+    assert "data.channel_names" in str(caught.value.hint) + str(caught.value.message) or names != 6
+    some = write_bands(tmp_path / "some.tif", 3)
+    said = ["data.channel_names=['x', 'B02', 'y']"]
+    settings = settings_on_data(run, source=some, overrides=said)
+    collection, missing = open_run_collection(run, model, settings, overrides=said, allow_missing=True)[1:]
+    assert (collection.channel_names, missing) == (("B02",), ("B04",))
+
+
+@pytest.mark.parametrize("allow_missing", [False, True])
 def test_a_run_on_the_first_of_its_channels_without_names_opens_its_own_data(tmp_path: Path, allow_missing: bool) -> None:
     model = small_model(("C1", "C2", "C3"))
     own = {"data": {"source": write_bands(tmp_path / "own.tif", 8), "channels": model.channel_names}}

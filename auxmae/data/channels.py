@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from auxmae.data.image import ImageFile
 from auxmae.errors import DataError, SettingsError
@@ -18,6 +18,36 @@ class ChannelPlan:
     names: tuple[str, ...]
     wavelengths: tuple[float, ...] | None
     order: tuple[tuple[int, ...] | None, ...]
+
+
+def rename_channels(files: Sequence[ImageFile], names: tuple[str, ...], notices: list[str]) -> list[ImageFile]:
+    """The files with channels of these names, in their order, whatever they call them.
+
+    Raises:
+        DataError: files have the same names in other orders.
+        SettingsError: a file has more or fewer channels.
+    """
+    first: ImageFile | None = None
+    for file in files:
+        if file.channels != len(names):
+            raise SettingsError(
+                f"data.channel_names has {len(names)} names; {file.path} has {file.channels} channels",
+                hint="name all channels, in the files' order; data.channels chooses among them",
+            )
+        if file.channel_names is None or file.channel_names == names:
+            continue
+        first = first or file
+        if file.channel_names != first.channel_names and set(file.channel_names) == set(first.channel_names or ()):
+            raise DataError(
+                f"data.channel_names names channels by order, and {first.path} and {file.path} have them in different orders",
+                hint="leave data.channel_names out: data.channels chooses by the files' own names",
+            )
+    if first is not None and first.channel_names is not None:
+        notices.append(
+            f"{first.path.name} calls its channels {shortened(first.channel_names)}: by data.channel_names they are "
+            f"{shortened(names)}, in this order"
+        )
+    return [replace(file, channel_names=names) for file in files]
 
 
 def plan_channels(
@@ -56,7 +86,7 @@ def plan_channels(
             if len(channels) != files[0].channels:
                 raise SettingsError(
                     f"data.channels has {len(channels)} names; {files[0].path} has {files[0].channels} channels without names",
-                    hint=f"give a name to every channel, or choose among {shortened(everything)}",
+                    hint=f"name all of them with data.channel_names, or choose among {shortened(everything)}",
                 )
             everything = channels
             notices.append(f"the files carry no channel names: {shortened(channels)} are taken to be theirs, in this order")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from auxmae.data.band_files import suggest_pattern
-from auxmae.data.channels import ChannelPlan, plan_channels
+from auxmae.data.channels import ChannelPlan, plan_channels, rename_channels
 from auxmae.data.collection import Collection, Layout, memory_file
 from auxmae.data.exclusion import Exclusion
 from auxmae.data.files import find_files, relative_path
@@ -46,6 +46,7 @@ def open_collection(
     ignored_labels: tuple[int, ...] | None = None,
     layout: str = "auto",
     options: ReadOptions | None = None,
+    channel_names: tuple[str, ...] | None = None,
     channels: tuple[str, ...] | None = None,
     wavelengths: tuple[float, ...] | None = None,
     channel_pattern: str = "",
@@ -65,7 +66,8 @@ def open_collection(
         ignored_labels: values of them that mean "no label"; None: see `load_labels`.
         layout: "auto", "images", "array" or "scenes".
         options: how to read files that do not say enough about themselves.
-        channels: names to select and order by, or to give where the files have none.
+        channel_names: of all channels, in the files' order, in place of the files' own.
+        channels: names to select and order by, or to give where there are none.
         wavelengths: centre wavelengths, nm, of all channels used.
         channel_pattern: regular expression on files' paths whose first group names a channel: each file is one channel of an
             image (see `join_channels`); "": each is an image.
@@ -82,10 +84,10 @@ def open_collection(
         SettingsError: a channel name is unknown.
     """
     if source == SYNTHETIC:
-        return _synthetic(synthetic_images, seed, labels, channels, wavelengths)
+        return _synthetic(synthetic_images, seed, labels, channel_names, channels, wavelengths)
     options = options or ReadOptions()
-    if channels or channel_pattern:
-        options = replace(options, channels=1 if channel_pattern else len(channels or ()))
+    if (names_of_all := channel_names or channels) or channel_pattern:
+        options = replace(options, channels=1 if channel_pattern else len(names_of_all or ()))
     # Images that only their labels make readable would be asked for their axes, where it is the labels that are missing.
     check_label_file(labels)
     key = None if labels == "auto" else labels[1:] if labels.startswith(":") else ""
@@ -113,6 +115,8 @@ def open_collection(
         )
     notices.extend(said_once((file.path, file.notices) for file in files))
     try:
+        if channel_names is not None:
+            files = rename_channels(files, channel_names, notices)
         plan = plan_channels(files, channels, wavelengths, notices)
     except DataError as error:
         # Bands do not fit what lies beside them.
@@ -176,13 +180,20 @@ def open_collection(
 
 
 def _synthetic(
-    count: int, seed: int, labels: str, channels: tuple[str, ...] | None, wavelengths: tuple[float, ...] | None
+    count: int,
+    seed: int,
+    labels: str,
+    channel_names: tuple[str, ...] | None,
+    channels: tuple[str, ...] | None,
+    wavelengths: tuple[float, ...] | None,
 ) -> Collection:
     from auxmae.data.synthetic import CHANNEL_NAMES, CLASS_NAMES, WAVELENGTHS, generate
 
     pixels, classes = generate(count, size=64, seed=seed)
     file = replace(memory_file(pixels, Path(SYNTHETIC), names=tuple(CHANNEL_NAMES)), wavelengths=tuple(WAVELENGTHS))
     notices: list[str] = []
+    if channel_names is not None:
+        [file] = rename_channels([file], channel_names, notices)
     plan: ChannelPlan = plan_channels([file], channels, wavelengths, notices)
     items = np.stack([np.zeros(count, dtype=np.int64), np.arange(count, dtype=np.int64)], axis=1)
     collection = Collection(

@@ -78,13 +78,15 @@ class DataSettings(Table):
     size: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | Auto = Field(
         default="auto", description="[height, width] in pixels, where the file stores pixels as one axis"
     )
+    channel_names: tuple[str, ...] | Auto = Field(
+        default="auto", description="names of all channels in the files' order, in place of those that the files carry"
+    )
     channels: tuple[str, ...] | Auto = Field(
         default="auto",
-        description="names of the channels to use, in this order; where the files carry no names, the names of all "
-        "their channels",
+        description="names of the channels to use, in this order; where the channels have no names, the names of all of them",
     )
     wavelengths: tuple[Annotated[float, Field(gt=0, le=1e6)], ...] | Auto = Field(
-        default="auto", description="centre wavelength of every channel, nm"
+        default="auto", description="centre wavelengths of the channels that are used, or of all of them, nm"
     )
     channel_pattern: str = Field(
         default="",
@@ -148,14 +150,14 @@ class DataSettings(Table):
                 raise ValueError(f"{name} is not a regular expression: {error}") from None
             if pattern and not groups:
                 raise ValueError(f"{name} has no group: put parentheses around the part that names {what}")
-        if self.channels != "auto":
-            if not self.channels:
-                raise ValueError("channels is empty")
-            double = sorted({name for name in self.channels if self.channels.count(name) > 1})
+        for key, names in (("channels", self.channels), ("channel_names", self.channel_names)):
+            if names == "auto":
+                continue
+            if not names:
+                raise ValueError(f"{key} is empty")
+            double = sorted({name for name in names if names.count(name) > 1})
             if double:
-                raise ValueError(f"channels names {', '.join(double)} twice")
-            if self.wavelengths != "auto" and len(self.wavelengths) != len(self.channels):
-                raise ValueError(f"wavelengths has {len(self.wavelengths)} values for {len(self.channels)} channels")
+                raise ValueError(f"{key} names {', '.join(double)} twice")
         return self
 
     @field_validator("nodata", mode="before")
@@ -460,8 +462,9 @@ class SettingsTree(Table):
                 )
         if self.model.channel_groups != 1 and self.data.channel_sampling > 0:
             raise ValueError("data.channel_sampling drops single channels: it needs model.channel_groups = 1")
-        if isinstance(self.model.channel_groups, tuple) and self.data.channels != "auto":
+        used = "channels" if self.data.channels != "auto" else "channel_names"
+        if isinstance(self.model.channel_groups, tuple) and (known := getattr(self.data, used)) != "auto":
             for name in (name for group in self.model.channel_groups for name in group):
-                if name not in self.data.channels:
-                    raise ValueError(f"model.channel_groups names the unknown channel {name!r}: not in data.channels")
+                if name not in known:
+                    raise ValueError(f"model.channel_groups names the unknown channel {name!r}: not in data.{used}")
         return self

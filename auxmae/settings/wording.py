@@ -35,6 +35,7 @@ SYNONYMS = {
     "root": "data.source",
     "dataset": "data.source",
     "bands": "data.channels",
+    "band_names": "data.channel_names",
     "output": "run.folder",
     "norm_pix_loss": "loss.normalize",
 }

@@ -24,6 +24,32 @@ def test_channels_select_and_reorder(tmp_path: Path) -> None:
         open_collection(str(path), channels=("gren",))
 
 
+def test_names_given_to_all_channels_stand_in_place_of_the_files_own(tmp_path: Path) -> None:
+    array = pixels()
+    write(tmp_path / "a.tif", array, ("b1", "b2", "b3"))
+    write(tmp_path / "b.tif", array + 1)
+    names = ("B01", "B02", "B03")
+    collection = open_collection(str(tmp_path), channel_names=names)
+    assert collection.channel_names == names
+    assert "a.tif calls its channels b1, b2, b3: by data.channel_names they are B01, B02, B03" in " ".join(collection.notices)
+    chosen = open_collection(str(tmp_path), channel_names=names, channels=("B03", "B01"), wavelengths=(440.0, 490.0, 560.0))
+    assert (chosen.channel_names, chosen.wavelengths) == (("B03", "B01"), (560.0, 440.0))
+    assert (chosen.read(1).pixels == (array + 1)[[2, 0]]).all()
+    with pytest.raises(SettingsError, match=r"data.channel_names has 2 names; .*a\.tif has 3 channels"):
+        open_collection(str(tmp_path), channel_names=names[:2])
+    write(tmp_path / "c.tif", array[::-1], ("b3", "b2", "b1"))
+    with pytest.raises(DataError, match=r"names channels by order, and .*a\.tif and .*c\.tif have them in different orders"):
+        open_collection(str(tmp_path), channel_names=names)
+
+
+def test_names_given_to_the_channels_of_an_array_tell_its_axes(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(4 * 5 * 5).reshape(4, 5, 5))
+    names = tuple("abcd")
+    assert open_collection(str(tmp_path / "a.npy"), channel_names=names, channels=("b",)).channel_names == ("b",)
+    synthetic = open_collection("synthetic", channel_names=tuple("abcdefghijklm"), synthetic_images=20, channels=("m",))
+    assert synthetic.channel_names == ("m",)
+
+
 @pytest.mark.parametrize(
     ("name", "names", "nearest"),
     [

@@ -90,7 +90,7 @@ def test_missing_channels_are_refused_and_dropped_on_purpose(run, tmp_path):
     assert "lacks the channels green" in str(invoke(*with_names).exception)
     more = invoke(*with_names, "--set", 'data.channels=["red", "blue", "nir"]')
     assert "data.channels names nir" in str(more.exception)
-    assert "band descriptions" in str(more.exception)
+    assert "data.channel_names" in str(more.exception)
     assert invoke(*with_names, "--allow-missing").exit_code == 0
     np.testing.assert_allclose(np.load(tmp_path / "named.npy"), expected.detach().numpy(), rtol=1e-4, atol=1e-5)
 
