@@ -169,6 +169,9 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
                 if found is not None:
                     rows, columns = self.held(index)
                     maps[row, rows:h, columns:w] = _flip(found, flips)[rows:, columns:]
+        if maps is not None:
+            # Where no channel has a pixel, there is nothing that a label could be of.
+            maps[~valid.any(axis=1)] = -1
         x, valid_tensor = torch.from_numpy(image), torch.from_numpy(valid)
         if self.scaling is not None:
             x = self.scaling.apply(x)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from auxmae.errors import DataError
 from auxmae.evaluation.features import Extractor, split_patches, statistics_extractor
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def spectrum_extractor(patch_size: int) -> Extractor:
 
 
 def pca_extractor(patches: NDArray[np.float32], *, patch_size: int, components: int, dense: bool) -> Extractor:
-    """Principal components of patches; of a whole image their mean and standard deviation over its patches.
+    """Principal components of patches; of a whole image their mean and standard deviation over its patches with a valid pixel.
 
     Args:
         patches: (n, C · p²) patches to fit on, from `sample_patches`.
@@ -141,13 +142,21 @@ def pca_extractor(patches: NDArray[np.float32], *, patch_size: int, components: 
     def extract(batch: Batch) -> Tensor:
         image = batch.image.masked_fill(~batch.valid, 0.0)
         x_BND = (split_patches(image, patch_size, 0.0).flatten(2) - mean) @ basis
-        return x_BND if dense else torch.cat([x_BND.mean(1), x_BND.std(1, correction=0)], 1)
+        if dense:
+            return x_BND
+        known = split_patches(batch.valid.to(x_BND.dtype), patch_size, 0.0).amax((2, 3))[..., None]
+        count = known.sum(1).clamp(min=1)
+        mean_BD = (x_BND * known).sum(1) / count
+        variance = ((x_BND - mean_BD[:, None]).square() * known).sum(1) / count
+        return torch.cat([mean_BD, variance.sqrt()], 1)
 
     return extract
 
 
 def convolution_extractor(patches: NDArray[np.float32], channels: int, *, patch_size: int | None, seed: int) -> Extractor:
     """Random convolutional features: filters are random whitened training patches, both signs rectified, mean pooled.
+
+    Of an image, the mean is over the places where any channel has a valid pixel.
 
     Coates and Ng (2012, "Learning feature representations with K-means", section 4); MOSAIKS (Rolf et al. 2021).
 
@@ -176,7 +185,8 @@ def convolution_extractor(patches: NDArray[np.float32], channels: int, *, patch_
         response = F.conv2d(padded, weight, shift)
         response = torch.cat([F.relu(response - _BIAS), F.relu(-response - _BIAS)], 1)
         if patch_size is None:
-            return response.mean((2, 3))
+            known = batch.valid.any(1, keepdim=True).to(response.dtype)
+            return (response * known).sum((2, 3)) / known.sum((2, 3)).clamp(min=1)
         return F.avg_pool2d(response, patch_size, ceil_mode=True, count_include_pad=False).flatten(2).transpose(1, 2)
 
     return extract
@@ -186,22 +196,27 @@ def convolution_extractor(patches: NDArray[np.float32], channels: int, *, patch_
 def sample_patches(batches: Iterable[Batch], sides: Iterable[int], *, seed: int) -> dict[int, NDArray[np.float32]]:
     """Patches at random places of training images, without their labels: side → (n, C · side²), n ≤ 5000.
 
-    Every image gives the same number; patches that reach beyond an image smaller than them are filled with 0.  What is drawn
-    depends on the images' order alone, not on the batches.
+    Of every image the same number is drawn, less those without a valid pixel; patches that reach beyond an image smaller than
+    them are filled with 0.  What is drawn depends on the images' order alone, not on the batches.
     """
     random = np.random.default_rng(seed)
     found: dict[int, list[Tensor]] = {side: [] for side in sides}
     for batch in batches:
         image = batch.image.masked_fill(~batch.valid, 0.0)
-        for picture in image:
+        for picture, known in zip(image, batch.valid.any(1), strict=True):
             for side, parts in found.items():
-                padded = F.pad(picture, (0, max(side - picture.shape[2], 0), 0, max(side - picture.shape[1], 0)))
+                beyond = (0, max(side - picture.shape[2], 0), 0, max(side - picture.shape[1], 0))
+                padded, valid = F.pad(picture, beyond), F.pad(known, beyond)
                 for _ in range(8):
                     top = int(random.integers(padded.shape[1] - side + 1))
                     left = int(random.integers(padded.shape[2] - side + 1))
-                    parts.append(padded[:, top : top + side, left : left + side].reshape(-1))
+                    window = (slice(top, top + side), slice(left, left + side))
+                    if valid[window].any():
+                        parts.append(padded[:, *window].reshape(-1))
     result = {}
     for side, parts in found.items():
+        if not parts:
+            raise DataError("no pixel of the training images is valid", hint="look at them with `auxmae data stats`")
         keep = np.sort(random.permutation(len(parts))[:_PATCHES])
         result[side] = torch.stack([parts[i] for i in keep.tolist()]).numpy()
     return result

@@ -283,8 +283,10 @@ class Trainer:
         return agreed, stops > 0
 
     def _progress(self) -> float:
-        steps = self.step / self.plan.steps
-        return max(steps, self.seconds / self.plan.max_seconds) if self.plan.max_seconds else steps
+        return self._with_time(self.step / self.plan.steps)
+
+    def _with_time(self, done: float) -> float:
+        return max(done, self.seconds / self.plan.max_seconds) if self.plan.max_seconds else done
 
     def _done(self) -> bool:
         return self._progress() >= 1
@@ -293,7 +295,8 @@ class Trainer:
         """One optimiser step → (loss, gradient norm), left on the device."""
         plan = self.plan
         self.learning_rate = learning_rate_at(
-            self._progress() + 1 / plan.steps if self.step == 0 else self._progress(),
+            # Never the rate before the first step, nor the one after the last.
+            self._with_time((self.step + 1) / (plan.steps + 1)),
             peak=plan.learning_rate,
             final=plan.min_learning_rate,
             warmup=plan.warmup_fraction,
@@ -350,20 +353,30 @@ class Trainer:
 
         if self.validation is not None and (last or due(self.plan.validate_every)):
             loss = self.validate()
-            check_finite(loss, self.step, self._what_is_left())
-            is_best, stop = self.stopping.update(loss)
-            self._record({"kind": "validation", "step": self.step, "epoch": number - 1, "loss": loss})
-            if self.log_scalars:
-                self.log_scalars(self.step, {"validation/loss": loss})
-            if is_best and self.team.first:
-                self._write_checkpoint("best")
-            mark = "  (best so far)" if is_best else ""
-            self.reporter.message(f"epoch {number}: validation loss {loss:.4f}{mark}")
+            if loss is None:
+                without = "there is no validation loss, and no best checkpoint"
+                self.reporter.warning(f"no pixel held out for validation is valid: {without}")
+                self.validation = None
+            else:
+                stop = self._take_validation(loss, number)
         if self.probe and self.plan.probe_every and (last or due(self.plan.probe_every)):
             self._probe(self.probe(), number - 1)
         if self.draw_figure and due(self.plan.figure_every) and not last:
             self.draw_figure(number)
         return stop and not last
+
+    def _take_validation(self, loss: float, number: int) -> bool:
+        """Records a validation loss, after so many epochs, and keeps the best; returns whether to stop early."""
+        check_finite(loss, self.step, self._what_is_left())
+        is_best, stop = self.stopping.update(loss)
+        self._record({"kind": "validation", "step": self.step, "epoch": number - 1, "loss": loss})
+        if self.log_scalars:
+            self.log_scalars(self.step, {"validation/loss": loss})
+        if is_best and self.team.first:
+            self._write_checkpoint("best")
+        mark = "  (best so far)" if is_best else ""
+        self.reporter.message(f"epoch {number}: validation loss {loss:.4f}{mark}")
+        return stop
 
     def _probe(self, values: dict[str, float], epoch: int) -> None:
         self._record({"kind": "probe", "step": self.step, "epoch": epoch, **values})
@@ -376,8 +389,8 @@ class Trainer:
             self.reporter.warning(warning)
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Loss on the validation batches under fixed masks, so that it can be compared between epochs."""
+    def validate(self) -> float | None:
+        """Loss on the validation batches under fixed masks, so that it can be compared between epochs; None: no pixel counts."""
         assert self.validation is not None
         self.model.eval()
         masks = torch.Generator().manual_seed(self.team.seed(self.plan.seed))
@@ -385,8 +398,10 @@ class Trainer:
         for batch in self.validation:
             with autocast(self.computed.dtype, self.device):
                 loss = self.model(batch.image.to(self.device), valid=batch.valid.to(self.device), generator=masks).loss
-            total += float(loss) * len(batch.image)
-            weight += len(batch.image)
+            # Where nothing counts the loss is 0, and says nothing.
+            counted = int(batch.valid.sum())
+            total += float(loss) * counted
+            weight += counted
         self.model.train()
         total, weight = self.team.total(total, weight)
-        return total / weight
+        return total / weight if weight else None

@@ -43,16 +43,17 @@ def robustness_figure(results: Sequence[RobustnessResult], path: Path) -> Path:
             if what == "accuracy":
                 ours = [result.accuracy.get(ENCODER, float("nan")) for result in found]
                 floor = [result.accuracy.get(result.best_floor() or "", float("nan")) for result in found]
-                before = [result.accuracy.get(ENCODER) for result in usual]
+                before = [result.accuracy.get(ENCODER) for result in usual for _ in found]
             else:
                 ours = [float("nan") if result.masked_l1 is None else result.masked_l1 for result in found]
                 floor = [float("nan") if result.floor_l1 is None else result.floor_l1 for result in found]
-                before = [result.masked_l1 for result in usual]
+                # Of the channels that are left, and on these alone the errors compare.
+                before = [result.unchanged_l1 for result in found]
             axis.plot(x, floor, color=_FLOOR, marker="s", markersize=3, linewidth=1, label="best floor under the same change")
             axis.plot(x, ours, color=_ENCODER, marker="o", markersize=3, linewidth=1, label="encoder")
-            for value in before:
-                if value is not None:
-                    axis.axhline(value, color=_ENCODER, linewidth=0.8, linestyle=":", label="encoder, unchanged images")
+            if any(value is not None for value in before):
+                y = [float("nan") if value is None else value for value in before]
+                axis.plot(x, y, color=_ENCODER, marker="_", linewidth=0.8, linestyle=":", label="encoder, unchanged images")
             axis.spines[["top", "right"]].set_visible(False)
             if column == 0:
                 axis.set_ylabel(what)

@@ -259,6 +259,21 @@ def test_one_pixel_image_is_padded() -> None:
     assert int(sample.valid.sum()) == 2
 
 
+def test_a_pixel_that_no_channel_has_is_of_no_class() -> None:
+    array = np.random.default_rng(2).random((2, 40, 50)).astype(np.float32)
+    array[:, :20] = np.nan
+    array[0, 20:30] = np.nan
+    collection = scenes([array])
+    classes = memory_file(np.ones((1, 1, 40, 50), np.uint8), Path("labels.tif"))
+    collection = replace(collection, label_rasters=(LabelRaster(classes, (0, 1)),))
+    part = Part("test", np.zeros(0, dtype=np.int64), np.array([[0, 0, 0, 40, 50]]))
+    dataset = ImageDataset(collection, part, image_size=16, cover=True)
+    _, valid, _, labels = dataset.fetch(range(len(dataset)))
+    assert labels is not None
+    assert int((labels >= 0).sum()) == 20 * 50
+    assert valid.any(1)[labels >= 0].all()
+
+
 def test_flips_move_image_and_labels_together() -> None:
     array = np.arange(40 * 50, dtype=np.float32).reshape(1, 40, 50)
     collection = scenes([array])

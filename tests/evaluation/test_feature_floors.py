@@ -134,6 +134,31 @@ def test_relations_are_those_of_numpy_over_valid_pixels(channels: int) -> None:
         np.testing.assert_allclose(found[b], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_floors_of_an_image_are_of_its_valid_pixels_alone() -> None:
+    """A small image in a large window, and one with a corner of no data: what is beyond weighs nothing."""
+    image = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(4))
+    valid = torch.zeros_like(image, dtype=torch.bool)
+    valid[0, :, :8, :12] = True
+    valid[1, :, 4:, :] = True
+    valid[1, 1, 4:8] = False  # missing in one channel alone
+    batch = Batch(image.masked_fill(~valid, 0.0), valid, torch.zeros(2))
+    for patches in sample_patches([batch], [3, 4], seed=0).values():
+        assert len(patches) < 16
+        assert np.abs(patches).max(axis=1).min() > 0
+    patches = torch.randn(200, 48).numpy()
+    pooled = pca_extractor(patches, patch_size=4, components=5, dense=False)(batch)
+    dense = pca_extractor(patches, patch_size=4, components=5, dense=True)(batch)
+    for b, known in enumerate((valid[0, 0], valid[1, 0])):
+        rows = dense[b][known.reshape(6, 4, 6, 4).any(3).any(1).flatten()]
+        expected = torch.cat([rows.mean(0), rows.std(0, correction=0)])
+        torch.testing.assert_close(pooled[b], expected, rtol=1e-4, atol=1e-5)
+    patches = torch.randn(300, 27).numpy()
+    small = convolution_extractor(patches, 3, patch_size=None, seed=0)(batch)
+    fine = convolution_extractor(patches, 3, patch_size=1, seed=0)(batch).reshape(2, 24, 24, -1)
+    for b in range(2):
+        torch.testing.assert_close(small[b], fine[b][valid[b, 0]].mean(0), rtol=1e-4, atol=1e-5)
+
+
 def test_patches_do_not_depend_on_the_batches() -> None:
     whole = make(6)
     parts = [Batch(whole.image[i : i + 2], whole.valid[i : i + 2], whole.label[i : i + 2]) for i in (0, 2, 4)]

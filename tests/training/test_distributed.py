@@ -166,7 +166,7 @@ def test_two_processes_take_the_mean_of_their_gradients(tmp_path):
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(
-                step / 4 or 1 / 4, peak=train.learning_rate, final=train.min_learning_rate, warmup=train.warmup_fraction
+                (step + 1) / 5, peak=train.learning_rate, final=train.min_learning_rate, warmup=train.warmup_fraction
             )
         optimizer.step()
         optimizer.zero_grad()

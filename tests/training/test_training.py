@@ -6,11 +6,12 @@ import itertools
 import math
 
 import pytest
+import torch
 
 from auxmae import api
 from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
-from auxmae.training import session
+from auxmae.training import session, trainer
 from auxmae.training.run import open_run
 from auxmae.training.session import train
 from auxmae.training.watch import DivergedError, EarlyStopping, check_finite
@@ -48,6 +49,44 @@ def test_what_is_due_every_few_epochs_is_done_where_steps_span_epochs(tmp_path):
     assert [(record["step"], record["epoch"]) for record in records if record["kind"] == "validation"] == [(1, 1), (2, 3), (3, 5)]
     assert [record["step"] for record in records if record["kind"] == "probe"] == [2, 3]
     assert [path.name for path in (result.run / "figures").glob("*epoch*")] == ["reconstruction-epoch-0004.png"]
+
+
+def test_held_out_images_without_a_valid_pixel_say_nothing(tmp_path, monkeypatch):
+    original, losses = trainer.Trainer.validate, []
+
+    def compared(self):
+        [first, *_] = self.validation
+        empty = first._replace(image=torch.zeros_like(first.image), valid=torch.zeros_like(first.valid))
+        some = first.valid.clone()
+        some[1:] = False
+        few = first._replace(valid=some)
+        for batches in ([first], [first, empty], [empty, empty], [few, empty], [few]):
+            self.validation = batches
+            losses.append(original(self))
+        self.validation = [empty]
+        return original(self)
+
+    monkeypatch.setattr(trainer.Trainer, "validate", compared)
+    told = Heard()
+    run = train(settings_for(tmp_path / "run", train={"max_steps": 12, "validate_every": 1}), reporter=told).run
+    first, with_empty, none, few_and_empty, few = losses
+    assert first == with_empty
+    assert none is None
+    assert few == few_and_empty
+    assert len(losses) == 5  # of the first validation: later ones would hear the same
+    assert sum("no pixel held out for validation is valid" in text for text in told.messages) == 1
+    assert not any(record["kind"] == "validation" for record in open_run(run).metrics())
+    assert not open_run(run).checkpoint("best").exists()
+
+
+def test_the_rate_is_neither_that_before_the_first_step_nor_that_after_the_last(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    changes = {"learning_rate": 1e-2, "min_learning_rate": 1e-4, "warmup_fraction": 0.0}
+    for steps in (1, 3):
+        run = train(settings_for(tmp_path / str(steps), train={**changes, "max_steps": steps})).run
+        rates = [record["learning_rate"] for record in open_run(run).metrics() if record["kind"] == "train"]
+        cosine = [0.5 * (1 + math.cos(math.pi * (step + 1) / (steps + 1))) for step in range(steps)]
+        assert rates == pytest.approx([1e-4 + (1e-2 - 1e-4) * part for part in cosine])
 
 
 def test_training_lowers_the_error(tmp_path):
