@@ -22,7 +22,7 @@ from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
 from auxmae.model.embedding import ChannelEmbedding, GroupLinear, sincos_positions
 from auxmae.model.embedding import channel_groups as split_into_groups
 from auxmae.model.inputs import Preparation, PreparedImage
-from auxmae.model.masking import Mask, draw_mask, everything_visible, mask_from_keep, slots_of
+from auxmae.model.masking import Mask, draw_mask, everything_visible, known_visible, mask_from_keep, slots_of
 from auxmae.model.patches import from_patches, unnormalise
 from auxmae.model.pooling import CHANNEL_BY_CHANNEL, WITH_EMBEDDING, pool_image, pool_places
 from auxmae.model.pretrained import Pretrained
@@ -436,11 +436,11 @@ class AuxMAE(Pretrained):
         channels: Sequence[str] | Sequence[int] | Tensor | None = None,
         pool: str | None = "mean",
     ) -> Tensor:
-        """Features of whole images, nothing hidden.
+        """Features of whole images: of every patch that has a valid pixel; what an image is padded with makes no difference.
 
         Args:
             image, valid, channels: as in `forward`.
-            pool: "mean" (over channels and places that have a valid pixel), "cls" (mean of the CLS tokens), "concat" (each
+            pool: "mean" (over channels and places that have a valid pixel), "cls" (mean of their CLS tokens), "concat" (each
                 channel's mean, one after the other), "attention" (channels weighted by their agreement with the mean of
                 all), "moments" ("concat", and each channel's standard deviation over its places), "moments+embedding" (those
                 of the embedded tokens, before the first block, and of the encoder's), or None.
@@ -448,7 +448,7 @@ class AuxMAE(Pretrained):
         Returns:
             (B, num_features); (B, G · num_features) for "concat"; (B, 2 · G · num_features) for "moments": all means, then all
             deviations; twice that with "+embedding"; all three in the model's order of channels, whatever the image's is.  All
-            tokens (B, G, T, D), in the image's order, for None.
+            tokens (B, G, T, D), in the image's order, for None, 0 where a patch has no valid pixel.
         """
         tokens, weight = self._features(image, valid, channels, pool)
         return tokens if pool is None else pool_image(tokens, weight, pool)
@@ -485,17 +485,29 @@ class AuxMAE(Pretrained):
         """
         inputs = self._prepare(image, valid, channels)
         batch, _, height, width = inputs.image.shape
-        p = self.patch_size
-        mask = everything_visible(batch, inputs.count, inputs.grid[0] * inputs.grid[1], inputs.image.device)
+        p, positions = self.patch_size, inputs.grid[0] * inputs.grid[1]
+        known = None
+        if inputs.valid is not None:
+            patches = inputs.valid.view(batch, inputs.count, self.group_size, height // p, p, width // p, p)
+            known = patches.any(6).any(4).any(2).flatten(2)
+        if known is None or bool(known.all()):
+            mask = everything_visible(batch, inputs.count, positions, inputs.image.device)
+        else:
+            # Tokens of nothing would be answered to by those of the image: its features would depend on what it is padded with.
+            # Where channels meet by the order of their tokens, all of them show the same places.
+            aligned = self.config["channel_attention"] == "aligned"
+            mask = known_visible(known if aligned else known.any(1, keepdim=True).expand_as(known))
         embedded = self._embed(inputs, mask)
         tokens = self._encode(embedded, mask, inputs)
         if pool in WITH_EMBEDDING:
             tokens = torch.cat([embedded.to(tokens.dtype), tokens], 3)
-        if inputs.valid is None:
-            weight = tokens.new_ones(batch, inputs.count, inputs.grid[0] * inputs.grid[1], 1)
-        else:
-            patches = inputs.valid.view(batch, inputs.count, self.group_size, height // p, p, width // p, p)
-            weight = patches.any(6).any(4).any(2).flatten(2)[..., None].to(tokens.dtype)
+        if mask.masked_index.shape[2]:
+            place = self._token_keep(mask)
+            size = (batch, inputs.count, positions + (self.cls_token is not None) + 1, 1)
+            place = torch.where(place < 0, size[2] - 1, place)[..., None]
+            table = tokens.new_zeros(*size[:3], tokens.shape[3])
+            tokens = table.scatter(2, place.expand_as(tokens), tokens)[:, :, :-1]
+        weight = tokens.new_ones(batch, inputs.count, positions, 1) if known is None else known[..., None].to(tokens.dtype)
         present = inputs.selection.groups
         if pool in CHANNEL_BY_CHANNEL and present != sorted(present):
             order = self._preparation.index(sorted(range(len(present)), key=present.__getitem__), tokens.device, keep=False)

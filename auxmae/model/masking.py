@@ -195,6 +195,19 @@ def everything_visible(batch: int, channels: int, positions: int, device: torch.
     return Mask(keep, keep[..., :0], aligned=True)
 
 
+def known_visible(known: Tensor) -> Mask:
+    """The mask that hides what is not known, for features; of an image of which nothing is known, it hides nothing.
+
+    Args:
+        known: (B, C, N) bool, whether anything of a patch is known.
+    """
+    known = known | ~known.any(2, keepdim=True).any(1, keepdim=True)
+    lengths = known.sum(2)
+    keep = _indices_of(known, int(lengths.max()) if len(known) else 0)
+    hidden = _indices_of(~known, known.shape[2] - int(lengths.min()) if len(known) else 0)
+    return Mask(keep, hidden, aligned=bool((keep == keep[:, :1]).all()), ragged=bool((keep < 0).any()))
+
+
 def slots_of(keep_BGT: Tensor, positions: int) -> Tensor:
     """(B, positions, G) int32: which token of each channel lies at each place, −1 where none does."""
     batch, groups, tokens = keep_BGT.shape

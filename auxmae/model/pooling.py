@@ -32,7 +32,8 @@ def pool_image(tokens: Tensor, weight: Tensor, pool: str) -> Tensor:
     if pool == "cls":
         if not first:
             raise SettingsError("pool = 'cls' needs a model with CLS tokens", hint="choose another pooling, such as 'mean'")
-        return tokens[:, :, 0].mean(1)
+        has_any = (weight.sum(2) > 0).to(tokens.dtype)
+        return (tokens[:, :, 0] * has_any).sum(1) / has_any.sum(1).clamp(min=1)
     places, count = tokens[:, :, first:], weight.sum(2).clamp(min=1)
     x_BGD = (places * weight).sum(2) / count
     if pool in _MOMENTS:
