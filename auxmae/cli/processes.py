@@ -21,6 +21,7 @@ from typing import Any
 
 from auxmae.cli.console import one_line
 from auxmae.errors import AuxMAEError, PeerLostError
+from auxmae.model.folders import SETTINGS_NAME, checkpoint_of_run, locate
 from auxmae.training.stopping import stopping_signals
 
 # Tells a process that somebody waits for it who shows the fault of whichever one failed.
@@ -49,17 +50,19 @@ def say_fault(error: Exception, words: str) -> None:
     print(f"error{who}: {one_line(words)}", file=sys.stderr)
 
 
-def run_together(count: int, arguments: Sequence[str], *, run: str) -> int:
+def run_together(count: int, arguments: Sequence[str], *, run: str, is_new: bool) -> int:
     """Runs `python -m auxmae ARGUMENTS` in `count` processes → the exit code.
 
     Args:
         count, arguments: how many processes, and of what.
         run: what --resume calls the run that they train.
+        is_new: whether they make it.
 
     Raises:
         AuxMAEError: a process was killed.
         PeerLostError: they lost each other, and none of them says why.
     """
+    since = time.time() if is_new else 0.0
     with tempfile.TemporaryDirectory(prefix="auxmae-") as folder:
         said = [Path(folder) / f"{rank}.txt" for rank in range(count)]
         port = _free_port()
@@ -72,7 +75,18 @@ def run_together(count: int, arguments: Sequence[str], *, run: str) -> int:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
-        return _conclude([process.returncode for process in processes], ended_by_us, said, run)
+        return _conclude([process.returncode for process in processes], ended_by_us, said, _how_to_go_on(run, since))
+
+
+def _how_to_go_on(run: str, since: float) -> str:
+    """A hint, of a run that was made at `since` or later: its folder may not have been made, nor its first checkpoint."""
+    try:
+        folder = locate(run)
+        checkpoint_of_run(folder, "last")
+        saved = (folder / SETTINGS_NAME).stat().st_mtime >= since
+    except (AuxMAEError, OSError):
+        saved = False
+    return f"go on with: auxmae train --resume {folder}" if saved else "nothing was saved yet"
 
 
 def _start(rank: int, count: int, port: int, arguments: Sequence[str], said: Path) -> subprocess.Popen[bytes]:
@@ -140,7 +154,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> set[int]:
     return ended_by_us
 
 
-def _conclude(codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path], run: str) -> int:
+def _conclude(codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path], going_on: str) -> int:
     """The exit code of all: of the first process where it failed by itself, else of another one, whose words are shown."""
     own = [rank for rank, code in enumerate(codes) if code not in (0, PeerLostError.exit_code) and rank not in ended_by_us]
     # One that the system killed while they met leaves others that find no way to it.
@@ -156,11 +170,11 @@ def _conclude(codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path],
         # Each has left the word to another one.
         raise PeerLostError(
             f"the {len(codes)} processes lost the connection to each other, and none says why",
-            hint=f"go on with: auxmae train --resume {run}",
+            hint=going_on,
         )
     if code < 0:
         raise AuxMAEError(
             f"process {rank + 1} of {len(codes)} was killed by {signal.Signals(-code).name}",
-            hint=f"was memory short? go on with: auxmae train --resume {run}",
+            hint=f"was memory short? {going_on}",
         )
     return code

@@ -101,7 +101,7 @@ def command(
         assert processes is not None
         folder = resume if settings is None else settings.run.folder
         name = "last" if folder is None or folder == "auto" else folder
-        raise typer.Exit(run_together(processes, sys.argv[1:], run=name))
+        raise typer.Exit(run_together(processes, sys.argv[1:], run=name, is_new=resume is None))
     result = _train(settings, out, resume, overrides, init_from, fast_dev_run, quiet)
     if json_output:
         if not is_silent():

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from auxmae.build import build_data, build_model
-from auxmae.cli.processes import _conclude, _free_port
+from auxmae.cli.processes import _conclude, _free_port, _how_to_go_on
 from auxmae.errors import AuxMAEError, PeerLostError, ResourceError, SettingsError
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.distributed import Team, find_team, joined
@@ -248,16 +248,33 @@ def test_what_is_wrong_for_all_is_said_once(tmp_path, changes, code, line):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes under /proc")
-def test_a_process_that_is_killed_ends_all_with_one_line(tmp_path):
-    process = start(tmp_path, *options({"train.max_steps": 100_000, "run.folder": "run"}))
-    while not (tmp_path / "run" / "metrics.jsonl").exists() and process.poll() is None:
+@pytest.mark.parametrize(
+    ("batches", "last", "going_on"),
+    [(100_000, "metrics.jsonl", "nothing was saved yet"), (2, "checkpoints/last", "go on with: auxmae train --resume run")],
+)
+def test_a_process_that_is_killed_ends_all_with_one_line(tmp_path, batches, last, going_on):
+    changes = {"train.max_steps": 100_000, "data.samples_per_epoch": 16 * batches, "run.folder": "run"}
+    process = start(tmp_path, *options(changes))
+    while not (tmp_path / "run" / last).exists() and process.poll() is None:
         time.sleep(0.01)
     os.kill(_child(process.pid, 1), signal.SIGKILL)
     code, _, err = finish(process)
     assert code == 1
     assert err.startswith("error: process 2 of 2 was killed by SIGKILL"), err
-    assert err.endswith("go on with: auxmae train --resume run)\n"), err
+    assert err.endswith(f" {going_on})\n"), err
     assert len(err.strip().splitlines()) == 1, err
+
+
+def test_nobody_is_sent_to_a_run_that_was_there_before(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _how_to_go_on("last", 0.0) == "nothing was saved yet"
+    (tmp_path / "runs" / "a" / "checkpoints" / "last").mkdir(parents=True)
+    settings = tmp_path / "runs" / "a" / "settings.toml"
+    settings.touch()
+    made = settings.stat().st_mtime
+    assert _how_to_go_on("last", made + 1) == "nothing was saved yet"
+    for since in (made - 1, 0.0):
+        assert _how_to_go_on("last", since) == "go on with: auxmae train --resume runs/a"
 
 
 @pytest.mark.parametrize(
@@ -290,7 +307,7 @@ def test_where_each_leaves_the_word_to_another_one_it_is_said(tmp_path, capsys, 
     said = [tmp_path / str(rank) for rank in range(len(codes))]
     said[1].write_text("note of 1")
     with pytest.raises(PeerLostError, match="lost the connection to each other, and none says why") as told:
-        _conclude(codes, set(ended_by_us), said, "run")
+        _conclude(codes, set(ended_by_us), said, "go on with: auxmae train --resume run")
     assert told.value.exit_code == 75
     assert "auxmae train --resume run" in told.value.hint
     assert capsys.readouterr().err in ("", "note of 1")
