@@ -30,7 +30,8 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise SettingsError(
-            f"run.device = {name!r}, and PyTorch sees no CUDA GPU", hint="set run.device = 'auto'; see `auxmae doctor`"
+            f"the device is to be {name!r}, and PyTorch sees no CUDA GPU",
+            hint="say 'auto' or 'cpu' in its place; see `auxmae doctor`",
         )
     if local_rank is not None and name.startswith("cuda"):
         if name != "cuda":
@@ -45,9 +46,9 @@ def select_device(name: str, local_rank: int | None = None) -> torch.device:
             )
         name = f"cuda:{local_rank}"
     if name.startswith("cuda:") and int(name[5:]) >= torch.cuda.device_count():
-        raise SettingsError(f"run.device = {name!r}, and there are {torch.cuda.device_count()} GPUs")
+        raise SettingsError(f"the device is to be {name!r}, and there are {torch.cuda.device_count()} GPUs")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise SettingsError("run.device = 'mps', and PyTorch sees no such device", hint="set run.device = 'auto'")
+        raise SettingsError("the device is to be 'mps', and PyTorch sees no such device", hint="say 'auto' or 'cpu' in its place")
     return torch.device(name)
 
 
@@ -64,7 +65,7 @@ def process_state_kept() -> Iterator[None]:
     # Asking would set CUDA up.
     gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    backend = None if "AUXMAE_KERNELS" in os.environ else dispatch.backend()
+    backend = None if os.environ.get("AUXMAE_KERNELS") else dispatch.backend()
     try:
         yield
     finally:
@@ -97,7 +98,7 @@ def configure(settings: SettingsTree, local_rank: int | None = None) -> torch.de
     check_backend()
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    if "AUXMAE_KERNELS" not in os.environ:
+    if not os.environ.get("AUXMAE_KERNELS"):
         dispatch.set_backend(settings.kernels.backend)
     device = select_device(settings.run.device, local_rank)
     make_current(device)

@@ -112,7 +112,7 @@ def _of_memory(error: Exception) -> str | None:
 def _in_words(error: Exception) -> str:
     """One line about an exception that no command has turned into an AuxMAEError."""
     if (short := _of_memory(error)) is not None:
-        return f"not enough memory{short} (free some, or ask for less: a smaller train.batch_size or model.preset)"
+        return f"not enough memory{short} (free some, or ask for less: a smaller train.batch_size, or a smaller model)"
     if isinstance(error, OSError) and error.strerror:
         # Only what was opened by its name is named in the exception.
         name = error.filename or ("stdout" if _in_printing(error) else "")

@@ -36,7 +36,10 @@ def command(
     checkpoint: Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Which checkpoint.")] = "best",
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Windows per forward pass.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: table.key=value; repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting that is not of the trained model: table.key=value; repeatable."),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
     """Write the features of images (or of every patch: --dense) to a file; an interrupted call goes on where it stopped."""

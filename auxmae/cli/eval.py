@@ -20,7 +20,10 @@ def command(
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images per batch.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as eval.neighbours=20.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A setting that is not of the trained model, such as eval.neighbours=20."
+        ),
     ] = None,
     dense: Annotated[
         bool,
@@ -80,7 +83,7 @@ def command(
     if dense and test_labels is None:
         eval_dense.check_measurable(held.collection)
     if held.test is None:
-        raise DataError(f"{held.describe()}: the test part is empty", hint=how_to_hold_out(held.collection))
+        raise DataError(f"{held.describe()}: the test part is empty", hint=how_to_hold_out(held.collection, crop=held.image_size))
     for notice in held.collection.notices:
         out.print(f"note: {notice}", **plain)
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {held.describe()}", **plain)

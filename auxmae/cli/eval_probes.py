@@ -52,8 +52,8 @@ def measure(
             )
     if copies:
         report.notices.append(
-            f"{copies} of {report.test_samples} test images have the same pixels as a training image: hold such copies out "
-            "together (data.group_pattern), or leave them out (data.exclude), as they flatter every kind of features."
+            f"{copies} of {report.test_samples} test images have the same pixels as a training image: they flatter every kind of "
+            "features, unless they are left out or held out together (of files, with data.exclude and data.group_pattern)."
         )
     plain: dict[str, Any] = {"highlight": False, "soft_wrap": True}
     if report.reason:

@@ -24,7 +24,10 @@ def command(
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Go on without channels that the data lack.")] = False,
     checkpoint: Annotated[Literal["best", "last"], typer.Option("--checkpoint", help="Which checkpoint.")] = "best",
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting: table.key=value; repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting that is not of the trained model: table.key=value; repeatable."),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Draw original | masked | reconstruction | reconstruction + visible."""

@@ -419,8 +419,12 @@ def _unlabelled(values: set[int], ignored: Sequence[int] | None, by_convention: 
     """Those of a map's values that mean "no label"."""
     if ignored is not None:
         return set(ignored)
-    # A map of 0 and one more value is a mask, whose two values are classes.
-    if 0 not in values or len(values) < 3:
+    if 0 not in values or len(values) < 2:
+        return set()
+    if len(values) == 2:
+        # A mask, whose two values are classes.
+        if by_convention:
+            notices.append(f"labels: 0 and {max(values)} are two classes (set data.ignored_labels = [0] if 0 means 'no label')")
         return set()
     if by_convention:
         notices.append("labels: 0 means 'no label', as such files have it (set data.ignored_labels = [] if it is a class)")

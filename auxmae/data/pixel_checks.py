@@ -114,10 +114,17 @@ def _tell_of_copies(collection: Collection, looks: Mapping[int, _Look]) -> None:
     copies = [items for items in alike.values() if len(items) > 1]
     if copies:
         first, second = (collection.name_of(item) for item in copies[0][:2])
+        # Settings leave out and keep together files alone.
+        files = {collection.items[item, 0] for items in copies for item in items}
+        in_one = any(collection.files[number].count > 1 for number in files)
+        out = (
+            "leave them out of the file"
+            if in_one
+            else "leave them out with data.exclude, or keep them together with data.group_pattern"
+        )
         collection.warnings.append(
             f"{sum(map(len, copies)) - len(copies)} of {len(collection)} images are copies of others, as {second} of {first}: "
-            "held out by chance, they make a model look better than it is; leave them out with data.exclude, or keep them "
-            "together with data.group_pattern"
+            f"held out by chance, they make a model look better than it is; {out}"
         )
 
 

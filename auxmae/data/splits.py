@@ -221,8 +221,18 @@ def _warn_of_sets(collection: Collection) -> None:
     collection.warnings.extend([warning] if warning not in collection.warnings else [])
 
 
-def how_to_hold_out(collection: Collection) -> str:
-    """What to set where a part is empty, for people."""
+def how_to_hold_out(collection: Collection, *, crop: int | None = None) -> str:
+    """What to set where a part is empty, for people.
+
+    Args:
+        collection: what nothing is held out of.
+        crop: side of a trained model's crops, px, which no setting changes; None: nothing is trained yet.
+    """
+    if collection.layout == "scenes" and crop is not None:
+        return (
+            f"blocks are no smaller than the model's crops of {crop} px: name a larger scene, or several files, of which whole "
+            "ones are held out with data.layout = 'images'"
+        )
     if collection.layout == "scenes":
         return "cut smaller blocks (data.block_size, model.image_size), or hold out whole files (data.layout = 'images')"
     return "raise data.test_fraction"

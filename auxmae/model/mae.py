@@ -71,7 +71,8 @@ class AuxMAE(Pretrained):
         image_size: side of the training images, px; any other size works too.
         patch_size: side of a patch, px.
         width, depth, heads, hidden: of the encoder; hidden defaults to 2 · width.
-        decoder_width, decoder_depth, decoder_heads, decoder_hidden: of the decoder; default to half the width.
+        decoder_width, decoder_depth, decoder_heads, decoder_hidden: of the decoder; default to half the width, as many heads as
+            the encoder, and twice the decoder's width.
         dropout: probability inside the sublayers.
         cls_tokens: one CLS token per channel group.
         channel_groups: channels per token: a number, or lists of names.

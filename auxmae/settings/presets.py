@@ -50,7 +50,7 @@ PRESETS: dict[str, dict[str, dict[str, object]]] = {
             "validate_every": 10,
         },
     },
-    # The published design of AuxiliaryMAE: equal encoder and decoder, GELU after the embedding, sigmoid output, dropout.
+    # The sizes of AuxiliaryMAE's published design: equal encoder and decoder, GELU after the embedding, sigmoid output, dropout.
     "reference": {
         "model": {
             "patch_size": 16,

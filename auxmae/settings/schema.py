@@ -61,8 +61,8 @@ class DataSettings(Table):
     )
     ignored_labels: tuple[Annotated[int, Field(ge=0)], ...] | Auto = Field(
         default="auto",
-        description="label values that mean 'no label', beside negative ones and nodata ('auto': 0 in maps of classes from "
-        "MATLAB files and ENVI classifications)",
+        description="label values that mean 'no label', beside negative ones and nodata ('auto': 0 in maps of two or "
+        "more further classes from MATLAB files and ENVI classifications)",
     )
     layout: Literal["auto", "images", "array", "scenes"] = Field(
         default="auto",

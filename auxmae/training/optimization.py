@@ -131,7 +131,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
             return None
         raise SettingsError(
             f"train.precision = {precision!r} needs a CUDA GPU, and the device is {device.type}",
-            hint="set train.precision = 'auto'",
+            hint="set train.precision = 'auto' (auxmae benchmark: --precision auto)",
         )
     if precision == "auto":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None

@@ -207,9 +207,12 @@ def check_unused(folder: str) -> None:
         raise UsageError(f"{path}: the run folder cannot be made: {error.strerror}", hint="choose another --output") from error
     if used:
         trial = RunFolder(path).is_fast_dev_run
+        others = [f"delete {path}"] if trial else []
+        if not trial and (path / SETTINGS_NAME).is_file():
+            others = [f"go on with it: auxmae train --resume {path}"]
         raise UsageError(
             f"{path} {'holds a trial by --fast-dev-run' if trial else 'is not empty'}, and a run overwrites nothing",
-            hint="choose another --output, or " + (f"delete {path}" if trial else f"go on with it: auxmae train --resume {path}"),
+            hint=", or ".join(["choose another --output", *others]),
         )
 
 

@@ -167,12 +167,24 @@ def _measured(function: str, dtype: torch.dtype | None, device: torch.device | N
     here = [entry for entry in _entries() if entry["function"] == function and entry["arch"] == arch]
     if not here:
         return Decision(
-            "torch", f"no figure of {function} has been recorded on {arch}; AUXMAE_KERNELS=triton runs its Triton kernel"
+            "torch", f"no win of {function} has been recorded on {arch}; AUXMAE_KERNELS=triton runs its Triton kernel"
         )
-    for entry in here:
-        if (dtype is None or entry["dtype"] == str(dtype).removeprefix("torch.")) and _same_class(entry["key"], key):
-            return Decision("triton", f"{entry['speedup']:.2f} × as fast as PyTorch's best, as measured for such sizes on {arch}")
-    return Decision("torch", f"no win of the Triton kernel has been recorded on {arch} for this shape")
+    alike = [
+        entry
+        for entry in here
+        if (dtype is None or entry["dtype"] == str(dtype).removeprefix("torch.")) and _same_class(entry["key"], key)
+    ]
+    if not alike:
+        return Decision("torch", f"no win of the Triton kernel has been recorded on {arch} for this shape")
+    if dtype is None or not key:
+        types = ", ".join(sorted({entry["dtype"] for entry in alike}))
+        best = max(entry["speedup"] for entry in alike)
+        return Decision(
+            "triton",
+            f"at the sizes and types ({types}) of recorded wins on {arch}, up to {best:.2f} × as fast as PyTorch's best; "
+            "PyTorch's at others",
+        )
+    return Decision("triton", f"{alike[0]['speedup']:.2f} × as fast as PyTorch's best, as measured for such sizes on {arch}")
 
 
 def _same_class(recorded: Mapping[str, Any], asked: Mapping[str, int | str]) -> bool:

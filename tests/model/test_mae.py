@@ -17,7 +17,7 @@ from tests.model.small import ragged_keep, tiny
 @pytest.mark.parametrize("strategy", ["independent", "shared", "channel", "block", "mixed"])
 @pytest.mark.parametrize("cls_tokens", [True, False])
 def test_a_step_gives_a_gradient_to_every_parameter(strategy, cls_tokens):
-    model = tiny(mask_strategy=strategy, cls_tokens=cls_tokens, mask_mixture={"shared": 1.0}).train()
+    model = tiny(mask_strategy=strategy, cls_tokens=cls_tokens, mask_mixture={"independent": 1.0, "channel": 1.0}).train()
     out = model(torch.rand(2, 5, 16, 16), generator=torch.Generator().manual_seed(0))
     out.loss.backward()
     assert out.loss.isfinite()
