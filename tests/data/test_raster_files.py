@@ -123,6 +123,17 @@ def test_envi_data_is_found_by_either_name(tmp_path: Path, suffix: str) -> None:
         open_image(data)
 
 
+@pytest.mark.parametrize("interleave", ["bsq", "bil"])
+def test_an_envi_file_that_ends_early_is_refused(tmp_path: Path, interleave: str) -> None:
+    path = write_raster(tmp_path / "a.dat", CUBE, "ENVI", interleave=interleave)
+    assert_reads(path, CUBE)
+    path.write_bytes(path.read_bytes()[: CUBE.nbytes - 2])
+    with pytest.raises(
+        DataError, match=rf"a.dat: it has {CUBE.nbytes - 2} bytes, of {CUBE.nbytes} that its ENVI header promises"
+    ):
+        open_image(path)
+
+
 @pytest.mark.parametrize(("flags", "told"), [("1, 0, 1", "1 of 3 bands as bad (bbl): 2;"), ("1, 1, 1", ""), ("0, 0", "")])
 def test_bad_bands_of_an_envi_header_are_told(tmp_path: Path, flags: str, told: str) -> None:
     data = write_raster(tmp_path / "a.img", CUBE[:3], "ENVI")

@@ -20,6 +20,7 @@ from auxmae.data.readers.encoding import gdal_encoding, to_image
 from auxmae.data.readers.envi import data_file
 from auxmae.data.readers.pages import full_pages
 from auxmae.data.readers.wavelengths import SENTINEL2, band_wavelengths
+from auxmae.errors import DataError
 
 _SAMPLE = 256
 
@@ -65,6 +66,7 @@ def _pages(path: Path, found: list[str]) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOptions, notices: list[str]) -> ImageFile:
+    _check_length(path, source)
     transparency = source.count > 1 and source.colorinterp[-1].name == "alpha"
     # PNG leaves no doubt.
     alpha = _alpha(source) if transparency and source.driver != "PNG" else None
@@ -101,6 +103,20 @@ def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOpti
         notices=tuple(notices),
         alpha=alpha,
     )
+
+
+def _check_length(path: Path, source: Any) -> None:
+    """Raises DataError where an ENVI file is shorter than its header says: GDAL reads zeros for what is missing."""
+    header = source.tags(ns="ENVI") if source.driver == "ENVI" else {}
+    if not header or header.get("file_compression", "0").strip() != "0":
+        return
+    pixels = source.height * source.width * sum(np.dtype(kind).itemsize for kind in source.dtypes)
+    promised, length = int(header.get("header_offset", 0)) + pixels, path.stat().st_size
+    if length < promised:
+        raise DataError(
+            f"{path}: it has {length} bytes, of {promised} that its ENVI header promises",
+            hint="is it complete, and the header its own?",
+        )
 
 
 def _bad_bands(path: Path, source: Any) -> list[str]:
