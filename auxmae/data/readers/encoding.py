@@ -1,7 +1,8 @@
 """Stored numbers → physical ones: which of them mean "missing", and scale and offset.
 
 Files say so with a nodata value (GDAL), or with the attributes of the CF conventions (section 2.5.1, "Missing data", and
-8.1, "Packed data"): `_FillValue`, `missing_value`, `valid_min`, `valid_max`, `valid_range`, `scale_factor`, `add_offset`.
+8.1, "Packed data"): `_FillValue`, `missing_value`, `valid_min`, `valid_max`, `valid_range`, `scale_factor`, `add_offset`;
+and with `_Unsigned` of the NetCDF User's Guide (appendix A, "Attribute Conventions"), as files of GOES satellites do.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import base64
 import binascii
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class Encoding:
         missing: stored values that mean "no data"; one tuple for all channels, or one for each.
         scale, offset: one value for all channels, or one for each.
         lowest, highest: stored values outside of these are missing too.
+        unsigned: whether the bytes of whole numbers mean unsigned ones, whatever their type; None: as their type says.
     """
 
     missing: tuple[tuple[float, ...], ...] = ()
@@ -34,10 +36,28 @@ class Encoding:
     offset: tuple[float, ...] = (0.0,)
     lowest: float = -np.inf
     highest: float = np.inf
+    unsigned: bool | None = None
 
     def with_nodata(self, nodata: float | None) -> Encoding:
         """The same with the user's nodata value in place of the file's own and of its limits; None: as it is."""
-        return self if nodata is None else Encoding(((nodata,),), self.scale, self.offset)
+        return self if nodata is None else Encoding(((nodata,),), self.scale, self.offset, unsigned=self.unsigned)
+
+    def signed_as_meant(self, stored: NDArray[Any]) -> tuple[NDArray[Any], Encoding]:
+        """Stored pixels in the type that their bytes mean, and the encoding of these: its numbers are often of the other sign."""
+        meant = {True: "u", False: "i", None: ""}[self.unsigned]
+        if not meant or stored.dtype.kind not in "ui" or stored.dtype.kind == meant:
+            return stored, replace(self, unsigned=None)
+        dtype = np.dtype(stored.dtype.str.replace(stored.dtype.kind, meant))
+        limits = np.iinfo(dtype)
+        turn = float(limits.max) - float(limits.min) + 1
+
+        def other_sign(value: float) -> float:
+            if not np.isfinite(value):
+                return value
+            return value + turn if value < limits.min else value - turn if value > limits.max else value
+
+        missing = tuple(tuple(map(other_sign, values)) for values in self.missing)
+        return stored.view(dtype), Encoding(missing, self.scale, self.offset, other_sign(self.lowest), other_sign(self.highest))
 
     def valid(self, stored: NDArray[Any]) -> NDArray[np.bool_]:
         """(C, h, w) False where the stored value is missing, NaN or infinite."""
@@ -80,6 +100,7 @@ def to_image(
     valid: NDArray[np.bool_] | None = None,
 ) -> MultiChannelImage:
     """Stored pixels (C, h, w) → float32 with a validity mask; what float32 cannot hold is not valid."""
+    stored, encoding = encoding.signed_as_meant(stored)
     mask = encoding.valid(stored)
     if valid is not None:
         mask &= valid
@@ -109,7 +130,15 @@ def cf_encoding(attributes: Mapping[str, Any]) -> Encoding:
         numbers("add_offset") or (0.0,),
         lowest[0] if lowest else -np.inf,
         highest[0] if highest else np.inf,
+        {"true": True, "false": False}.get(_word(attributes.get("_Unsigned"))),
     )
+
+
+def _word(value: Any) -> str:
+    """An attribute of text in small letters, whatever kind of text it is; "" where it is none."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    return (value.decode(errors="replace") if isinstance(value, bytes) else value if isinstance(value, str) else "").lower()
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

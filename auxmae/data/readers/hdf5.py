@@ -15,7 +15,7 @@ from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import reading
 from auxmae.data.readers.arrays import array_file, described_names
 from auxmae.data.readers.axes import Axes, Shapes, cut, from_names
-from auxmae.data.readers.encoding import cf_encoding, to_image
+from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image
 
 _CHAR, _CELL = b"char", b"cell"
 
@@ -119,9 +119,26 @@ def _described(path: Path, key: str, count: int) -> tuple[str, ...] | None:
         return described_names([dataset.attrs, dataset.parent.attrs, dataset.file.attrs], count)
 
 
+# What netCDF fills variables with where nothing else is said (NetCDF User's Guide, "Fill Values"; netcdf.h, NC_FILL_…).  A
+# variable of one byte has no such value.
+_FILLS: dict[str, float] = {
+    "f4": 2.0**119 * 15, "f8": 2.0**119 * 15, "i2": -(2**15) + 1, "u2": 2**16 - 1, "i4": -(2**31) + 1, "u4": 2**32 - 1,
+    "i8": -(2**63) + 2, "u8": 2**64 - 2,
+}  # fmt: skip
+
+
+def _encoding(dataset: Any) -> Encoding:
+    """By the attributes; where they name no missing value, netCDF's own, which HDF5 then has as the data set's fill value."""
+    attributes, default = dataset.attrs, _FILLS.get(dataset.dtype.str[1:])
+    named = "_FillValue" in attributes or "missing_value" in attributes
+    if default is None or named or dataset.fillvalue != default:
+        return cf_encoding(attributes)
+    return cf_encoding({**attributes, "_FillValue": default})
+
+
 def _read(
     path: Path, nodata: float | None, matlab: bool, key: str, axes: Axes, index: int, window: Window | None
 ) -> MultiChannelImage:
     with reading(path), _dataset(path, key) as dataset:
-        encoding = cf_encoding(dataset.attrs).with_nodata(nodata)
+        encoding = _encoding(dataset).with_nodata(nodata)
         return to_image(cut(_ColumnMajor(dataset) if matlab else dataset, axes, index, window), encoding)
