@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -192,3 +193,32 @@ def test_a_label_array_alone_in_its_file_needs_no_key(tmp_path: Path) -> None:
     np.savez(tmp_path / "labels.npz", classes)
     collection = open_collection(str(image), labels=str(tmp_path / "labels.npz"))
     assert np.array_equal(np.array([0, 3, 7])[collection.read_labels(0)], classes)
+
+
+@pytest.mark.parametrize("kind", ["h5", "zarr"])
+def test_a_label_array_is_read_by_the_names_of_its_axes_and_its_fill_value(tmp_path: Path, kind: str) -> None:
+    scene, truth = RNG.random((4, 60, 60)).astype(np.float32), RNG.integers(0, 3, (60, 60)).astype(np.uint8)
+    truth[50:] = 255
+    arrays = {"refl": (scene.transpose(2, 1, 0), ["lon", "lat", "band"]), "mask": (truth.T, ["lon", "lat"])}
+    if kind == "h5":
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            for name, (array, names) in arrays.items():
+                file[name] = array
+                for axis, label in enumerate(names):
+                    file[name].dims[axis].label = label
+            file["mask"].attrs["_FillValue"] = np.uint8(255)
+    else:
+        zarr, path = pytest.importorskip("zarr"), tmp_path / "a.zarr"
+        group = zarr.open_group(str(path), mode="w")
+        for name, (array, names) in arrays.items():
+            group.create_array(name, shape=array.shape, dtype=array.dtype, dimension_names=names)[...] = array
+        group["mask"].attrs["_FillValue"] = 255
+    data = open_collection(str(path), labels=":mask")
+    assert data.class_names == ("0", "1", "2")
+    assert data.label_rasters is not None
+    assert data.label_rasters[0] is not None
+    image = data.label_rasters[0].file.read(0, None)
+    assert np.array_equal(data.files[0].read(0, None).pixels, scene)
+    assert np.array_equal(image.valid[0], truth != 255)
+    assert np.array_equal(image.pixels[0][:50], truth[:50])

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from auxmae.data.image import ImageFile, ReadOptions
 from auxmae.data.plates import is_group
 from auxmae.data.readers.arrays import as_text
+from auxmae.data.readers.axes import Axes, Shapes
+from auxmae.data.readers.encoding import Encoding
 from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER, has_header
 from auxmae.errors import AuxMAEError, DataError, MissingDependencyError, ResourceError
 
@@ -241,6 +243,21 @@ def list_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     return arrays
 
 
+def _only(arrays: Shapes) -> str | None:
+    """The name of the only array, of numbers where there are any; None: there are several."""
+    numbers = [name for name, (_, kind) in arrays.items() if np.dtype(kind).kind in "uifbc"]
+    return next(iter(numbers or arrays)) if len(numbers or arrays) == 1 else None
+
+
+def array_meaning(path: Path, key: str | None = None) -> tuple[Axes | None, Encoding]:
+    """What a file says of the array that `read_array` reads: its axes by their names, else None, and which of its numbers mean
+    "missing"; npy, npz and MATLAB files say neither.
+    """
+    module = _reader(path)
+    with reading(path):
+        return module.meaning(path, key or _only(list_arrays(path))) if hasattr(module, "meaning") else (None, Encoding())
+
+
 def read_array(path: Path, key: str | None = None, options: ReadOptions | None = None) -> NDArray[Any]:
     """One whole array of an npy, npz, HDF5, MATLAB or Zarr file, numbers as they are stored; without a key the only one, of
     numbers where there are any.
@@ -251,11 +268,8 @@ def read_array(path: Path, key: str | None = None, options: ReadOptions | None =
     if _suffix(path) not in ARRAY_SUFFIXES:
         raise DataError(f"{path}: holds no named arrays", hint=f"expected one of {', '.join(sorted(ARRAY_SUFFIXES))}")
     module = _reader(path)
-    key = key or (options.key if options else None)
     arrays = list_arrays(path)
-    if key is None:
-        numbers = [name for name, (_, kind) in arrays.items() if np.dtype(kind).kind in "uifbc"]
-        key = next(iter(numbers or arrays)) if len(numbers or arrays) == 1 else None
+    key = key or (options.key if options else None) or _only(arrays)
     if key not in arrays:
         listed = ", ".join(f"{name} {shape}" for name, (shape, _) in arrays.items()) or "none"
         problem = "say which array" if key is None else f"no array {key!r}"

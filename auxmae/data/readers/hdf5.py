@@ -106,11 +106,21 @@ def open_file(path: Path, options: ReadOptions, matlab: bool = False) -> ImageFi
     return array_file(path, list_arrays(path, matlab), options, partial(load, path, matlab=matlab), read, known, described)
 
 
-def _known(path: Path, key: str) -> Axes | None:
-    """Axes by the labels of the dimensions, or by the scales attached to them, as netCDF does; MATLAB has neither."""
+def meaning(path: Path, key: str) -> tuple[Axes | None, Encoding]:
+    """The axes and the encoding that an array's attributes and dimensions tell."""
     with _dataset(path, key) as dataset:
-        names = [dimension.label or (dimension[0].name.split("/")[-1] if len(dimension) else None) for dimension in dataset.dims]
-        return from_names(names, dataset.shape)
+        return _named_axes(dataset), _encoding(dataset)
+
+
+def _known(path: Path, key: str) -> Axes | None:
+    with _dataset(path, key) as dataset:
+        return _named_axes(dataset)
+
+
+def _named_axes(dataset: Any) -> Axes | None:
+    """Axes by the labels of the dimensions, or by the scales attached to them, as netCDF does; MATLAB has neither."""
+    names = [dimension.label or (dimension[0].name.split("/")[-1] if len(dimension) else None) for dimension in dataset.dims]
+    return from_names(names, dataset.shape)
 
 
 def _described(path: Path, key: str, count: int) -> tuple[str, ...] | None:

@@ -78,6 +78,12 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     return replace(file, notices=(*file.notices, *told))
 
 
+def meaning(path: Path, key: str) -> tuple[Axes | None, Encoding]:
+    """The axes and the encoding that an array's attributes and dimensions tell."""
+    node = _members(_root(path))[key]
+    return from_names(_dimensions(node), node.shape), _encoding(node)
+
+
 def _dimensions(node: Any) -> list[str | None]:
     """Names of the dimensions: of version 3 itself, of version 2 as xarray keeps them."""
     return list(getattr(node.metadata, "dimension_names", None) or node.attrs.get("_ARRAY_DIMENSIONS") or ())
