@@ -363,6 +363,52 @@ def test_named_dimensions_say_what_the_axes_are(tmp_path: Path, kind: str) -> No
     assert not file.notices
 
 
+def write_named(path: Path, arrays: dict[str, tuple[np.ndarray, list[str]]]) -> Path:
+    """As netCDF does: each dimension is an array of its own, where its places are, and attached to the arrays that have it."""
+    with h5py.File(path, "w") as file:
+        for name, (array, dimensions) in arrays.items():
+            for dimension, size in zip(dimensions, array.shape, strict=True):
+                if dimension not in file:
+                    file[dimension] = np.arange(size, dtype=float)
+                    file[dimension].make_scale(dimension)
+            file[name] = array
+            for axis, dimension in enumerate(dimensions):
+                file[name].dims[axis].attach_scale(file[dimension])
+    return path
+
+
+def test_an_axis_beside_times_rows_and_columns_holds_the_channels(tmp_path: Path) -> None:
+    stored = RNG.random((5, 12, 32, 32)).astype(np.float32)
+    path = write_named(tmp_path / "a.nc", {"t": (stored, ["pressure_level", "valid_time", "latitude", "longitude"])})
+    file = open_image(path)
+    assert (file.count, file.channels) == (12, 5)
+    assert np.array_equal(file.read(7, None).pixels, stored[:, 7])
+    assert not file.notices
+
+
+def test_the_places_of_rows_are_no_labels(tmp_path: Path) -> None:
+    stored = RNG.random((20, 20, 24)).astype(np.float32)
+    path = write_named(tmp_path / "a.nc", {"tas": (stored, ["time", "y", "x"])})
+    assert open_image(path).labels is None
+    with h5py.File(path, "r+") as file:
+        del file["x"]
+        file["x"] = np.arange(20)
+    assert open_image(path).labels is not None
+
+
+def test_arrays_whose_axes_have_names_are_asked_for_by_their_key_alone(tmp_path: Path) -> None:
+    stored, names = RNG.random((40, 37, 53)), ["time", "lat", "lon"]
+    path = write_named(tmp_path / "a.nc", {"tas": (stored, names), "pr": (stored, names)})
+    with pytest.raises(DataError) as caught:
+        open_image(path)
+    assert caught.value.hint is not None
+    assert "data.key" in caught.value.hint
+    assert "data.axes" not in caught.value.hint
+    np.savez(tmp_path / "a.npz", t1=stored[0], t2=stored[1])
+    with pytest.raises(DataError, match=r'data\.key = "t1" and data\.axes = "HW" for one channel'):
+        open_image(tmp_path / "a.npz")
+
+
 def test_decoded_arrays_are_kept_up_to_a_size() -> None:
     cache, decoded = DecodedCache(budget=250), []
 

@@ -33,10 +33,11 @@ ONLY = "array"
 _LISTED = 8
 
 
-def choose_key(path: Path, arrays: Shapes, options: ReadOptions) -> str:
+def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Callable[[str], Axes | None] = lambda key: None) -> str:
     """The array that holds the image: the named one, or the only one that can be an image cube.
 
-    A smaller array of two axes beside one cube is a label map or the like.
+    A smaller array of two axes beside one cube is a label map or the like.  Arrays whose axes are `known` need no setting for
+    them.
 
     Raises:
         DataError: none, or several; those that can be an image are listed, with all settings that the likeliest needs.
@@ -81,9 +82,13 @@ def choose_key(path: Path, arrays: Shapes, options: ReadOptions) -> str:
             + ", none of Python objects: store images of several sizes each in a file of its own" * objects,
         )
     likeliest = max(fitting, key=lambda name: int(np.prod(fitting[name])))
+    axes, shape = known(likeliest), fitting[likeliest]
+    setting = f'data.key = "{likeliest}"' if axes else _settings(path, likeliest, arrays, options)
+    single = len(shape) == 2 or (axes is not None and "C" not in axes.letters)
+    alike = single and list(fitting.values()).count(shape) > 1
     raise DataError(
         f"{path}: which array is the image? It holds {_listed({name: arrays[name] for name in fitting})}",
-        hint=f"set {_settings(path, likeliest, arrays, options)}",
+        hint=f"set {setting}" + "; arrays that are the channels of one image are to be stored as one array" * alike,
     )
 
 
@@ -107,7 +112,7 @@ def _settings(path: Path, name: str, arrays: Shapes, options: ReadOptions) -> st
         size = missing_size(shape, options, arrays)
         return f"{key} and {size}" if size else key
     if len(shape) == 2:
-        return f"{key}, {flat_settings(path, shape, arrays)}"
+        return f'{key}, {flat_settings(path, shape, arrays)}; or {key} and data.axes = "HW" for one channel'
     return key if guess_axes(shape, options.channels) else f"{key} and {axes_settings(shape)}"
 
 
@@ -161,6 +166,20 @@ def entries_of(
         sizes = ", ".join(f"{name} has {size} entries" for name, size in found.items())
         notices.append(f"{sizes}, for {count} {noun}: not taken")
     return None
+
+
+def _without_coordinates(arrays: Shapes, axes: Axes) -> Shapes:
+    """The arrays, but for one called y that tells where the rows lie, as one called x beside it does of the columns."""
+
+    def tells_places(name: str) -> bool:
+        before, _, called = name.rpartition("/")
+        beside = f"{before}/x".lstrip("/")
+        return called == "y" and [arrays.get(one, ((), ""))[0] for one in (name, beside)] == [
+            (axes.size("H"),),
+            (axes.size("W"),),
+        ]
+
+    return {name: array for name, array in arrays.items() if not tells_places(name)}
 
 
 def _own_labels(
@@ -249,7 +268,7 @@ def array_file(
     Raises:
         DataError: which array or which axes is ambiguous.
     """
-    key = choose_key(path, arrays, options)
+    key = choose_key(path, arrays, options, known)
     shape, kind = arrays[key]
     notices = list[str]()
     axes = known(key) if options.axes is None else None
@@ -258,7 +277,7 @@ def array_file(
         if options.axes is None:
             which = "its array" if key == ONLY else f"array {key}"
             notices.append(f"{path.name}: {which} of {times(shape)} is read as {axes}; set data.axes if that is wrong")
-    labels = _own_labels(path, arrays, key, axes.size("N"), load, notices)
+    labels = _own_labels(path, _without_coordinates(arrays, axes), key, axes.size("N"), load, notices)
     if options.plane_key is None:
         notices.extend(_own_maps(path, arrays, key, axes))
     channels = axes.size("C")

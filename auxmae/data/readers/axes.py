@@ -274,10 +274,10 @@ def _letters_hint(axes: str, shape: tuple[int, ...]) -> str | None:
 
 # Names that files give to dimensions (the CF conventions' coordinates, and what libraries write), as axis letters.
 _NAMES = {
-    "Y": ("y", "lat", "latitude", "row", "rows", "height", "northing", "line", "lines"),
-    "X": ("x", "lon", "longitude", "column", "columns", "col", "cols", "width", "easting"),
-    "C": ("c", "band", "bands", "channel", "channels", "wavelength", "wavelengths", "spectral"),
-    "T": ("t", "time", "n", "sample", "samples", "image", "images"),
+    "Y": ("y", "lat", "latitude", "rlat", "south_north", "row", "rows", "height", "northing", "line", "lines"),
+    "X": ("x", "lon", "longitude", "rlon", "west_east", "column", "columns", "col", "cols", "width", "easting"),
+    "C": ("c", "band", "bands", "channel", "channels", "variable", "variables", "wavelength", "wavelengths", "spectral"),
+    "T": ("t", "time", "valid_time", "n", "sample", "samples", "image", "images"),
 }
 _LETTERS = {name: letter for letter, names in _NAMES.items() for name in names}
 
@@ -289,8 +289,13 @@ def axis_letter(name: str, kind: str | None) -> str:
 
 
 def from_names(names: Sequence[str | None], shape: tuple[int, ...]) -> Axes | None:
-    """Axes by the names of an array's dimensions; None where they do not tell all of them."""
+    """Axes by the names of an array's dimensions; None where they do not tell all of them.
+
+    Beside times, rows and columns the fourth axis holds the channels, such as levels, whatever it is called.
+    """
     letters = "".join(_LETTERS.get((name or "").lower(), "?") for name in names)
+    if sorted(letters) == ["?", "T", "X", "Y"]:
+        letters = letters.replace("?", "C")
     if len(letters) != len(shape) or "?" in letters or len(set(letters)) != len(letters) or not {"Y", "X"} <= set(letters):
         return None
     return Axes(tuple({"Y": "H", "X": "W", "T": "N"}.get(letter, letter) for letter in letters), shape)
