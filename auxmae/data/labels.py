@@ -22,11 +22,10 @@ from auxmae.data.label_files import LabelMap, labels_from_array, map_from_raster
 from auxmae.data.notices import said_once
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.data.plates import STORE
-from auxmae.data.tables import MISSING, TABLE_SUFFIXES, classes, numbered_labels, table_labels
+from auxmae.data.tables import MISSING, PART_NAMES, TABLE_SUFFIXES, classes, numbered_labels, table_labels
 from auxmae.errors import DataError
 from auxmae.places import expanded
 
-SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 MAX_CLASSES = 1000
 # A raster with more values than this among multi-channel images is rather an image (a panchromatic or elevation band).
 _FEW_VALUES = 64
@@ -76,8 +75,8 @@ def folder_labels(relative_paths: Sequence[str], notices: list[str]) -> tuple[ND
     for path in relative_paths:
         # The folders of a store are its own.
         parents = list(takewhile(lambda part: not part.endswith(STORE), PurePosixPath(path).parts[:-1]))
-        ignored.update(part for part in parents if part.lower() in SPLIT_FOLDERS)
-        rest = [part for part in parents if part.lower() not in SPLIT_FOLDERS]
+        ignored.update(part for part in parents if part.lower() in PART_NAMES)
+        rest = [part for part in parents if part.lower() not in PART_NAMES]
         folders.append(rest[0] if rest else "")
     if ignored:
         notices.append(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import unicodedata
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import dropwhile
@@ -14,7 +15,7 @@ from auxmae.errors import DataError
 
 
 class ImageNames:
-    """Looks images up by path, file name, or file name without its ending; groups of them by their name.
+    """Looks images up by path, file name, or file name without its ending; groups of them by their name, as `composed` has it.
 
     Args:
         relative_paths: of the images, below their source, with slashes.
@@ -35,16 +36,16 @@ class ImageNames:
         parts: Sequence[Sequence[str]] = (),
     ) -> None:
         self.relative_paths, self._root, self._parts = tuple(relative_paths), root, parts
-        self._above = PurePosixPath(root.absolute().as_posix())
+        self._above = PurePosixPath(composed(root.absolute().as_posix()))
         self.groups: dict[str, list[int]] = {}
         for index, text in enumerate(relative_paths if group_pattern else ()):
             if (match := re.search(group_pattern, text)) is not None and match.group(1):
-                self.groups.setdefault(match.group(1), []).append(index)
+                self.groups.setdefault(composed(match.group(1)), []).append(index)
         # By each name the images' indices, and where below the source the file lies that is called so.
         self._by_name: dict[str, list[tuple[int, PurePosixPath]]] = {}
         self._by_stem: dict[str, list[tuple[int, PurePosixPath]]] = {}
         for index, text in enumerate(relative_paths):
-            for path in {PurePosixPath(one) for one in (text, *(parts[index] if parts else ()))}:
+            for path in {PurePosixPath(composed(one)) for one in (text, *(parts[index] if parts else ()))}:
                 self._by_name.setdefault(path.name, []).append((index, path.parent))
                 self._by_stem.setdefault(path.stem, []).append((index, path.parent))
 
@@ -93,13 +94,18 @@ class ImageNames:
         return found[0] if found else None
 
 
+def composed(text: str) -> str:
+    """A text with letters and their accents in one, as most programs write it: macOS stores file names with them apart."""
+    return unicodedata.normalize("NFC", text)
+
+
 def _is_absolute(path: PurePosixPath) -> bool:
     return path.is_absolute() or (path.parts[:1] != () and path.parts[0].endswith(":"))
 
 
 def _path(name: str) -> PurePosixPath:
     """The path that a name is, without what leads to folders above: "../images/a.tif", as seen from a table, is images/a.tif."""
-    parts = PurePosixPath(posixpath.normpath(name.strip().replace("\\", "/"))).parts
+    parts = PurePosixPath(posixpath.normpath(composed(name).strip().replace("\\", "/"))).parts
     return PurePosixPath(*dropwhile(lambda part: part == "..", parts))
 
 

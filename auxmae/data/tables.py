@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from auxmae.data.pairing import ImageNames
+from auxmae.data.pairing import ImageNames, composed
 from auxmae.errors import DataError
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
@@ -20,6 +20,8 @@ TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "classname", "category", "target", "y")
 # Columns of these names may number an array's images; pandas writes its index, mostly the rows' own numbers, without a name.
 INDEX_COLUMNS = ("index", "id", "image", "")
+# What folders and columns call the parts that images are held out in.
+PART_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 DELIMITERS = ",;\t|"
 # What a missing value is written as; pandas writes nothing, R writes NA.
 MISSING = ("", "nan", "na")
@@ -48,7 +50,7 @@ def table_labels(path: Path, column: str, names: ImageNames, notices: list[str])
         column: the one that holds the labels; "": the one called so, or the only one beside the names.
         names: of the images; one of the columns names them, by path or by file name, or the groups that they are of, wells
             for one.
-        notices: told which images have none, and which rows name no image.
+        notices: told which images have none, which rows name no image, and of a split that the table gives.
 
     Raises:
         DataError: it cannot be read, has no header line, names no image, names one twice with two labels, or does not say
@@ -85,6 +87,12 @@ def table_labels(path: Path, column: str, names: ImageNames, notices: list[str])
         + (f"; {len(strangers)} of its rows name no image here ({_listed(strangers, _NAMES)})" if strangers else "")
         + (f", {len(alike)} of them differ from a name here only in capitals ({_listed(alike, _NAMES)})" if alike else "")
     )
+    for name in table.columns.keys() - {column, best}:
+        values = {value.strip().lower() for value in table.columns[name]} - {""}
+        if len(values) > 1 and values <= PART_NAMES:
+            notices.append(
+                f"the parts in column {name} of {path.name} are not taken; the split is drawn anew (see data.split, data.exclude)"
+            )
     spelt: dict[str, set[str]] = {}
     for label in filter(None, labels):
         spelt.setdefault(label.lower(), set()).add(label)
@@ -183,7 +191,7 @@ def _read(path: Path) -> _Table:
             delimiter = max(DELIMITERS, key=header.count)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
-            rows = [(reader.line_num, row) for row in reader if row]
+            rows = [(reader.line_num, [*map(composed, row)]) for row in reader if row]
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text", hint="save the table as CSV in UTF-8") from error
     except csv.Error as error:

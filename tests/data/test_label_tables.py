@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,26 @@ def test_however_a_table_names_its_images(tmp_path, named):
     cubes(tmp_path / "data", "a.1", "b.2")
     path = table(tmp_path / "labels.csv", f"label,image\nx,{named.format('b.2')}\ny,{named.format('a.1')}\n")
     assert labels_of(tmp_path / "data", path) == {"a.1": "y", "b.2": "x"}
+
+
+@pytest.mark.parametrize(("stored", "written"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_may_be_characters_of_their_own(tmp_path, stored, written):
+    names = [unicodedata.normalize(stored, name) for name in ("Prüfling 1", "Prüfling 2")]
+    cubes(tmp_path / "data" / unicodedata.normalize(stored, "Säule"), *names)
+    for text in ("image,label\nSäule/Prüfling 1,a\nSäule/Prüfling 2.npy,b\n", "image,label\nPrüfling 1.npy,a\nPrüfling 2,b\n"):
+        path = table(tmp_path / "labels.csv", unicodedata.normalize(written, text))
+        assert labels_of(tmp_path / "data", path) == dict(zip(names, "ab", strict=True))
+
+
+def test_a_column_of_parts_is_told_not_to_be_used(tmp_path):
+    cubes(tmp_path / "data", "a", "b", "c")
+    path = table(tmp_path / "labels.csv", "image,label,split,set\na,x,train,1\nb,y,Test,2\nc,y,test,3\n")
+    notices = open_collection(str(tmp_path / "data"), labels=path).notices
+    assert (
+        "the parts in column split of labels.csv are not taken; the split is drawn anew (see data.split, data.exclude)" in notices
+    )
+    path = table(tmp_path / "labels.csv", "image,label\na,train\nb,test\nc,test\n")
+    assert not any("drawn anew" in notice for notice in open_collection(str(tmp_path / "data"), labels=path).notices)
 
 
 def test_the_same_file_name_in_two_folders(tmp_path):
