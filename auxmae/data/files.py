@@ -16,6 +16,13 @@ from auxmae.places import expanded
 
 # What every run folder holds from its first moment on.
 RUN_MARKS = ("settings.toml", "checkpoints", "figures")
+# Endings of images that no reader is for; .gz where it follows another of them.
+UNREAD = frozenset({
+    ".bmp", ".gif", ".webp", ".jfif", ".j2k", ".jpf", ".jpx", ".pgm", ".ppm", ".pnm", ".tga", ".exr", ".heic", ".avif",
+    ".dng", ".cr2", ".nef", ".arw", ".bsq", ".bil", ".bip", ".hdf", ".grib", ".grb", ".grib2", ".grb2", ".fits",
+    ".fit", ".fts", ".dcm", ".nii", ".mha", ".mhd", ".nrrd", ".czi", ".lif", ".nd2", ".oib", ".oif", ".vsi", ".svs",
+    ".ndpi", ".mrxs",
+})  # fmt: skip
 
 
 def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Path, list[Path]]:
@@ -25,7 +32,8 @@ def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Pat
     Args:
         source: a file, a folder, or a glob pattern.
         exclude: files, and wells and fields of plates, to leave out; an ENVI image by the name of its header or of its data.
-        notices: told of run folders that lie within the source, whose figures are no images of it, and of links to nothing.
+        notices: told of run folders that lie within the source, whose figures are no images of it, of links to nothing, and of
+            images of other kinds.
 
     Raises:
         DataError: there is nothing that could be read.
@@ -63,6 +71,10 @@ def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Pat
         why = "every supported file is excluded by data.exclude" if usable else "no supported file"
         why += " outside of run folders" if any(runs.values()) else ""
         raise DataError(f"{source}: {why}", hint="check data.exclude" if usable else f"supported: {listed}")
+    if unread := [entry for entry in shown if _is_unread_image(entry) and not exclude.leaves_out(entry)]:
+        kinds = ", ".join(sorted({entry.suffix.lower() for entry in unread}))
+        files = "1 file" if len(unread) == 1 else f"{len(unread)} files"
+        notices.append(f"left out: {files} of kinds that no reader is for ({kinds}), {relative_path(unread[0], root)} the first")
     # An ENVI header stands for its data file: the pair is one image.
     headers = {entry.with_suffix("") for entry in paths if entry.suffix.lower() == HEADER}
 
@@ -76,6 +88,13 @@ def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Pat
         if not described(entry)
     )
     return root, _images(source, list(dict.fromkeys(images)), exclude, notices)
+
+
+def _is_unread_image(path: Path) -> bool:
+    from auxmae.data.readers import is_readable
+
+    inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    return inner.suffix.lower() in UNREAD and not is_readable(path)
 
 
 def would_find(source: str, place: Path) -> bool:

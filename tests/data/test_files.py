@@ -151,3 +151,14 @@ def test_patterns_that_leave_nothing_out_and_shapes_are_told(tmp_path):
     (tmp_path / "shapes.geojson").write_text("{}")
     with pytest.raises(DataError, match="gdal_rasterize"):
         open_collection(str(tmp_path / "a.tif"), labels=str(tmp_path / "shapes.geojson"))
+
+
+def test_images_that_no_reader_is_for_are_told(tmp_path):
+    folder = cubes(tmp_path, "a", "b")
+    for name in ("c.BMP", "sub/d.bmp", "e.nii.gz", "f.json", "g.csv.gz", "a.npy.aux.xml", ".h.bmp"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    told = [notice for notice in open_collection(str(folder)).notices if "left out" in notice]
+    assert told == ["left out: 3 files of kinds that no reader is for (.bmp, .gz), c.BMP the first"]
+    told = open_collection(str(folder), exclude=["*.nii.gz", "*.bmp", "*.BMP"]).notices
+    assert not any("left out" in notice or "data.exclude" in notice for notice in told)
