@@ -17,7 +17,7 @@ from PIL import Image
 from auxmae.data.image import ImageFile, ReadOptions, Window
 from auxmae.data.opening import open_collection
 from auxmae.data.readers import numpy_files, open_image
-from auxmae.errors import DataError, ResourceError
+from auxmae.errors import DataError, MissingDependencyError, ResourceError
 
 CUBE = np.random.default_rng(0).integers(1, 60000, (4, 17, 23)).astype(np.uint16)
 
@@ -180,3 +180,29 @@ def test_what_the_machine_lacks_is_no_broken_file(
             open_collection(str(tmp_path), options=ReadOptions(axes="CHW"), allow_broken=allow_broken)
         assert "1.npy" in caught.value.message
         assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.tif", "a.nc"])
+def test_pointers_of_git_lfs_are_told(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with pytest.raises(DataError) as caught:
+        open_image(tmp_path / name)
+    assert "pickle" not in caught.value.message
+    assert "git lfs pull" in caught.value.hint
+
+
+def test_what_h5py_cannot_read_says_what_to_do(tmp_path):
+    with scipy.io.netcdf_file(tmp_path / "a.nc", "w") as file:
+        for size, name in zip(CUBE.shape, "cyx", strict=True):
+            file.createDimension(name, size)
+        file.createVariable("t", "f4", tuple("cyx"))[...] = CUBE
+    with pytest.raises(DataError, match=r"a\.nc: is netCDF-3, which is not read \(.*nccopy -k nc4"):
+        open_image(tmp_path / "a.nc")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        made.set_chunk(CUBE.shape)
+        made.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))
+        space = h5py.h5s.create_simple(CUBE.shape)
+        h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_UINT16, space, made).write_direct_chunk((0, 0, 0), b"zzzz", 0)
+    with pytest.raises(MissingDependencyError, match=r"a\.h5: x is compressed by HDF5's filter 32015.*hdf5plugin"):
+        open_image(tmp_path / "a.h5").read(0, None)

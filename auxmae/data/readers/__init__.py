@@ -76,6 +76,8 @@ _RESOURCES = {
 }
 # Python's words for a package of which only a part could be imported.
 _HALF_IMPORTED = re.compile(r"(partially initialized )?module '(\w+)[\w.]*' has no attribute")
+# What a pointer of Git LFS starts with.
+_POINTER = b"version https://git-lfs"
 # Characters of a path in the message that it is too long.
 _SHOWN = 100
 ARRAY_SUFFIXES = frozenset({".npy", ".npz", ".h5", ".hdf5", ".he5", ".nc", ".nc4", ".mat", ".zarr"})
@@ -151,6 +153,8 @@ def reading(path: Path) -> Iterator[None]:
         hint = "is it complete, and of the kind that its suffix says?"
         if not _is_utf8(path):
             hint = "rename it: its name is not UTF-8"
+        elif _is_pointer(path):
+            hint = "it only says where Git LFS has the file: git lfs pull"
         raise DataError(f"{path}: cannot be read: {reason}", hint=hint) from error
 
 
@@ -185,6 +189,15 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves in its place until Git LFS has fetched it."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
 
 
 def path_exists(path: Path) -> bool:

@@ -16,6 +16,7 @@ from auxmae.data.readers import reading
 from auxmae.data.readers.arrays import array_file, described_names
 from auxmae.data.readers.axes import Axes, Shapes, cut, from_names
 from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image
+from auxmae.errors import DataError, MissingDependencyError
 
 _CHAR, _CELL = b"char", b"cell"
 
@@ -53,9 +54,18 @@ def list_arrays(path: Path, matlab: bool = False) -> Shapes:
         elif dtype.kind in "uifbcS" or own == _CELL or h5py.check_string_dtype(dtype) is not None:
             found[name] = (shape[::-1] if matlab else shape, dtype.str)
 
+    _refuse_classic(path)
     with h5py.File(path, "r") as file:
         file.visititems(visit)
     return found
+
+
+def _refuse_classic(path: Path) -> None:
+    """Raises DataError for netCDF's formats before version 4, which are no HDF5."""
+    with path.open("rb") as file:
+        head = file.read(3)
+    if head == b"CDF":
+        raise DataError(f"{path}: is netCDF-3, which is not read", hint="write it as netCDF-4: nccopy -k nc4 OLD.nc NEW.nc")
 
 
 @contextmanager
@@ -64,7 +74,26 @@ def _dataset(path: Path, key: str) -> Iterator[Any]:
 
     # Opened for every read: handles neither pickle nor survive a fork.
     with h5py.File(path, "r") as file:
-        yield file[key]
+        try:
+            yield file[key]
+        except OSError as error:
+            lacking = _lacking_filters(file[key])
+            if not lacking:
+                raise
+            raise MissingDependencyError(
+                f"{path}: {key} is compressed by HDF5's filter {', '.join(lacking)}, which is not installed",
+                hint="pip install hdf5plugin, and export HDF5_PLUGIN_PATH=$(python -c 'import hdf5plugin; "
+                "print(hdf5plugin.PLUGIN_PATH)')",
+            ) from error
+
+
+def _lacking_filters(dataset: Any) -> list[str]:
+    """The filters that a data set's chunks have gone through and HDF5 does not find, by their numbers."""
+    import h5py
+
+    made = dataset.id.get_create_plist()
+    numbers = [made.get_filter(place)[0] for place in range(made.get_nfilters())]
+    return [str(number) for number in numbers if not h5py.h5z.filter_avail(number)]
 
 
 def load(path: Path, key: str, matlab: bool = False) -> NDArray[Any]:

@@ -54,6 +54,9 @@ def load(path: Path, key: str) -> NDArray[Any]:
     """One array; of an npy file a memory map."""
     if path.suffix.lower() == ".npy":
         with path.open("rb") as file:
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+                raise ValueError("it does not start as npy files do")
+            file.seek(0)
             _refuse_objects(file, str(path))
         with _PARSING:
             array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
