@@ -185,3 +185,25 @@ def test_jpeg_is_turned_as_it_says(tmp_path: Path) -> None:
 def test_a_path_that_is_too_long(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cannot be opened.*too long"):
         open_image(tmp_path / ("x" * 5000 + ".tif"))
+
+
+def test_what_palettes_and_inks_are_read_as_is_told(tmp_path: Path) -> None:
+    index, colours = RNG.integers(0, 256, (17, 23), dtype=np.uint8), RNG.integers(0, 256, (3, 256), dtype=np.uint8)
+    inks = RNG.integers(0, 256, (17, 23, 4), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "p.tif", index, photometric="palette", colormap=colours.astype(np.uint16) * 257)
+    palette = Image.fromarray(index, "P")
+    palette.putpalette(colours.T.tobytes())
+    palette.save(tmp_path / "p.png")
+    tifffile.imwrite(tmp_path / "k.tif", inks, photometric="separated")
+    Image.fromarray(inks, "CMYK").save(tmp_path / "k.jpg")
+    told = {
+        "p.tif": "its pixels are the indices of its palette, and no colours",
+        "p.png": "the colours of its palette are read as red, green and blue",
+        "k.tif": "its inks (CMYK) are read as red, green and blue",
+        "k.jpg": "its inks (CMYK) are read as red, green and blue",
+    }
+    for name, notice in told.items():
+        assert open_image(tmp_path / name).notices == (f"{name}: {notice}",)
+    assert np.array_equal(open_image(tmp_path / "p.tif").read(0, None).pixels[0], index)
+    assert np.array_equal(open_image(tmp_path / "p.png").read(0, None).pixels, colours[:, index])
+    assert open_image(tmp_path / "p.png", ReadOptions(indexed=True)).notices == ()

@@ -23,6 +23,7 @@ from auxmae.data.readers.wavelengths import SENTINEL2, band_wavelengths
 from auxmae.errors import DataError
 
 _SAMPLE = 256
+CMYK = "{}: its inks (CMYK) are read as red, green and blue"
 
 
 @contextmanager
@@ -72,7 +73,12 @@ def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOpti
     alpha = _alpha(source) if transparency and source.driver != "PNG" else None
     if alpha is not None:
         transparency = is_transparency([alpha]) if options.transparency is None else options.transparency
-    if options.transparency is None and transparency:
+    if source.colorinterp[0].name == "palette":
+        notices.append(f"{path.name}: its pixels are the indices of its palette, and no colours")
+    if source.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") == "CMYK":
+        # GDAL makes a band of transparency beside them.
+        notices.append(CMYK.format(path.name))
+    elif options.transparency is None and transparency:
         notices.append(f"{path.name}: band {source.count} is transparency: it says which pixels are valid")
     elif options.transparency is None and alpha is not None:
         notices.append(f"{path.name}: band {source.count} is marked as transparency and holds values: it is read as a channel")

@@ -47,8 +47,14 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     names = None if indexed else NAMES[channels]
     axes = Axes(("C", "H", "W"), (channels, height, width))
     read = partial(_read, path, options.indexed, axes, options.nodata)
-    notices = (f"{path.name}: its alpha channel is transparency: it says which pixels are valid",) if mode in _ALPHA else ()
-    return ImageFile(path, 1, channels, height, width, np.dtype(np.uint8), read, names, notices=notices)
+    notices = []
+    if mode in _ALPHA:
+        notices.append(f"{path.name}: its alpha channel is transparency: it says which pixels are valid")
+    if mode in _PALETTE and not indexed:
+        notices.append(f"{path.name}: the colours of its palette are read as red, green and blue")
+    if mode == "CMYK":
+        notices.append(geotiff.CMYK.format(path.name))
+    return ImageFile(path, 1, channels, height, width, np.dtype(np.uint8), read, names, notices=tuple(notices))
 
 
 def _sixteen_bits(path: Path) -> bool:
