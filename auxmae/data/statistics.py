@@ -239,7 +239,7 @@ def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = 
                 groups["saturated"].append(name)
             if max(s.raw_maximum[c], -s.raw_minimum[c]) > _ISOLATED * s.extreme[c] > 0:
                 groups["isolated"].append(name)
-            elif s.transform == "none" and s.raw_minimum[c] >= 0 and _heavy(s, c):
+            elif s.transform == "none" and s.extreme[c] > -20 * s.raw_minimum[c] and _heavy(s, c):
                 groups["tails"].append(name)
             if s.transform == "log1p" and s.raw_minimum[c] < 0:
                 groups["negative"].append(name)

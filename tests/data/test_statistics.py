@@ -199,6 +199,15 @@ def test_warnings_name_what_is_wrong() -> None:
     assert not any("good" in warning for warning in warnings)
 
 
+def test_heavy_tails_are_told_in_spite_of_noise_below_zero() -> None:
+    random = np.random.default_rng(0)
+    noise = random.normal(0, 0.02, (20, 32, 32))
+    stars = np.where(random.random(noise.shape) < 0.02, random.lognormal(3, 2, noise.shape), 0)
+    warnings = statistics_warnings(fitted(np.stack([noise + stars, noise], axis=1).astype(np.float32), ("stars", "noise")))
+    assert [warning for warning in warnings if "heavy" in warning and "stars" in warning and "noise" not in warning]
+    assert not [warning for warning in warnings if "heavy" in warning and "noise" in warning]
+
+
 def test_pixels_that_nothing_marks_as_missing_are_told() -> None:
     random = np.random.default_rng(0)
     array = random.normal(1000, 100, (10, 3, 16, 16)).astype(np.float32)
