@@ -180,6 +180,7 @@ def test_ambiguous_axes_are_asked_for(tmp_path: Path) -> None:
         ((64, 13, 64), ("HCW", "CHW")),
         ((32, 32, 3, 100), ("HWCN", "NCHW")),
         ((500, 28, 29), ("HWC", "CHW", "NHW")),
+        ((28, 28, 50), ("HWC", "CHW", "HWN")),
     ):
         np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
         with pytest.raises(DataError) as caught:

@@ -147,6 +147,8 @@ def axes_settings(shape: tuple[int, ...]) -> str:
     # Many more slices than a side: single-channel images in a row are likelier than so many channels.
     if len(shape) == 3 and shape[0] > max(shape[1:]):
         text += f' or "NHW" ({shape[0]} images of one channel)'
+    elif len(shape) == 3 and shape[2] > max(shape[:2]):
+        text += f' or "HWN" ({shape[2]} images of one channel)'
     return text
 
 
