@@ -207,3 +207,23 @@ def test_what_palettes_and_inks_are_read_as_is_told(tmp_path: Path) -> None:
     assert np.array_equal(open_image(tmp_path / "p.tif").read(0, None).pixels[0], index)
     assert np.array_equal(open_image(tmp_path / "p.png").read(0, None).pixels, colours[:, index])
     assert open_image(tmp_path / "p.png", ReadOptions(indexed=True)).notices == ()
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_jpeg_2000_inside_a_tiff(tmp_path: Path, samples: int) -> None:
+    pytest.importorskip("imagecodecs")
+    array = RNG.integers(0, 60000, (70, 90, samples), dtype=np.uint16).squeeze()
+    options = {"compression": "jpeg2000", "tile": (32, 32), "photometric": "rgb" if samples == 3 else "minisblack"}
+    tifffile.imwrite(tmp_path / "a.tif", array, **options)
+    assert_reads(tmp_path / "a.tif", np.moveaxis(array.reshape(70, 90, samples), 2, 0))
+
+
+def test_a_compression_that_gdal_lacks_is_told(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "a.tif", CUBE, crs="EPSG:32633", transform=rasterio.transform.from_origin(0, 0, 10, 10))
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["Compression"].overwrite(34712)
+    with pytest.raises(DataError) as caught:
+        open_image(path)
+    if "missing codec" not in caught.value.message:
+        pytest.skip("this GDAL reads JPEG 2000 inside TIFFs")
+    assert caught.value.hint == "GDAL lacks its compression: write it anew with another one, such as Deflate"

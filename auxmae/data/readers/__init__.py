@@ -151,6 +151,8 @@ def reading(path: Path) -> Iterator[None]:
         told = error.__cause__ or error.__context__ if "previous exception" in str(error) else error
         reason = (str(told or error).splitlines() or [""])[0][:200] or type(error).__name__
         hint = "is it complete, and of the kind that its suffix says?"
+        if "missing codec" in reason:
+            hint = "GDAL lacks its compression: write it anew with another one, such as Deflate"
         if not _is_utf8(path):
             hint = "rename it: its name is not UTF-8"
         elif _is_pointer(path):

@@ -27,6 +27,8 @@ from auxmae.errors import DataError
 # What tifffile calls axes that hold channels: channels, samples, pages, an unknown series, and the planes of a stack.
 CHANNEL_AXES = "CSIQZ"
 IMAGE_AXES = "TR"
+# JPEG 2000 (Aperio's, in RGB, and libtiff's number), which the GDAL of rasterio's wheels lacks inside TIFFs.
+_JPEG_2000 = frozenset({33005, 34712})
 # Bits of NewSubfileType (TIFF 6.0, section 8): a reduced version of another page, and a transparency mask of one.
 _REDUCED, _MASK = 1, 4
 # What tifffile says when a description is none of these pages, as after another program has resized them, or a private tag
@@ -47,7 +49,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
             return geotiff.open_file(path, options)
         series, masks = _series(tiff)
         plain = not tiff.is_ome and not tiff.is_imagej and len(series) == 1 and len(series[0].shape) == series[0].keyframe.ndim
-        if plain or not series:
+        if (plain and int(series[0].keyframe.compression) not in _JPEG_2000) or not series:
             return geotiff.open_file(path, options)
         chosen, notices = _images(path, series) if tiff.is_ome else _arrays(path, series)
         names = _ome_names(tiff.ome_metadata, series[chosen[0]].name) if tiff.is_ome else None
