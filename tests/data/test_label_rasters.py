@@ -222,3 +222,13 @@ def test_a_label_array_is_read_by_the_names_of_its_axes_and_its_fill_value(tmp_p
     assert np.array_equal(data.files[0].read(0, None).pixels, scene)
     assert np.array_equal(image.valid[0], truth != 255)
     assert np.array_equal(image.pixels[0][:50], truth[:50])
+
+
+def test_the_array_of_the_labels_is_not_taken_for_the_image(tmp_path: Path) -> None:
+    images, masks = RNG.random((20, 3, 48, 52)).astype(np.float16), RNG.integers(0, 2, (20, 48, 52)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", image=images, mask=masks)
+    with pytest.raises(DataError, match="which array is the image"):
+        open_collection(str(tmp_path / "a.npz"))
+    data = open_collection(str(tmp_path / "a.npz"), labels=":mask")
+    assert (len(data), data.channel_names) == (20, ("C1", "C2", "C3"))
+    assert data.class_names == ("0", "1")

@@ -36,7 +36,7 @@ _LISTED = 8
 def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Callable[[str], Axes | None] = lambda key: None) -> str:
     """The array that holds the image: the named one, or the only one that can be an image cube.
 
-    A smaller array of two axes beside one cube is a label map or the like.  Arrays whose axes are `known` need no setting for
+    A smaller array of two axes beside one cube is a label map or the like, and that of the labels is named.  Arrays whose axes are `known` need no setting for
     them.
 
     Raises:
@@ -53,6 +53,8 @@ def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Callable
         for name, (shape, kind) in arrays.items()
         if np.dtype(kind).kind in "uifb" and _can_be_image(shape) and _has_axes(shape, options.axes)
     }
+    if len(fitting) > 1:
+        fitting.pop(options.plane_key or "", None)
     cubes = [name for name, shape in fitting.items() if len(shape) > 2]
     if len(fitting) == 1:
         return next(iter(fitting))
