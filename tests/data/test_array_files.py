@@ -405,6 +405,11 @@ def test_arrays_whose_axes_have_names_are_asked_for_by_their_key_alone(tmp_path:
     assert caught.value.hint is not None
     assert "data.key" in caught.value.hint
     assert "data.axes" not in caught.value.hint
+    # A field of one time is likelier than the places of its pixels.
+    places = (stored[0], ["lat", "lon"])
+    write_named(path, {"latitudes": places, "longitudes": places, "tas": (stored[:1], names)})
+    with pytest.raises(DataError, match=r'\(set data\.key = "tas"\)'):
+        open_image(path)
     np.savez(tmp_path / "a.npz", t1=stored[0], t2=stored[1])
     with pytest.raises(DataError, match=r'data\.key = "t1" and data\.axes = "HW" for one channel'):
         open_image(tmp_path / "a.npz")

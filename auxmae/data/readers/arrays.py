@@ -36,8 +36,8 @@ _LISTED = 8
 def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Callable[[str], Axes | None] = lambda key: None) -> str:
     """The array that holds the image: the named one, or the only one that can be an image cube.
 
-    A smaller array of two axes beside one cube is a label map or the like, and that of the labels is named.  Arrays whose axes are `known` need no setting for
-    them.
+    A smaller array of two axes beside one cube is a label map or the like, and that of the labels is named.  Arrays whose axes
+    are `known` need no setting for them.
 
     Raises:
         DataError: none, or several; those that can be an image are listed, with all settings that the likeliest needs.
@@ -83,7 +83,7 @@ def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Callable
             hint="an image is an array of real numbers with 2 to 4 axes"
             + ", none of Python objects: store images of several sizes each in a file of its own" * objects,
         )
-    likeliest = max(fitting, key=lambda name: int(np.prod(fitting[name])))
+    likeliest = max(fitting, key=lambda name: (math.prod(fitting[name]), len(fitting[name])))
     axes, shape = known(likeliest), fitting[likeliest]
     setting = f'data.key = "{likeliest}"' if axes else _settings(path, likeliest, arrays, options)
     single = len(shape) == 2 or (axes is not None and "C" not in axes.letters)
