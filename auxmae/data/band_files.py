@@ -20,7 +20,7 @@ _PATTERNS = (
     # ArrayScan: A01f00d0.  CellVoyager: T0001F001L01A01Z01C01, whose action may differ with the channel.
     "(?i)f[0-9]{2,}(d[0-9])(?=[.])",
     "F[0-9]{3}L[0-9]{2}(A[0-9]{2})Z[0-9]{2}(?P<channel>C[0-9]{2})(?=[.])",
-    f"(?i){_BEFORE}((?:channel|chan|ch|band)[_-]?[0-9]{{1,2}}|w[0-9]{{1,2}}){_BEHIND}",
+    f"(?i){_BEFORE}((?:channel|chan|ch|band|camera|cam)[_-]?[0-9]{{1,2}}|w[0-9]{{1,2}}){_BEHIND}",
     # Dyes, and what is stained, which as a folder may be a class.
     f"(?i){_BEFORE}((?:dapi|hoechst[0-9]*|[bcgry]fp|fitc|tritc|cy[357]|texas-?red|alexa-?[0-9]{{3}}|phalloidin){_BEHIND}|"
     "(?:dna|rna|er|agp|mito(?:tracker)?|actin|(?:beta-?)?tubulin)(?=[_. -][^/]*$))",

@@ -242,6 +242,8 @@ LANDSAT = "LC08_L2SP_19{row}026_20200517_20200820_02_T1_{band}.TIF"
         ("p{row}/{band}.tif", ("red", "green", "nir", "red_edge2")),
         ("r03 c0{row} f1-{band}.tif", ("ch1", "ch2", "ch10")),
         ("cell{row}_{band}.tif", ("C01", "C02")),
+        ("{band}/scan_000{row}.tif", ("cam1", "cam2", "cam3")),
+        ("line{row}_{band}.tif", ("Camera-1", "Camera-2")),
         ("ortho{row}-{band}.tif", ("Blue", "Green", "RedEdge", "NIR")),
         ("taxol/field{row}_{band}.tif", ("DAPI", "Actin", "Tubulin", "Mito", "ER")),
         ("{band}/donor{row}.tif", ("Hoechst33342", "GFP", "Cy5", "Alexa-488")),
