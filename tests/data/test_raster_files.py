@@ -172,6 +172,14 @@ def test_transparent_grey(tmp_path: Path) -> None:
     assert np.array_equal(image.pixels, (stored[None, ..., 0] * shown)[PART])
 
 
+def test_a_grey_value_that_a_png_calls_transparent_is_told(tmp_path: Path) -> None:
+    stored = RNG.integers(0, 3, (17, 23), dtype=np.uint8)
+    Image.fromarray(stored).save(tmp_path / "a.png", transparency=0)
+    file = open_image(tmp_path / "a.png")
+    assert file.notices == ("a.png: what its header marks as transparent is not valid",)
+    assert np.array_equal(file.read(0, None).valid[0], stored != 0)
+
+
 def test_jpeg_is_turned_as_it_says(tmp_path: Path) -> None:
     stored = np.kron(RNG.integers(0, 255, (2, 3)), np.ones((8, 8))).astype(np.uint8)
     exif = Image.Exif()

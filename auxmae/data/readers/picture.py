@@ -37,7 +37,7 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     try:
         with Image.open(path) as picture:
             width, height = picture.size
-            mode = picture.mode
+            mode, masked = picture.mode, "transparency" in picture.info
             if picture.getexif().get(_ORIENTATION, 1) >= _TRANSPOSED:
                 width, height = height, width
     except Image.DecompressionBombError:
@@ -50,6 +50,8 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     notices = []
     if mode in _ALPHA:
         notices.append(f"{path.name}: its alpha channel is transparency: it says which pixels are valid")
+    elif masked:
+        notices.append(f"{path.name}: what its header marks as transparent is not valid")
     if mode in _PALETTE and not indexed:
         notices.append(f"{path.name}: the colours of its palette are read as red, green and blue")
     if mode == "CMYK":
