@@ -117,6 +117,9 @@ def test_several_arrays_are_asked_about(tmp_path):
     with pytest.raises(DataError, match=r"data\.key"):
         open_image(tmp_path / "a.npz")
     assert open_image(tmp_path / "a.npz", ReadOptions(key="two")).channels == 4
+    np.savez(tmp_path / "many.npz", **{f"image{number}": CUBE for number in range(3)})
+    with pytest.raises(DataError, match=r"data\.key = .image0.; images are to be stored as one array of all of them"):
+        open_image(tmp_path / "many.npz")
     with pytest.raises(DataError, match="no array 'three'"):
         open_image(tmp_path / "a.npz", ReadOptions(key="three"))
 

@@ -87,10 +87,14 @@ def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Callable
     axes, shape = known(likeliest), fitting[likeliest]
     setting = f'data.key = "{likeliest}"' if axes else _settings(path, likeliest, arrays, options)
     single = len(shape) == 2 or (axes is not None and "C" not in axes.letters)
-    alike = single and list(fitting.values()).count(shape) > 1
+    alike, instead = list(fitting.values()).count(shape), ""
+    if single and alike > 1:
+        instead = "; arrays that are the channels of one image are to be stored as one array"
+    elif alike > 2:
+        instead = "; images are to be stored as one array of all of them, or each in a file of its own"
     raise DataError(
         f"{path}: which array is the image? It holds {_listed({name: arrays[name] for name in fitting})}",
-        hint=f"set {setting}" + "; arrays that are the channels of one image are to be stored as one array" * alike,
+        hint=f"set {setting}{instead}",
     )
 
 
