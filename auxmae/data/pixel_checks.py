@@ -42,6 +42,7 @@ def check_pixels(collection: Collection, allow_broken: bool) -> None:
         _tell_of_previews(collection)
         return
     looks: dict[int, _Look] = {}
+    empty: dict[int, list[int]] = {}
     for item in range(len(collection)):
         try:
             look = _look(collection, item)
@@ -55,9 +56,13 @@ def check_pixels(collection: Collection, allow_broken: bool) -> None:
         if look is not None:
             looks[item] = look
             continue
-        file = collection.file_of(item)
-        where = file.path.name + (f", image {int(collection.items[item, 1])}" if file.count > 1 else "")
-        collection.notices.append(f"left out: {where} has no valid pixel (all nodata, NaN, or beyond the range of float32)")
+        number, index = collection.items[item].tolist()
+        empty.setdefault(number, []).append(index)
+    for number, indices in empty.items():
+        file = collection.files[number]
+        where = file.path.name + (f", image {indices[0]}" if file.count > 1 else "")
+        which = f"{where} and {len(indices) - 1} more of its {file.count} have" if len(indices) > 1 else f"{where} has"
+        collection.notices.append(f"left out: {which} no valid pixel (all nodata, NaN, or beyond the range of float32)")
     if not looks:
         raise DataError(
             f"{collection.source}: no image has a valid pixel (all nodata, NaN, or beyond the range of float32)",

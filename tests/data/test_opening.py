@@ -94,6 +94,18 @@ def test_a_scene_is_said_to_be_empty_only_when_all_of_it_was_looked_at(tmp_path:
     assert any("left out: sea.tif has no valid pixel" in notice for notice in collection.notices)
 
 
+def test_images_of_an_array_without_a_valid_pixel_are_told_in_one_line(tmp_path: Path) -> None:
+    array = RNG.random((12, 3, 16, 16))
+    array[2:9] = np.nan
+    np.save(tmp_path / "a.npy", array)
+    collection = open_collection(str(tmp_path / "a.npy"))
+    assert collection.items[:, 1].tolist() == [0, 1, 9, 10, 11]
+    told = [notice for notice in collection.notices if "left out" in notice]
+    assert told == [
+        "left out: a.npy, image 2 and 6 more of its 12 have no valid pixel (all nodata, NaN, or beyond the range of float32)"
+    ]
+
+
 def test_synthetic_is_picklable() -> None:
     collection = open_collection("synthetic", synthetic_images=16, seed=3)
     copy = pickle.loads(pickle.dumps(collection))
