@@ -78,18 +78,13 @@ def labels_from_array(path: Path, key: str, notices: list[str]) -> NDArray[Any] 
     values that the file calls missing are no labels.
     """
     from auxmae.data.readers import array_meaning, read_array
+    from auxmae.data.readers.encoding import without_missing
 
     array = np.asarray(read_array(path, key or None))
     axes, encoding = array_meaning(path, key or None)
     if axes is not None:
         array = array.transpose([axes.letters.index(letter) for letter in "NHWC" if letter in axes.letters])
-    if array.dtype.kind in "uif":
-        array, encoding = encoding.signed_as_meant(array)
-        known = encoding.valid(array)
-        if not known.all() and array.dtype.kind != "f":
-            array = np.where(known, array.astype(np.int64), -1)
-        elif not known.all():
-            array = np.where(known, array, np.nan)
+    array = without_missing(array, encoding)
     where = f"{path}:{key}" if key else str(path)
     # A map's only channel, and the only map of a stack.
     if array.ndim > 2 and array.shape[-1] == 1:

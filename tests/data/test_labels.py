@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import rasterio
@@ -158,6 +159,26 @@ def test_array_with_a_label_for_each_image(tmp_path: Path) -> None:
     assert collection.class_names == ("3", "7")
     assert collection.labels is not None
     assert collection.labels.tolist() == [1, 0] * 5
+
+
+@pytest.mark.parametrize("kind", ["h5", "zarr"])
+def test_the_fill_value_of_an_array_of_labels_is_no_class(tmp_path: Path, kind: str) -> None:
+    images, labels = RNG.random((12, 3, 16, 16)), np.array([255, 0, 1] * 4, np.uint8)
+    if kind == "h5":
+        path = tmp_path / "a.h5"
+        with h5py.File(path, "w") as file:
+            file["images"], file["labels"] = images, labels
+            file["labels"].attrs["_FillValue"] = np.uint8(255)
+    else:
+        path = tmp_path / "a.zarr"
+        group = pytest.importorskip("zarr").open_group(str(path), mode="w")
+        group.create_array("images", data=images)
+        group.create_array("labels", data=labels).attrs["_FillValue"] = 255
+    for named in ("auto", ":labels"):
+        collection = open_collection(str(path), labels=named, options=ReadOptions(key="images"))
+        assert collection.class_names == ("0", "1")
+        assert collection.labels is not None
+        assert collection.labels.tolist() == [-1, 0, 1] * 4
 
 
 def test_measurements_are_no_classes(tmp_path):

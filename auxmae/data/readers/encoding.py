@@ -83,6 +83,17 @@ class Encoding:
         return scaled
 
 
+def without_missing(array: NDArray[Any], encoding: Encoding) -> NDArray[Any]:
+    """An array of labels: −1, or NaN, where a number is missing; text as it is."""
+    if array.dtype.kind not in "uif":
+        return array
+    array, encoding = encoding.signed_as_meant(array)
+    known = encoding.valid(array)
+    if known.all():
+        return array
+    return np.where(known, array, np.nan) if array.dtype.kind == "f" else np.where(known, array.astype(np.int64), -1)
+
+
 def _as_stored(value: float, dtype: np.dtype[Any]) -> Any:
     """A missing value in the type of the pixels, for a float32 never equals 1e20 in double precision; None: cannot occur."""
     if dtype.kind == "f":

@@ -15,7 +15,7 @@ from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import reading
 from auxmae.data.readers.arrays import array_file, described_names
 from auxmae.data.readers.axes import Axes, Shapes, cut, from_names
-from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image
+from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image, without_missing
 from auxmae.errors import DataError, MissingDependencyError
 
 _CHAR, _CELL = b"char", b"cell"
@@ -132,7 +132,12 @@ def open_file(path: Path, options: ReadOptions, matlab: bool = False) -> ImageFi
     """Opens an array of one or N images; windows are read, not the whole."""
     read = partial(_read, path, options.nodata, matlab)
     known, described = partial(_known, path), partial(_described, path)
-    return array_file(path, list_arrays(path, matlab), options, partial(load, path, matlab=matlab), read, known, described)
+    labels = partial(load, path, matlab=True) if matlab else partial(_labels, path)
+    return array_file(path, list_arrays(path, matlab), options, labels, read, known, described)
+
+
+def _labels(path: Path, key: str) -> NDArray[Any]:
+    return without_missing(load(path, key), meaning(path, key)[1])
 
 
 def meaning(path: Path, key: str) -> tuple[Axes | None, Encoding]:

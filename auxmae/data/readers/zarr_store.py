@@ -14,7 +14,7 @@ from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import reading
 from auxmae.data.readers.arrays import ONLY, array_file, described_names
 from auxmae.data.readers.axes import Axes, Shapes, axis_letter, cut, from_letters, from_names
-from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image
+from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image, without_missing
 
 
 def _root(path: Path) -> Any:
@@ -74,8 +74,12 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
         return described_names([members[key].attrs, root.attrs], count)
 
     read = partial(_read, path, options.nodata)
-    file = array_file(path, shapes, options, partial(load, path), read, known, described)
+    file = array_file(path, shapes, options, partial(_labels, path), read, known, described)
     return replace(file, notices=(*file.notices, *told))
+
+
+def _labels(path: Path, key: str) -> NDArray[Any]:
+    return without_missing(load(path, key), meaning(path, key)[1])
 
 
 def meaning(path: Path, key: str) -> tuple[Axes | None, Encoding]:
