@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
+    from auxmae.data.loading import Loader
     from auxmae.evaluation.features import Extractor, Features
     from auxmae.evaluation.linear_floor import LinearFloor
     from auxmae.model.mae import AuxMAE
@@ -46,13 +51,15 @@ def measure(
     names = data.collection.channel_names
     groups = [[names.index(name) for name in group] for group in model.groups if group[0] in names]
     usual = data.image_size
-    sides = [side for part in SIZES if (side := round(part * usual)) >= 1 and _batches(data, side, settings) is not None]
+    # The same loader under every change: it keeps what it has read.
+    batches = cache(lambda side: _batches(data, side, settings))
+    sides = [side for part in SIZES if (side := round(part * usual)) >= 1 and batches(side) is not None]
     changes = plan_changes(groups, names, sides, seed=settings.train.seed)
     with out.status("Changing the images") as status:
         results = evaluate_robustness(
             model,
             data.train.limited(settings.eval.max_samples),
-            lambda side: _batches(data, side, settings),
+            batches,
             extractors,
             known,
             changes=changes,
@@ -74,19 +81,33 @@ def measure(
     return {"results": [result.to_dict() for result in results], "figure": figure}
 
 
-def _batches(data: Data, side: int | None, settings: SettingsTree) -> Any:
-    """Held-out images in windows of `side` px (None: the usual one); None where they are smaller."""
+def _batches(data: Data, side: int | None, settings: SettingsTree) -> Loader | None:
+    """Held-out images in windows of `side` px (None: the usual one); None where they are smaller.
+
+    Of images that are samples, whole ones are chosen: features are means over all windows of an image, as in training.
+    """
     from auxmae.data.dataset import ImageDataset
     from auxmae.data.loading import Loader
 
     assert data.test is not None
-    most = min(settings.eval.max_images or _IMAGES, _IMAGES)
-    if side is None:
-        return data.test.limited(most)
-    part = data.splits.test
-    room = int(part.blocks[:, 3:].min()) if len(part.blocks) else data.collection.smallest_side()
-    if side > room:
+    part, held = data.splits.test, data.test
+    limit = min(settings.eval.max_images or _IMAGES, _IMAGES)
+    if side is not None and side > (int(part.blocks[:, 3:].min()) if len(part.blocks) else data.collection.smallest_side()):
         return None
-    dataset = ImageDataset(data.collection, part, image_size=side, scaling=data.scaling, cover=True, seed=settings.train.seed)
-    loader = Loader(dataset, data.test.batch_size, shuffle=False, seed=data.test.seed, limit=most, channels=data.test.channels)
+    if not len(part.blocks) and not data.collection.has_label_maps:
+        chosen = np.sort(np.random.default_rng((held.seed, 0)).permutation(len(part.items))[:limit])
+        groups = None if part.groups is None else part.groups[chosen]
+        part, limit = replace(part, items=part.items[chosen], groups=groups), 0
+    elif side is None:
+        return held.limited(limit)
+    dataset = ImageDataset(
+        data.collection,
+        part,
+        image_size=side or data.image_size,
+        scaling=data.scaling,
+        cover=True,
+        seed=settings.train.seed,
+    )
+    workers = held.workers if side is None else 0
+    loader = Loader(dataset, held.batch_size, shuffle=False, seed=held.seed, workers=workers, limit=limit, channels=held.channels)
     return loader if len(dataset) else None

@@ -226,6 +226,30 @@ def test_missing_channels_are_an_error_by_name_or_dropped_on_purpose(run_folder:
     assert "missing_channels" not in json.loads(invoke(str(run), "--set", "eval.labels_per_class=[]", "--json").stdout)
 
 
+@pytest.mark.parametrize("most", [5, 2000])
+def test_robustness_sees_all_windows_of_the_same_images_at_every_size(run_folder: Path, most: int) -> None:
+    from auxmae.build import build_data
+    from auxmae.cli.eval_robustness import _batches
+    from auxmae.training.run import open_run
+
+    settings = open_run(str(run_folder)).settings
+    settings = settings.model_copy(update={"eval": settings.eval.model_copy(update={"max_images": most})})
+    data = build_data(settings)
+    assert data.test is not None
+    measured = {}
+    for side in (None, 8, 64):
+        loader = _batches(data, side, settings)
+        assert loader is not None
+        items, windows = np.unique(loader.dataset.items(list(range(loader.samples))), return_counts=True)
+        assert loader.samples == len(loader.dataset)
+        # Images of 64 px, crops of 16 px; four windows a side at most.
+        assert set(windows.tolist()) == {1 if side == 64 else 16}
+        measured[side] = items.tolist()
+    assert measured[None] == measured[8] == measured[64]
+    assert len(measured[None]) == min(most, len(data.splits.test.items))
+    assert _batches(data, 65, settings) is None
+
+
 @pytest.mark.slow
 def test_finetuning_and_robustness_are_measured_on_request(tmp_path: Path) -> None:
     run_folder = make_run(tmp_path / "run")
