@@ -82,6 +82,10 @@ def measure(
             out.print(f"{name}: {notice}", style="yellow", highlight=False, soft_wrap=True)
         for split, report in result.reports.items():
             _print(f"{name}, {split}", report, out, leaks=split == AT_RANDOM)
+        found[name] = result.to_dict()
+        if not (result.prediction >= 0).any():
+            out.print(f"{name}: no map, as no pixel's class could be predicted", highlight=False, soft_wrap=True)
+            continue
         place = collection.file_of(item).georeference
         raster, figure = folder.path / "maps" / f"{name}.tif", folder.figures / f"map-{name}.png"
         written = {

@@ -174,6 +174,10 @@ def test_a_scene_of_nodata_is_left_out_and_no_budget_is_none(run_folder: Path, t
     result = invoke(str(run), *scenes, *QUICK_DENSE, "--set", "data.nodata=7", "--set", "eval.labels_per_class=[]")
     assert result.exit_code == 0, result.output
     dense = json.loads(result.stdout)["dense"]
+    # No map is written where nothing could be predicted.
+    assert "two: no map" in result.stderr
+    assert "map" not in dense["two"]
+    assert not (run / "maps" / "two.tif").exists()
     assert dense["one"]["splits"]["left → right"]["probes"] == []
     assert dense["two"]["splits"]["left → right"]["reason"]
 
