@@ -203,11 +203,21 @@ def check_measurable(collection: Collection) -> None:
 
 
 def open_test_labels(settings: SettingsTree, name: str) -> Collection:
-    """The same images with the labels to test on."""
+    """The same images with the labels to test on.
+
+    Raises:
+        DataError: they cannot be read, or are not of these images.
+    """
     from auxmae.build import open_data
+    from auxmae.errors import DataError
 
     changes = {"labels": name, "channels": "auto", "wavelengths": "auto"}
-    return open_data(settings.data.model_copy(update=changes), seed=settings.train.seed)
+    try:
+        return open_data(settings.data.model_copy(update=changes), seed=settings.train.seed)
+    except DataError as error:
+        # It is the other option that has to be changed.
+        hint = (error.hint or "").replace("data.labels (--labels)", "data.labels").removesuffix(", or set data.labels = 'none'")
+        raise DataError(f"--test-labels: {error.message}", hint=hint.replace("data.labels", "--test-labels") or None) from error
 
 
 def digest_test_labels(testing: Collection) -> str:

@@ -213,6 +213,16 @@ def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path, monkeypa
     assert list(later["dense"]["one"]["splits"]) == ["given pixels"]
     assert later["details"]["test_labels"] == str(tmp_path / "tested")
     assert "--dense" in str(invoke(str(run), *scenes, *without_dense, *given).exception)
+    # What cannot be read is of the option that named it.
+    (tmp_path / "small").mkdir()
+    tifffile.imwrite(tmp_path / "small" / "one.tif", full[:40])
+    for name in ("small", "not_there"):
+        wrong = invoke(str(run), *scenes, *QUICK_DENSE, "--test-labels", str(tmp_path / name)).exception
+        assert isinstance(wrong, DataError)
+        assert wrong.message.startswith("--test-labels: ")
+        assert wrong.hint is not None
+        assert "--test-labels" in wrong.hint
+        assert "data.labels" not in wrong.hint
     none = invoke(str(run), *scenes, *QUICK_DENSE, "--test-labels", "none")
     assert "no label for each pixel" in str(none.exception)
 
