@@ -245,7 +245,7 @@ class TestLabels:
         testing: the same images with the labels to test on.
 
     Raises:
-        DataError: the latter are no label rasters.
+        DataError: the latter are no label rasters, or label every pixel that could be trained on.
     """
 
     def __init__(self, collection: Collection, testing: Collection, name: str) -> None:
@@ -261,6 +261,17 @@ class TestLabels:
         trained = collection.class_names
         self.class_names = (*trained, *(each for each in testing.class_names if each not in trained))
         self._place = np.array([self.class_names.index(each) for each in testing.class_names] + [-1])
+        tested = [item for item in labelled_scenes(collection) if self.read(item) is not None]
+        if tested and not any(self._leaves(item) for item in tested):
+            raise DataError(
+                f"{name}: every pixel with a label to train on has one to test on, and is not trained on: none is left",
+                hint="leave the pixels to test on out of --labels, or those to train on out of --test-labels",
+            )
+
+    def _leaves(self, item: int) -> bool:
+        """Whether an image that is tested on has a pixel to train on that is not."""
+        known, tested = self._collection.read_labels(item), self.read(item)
+        return known is not None and tested is not None and bool(((known >= 0) & (tested < 0)).any())
 
     def read(self, item: int) -> NDArray[np.int64] | None:
         """(H, W) class of every pixel of an image, −1 where there is none; None where the image has no raster."""

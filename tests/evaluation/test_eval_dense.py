@@ -213,6 +213,10 @@ def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path, monkeypa
     assert list(later["dense"]["one"]["splits"]) == ["given pixels"]
     assert later["details"]["test_labels"] == str(tmp_path / "tested")
     assert "--dense" in str(invoke(str(run), *scenes, *without_dense, *given).exception)
+    # Nothing is left to train on: said before anything is measured.
+    all_of_them = invoke(str(run), *scenes, *QUICK_DENSE, "--test-labels", str(tmp_path / "labels"))
+    assert isinstance(all_of_them.exception, DataError)
+    assert "every pixel with a label to train on has one to test on" in str(all_of_them.exception)
     # What cannot be read is of the option that named it.
     (tmp_path / "small").mkdir()
     tifffile.imwrite(tmp_path / "small" / "one.tif", full[:40])
@@ -234,7 +238,8 @@ def test_pixels_measured_on_other_test_labels_are_set_aside_with_their_maps(run_
     shutil.copytree(run_folder, run, ignore=shutil.ignore_patterns("eval*"))
     scenes = write_scenes(tmp_path, ("one.tif", "two.tif"))
     tested = tmp_path / "tested.tif"
-    full = tifffile.imread(tmp_path / "labels" / "one.tif")
+    full = tifffile.imread(tmp_path / "labels" / "one.tif").astype(np.int16)
+    full[:, :16] = -1  # trained on
     tifffile.imwrite(tested, full)
     plain = (*scenes, *(each for each in QUICK_DENSE if each != "--dense"))
 
@@ -256,7 +261,7 @@ def test_pixels_measured_on_other_test_labels_are_set_aside_with_their_maps(run_
     assert Path(given["dense"]["one"]["map"]).name == "one.tif"
     assert measured(*plain)["dense"] == given["dense"]
     # Corrected, with no class more and no byte more.
-    tifffile.imwrite(tested, 3 - full)
+    tifffile.imwrite(tested, np.where(full < 0, full, 3 - full))
     assert "dense" not in measured(*plain)
     assert len(list(run.glob("eval-*.json"))) == 2
 
