@@ -26,6 +26,21 @@ FAST_DEV_RUN_NAME = ".fast-dev-run"
 OF_THE_MACHINE = (
     "data.workers", "kernels.backend", "run.device", "run.threads", "train.compile", "train.cuda_graphs", "train.precision",
 )  # fmt: skip
+# Of [train], how long, and what is measured and kept on the way: of no weight in any step, save for the learning rate's schedule.
+OF_THE_LENGTH = (
+    "checkpoint_minutes", "deterministic", "epochs", "figure_every", "max_minutes", "max_steps", "patience", "probe_every",
+    "recompute", "tolerance", "validate_every", "validation_samples",
+)  # fmt: skip
+
+
+def decisive(settings: SettingsTree) -> dict[str, Any]:
+    """What a run that goes on has to find as it was, by "table.key": else its steps would be of two trainings, or not of what
+    its settings say."""
+    content = settings.model_dump(mode="json", include={"data", "scaling", "model", "masking", "loss", "train"})
+    content["data"] = {key: content["data"][key] for key in ("channel_sampling", "flips", "samples_per_epoch")}
+    content["train"] = {key: value for key, value in content["train"].items() if key not in OF_THE_LENGTH}
+    named = {f"{table}.{key}": value for table, own in content.items() for key, value in own.items()}
+    return {name: value for name, value in named.items() if name not in OF_THE_MACHINE}
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,20 @@ class RunFolder:
             write_settings(settings, self.path / SETTINGS_NAME)
             self.log({"kind": "settings", "step": step, "before": before, "after": after})
         return [f"{name} = {wording.show(value)} in place of {wording.show(before[name])}" for name, value in after.items()]
+
+    def check_settings(self, now: dict[str, Any], trained_with: dict[str, Any]) -> None:
+        """Compares the `decisive` settings of a training that goes on with those that its checkpoint was trained with.
+
+        Raises:
+            UsageError: somebody has changed one.
+        """
+        for name, before in trained_with.items():
+            if name in now and now[name] != before:
+                raise UsageError(
+                    f"{self.path / SETTINGS_NAME}: {name} = {wording.show(now[name])}, and the run was trained with "
+                    f"{wording.show(before)}: --resume goes on exactly as before",
+                    hint=f"put it back, or start a new run: --init-from {self.path}",
+                )
 
     @property
     def metrics_path(self) -> Path:

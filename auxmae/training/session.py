@@ -27,7 +27,7 @@ from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import graphs_wanted
 from auxmae.training.progress import Reporter, SilentReporter
 from auxmae.training.result import TrainingResult, can_draw, conclude, draw_reconstruction
-from auxmae.training.run import OF_THE_MACHINE, RunFolder, check_unused, create_run, open_run
+from auxmae.training.run import OF_THE_MACHINE, RunFolder, check_unused, create_run, decisive, open_run
 from auxmae.training.trainer import Outcome, Plan, Trainer
 
 FAST_DEV_STEPS = 3
@@ -61,6 +61,7 @@ def make_plan(settings: SettingsTree, batches_per_epoch: int, *, graphs: bool, f
         probe_every=train.probe_every,
         checkpoint_seconds=60 * train.checkpoint_minutes,
         seed=train.seed,
+        decisive=decisive(settings),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class Plan:
         max_seconds: training time, 0 for no limit; the learning rate follows whichever ends first.
         cuda_graphs: replay the step as a CUDA graph; graphs_required: and fail where that cannot be.
         figure_every, probe_every: epochs between figures and between probes, 0 for none.
+        decisive: the settings that checkpoints keep, to be found again by a training that goes on.
     """
 
     steps: int
@@ -59,6 +60,7 @@ class Plan:
     probe_every: int = 0
     checkpoint_seconds: float = 600.0
     seed: int = 0
+    decisive: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -155,6 +157,7 @@ class Trainer:
             "random": random_state(self.device),
             "stopping": self.stopping.state_dict(),
             "collapse": self.collapse.state_dict(),
+            "settings": self.plan.decisive,
             **({"others": others} if others else {}),
         }
 
@@ -190,8 +193,15 @@ class Trainer:
             self.collapse.load_state_dict(state["collapse"])
 
     def resume(self) -> None:
-        """Takes up the run's last checkpoint (the weights are the model's already)."""
-        self.load_state_dict(load_state(self.run.checkpoint("last")))
+        """Takes up the run's last checkpoint (the weights are the model's already).
+
+        Raises:
+            CheckpointError: missing or broken.
+            UsageError: it was trained with other settings.
+        """
+        state = load_state(self.run.checkpoint("last"))
+        self.run.check_settings(self.plan.decisive, state.get("settings", {}))  # not in checkpoints of before
+        self.load_state_dict(state)
         if self.team.first and (unreadable := self.run.truncate_metrics(self.step)):
             lines = "1 line is" if unreadable == 1 else f"{unreadable} lines are"
             self.reporter.message(f"note: {self.run.metrics_path}: {lines} damaged and left out")

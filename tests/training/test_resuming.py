@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -288,6 +289,35 @@ def test_a_run_goes_on_with_its_own_pixels_alone(tmp_path, name):
     write(images)
     os.utime(place, (1e9, 1e9))
     assert train(SettingsTree(), resume=run).outcome.step == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("model.depth", "1", "2"),
+        ("scaling.method", "'percentile'", "'standard'"),
+        ("masking.ratio", "0.75", "0.5"),
+        ("train.optimizer", "'muon'", "'adamw'"),
+        ("train.batch_size", "4", "2"),
+        ("data.flips", "true", "false"),
+    ],
+)
+def test_a_run_whose_settings_were_changed_does_not_go_on(tmp_path, name, old, new):
+    """What comes from the checkpoint would not be what the file says, and what does not would be of two trainings."""
+    run = train(settings_for(tmp_path / "run", train={"max_steps": 2, "optimizer": "muon", "batch_size": 4})).run
+    path, key = run / "settings.toml", name.partition(".")[2]
+    written = path.read_text()
+    assert f"\n{key} = {old}\n".replace("'", '"') in written
+    path.write_text(written.replace(f"\n{key} = {old}\n".replace("'", '"'), f"\n{key} = {new}\n".replace("'", '"'), 1))
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=re.escape(f"{name} = {new}, and the run was trained with {old}: ")) as told:
+        train(SettingsTree(), resume=run)
+    assert str(path) in str(told.value)
+    assert f"--init-from {run}" in told.value.hint
+    assert (run / "metrics.jsonl").read_bytes() == before
+    # How long it trains is no such setting.
+    path.write_text(written.replace("max_steps = 2", "max_steps = 3"))
+    assert train(SettingsTree(), resume=run).outcome.step == 3
 
 
 def test_a_run_without_a_checkpoint_cannot_go_on(tmp_path):
