@@ -8,8 +8,11 @@ from typing import Literal
 
 
 def expanded(name: str | Path) -> Path:
-    """The path with the home folder that ~ or ~user stands for; as in a shell, a ~ that names no user's is a name's letter."""
-    return Path(os.path.expanduser(name))
+    """The path with what ~ or ~user, $NAME and ${NAME} stand for: settings, .env and cron jobs come from no shell.
+
+    A ~ that names no user's folder and a $ that names no variable are letters of a name.
+    """
+    return Path(os.path.expandvars(os.path.expanduser(name)))
 
 
 def absolute_place(name: str, setting: Literal["source", "labels"]) -> str:

@@ -1,4 +1,4 @@
-"""What ~ stands for wherever a file or folder is named, on the command line and in settings."""
+"""What ~ and $NAME stand for wherever a file or folder is named, on the command line and in settings."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from auxmae.cli.app import app
 from auxmae.data.opening import open_collection
+from auxmae.errors import UsageError
 from auxmae.places import expanded
 from auxmae.run_data import settings_on_data
 from auxmae.settings import load_settings
@@ -39,6 +40,19 @@ def test_only_a_users_name_stands_for_a_folder(home: Path) -> None:
     assert expanded("~root/a") == Path(os.path.expanduser("~root"), "a")
     for name in (NOBODY, f"{NOBODY}/a", "a~", "a/~", "a/~/b"):
         assert expanded(name) == Path(name)
+
+
+def test_a_variable_of_the_environment_stands_for_its_value(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCRATCH_OF_TESTS", str(home / "scratch"))
+    monkeypatch.delenv("NO_VARIABLE", raising=False)
+    assert expanded("$SCRATCH_OF_TESTS/a") == expanded("${SCRATCH_OF_TESTS}/a") == home / "scratch" / "a"
+    for name in ("a$", "$NO_VARIABLE/a", "cost_$5.tif", "${NO_VARIABLE}"):
+        assert expanded(name) == Path(name)
+    assert create_run("$SCRATCH_OF_TESTS/run", SettingsTree()).path == home / "scratch" / "run"
+    with pytest.raises(UsageError, match="NO_VARIABLE, which is not set") as told:
+        create_run("$NO_VARIABLE/run", SettingsTree())
+    assert "--output" in told.value.hint
+    assert not list(Path().iterdir())
 
 
 def test_files_whose_names_begin_with_a_tilde_are_found(home: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -227,9 +228,15 @@ def check_unused(folder: str) -> None:
     """Says at once, before any work, that a run folder holds something already.
 
     Raises:
-        UsageError: it does, or cannot be looked into.
+        UsageError: it does, cannot be looked into, or names a variable that is not there.
     """
     path = expanded(folder)
+    if variable := re.search(r"\$([A-Za-z_]\w*)|\$\{(\w+)\}", str(path)):
+        # In a shell its name would mean another folder, which a later rm takes too.
+        raise UsageError(
+            f"{path}: the run folder is named by {variable[1] or variable[2]}, which is not set",
+            hint="set it, or choose another --output (run.folder)",
+        )
     try:
         used = folder != "auto" and path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
