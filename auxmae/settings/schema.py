@@ -128,6 +128,7 @@ class DataSettings(Table):
     samples_per_epoch: int = Field(
         default=512,
         ge=0,
+        le=100_000_000,
         description="training samples that an epoch has at least: fewer images or windows are drawn again, with other crops "
         "and flips (0: each once)",
     )

@@ -161,6 +161,7 @@ def test_a_mixture_is_taken_whole_from_the_highest_source(tmp_path):
         ("[train]\nmax_minutes = inf\n", ["auxmae.toml:2: train.max_minutes: inf", "≤ 1000000"]),
         ("[train]\ncompile = 1\n", ["auxmae.toml:2: train.compile: 1", "true or false"]),
         ("[train]\nepochs = 2024-01-01\n", ["auxmae.toml:2: train.epochs: 2024-01-01", "an integer"]),
+        ("[data]\nsamples_per_epoch = 99999999999999999999\n", ["auxmae.toml:2: data.samples_per_epoch:", "≤ 100000000"]),
         ('[loss]\nkind = "L2"\n', ["auxmae.toml:2: loss.kind: 'L2'", "one of 'l1', 'mse', 'smooth_l1'"]),
         ('[loss]\nkind = "smoothl1"\n', ["did you mean 'smooth_l1'?"]),
         ("[masking]\nratio = 1.0\n", ["auxmae.toml:2: masking.ratio: 1.0", "> 0 and < 1"]),
