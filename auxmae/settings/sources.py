@@ -438,7 +438,9 @@ def _value_fault(table: str, key: str, value: object, detail: ErrorDetails) -> s
     if index is not None and detail["type"] != "missing":
         wrong = f"item {index + 1}, {wording.show(detail['input'])},"
     meant = wording.nearest(value, wording.choices(table, key)) if isinstance(value, str) else None
-    return f"{wrong} is wrong, expected {wording.expectation(table, key)}{wording.did_you_mean(meant)}"
+    # True or false, in quotes.
+    proposal = f"; did you mean {meant}, without quotes?" if meant is not None and meant == value else wording.did_you_mean(meant)
+    return f"{wrong} is wrong, expected {wording.expectation(table, key)}{proposal}"
 
 
 def _involved(table: str | None, message: str, origins: Mapping[str, Origin]) -> tuple[str, Origin]:

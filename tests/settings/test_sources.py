@@ -160,6 +160,7 @@ def test_a_mixture_is_taken_whole_from_the_highest_source(tmp_path):
         ("[train]\nlearning_rate = nan\n", ["auxmae.toml:2: train.learning_rate: nan", "> 0"]),
         ("[train]\nmax_minutes = inf\n", ["auxmae.toml:2: train.max_minutes: inf", "≤ 1000000"]),
         ("[train]\ncompile = 1\n", ["auxmae.toml:2: train.compile: 1", "true or false"]),
+        ('[train]\ncompile = "false"\n', ["train.compile: 'false' is wrong", "did you mean false, without quotes?"]),
         ("[train]\nepochs = 2024-01-01\n", ["auxmae.toml:2: train.epochs: 2024-01-01", "an integer"]),
         ("[data]\nsamples_per_epoch = 99999999999999999999\n", ["auxmae.toml:2: data.samples_per_epoch:", "≤ 100000000"]),
         ('[loss]\nkind = "L2"\n', ["auxmae.toml:2: loss.kind: 'L2'", "one of 'l1', 'mse', 'smooth_l1'"]),
