@@ -70,6 +70,11 @@ def checkpoint_of_run(run: Path, which: str = "best") -> Path:
         folder = find_checkpoint(run / "checkpoints" / name)
         if folder.is_dir():
             return folder
+    if find_checkpoint(run / "checkpoints" / "best").is_dir():
+        raise CheckpointError(
+            f"{run}: its last checkpoint is missing",
+            hint=f"put it back, or use the best one: a new training by --init-from {run}, all else by --checkpoint best",
+        )
     raise CheckpointError(
         f"{run}: there is no checkpoint in it; the first is written at the end of an epoch, or when a training is stopped",
         hint="delete the folder and train anew, or name another run",

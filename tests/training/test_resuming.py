@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -325,6 +326,16 @@ def test_a_run_without_a_checkpoint_cannot_go_on(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint") as told:
         train(SettingsTree(), resume=run.path)
     assert "delete the folder" in told.value.hint
+
+
+def test_a_run_with_its_best_checkpoint_alone_is_not_to_be_deleted(tmp_path):
+    run = train(settings_for(tmp_path / "run", train={"max_steps": 1})).run
+    shutil.rmtree(run / "checkpoints" / "last")
+    with pytest.raises(CheckpointError, match="last checkpoint is missing") as told:
+        train(SettingsTree(), resume=run)
+    assert f"--init-from {run}" in told.value.hint
+    assert "delete" not in told.value.hint
+    assert train(settings_for(tmp_path / "new", train={"max_steps": 1}), init_from=run).outcome.step == 1
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
