@@ -56,8 +56,8 @@ def axial_attention(
         heads: H.
         axis: "patch" or "channel".
         slots: (B, S, C) integers: slots[b, s, c] is the token of channel c that lies at place s, −1 where it is hidden.
-            Channel attention then joins the tokens of the same place; a token that no place names takes no part, as padding
-            does not.  None: token t of every channel is the same place.
+            Channel attention then joins the tokens of the same place, each of which lies at one place at most; a token that no
+            place names takes no part, as padding does not.  None: token t of every channel is the same place.
         lengths: (B, C) integers: tokens t ≥ lengths[b, c] are padding; nothing attends to them, their output and their
             gradient are 0, and NaN in them is harmless.  (NaN and ±∞ in other tokens spoil their own sequence; Triton joins short
             ones in one product, and may spoil those beside it too.)
@@ -67,13 +67,15 @@ def axial_attention(
         (B, C, T, D).
 
     Raises:
-        ValueError: an unknown axis, or a last axis that heads do not divide.
+        ValueError: an unknown axis, a last axis that heads do not divide, slots or lengths of another shape or no integers; on a
+            CPU also a token in slots that there is not.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
     if axis not in ("patch", "channel"):
         raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
     if qkv.ndim != 4 or heads < 1 or qkv.shape[3] % (3 * heads):
         raise ValueError(f"qkv must be (B, C, T, 3 · heads ({heads}) · head dim), not {tuple(qkv.shape)}")
+    shapes.check_sequences("qkv", qkv, slots, lengths)
     x = cast(qkv)
     key = _attention_key(axis, x.shape, x.shape[3] // (3 * heads))
     if dispatch.choose("axial_attention", x.dtype, x.device, key) == "triton":
@@ -109,7 +111,7 @@ def feed_forward(
         ValueError: dropout is no probability, or a shape does not fit.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
-    shapes.check_feed_forward(x, w1, b1, w2, b2, dropout)
+    shapes.check_feed_forward(x, norm_weight, norm_bias, w1, b1, w2, b2, dropout)
     key = (("width", int(x.shape[-1])), ("hidden", int(w1.shape[0])))
     if dispatch.choose("feed_forward", product_type(x), x.device, key) == "triton":
         return feed_forward_operator.feed_forward(
@@ -146,14 +148,15 @@ def attention_block(
         x's shape and type.  Under autocast the products run in its type, and the sum keeps x's.
 
     Raises:
-        ValueError: an unknown axis, a width that heads do not divide, or a dropout that is no probability.
+        ValueError: an unknown axis, a width that heads do not divide, a dropout that is no probability, or a shape that does not
+            fit.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
     if axis not in ("patch", "channel"):
         raise ValueError(f"axis must be 'patch' or 'channel', not {axis!r}")
     if x.ndim != 4 or heads < 1 or x.shape[3] % heads:
         raise ValueError(f"x must be (B, C, T, heads ({heads}) · head dim), not {tuple(x.shape)}")
-    shapes.check_probability(dropout)
+    shapes.check_attention_block(x, norm_weight, norm_bias, w_qkv, b_qkv, w_out, b_out, slots, lengths, dropout)
     key = (*_attention_key(axis, x.shape, x.shape[3] // heads), ("width", int(x.shape[3])))
     if dispatch.choose("attention_block", product_type(x), x.device, key) == "triton":
         b_qkv = None if b_qkv is None else cast_weight(b_qkv)
@@ -174,8 +177,10 @@ def add_norm(
     Both have the type that x and residual are promoted to; autocast on a GPU makes the norm fp32.
 
     Raises:
+        ValueError: a shape does not fit.
         KernelUnavailableError: Triton was asked for and cannot run here.
     """
+    shapes.check_add_norm(x, residual, weight, bias)
     if dispatch.choose("add_norm", x.dtype, x.device, (("width", int(x.shape[-1])),)) == "triton":
         total, normed = norm.add_norm(x, residual, weight, bias, residual_scale, eps)
         reduced = total.dtype in (torch.float16, torch.bfloat16)

@@ -24,12 +24,17 @@ def _axes(name: str, tensor: Tensor, letters: str) -> None:
         raise ValueError(f"{name} must be ({letters}), not {tuple(tensor.shape)}")
 
 
-def _positions(name: str, index: Tensor, count: int) -> None:
+def _integers(name: str, index: Tensor) -> None:
+    # PyTorch takes bytes for a mask, and indexes with no others.
+    if index.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"{name} must be integers, int32 or int64, not {index.dtype}")
+
+
+def _positions(name: str, index: Tensor, count: int, what: str = "positions (−1 is padding)") -> None:
     """Integers below `count`, as far as one may look."""
-    if index.is_floating_point() or index.dtype == torch.bool:
-        raise ValueError(f"{name} must be integers, not {index.dtype}")
+    _integers(name, index)
     if index.numel() and boundary.reading_is_free(index) and (largest := int(index.numpy().max())) >= count:
-        raise ValueError(f"{name} holds {largest}, and there are {count} positions (−1 is padding)")
+        raise ValueError(f"{name} holds {largest}, and there are {count} {what}")
 
 
 def group_size(image: Tensor, groups: int) -> int:
@@ -48,6 +53,8 @@ def patch_side(pixels: int, group: int) -> int:
 
 
 def _patch_count(image: Tensor, patch_size: int) -> int:
+    if patch_size < 1:
+        raise ValueError(f"patch_size must be at least 1, not {patch_size}")
     height, width = image.shape[2:]
     if height % patch_size or width % patch_size:
         raise ValueError(f"an image of {height} × {width} px is no multiple of the patch size {patch_size}")
@@ -60,9 +67,56 @@ def check_probability(dropout: float) -> None:
         raise ValueError(f"dropout must be a probability between 0 and 1, not {dropout}")
 
 
-def check_feed_forward(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, dropout: float) -> None:
+def _check_norm(x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    _fit("norm_weight", weight, x.shape[-1:], "x", x)
+    _fit("norm_bias", bias, x.shape[-1:], "x", x)
+
+
+def check_add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Raises ValueError as `auxmae_kernels.add_norm` says."""
+    try:
+        width = torch.broadcast_shapes(x.shape, residual.shape)[-1:]
+    except RuntimeError as error:
+        raise ValueError(f"residual {tuple(residual.shape)} does not broadcast to x {tuple(x.shape)}") from error
+    _fit("weight", weight, width, "x", x)
+    _fit("bias", bias, width, "x", x)
+
+
+def check_sequences(name: str, x: Tensor, slots: Tensor | None, lengths: Tensor | None) -> None:
+    """Raises ValueError as `auxmae_kernels.axial_attention` says of slots and lengths; x is (B, C, T, …)."""
+    batch, channels, tokens = x.shape[:3]
+    if slots is not None:
+        _axes("slots", slots, "B, S, C")
+        _fit("slots", slots, (batch, slots.shape[1], channels), name, x)
+        _positions("slots", slots, tokens, "tokens of a channel (−1 is a hidden one)")
+    if lengths is not None:
+        _fit("lengths", lengths, (batch, channels), name, x)
+        _integers("lengths", lengths)
+
+
+def check_attention_block(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w_qkv: Tensor, b_qkv: Tensor | None, w_out: Tensor, b_out: Tensor | None,
+    slots: Tensor | None, lengths: Tensor | None, dropout: float,
+) -> None:  # fmt: skip
+    """Raises ValueError as `auxmae_kernels.attention_block` says; x is (B, C, T, D)."""
+    check_probability(dropout)
+    _check_norm(x, norm_weight, norm_bias)
+    width = x.shape[3]
+    _fit("w_qkv", w_qkv, (3 * width, width), "x", x)
+    _fit("w_out", w_out, (width, width), "x", x)
+    if b_qkv is not None:
+        _fit("b_qkv", b_qkv, (3 * width,), "x", x)
+    if b_out is not None:
+        _fit("b_out", b_out, (width,), "x", x)
+    check_sequences("x", x, slots, lengths)
+
+
+def check_feed_forward(
+    x: Tensor, norm_weight: Tensor, norm_bias: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, dropout: float
+) -> None:
     """Raises ValueError as `auxmae_kernels.feed_forward` says."""
     check_probability(dropout)
+    _check_norm(x, norm_weight, norm_bias)
     _axes("w1", w1, "hidden, D")
     hidden, width = w1.shape[0], x.shape[-1]
     _fit("w1", w1, (hidden, width), "x", x)

@@ -257,9 +257,17 @@ def _arguments(name, device="cpu"):
     """Arguments that fit, by name: B = 2, G = C = 3, K = M = T = 2 of four places, D = 8, patches of 4 × 4."""
     keep = torch.tensor([0, 2]).expand(2, 3, 2)
     image, position, channel = torch.rand(2, 3, 8, 8), torch.rand(4, 8), torch.rand(3, 8)
+    x, norm = torch.rand(2, 3, 2, 8), {"norm_weight": torch.rand(8), "norm_bias": torch.rand(8)}
+    sequences = {"slots": torch.tensor([[0], [-1], [1], [-1]]).expand(2, 4, 3), "lengths": torch.full((2, 3), 2)}
     given = {
+        "axial_attention": {"qkv": torch.rand(2, 3, 2, 24), "heads": 2, "axis": "channel", **sequences},
+        "attention_block": {
+            "x": x, **norm, "w_qkv": torch.rand(24, 8), "b_qkv": torch.rand(24), "w_out": torch.rand(8, 8),
+            "b_out": torch.rand(8), "heads": 2, "axis": "channel", **sequences,
+        },
+        "add_norm": {"x": x, "residual": torch.rand(2, 3, 2, 8), "weight": torch.rand(8), "bias": torch.rand(8)},
         "feed_forward": {
-            "x": torch.rand(2, 8), "norm_weight": torch.rand(8), "norm_bias": torch.rand(8),
+            "x": torch.rand(2, 8), **norm,
             "w1": torch.rand(5, 8), "b1": torch.rand(5), "w2": torch.rand(8, 5), "b2": torch.rand(8),
         },
         "embed_visible": {
@@ -277,31 +285,41 @@ def _arguments(name, device="cpu"):
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("name", ["feed_forward", "embed_visible", "assemble", "masked_loss"])
+@pytest.mark.parametrize("name", dispatch.FUNCTIONS)
 def test_an_argument_of_another_shape_is_named(triton, monkeypatch, backend, name):
     monkeypatch.setenv("AUXMAE_KERNELS", backend)
     given = _arguments(name, triton)
     getattr(kernels, name)(**given)
     for key, value in given.items():
-        if not isinstance(value, torch.Tensor) or key in ("x", "norm_weight", "norm_bias"):
+        if not isinstance(value, torch.Tensor) or (name, key) == ("feed_forward", "x"):
             continue
-        for wrong in (torch.cat([value, value]), value[None]):
-            if (name, key, wrong.ndim) == ("assemble", "position", 2):
+        for wrong in (torch.cat([value, value]), value[:1], value[None]):
+            if (name, key) == ("assemble", "position") and wrong.ndim == 2:
                 continue  # as many places as it has rows
+            if (key == "valid" and wrong.shape == (1, 1, 8, 8)) or (
+                key in ("x", "residual") and name == "add_norm" and len(wrong) < 4
+            ):
+                continue  # it broadcasts
             with pytest.raises(ValueError, match=r"^\w+ (\(.+\) does not|must be) .*\(.+\)"):
                 getattr(kernels, name)(**{**given, key: wrong})
 
 
-POSITIONS = (("embed_visible", "keep"), ("assemble", "keep"), ("masked_loss", "masked_index"))
+POSITIONS = (
+    ("embed_visible", "keep"), ("assemble", "keep"), ("masked_loss", "masked_index"), ("axial_attention", "slots"),
+    ("attention_block", "slots"),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_arguments_of_another_type_are_refused(triton, monkeypatch, backend):
     monkeypatch.setenv("AUXMAE_KERNELS", backend)
-    for name, key in POSITIONS:
+    for name, key in (*POSITIONS, ("axial_attention", "lengths")):
         given = _arguments(name, triton)
-        with pytest.raises(ValueError, match=f"{key} must be integers"):
-            getattr(kernels, name)(**{**given, key: given[key].double()})
+        for wrong in (torch.float64, torch.uint8, torch.bool):
+            with pytest.raises(ValueError, match=f"{key} must be integers"):
+                getattr(kernels, name)(**{**given, key: given[key].to(wrong)})
+    with pytest.raises(ValueError, match="patch_size must be at least 1, not 0"):
+        kernels.embed_visible(**{**_arguments("embed_visible", triton), "patch_size": 0})
     given = _arguments("masked_loss", triton)
     with pytest.raises(ValueError, match="valid must be bool"):
         kernels.masked_loss(**{**given, "valid": given["valid"].float()})
@@ -315,5 +333,6 @@ def test_positions_that_can_be_read_are_in_range(monkeypatch, backend, name, key
     """On a CPU, ahead of whichever implementation would follow; on a GPU to read them would be to wait."""
     monkeypatch.setenv("AUXMAE_KERNELS", backend)
     given = _arguments(name)
-    with pytest.raises(ValueError, match=f"{key} holds 4, and there are 4 positions"):
+    expected = "holds 3, and there are 2 tokens" if key == "slots" else "holds 4, and there are 4 positions"
+    with pytest.raises(ValueError, match=f"{key} {expected}"):
         getattr(kernels, name)(**{**given, key: given[key] + 2})
