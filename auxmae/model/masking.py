@@ -48,8 +48,7 @@ def visible_count(total: int, ratio: float) -> int:
 def hidden_positions(keep: Tensor, positions: int) -> Tensor:
     """`keep` (B, C, K) → (B, C, N) bool, True where hidden."""
     masked = torch.ones(*keep.shape[:2], positions + 1, dtype=torch.bool, device=keep.device)
-    masked.scatter_(2, torch.where(keep < 0, positions, keep), False)
-    return masked[..., :positions]
+    return masked.scatter(2, torch.where(keep < 0, positions, keep), False)[..., :positions]
 
 
 def _indices_of(flags: Tensor, count: int) -> Tensor:
@@ -135,7 +134,7 @@ def draw_mask(
     if strategy == "channel":
         shown = visible_count(channels, ratio)
         visible = _smallest(_draw(torch.rand, batch, channels, generator=generator, device=device), shown)
-        seen = torch.zeros(batch, channels, 1, dtype=torch.bool, device=device).scatter_(1, visible[..., None], True)
+        seen = torch.zeros(batch, channels, 1, dtype=torch.bool, device=device).scatter(1, visible[..., None], True)
         every = torch.arange(positions, device=device).expand(batch, channels, positions)
         return Mask(torch.where(seen, every, -1), torch.where(seen, -1, every), aligned=True, ragged=True, rows=visible)
     count = visible_count(positions, ratio)

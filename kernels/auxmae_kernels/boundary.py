@@ -56,8 +56,14 @@ def register_autograd(operator: Any, setup_context: Callable[..., None], backwar
 
 
 def reading_is_free(tensor: Tensor) -> bool:
-    """Whether a tensor's values can steer Python without waiting for a device or breaking a compiled graph."""
-    return type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether a tensor's values can steer Python: no device is waited for, no compiled graph broken, no `torch.func` in between."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        # What stands for tensors within `torch.func.vmap` or `grad` has no memory of its own, and says that it is a Tensor.
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

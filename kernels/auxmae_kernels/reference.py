@@ -38,6 +38,8 @@ def _gelu_linear(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class _GeluLinear(torch.autograd.Function):
     """`_gelu_linear` that keeps `hidden`, and not the GELU's output, which is as large and cheap to compute again."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return _gelu_linear(hidden, weight, bias)

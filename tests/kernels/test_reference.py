@@ -336,3 +336,26 @@ def test_positions_that_can_be_read_are_in_range(monkeypatch, backend, name, key
     expected = "holds 3, and there are 2 tokens" if key == "slots" else "holds 4, and there are 4 positions"
     with pytest.raises(ValueError, match=f"{key} {expected}"):
         getattr(kernels, name)(**{**given, key: given[key] + 2})
+
+
+# The arguments that have an entry for every image.
+BATCHED = ("qkv", "x", "residual", "image", "latent", "prediction", "keep", "masked_index", "slots", "lengths", "valid")
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", dispatch.FUNCTIONS)
+def test_gradients_of_every_image_by_torch_func_are_those_of_a_loop(name):
+    given = {
+        key: value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for key, value in _arguments(name).items()
+    }
+    batched = {key: given.pop(key) for key in BATCHED if key in given}
+
+    def loss(*image):
+        out = getattr(kernels, name)(**{key: item[None] for key, item in zip(batched, image, strict=True)}, **given)
+        return (out[1] if isinstance(out, tuple) else out).square().sum()
+
+    rows = torch.func.vmap(torch.func.grad(loss))(*batched.values())
+    for row, first, *others in zip(rows, *batched.values(), strict=True):
+        leaf = first.clone().requires_grad_()
+        torch.testing.assert_close(row, torch.autograd.grad(loss(leaf, *others), leaf)[0])

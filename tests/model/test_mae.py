@@ -423,3 +423,38 @@ def test_broken_folders_are_named(tmp_path):
     (tmp_path / "model" / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json"):
         AuxMAE.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("size", [16, 13])
+def test_gradients_of_every_image_by_torch_func(size):
+    """One network's for a batch at once, as for influence functions and private training: of the features, and of the loss."""
+    model, images = tiny(), torch.rand(3, 5, size, size)
+    parameters = dict(model.named_parameters())
+
+    class Features(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, image):
+            return self.model.forward_features(image[None], pool="moments").square().sum()
+
+    network = Features()
+    found = torch.func.vmap(
+        torch.func.grad(lambda given, image: torch.func.functional_call(network, given, (image,))), in_dims=(None, 0)
+    )({f"model.{name}": value for name, value in parameters.items()}, images)
+    for index, image in enumerate(images):
+        expected = torch.autograd.grad(network(image), parameters.values(), allow_unused=True, materialize_grads=True)
+        for name, value in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(found[f"model.{name}"][index], value, rtol=1e-4, atol=1e-5)
+
+    keep = model.draw_mask(images.shape)
+    found = torch.func.grad(lambda given: torch.func.functional_call(model, given, (images, keep)).loss)(parameters)
+    expected = torch.autograd.grad(model(images, keep).loss, parameters.values())
+    torch.testing.assert_close(list(found.values()), list(expected), rtol=1e-4, atol=1e-6)
+    drawn = torch.func.vmap(
+        torch.func.grad(lambda given, image: torch.func.functional_call(model, given, (image[None],)).loss),
+        in_dims=(None, 0), randomness="different",
+    )(parameters, images)  # fmt: skip
+    assert all(value.isfinite().all() for value in drawn.values())
