@@ -56,7 +56,7 @@ def register_autograd(operator: Any, setup_context: Callable[..., None], backwar
 
 
 def reading_is_free(tensor: Tensor) -> bool:
-    """Whether a tensor's values can steer Python: no device is waited for, no compiled graph broken, no `torch.func` in between."""
+    """Whether a tensor's values can steer Python: no device is waited for, no graph broken, no `torch.func` in between."""
     return (
         type(tensor) is Tensor
         and tensor.device.type == "cpu"

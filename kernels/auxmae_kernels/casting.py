@@ -17,7 +17,9 @@ from torch import Tensor
 def product_type(x: Tensor) -> torch.dtype:
     """The type that x has as an operand of a matrix product: autocast's, or its own."""
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else x.dtype
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def cast(x: Tensor) -> Tensor:

@@ -359,3 +359,11 @@ def test_gradients_of_every_image_by_torch_func_are_those_of_a_loop(name):
     for row, first, *others in zip(rows, *batched.values(), strict=True):
         leaf = first.clone().requires_grad_()
         torch.testing.assert_close(row, torch.autograd.grad(loss(leaf, *others), leaf)[0])
+
+
+@pytest.mark.parametrize("name", dispatch.FUNCTIONS)
+def test_tensors_without_memory_give_shapes_and_types(name):
+    expected, found = (getattr(kernels, name)(**_arguments(name, device)) for device in ("cpu", "meta"))
+    for one, other in zip(expected, found, strict=True) if name == "add_norm" else ((expected, found),):
+        assert other.device.type == "meta"
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)

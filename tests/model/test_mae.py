@@ -458,3 +458,12 @@ def test_gradients_of_every_image_by_torch_func(size):
         in_dims=(None, 0), randomness="different",
     )(parameters, images)  # fmt: skip
     assert all(value.isfinite().all() for value in drawn.values())
+
+
+def test_a_model_without_memory_tells_shapes():
+    with torch.device("meta"):
+        model = AuxMAE(5, patch_size=4, width=16, depth=2, heads=2, decoder_depth=1, dropout=0.1)
+        out = model(torch.rand(2, 5, 15, 16))
+        out.loss.backward()
+        assert model.forward_features(torch.rand(2, 5, 15, 16)).shape == (2, 16)
+    assert (out.loss.shape, out.prediction.shape) == ((), (2, 5, 12, 16))
