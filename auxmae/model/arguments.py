@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -49,6 +49,10 @@ def complete_arguments(given: dict[str, Any]) -> dict[str, Any]:
     config["mask_ratio"] = float(given["mask_ratio"])
     if not 0 < config["mask_ratio"] < 1:
         raise SettingsError(f"masking.ratio must lie between 0 and 1, and is {given['mask_ratio']}")
+    config["dropout"] = float(given["dropout"])
+    if not 0 <= config["dropout"] < 1:
+        raise SettingsError(f"model.dropout must be a probability of at least 0 and below 1, and is {given['dropout']}")
+    _check_mixture(given["mask_strategy"], given["mask_mixture"] or {})
     _complete_sizes(config)
     groups = config["channel_groups"]
     config["channel_groups"] = (
@@ -56,6 +60,22 @@ def complete_arguments(given: dict[str, Any]) -> dict[str, Any]:
     )
     config["wavelengths"] = _wavelengths(given["wavelengths"], names)
     return config
+
+
+def _check_mixture(strategy: str, mixture: Mapping[str, float]) -> None:
+    for name, weight in mixture.items():
+        if name not in STRATEGIES:
+            raise SettingsError(
+                f"masking.mixture names the unknown strategy {name!r}",
+                hint=f"expected some of {', '.join(map(repr, STRATEGIES))}",
+            )
+        if not 0 <= weight < math.inf:
+            raise SettingsError(f"masking.mixture: the weight of {name} must be a number of at least 0, and is {weight}")
+    if strategy == "mixed" and not any(mixture.values()):
+        raise SettingsError(
+            "masking.strategy = 'mixed' needs at least one positive weight in masking.mixture",
+            hint='such as mask_mixture={"independent": 1, "block": 1}',
+        )
 
 
 def _setting(key: str) -> str:
