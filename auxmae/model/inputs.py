@@ -71,6 +71,8 @@ class Preparation:
                 raise TypeError(f"{name} must be a tensor, not {type(given).__name__}: torch.from_numpy makes one of an array")
         if image.ndim != 4:
             raise ValueError(f"image must be (B, C, h, w), not {tuple(image.shape)}")
+        if 0 in image.shape[2:]:
+            raise ValueError(f"image {tuple(image.shape)} has no pixels")
         if valid is not None:
             check_valid(valid, image)
         image = image.to(dtype)
@@ -110,6 +112,9 @@ class Preparation:
                 )
             names = self._names
         else:
+            if isinstance(channels, str):
+                # Its letters would be taken for names.
+                raise DataError(f"channels is one text, {channels!r}", hint=f"give a list: channels=[{channels!r}]")
             entries = channels.tolist() if isinstance(channels, Tensor) else list(channels)
             names = tuple(self._name(entry) for entry in entries)
             if len(names) != given:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from auxmae_kernels import boundary
 
+from auxmae.errors import DataError
 from auxmae.model.embedding import ChannelSelection, sincos_positions
 from auxmae.model.inputs import Preparation
 from auxmae.model.mae import AuxMAE
@@ -125,6 +126,16 @@ def test_empty_batches_and_arrays_in_place_of_tensors():
             function(array)
     with pytest.raises(TypeError, match="valid must be a tensor, not ndarray"):
         model(torch.zeros(1, 5, 16, 16), valid=array > 0)
+
+
+def test_images_without_pixels_and_channels_named_by_one_text_are_told():
+    model = tiny(["red", "green"])
+    for function in (model, model.reconstruct, model.forward_features, model.dense_features):
+        with pytest.raises(ValueError, match=r"image \(1, 2, 0, 16\) has no pixels"):
+            function(torch.zeros(1, 2, 0, 16))
+        with pytest.raises(DataError, match="channels is one text, 'red'") as told:
+            function(torch.zeros(1, 1, 16, 16), channels="red")
+        assert told.value.hint == "give a list: channels=['red']"
 
 
 def test_valid_broadcasts_to_the_image_and_is_bool():
