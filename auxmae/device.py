@@ -60,14 +60,18 @@ def make_current(device: torch.device) -> None:
 
 @contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Puts back, in the end, what a training sets for the process: threads, deterministic algorithms, kernels' backend, GPU."""
+    """Puts back, in the end, what a training sets for the process: threads, deterministic algorithms, kernels' backend, GPU.
+
+    Gradients are on within it, whatever the caller has switched off.
+    """
     threads = torch.get_num_threads()
     # Asking would set CUDA up.
     gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     backend = None if os.environ.get("AUXMAE_KERNELS") else dispatch.backend()
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])

@@ -71,3 +71,13 @@ def test_a_training_leaves_threads_determinism_and_backend_as_they_were(tmp_path
         api.train(settings)
     assert seen == [(before[0] + 1, True, "torch")]
     assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), dispatch.backend()) == before
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_a_training_learns_where_the_caller_has_switched_gradients_off(tmp_path, off):
+    model = {"width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "image_size": 16}
+    data = {"source": "synthetic", "synthetic_images": 16}
+    with off():
+        result = api.train({"model": model, "data": data, "train": {"max_steps": 2}, "run": {"folder": str(tmp_path / "run")}})
+        assert not torch.is_grad_enabled()
+    assert result.outcome.step == 2
