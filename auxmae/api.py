@@ -9,6 +9,7 @@ from typing import Any
 from auxmae.settings import Loaded, load_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import session
+from auxmae.training.progress import WarningReporter
 from auxmae.training.result import TrainingResult
 
 
@@ -22,7 +23,9 @@ def train(settings: Loaded | SettingsTree | Mapping[str, Any] | str | Path | Non
         settings: what `load_settings` gave, or its settings tree; or {"table": {"key": value}} over the defaults and the
             environment, without any file; or the path of a TOML file; or None for `auxmae.toml` in the working directory, if
             there is one.
-        options: `resume`, `overrides`, `init_from`, `fast_dev_run`, `reporter`, `progress` of `training.session.train`.
+        options: `resume`, `overrides`, `init_from`, `fast_dev_run`, `reporter`, `progress` of `training.session.train`.  Without
+            a reporter nothing is printed, and what looks wrong is a Python warning; `training.progress.LineReporter` prints
+            lines as the command does, and any object with the methods of `training.progress.Reporter` is told every step.
 
     Raises:
         AuxMAEError: whatever the user can mend, with a hint.
@@ -35,4 +38,4 @@ def train(settings: Loaded | SettingsTree | Mapping[str, Any] | str | Path | Non
     tree = settings.settings if isinstance(settings, Loaded) else settings
     if not isinstance(tree, SettingsTree):
         raise TypeError(f"settings must be a settings tree, a dict of tables or a path, not {type(tree).__name__}")
-    return session.train(tree, **options)
+    return session.train(tree, **{"reporter": WarningReporter(), **options})

@@ -12,6 +12,7 @@ from auxmae import api
 from auxmae.errors import SettingsError
 from auxmae.settings import load_settings
 from auxmae.training import session
+from auxmae.training.progress import SilentReporter
 
 
 @pytest.mark.parametrize("settings", [{"trian": {}}, {"trian": 5}, {"trian": {"max_steps": 3}}])
@@ -81,3 +82,16 @@ def test_a_training_learns_where_the_caller_has_switched_gradients_off(tmp_path,
         result = api.train({"model": model, "data": data, "train": {"max_steps": 2}, "run": {"folder": str(tmp_path / "run")}})
         assert not torch.is_grad_enabled()
     assert result.outcome.step == 2
+
+
+def test_what_looks_wrong_is_a_warning_in_python_unless_a_reporter_is_told(tmp_path, recwarn):
+    images = np.random.default_rng(0).normal(size=(16, 3, 16, 16)).astype(np.float32)
+    images[:, 1] = 5
+    np.save(tmp_path / "images.npy", images)
+    model = {"width": 16, "depth": 1, "heads": 2, "decoder_depth": 1}
+    settings = {"model": model, "data": {"source": str(tmp_path / "images.npy")}, "train": {"max_steps": 1}}
+    with pytest.warns(UserWarning, match="C2: constant"):
+        api.train({**settings, "run": {"folder": str(tmp_path / "first")}})
+    recwarn.clear()
+    api.train({**settings, "run": {"folder": str(tmp_path / "second")}}, reporter=SilentReporter())
+    assert not [warning for warning in recwarn if "constant" in str(warning.message)]

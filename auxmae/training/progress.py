@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -58,6 +59,13 @@ class QuietReporter(SilentReporter):
 
     def warning(self, text: str) -> None:
         print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+class WarningReporter(SilentReporter):
+    """Says what looks wrong as Python's warnings do, for who calls it from Python, and nothing else."""
+
+    def warning(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
 
 
 class LiveReporter:
