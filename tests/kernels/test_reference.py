@@ -144,6 +144,14 @@ def test_the_feed_forward_sublayer_keeps_no_gelu_output():
         assert torch.allclose(a, b, atol=1e-9)
 
 
+def test_masked_attention_is_differentiated_twice_without_a_fused_kernel():
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(1, 3, 2, 12, dtype=torch.float64, generator=generator, requires_grad=True)
+    slots = random_slots(1, 3, 2, 4, generator)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert torch.autograd.gradgradcheck(lambda x: kernels.axial_attention(x, 2, "channel", slots), qkv)
+
+
 def test_more_sequences_than_a_fused_back_end_takes():
     qkv = torch.randn(2, 3, 40_000, 6)
     out = kernels.axial_attention(qkv, 1, "channel")
