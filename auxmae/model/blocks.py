@@ -15,6 +15,20 @@ from torch import Tensor, nn
 NORM_EPS = 1e-6
 
 
+def _parts(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear map, whose own `forward` is never called.
+
+    Raises:
+        TypeError: the layer was replaced by another, an adapter or a quantised one, which would have no effect.
+    """
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(
+            f"a {type(layer).__name__} stands for a torch.nn.Linear, whose weight alone is used: adapt the weight itself, with "
+            "torch.nn.utils.parametrize"
+        )
+    return layer.weight, layer.bias
+
+
 class FeedForward(nn.Module):
     """x + ½ · (GELU(norm(x)·w1ᵀ + b1)·w2ᵀ + b2) on the last axis."""
 
@@ -30,10 +44,8 @@ class FeedForward(nn.Module):
             x,
             self.norm.weight,
             self.norm.bias,
-            self.fc1.weight,
-            self.fc1.bias,
-            self.fc2.weight,
-            self.fc2.bias,
+            *_parts(self.fc1),
+            *_parts(self.fc2),
             residual_scale=0.5,
             eps=NORM_EPS,
             dropout=self.dropout if self.training else 0.0,
@@ -64,10 +76,8 @@ class AxialAttention(nn.Module):
             x_BCTD,
             self.norm.weight,
             self.norm.bias,
-            self.qkv.weight,
-            self.qkv.bias,
-            self.projection.weight,
-            self.projection.bias,
+            *_parts(self.qkv),
+            *_parts(self.projection),
             heads=self.heads,
             axis=self.axis,
             slots=slots,
@@ -91,8 +101,8 @@ class MacaronBlock(nn.Module):
         """The weights that matrix products take in autocast's type."""
         attentions = (self.patch_attention, self.channel_attention)
         return [
-            *(part for each in attentions for part in (each.qkv.weight, each.qkv.bias, each.projection.weight)),
-            *(part for each in (self.feed_forward_in, self.feed_forward_out) for part in (each.fc1.weight, each.fc2.weight)),
+            *(part for each in attentions for part in (*_parts(each.qkv), _parts(each.projection)[0])),
+            *(_parts(layer)[0] for each in (self.feed_forward_in, self.feed_forward_out) for layer in (each.fc1, each.fc2)),
         ]
 
     def forward(

@@ -467,3 +467,44 @@ def test_a_model_without_memory_tells_shapes():
         out.loss.backward()
         assert model.forward_features(torch.rand(2, 5, 15, 16)).shape == (2, 16)
     assert (out.loss.shape, out.prediction.shape) == ((), (2, 5, 12, 16))
+
+
+class Adapted(torch.nn.Module):
+    """As the layers of LoRA libraries: the weight of the layer that it stands for, and something beside it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.beside = layer, torch.nn.Linear(layer.in_features, layer.out_features)
+
+    @property
+    def weight(self):
+        return self.layer.weight
+
+    @property
+    def bias(self):
+        return self.layer.bias
+
+    def forward(self, x):
+        return self.layer(x) + self.beside(x)
+
+
+@pytest.mark.parametrize(
+    "place", ["feed_forward_in.fc1", "feed_forward_out.fc2", "patch_attention.qkv", "channel_attention.projection"]
+)
+def test_an_adapter_that_would_have_no_effect_is_told_and_one_of_the_weight_has_its_effect(place):
+    model, images = tiny(), torch.rand(2, 5, 16, 16)
+    before = model.forward_features(images)
+    parent, name = place.split(".")
+    owner = getattr(model.encoder[0], parent)
+    layer = getattr(owner, name)
+
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    assert not torch.allclose(model.forward_features(images), before)
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    setattr(owner, name, Adapted(layer))
+    with pytest.raises(TypeError, match="Adapted stands for"):
+        model.forward_features(images)
