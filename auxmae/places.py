@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,11 @@ def expanded(name: str | Path) -> Path:
     A ~ that names no user's folder and a $ that names no variable are letters of a name.
     """
     return Path(os.path.expandvars(os.path.expanduser(name)))
+
+
+def quoted(path: str | Path) -> str:
+    """A path as a command line takes it that a message proposes: a name may have spaces."""
+    return shlex.quote(str(path))
 
 
 def absolute_place(name: str, setting: Literal["source", "labels"]) -> str:

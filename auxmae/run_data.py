@@ -51,7 +51,7 @@ def check_named(option: str, name: str | None) -> None:
 def check_present(run: RunFolder) -> None:
     """Raises DataError where the run's own data set is gone."""
     source = run.settings.data.source
-    if source != "synthetic" and not expanded(source).exists() and not any(c in source for c in "*?["):
+    if source != "synthetic" and not expanded(source).exists() and not any(c in str(expanded(source)) for c in "*?["):
         raise DataError(
             f"{source}: the run's data set is no longer there",
             hint=f"put it back, or write its new place into {run.path / SETTINGS_NAME}",
@@ -62,6 +62,9 @@ def describe_reading(data: DataSettings) -> dict[str, Any]:
     """Every setting that decides which pixels are read and which label they have, by its full name, JSON-able."""
     names = ("source", "labels", "ignored_labels", *_READING, "channels", "wavelengths", "synthetic_images")
     values = with_absolute_places(data).model_dump(mode="json", include=set(names))
+    if data.channel_names == "auto":
+        # Documents of before there was such a setting do not say it.
+        del values["channel_names"]
     return {f"data.{name}": value for name, value in values.items()}
 
 

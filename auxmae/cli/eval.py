@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from auxmae.build import Data
 
 
 def command(
@@ -51,7 +54,6 @@ def command(
     from auxmae.cli.console import console, print_json
     from auxmae.cli.eval_files import are_own_images, take_earlier, with_earlier_sections
     from auxmae.data.digests import digest_files, digest_labels
-    from auxmae.data.splits import how_to_hold_out
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
     from auxmae.export.embed import digest_model
@@ -83,7 +85,7 @@ def command(
     if dense and test_labels is None:
         eval_dense.check_measurable(held.collection)
     if held.test is None:
-        raise DataError(f"{held.describe()}: the test part is empty", hint=how_to_hold_out(held.collection, crop=held.image_size))
+        raise DataError(f"{held.describe()}: the test part is empty", hint=_how_to_test(held, settings.data.test_fraction))
     for notice in held.collection.notices:
         out.print(f"note: {notice}", **plain)
     out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {held.describe()}", **plain)
@@ -175,3 +177,12 @@ def command(
     if unwritten:
         # What was asked for is not all there.
         raise typer.Exit(1)
+
+
+def _how_to_test(held: Data, fraction: float) -> str:
+    """What helps where nothing is held out to test on."""
+    from auxmae.data.splits import how_to_hold_out
+
+    if fraction == 0:
+        return "hold something out: --set data.test_fraction=0.2"
+    return how_to_hold_out(held.collection, crop=held.image_size if held.splits.method == "block" else None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 
 # Held-out images that are changed, at most: every change takes all features and a reconstruction anew.
 _IMAGES = 200
+# Of images of many windows, as many as have about so many of them.
+_WINDOWS = 800
 
 
 def measure(
@@ -51,8 +52,12 @@ def measure(
     names = data.collection.channel_names
     groups = [[names.index(name) for name in group] for group in model.groups if group[0] in names]
     usual = data.image_size
-    # The same loader under every change: it keeps what it has read.
-    batches = cache(lambda side: _batches(data, side, settings))
+    # The same loader under every change but of size: it keeps what it has read.
+    at_usual = _batches(data, None, settings)
+
+    def batches(side: int | None) -> Loader | None:
+        return at_usual if side is None else _batches(data, side, settings)
+
     sides = [side for part in SIZES if (side := round(part * usual)) >= 1 and batches(side) is not None]
     changes = plan_changes(groups, names, sides, seed=settings.train.seed)
     with out.status("Changing the images") as status:
@@ -95,6 +100,8 @@ def _batches(data: Data, side: int | None, settings: SettingsTree) -> Loader | N
     if side is not None and side > (int(part.blocks[:, 3:].min()) if len(part.blocks) else data.collection.smallest_side()):
         return None
     if not len(part.blocks) and not data.collection.has_label_maps:
+        windows = len(held.dataset) / max(len(part.items), 1)
+        limit = min(limit, max(round(_WINDOWS / max(windows, 1)), 1))
         chosen = np.sort(np.random.default_rng((held.seed, 0)).permutation(len(part.items))[:limit])
         groups = None if part.groups is None else part.groups[chosen]
         part, limit = replace(part, items=part.items[chosen], groups=groups), 0

@@ -16,6 +16,7 @@ from rich.table import Table
 from auxmae.cli.console import console, print_json, print_table, settings_line
 from auxmae.cli.processes import is_one_of_several, is_silent, run_together
 from auxmae.errors import UsageError
+from auxmae.places import quoted
 from auxmae.settings import load_settings
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def command(
     if result.outcome.reason == "interrupted":
         out.print(
             f"stopped at step {result.outcome.step} and saved"
-            + ("" if fast_dev_run else f"; go on with: auxmae train --resume {result.run}"),
+            + ("" if fast_dev_run else f"; go on with: auxmae train --resume {quoted(result.run)}"),
             highlight=False,
             soft_wrap=True,
         )
@@ -251,6 +252,6 @@ def _print_result(result: TrainingResult, out: Console, embedded: bool) -> None:
         out.print(f"picture: {result.figure}", highlight=False, soft_wrap=True)
     out.print(f"run: {result.run}", highlight=False, soft_wrap=True)
     out.print("next:")
-    own = ("auxmae train --data YOUR/IMAGES",) if embedded else ()
-    for line in (f"auxmae eval {result.run}", f"auxmae visualize {result.run}", *own):
+    own, run = ("auxmae train --data YOUR/IMAGES",) if embedded else (), quoted(result.run)
+    for line in (f"auxmae eval {run}", f"auxmae visualize {run}", *own):
         out.print(f"  {line}", highlight=False, soft_wrap=True)

@@ -27,26 +27,27 @@ def rename_channels(files: Sequence[ImageFile], names: tuple[str, ...], notices:
         DataError: files have the same names in other orders.
         SettingsError: a file has more or fewer channels.
     """
-    first: ImageFile | None = None
+    orders: dict[frozenset[str], ImageFile] = {}
     for file in files:
         if file.channels != len(names):
             raise SettingsError(
                 f"data.channel_names has {len(names)} names; {file.path} has {file.channels} channels",
                 hint="name all channels, in the files' order; data.channels chooses among them",
             )
-        if file.channel_names is None or file.channel_names == names:
+        if file.channel_names is None:
             continue
-        first = first or file
-        if file.channel_names != first.channel_names and set(file.channel_names) == set(first.channel_names or ()):
+        first = orders.setdefault(frozenset(file.channel_names), file)
+        if file.channel_names != first.channel_names:
             raise DataError(
                 f"data.channel_names names channels by order, and {first.path} and {file.path} have them in different orders",
                 hint="leave data.channel_names out: data.channels chooses by the files' own names",
             )
-    if first is not None and first.channel_names is not None:
-        notices.append(
-            f"{first.path.name} calls its channels {shortened(first.channel_names)}: by data.channel_names they are "
-            f"{shortened(names)}, in this order"
-        )
+    notices.extend(
+        f"{file.path.name} calls its channels {shortened(file.channel_names)}: by data.channel_names they are "
+        f"{shortened(names)}, in this order"
+        for file in orders.values()
+        if file.channel_names not in (None, names)
+    )
     return [replace(file, channel_names=names) for file in files]
 
 
@@ -105,11 +106,11 @@ def plan_channels(
                 f"{shortened(everything)} and {shortened(available)}",
                 hint="choose channels that both have with data.channels, or leave files out with data.exclude",
             )
-        for name in chosen:
-            if name not in available:
-                near = nearest_name(name, available, cutoff=0.3)
-                hint = f"did you mean {near!r}?" if near else f"there are {shortened(available)}"
-                raise SettingsError(f"data.channels: {file.path} has no channel {name!r}", hint=hint)
+        if lacking := [name for name in chosen if name not in available]:
+            # Of several, as of another sensor's, none is misspelt.
+            near = nearest_name(lacking[0], available, cutoff=0.3) if len(lacking) == 1 else None
+            hint = f"did you mean {near!r}?" if near else f"there are {shortened(available)}"
+            raise SettingsError(f"data.channels: {file.path} has no channel {shortened([*map(repr, lacking)])}", hint=hint)
         places = tuple(available.index(name) for name in chosen)
         order.append(None if places == tuple(range(file.channels)) else places)
     return ChannelPlan(chosen, _wavelengths(files, wavelengths, chosen, everything, order), tuple(order))

@@ -154,7 +154,7 @@ class Collection:
         dtypes = "/".join(sorted({str(file.dtype) for file in self.files}))
         text = f"{count} {noun}{'' if count == 1 else 's'}"
         text += f", {len(names)} channel{'' if len(names) == 1 else 's'} ({listed}), {size} px, {dtypes}"
-        return text + (f", {len(self.class_names)} classes" if self.class_names else "")
+        return text + (f", {len(self.class_names)} class{'es' * (len(self.class_names) != 1)}" if self.class_names else "")
 
 
 def memory_file(array_NCHW: NDArray[Any], path: Path, *, names: tuple[str, ...] | None = None) -> ImageFile:

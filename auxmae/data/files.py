@@ -25,7 +25,7 @@ UNREAD = frozenset({
 })  # fmt: skip
 
 
-def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Path, list[Path]]:
+def find_files(source: str, exclude: Exclusion, notices: list[str], *, tell_unread: bool = True) -> tuple[Path, list[Path]]:
     """→ (the folder that relative paths start from, the files in the order of their names, plates as their fields, and ENVI
     images as their data).
 
@@ -33,7 +33,7 @@ def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Pat
         source: a file, a folder, or a glob pattern.
         exclude: files, and wells and fields of plates, to leave out; an ENVI image by the name of its header or of its data.
         notices: told of run folders that lie within the source, whose figures are no images of it, of links to nothing, and of
-            images of other kinds.
+            images of kinds that no reader is for, unless `tell_unread` is False.
 
     Raises:
         DataError: there is nothing that could be read.
@@ -51,7 +51,7 @@ def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Pat
             raise DataError(f"{source}: the folder is empty", hint=f"supported: {listed}")
     elif exists:
         return _outside(path.parent), _images(source, [path], exclude, notices)
-    elif any(character in source for character in "*?["):
+    elif any(character in str(path) for character in "*?["):
         found = {Path(name) for name in glob.glob(str(path), recursive=True)}
         # A store stands for all that lies within it.
         candidates = sorted(entry for entry in found if not any(one.suffix.lower() == STORE for one in found & {*entry.parents}))
@@ -71,7 +71,7 @@ def find_files(source: str, exclude: Exclusion, notices: list[str]) -> tuple[Pat
         why = "every supported file is excluded by data.exclude" if usable else "no supported file"
         why += " outside of run folders" if any(runs.values()) else ""
         raise DataError(f"{source}: {why}", hint="check data.exclude" if usable else f"supported: {listed}")
-    if unread := [entry for entry in shown if _is_unread_image(entry) and not exclude.leaves_out(entry)]:
+    if tell_unread and (unread := [entry for entry in shown if _is_unread_image(entry) and not exclude.leaves_out(entry)]):
         kinds = ", ".join(sorted({entry.suffix.lower() for entry in unread}))
         files = "1 file" if len(unread) == 1 else f"{len(unread)} files"
         notices.append(f"left out: {files} of kinds that no reader is for ({kinds}), {relative_path(unread[0], root)} the first")

@@ -104,6 +104,7 @@ class ImageFile:
         alpha: of a last band that a TIFF marks as transparency, as writers do channels too, how many of the values looked at are
             the largest of their type, and how many neither that nor 0; None: none is marked.
         whole: bytes that are decoded for any window of it, those of all of it; 0 where the format is read by windows.
+        guessed_axes: whether which axis is which was guessed or set: names of the labels' axes say nothing then of these.
         parts: the files that it is read from where these are several, one a channel or those of one OME-TIFF; empty where `path`
             is the file.
     """
@@ -122,6 +123,7 @@ class ImageFile:
     notices: tuple[str, ...] = field(default=())
     alpha: tuple[int, int] | None = None
     whole: int = 0
+    guessed_axes: bool = False
     parts: tuple[Path, ...] = field(default=())
 
     @property

@@ -71,18 +71,23 @@ def _read_argmax(file: ImageFile, index: int, window: Window | None) -> MultiCha
     return MultiChannelImage(image.pixels.argmax(axis=0)[None].astype(np.float32), known)
 
 
-def labels_from_array(path: Path, key: str, notices: list[str]) -> NDArray[Any] | LabelMap:
+def labels_from_array(path: Path, key: str, notices: list[str], *, by_name: bool) -> NDArray[Any] | LabelMap:
     """(N,) numbers or texts of images, or a file in memory of (H, W), (H, W, K) or (N, H, W) labels.
 
-    A last axis of one, the channel, may follow; a first one, the map, may precede.  Axes that have names are taken by them, and
-    values that the file calls missing are no labels.
+    A last axis of one, the channel, may follow; a first one, the map, may precede.  Values that the file calls missing are no
+    labels.
+
+    Args:
+        path, key: the file, and its array; "": the only one.
+        notices: told what was inferred.
+        by_name: take axes that have names by them, as the images' are; else in their order, as the images' are.
     """
     from auxmae.data.readers import array_meaning, read_array
     from auxmae.data.readers.encoding import without_missing
 
     array = np.asarray(read_array(path, key or None))
     axes, encoding = array_meaning(path, key or None)
-    if axes is not None:
+    if axes is not None and by_name:
         array = array.transpose([axes.letters.index(letter) for letter in "NHWC" if letter in axes.letters])
     array = without_missing(array, encoding)
     where = f"{path}:{key}" if key else str(path)
@@ -122,9 +127,10 @@ def labels_from_array(path: Path, key: str, notices: list[str]) -> NDArray[Any] 
 
 
 def _whole(array: NDArray[Any]) -> bool:
-    """Whether (·, ·, ·) labels are a stack of maps rather than abundances or one-hot rows in the last axis."""
-    if not np.isfinite(array).all() or (array != np.round(array)).any():
+    """Whether (·, ·, ·) labels, NaN for none, are a stack of maps rather than abundances or one-hot rows in the last axis."""
+    known = array[~np.isnan(array)]
+    if not np.isfinite(known).all() or (known != np.round(known)).any():
         return False
-    sums: Counter[float] = Counter(np.unique(array.sum(axis=2)).tolist())
-    one_hot = set(np.unique(array).tolist()) <= {0, 1} and set(sums) <= {0, 1}
+    sums: Counter[float] = Counter(np.unique(np.nansum(array, axis=2)).tolist())
+    one_hot = set(np.unique(known).tolist()) <= {0, 1} and set(sums) <= {0, 1}
     return not one_hot

@@ -20,7 +20,7 @@ from auxmae.data.georeference import describe_difference, describe_shift, same_p
 from auxmae.data.image import ImageFile, Window, diagonal, tiles
 from auxmae.data.label_files import LabelMap, labels_from_array, map_from_raster
 from auxmae.data.notices import said_once
-from auxmae.data.pairing import ImageNames, shorter_names
+from auxmae.data.pairing import ImageNames, composed, shorter_names
 from auxmae.data.plates import STORE
 from auxmae.data.tables import MISSING, PART_NAMES, TABLE_SUFFIXES, classes, numbered_labels, table_labels
 from auxmae.errors import DataError
@@ -117,7 +117,7 @@ def label_size(labels: str) -> tuple[int, int] | None:
     if not path_exists(path) or path.suffix.lower() in TABLE_SUFFIXES or (path.is_dir() and not _holds_arrays(path)):
         return None
     try:
-        found = labels_from_array(path, key, []) if key or _holds_arrays(path) else map_from_raster(path, [])
+        found = labels_from_array(path, key, [], by_name=False) if key or _holds_arrays(path) else map_from_raster(path, [])
     except DataError:
         return None  # `load_labels` says so
     return (found.file.height, found.file.width) if isinstance(found, LabelMap) else None
@@ -139,9 +139,9 @@ def label_place(labels: str) -> tuple[Path, str] | None:
     if labels in ("auto", "none") or labels.startswith(":"):
         return None
     path = expanded(labels)
-    if ":" in labels and not path_exists(path):
-        before, _, key = labels.rpartition(":")
-        return expanded(before), key
+    if ":" in str(path) and not path_exists(path):
+        before, _, key = str(path).rpartition(":")
+        return Path(before), key
     return path, ""
 
 
@@ -170,11 +170,13 @@ def load_labels(
     """
     if labels in ("auto", "none"):
         return Labels()
-    place = label_place(labels)
+    place, by_name = label_place(labels), _named(files)
     if place is None:
         if len(files) > 1:
             told: list[list[str]] = [[] for _ in files]
-            opened = [labels_from_array(file.path, labels[1:], own) for file, own in zip(files, told, strict=True)]
+            opened = [
+                labels_from_array(file.path, labels[1:], own, by_name=by_name) for file, own in zip(files, told, strict=True)
+            ]
             notices.extend(said_once(zip((file.path for file in files), told, strict=True)))
             if any(isinstance(one, np.ndarray) for one in opened):
                 raise DataError(
@@ -182,14 +184,17 @@ def load_labels(
                     hint="name one file with data.source",
                 )
             return _finish([one for one in opened if isinstance(one, LabelMap)], files, labels, ignored, notices)
-        found = labels_from_array(files[0].path, labels[1:], notices)
+        found = labels_from_array(files[0].path, labels[1:], notices, by_name=by_name)
     else:
         path, key = place
         if path.suffix.lower() in TABLE_SUFFIXES:
-            return _from_table(path, key, files, image_names, notices, ignored)
+            return _from_table(path, composed(key), files, image_names, notices, ignored)
         if path.is_dir() and not _holds_arrays(path):
             return _from_folder(path, files, image_names, notices, ignored, exclude or Exclusion())
-        found = labels_from_array(path, key, notices) if key or _holds_arrays(path) else map_from_raster(path, notices)
+        if key or _holds_arrays(path):
+            found = labels_from_array(path, key, notices, by_name=by_name)
+        else:
+            found = map_from_raster(path, notices)
     if isinstance(found, np.ndarray):
         per_image, names = _image_classes(found, ignored, labels)
         return Labels(names, per_image)
@@ -233,6 +238,11 @@ def _image_classes(entries: NDArray[Any], ignored: Sequence[int] | None, where: 
     return np.where(known, np.searchsorted(values, numbers), -1).astype(np.int64), tuple(str(value) for value in values)
 
 
+def _named(files: Sequence[ImageFile]) -> bool:
+    """Whether what the images' files say of their axes is what they are read by."""
+    return not any(file.guessed_axes for file in files)
+
+
 def _holds_arrays(path: Path) -> bool:
     from auxmae.data.readers import ARRAY_SUFFIXES
 
@@ -267,7 +277,7 @@ def _from_folder(
     exclude: Exclusion,
 ) -> Labels:
     """The label raster of each file, called like it: a/b.tif is the one of a/b.npy, and so is a/b_mask.png."""
-    root, paths = find_files(str(folder), exclude, notices)
+    root, paths = find_files(str(folder), exclude, notices, tell_unread=False)
     images = {path.resolve() for file in files for path in file.paths}
     maps: list[LabelMap | None] = [None] * len(files)
     used: dict[int, Path] = {}
@@ -286,7 +296,10 @@ def _from_folder(
             )
         used[index] = path
         told[path] = []
-        found = labels_from_array(path, "", told[path]) if _holds_arrays(path) else map_from_raster(path, told[path])
+        if _holds_arrays(path):
+            found = labels_from_array(path, "", told[path], by_name=_named(files))
+        else:
+            found = map_from_raster(path, told[path])
         if not isinstance(found, LabelMap):
             raise DataError(f"{path}: one axis is no label raster", hint="check data.labels")
         maps[index] = found

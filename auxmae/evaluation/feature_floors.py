@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from auxmae.errors import DataError
 from auxmae.evaluation.features import Extractor, split_patches, statistics_extractor
 
 if TYPE_CHECKING:
@@ -196,11 +195,12 @@ def convolution_extractor(patches: NDArray[np.float32], channels: int, *, patch_
 def sample_patches(batches: Iterable[Batch], sides: Iterable[int], *, seed: int) -> dict[int, NDArray[np.float32]]:
     """Patches at random places of training images, without their labels: side → (n, C · side²), n ≤ 5000.
 
-    Of every image the same number is drawn, less those without a valid pixel; patches that reach beyond an image smaller than
-    them are filled with 0.  What is drawn depends on the images' order alone, not on the batches.
+    Of every image the same number is drawn, less those without a valid pixel (unless none has one); patches that reach beyond an
+    image smaller than them are filled with 0.  What is drawn depends on the images' order alone, not on the batches.
     """
     random = np.random.default_rng(seed)
     found: dict[int, list[Tensor]] = {side: [] for side in sides}
+    beside: dict[int, list[Tensor]] = {side: [] for side in found}
     for batch in batches:
         image = batch.image.masked_fill(~batch.valid, 0.0)
         for picture, known in zip(image, batch.valid.any(1), strict=True):
@@ -211,12 +211,12 @@ def sample_patches(batches: Iterable[Batch], sides: Iterable[int], *, seed: int)
                     top = int(random.integers(padded.shape[1] - side + 1))
                     left = int(random.integers(padded.shape[2] - side + 1))
                     window = (slice(top, top + side), slice(left, left + side))
-                    if valid[window].any():
-                        parts.append(padded[:, *window].reshape(-1))
+                    into = parts if valid[window].any() else beside[side]
+                    into.append(padded[:, *window].reshape(-1))
     result = {}
     for side, parts in found.items():
-        if not parts:
-            raise DataError("no pixel of the training images is valid", hint="look at them with `auxmae data stats`")
+        # Where hardly a pixel is valid, chance may meet none.
+        parts = parts or beside[side]
         keep = np.sort(random.permutation(len(parts))[:_PATCHES])
         result[side] = torch.stack([parts[i] for i in keep.tolist()]).numpy()
     return result

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 NORM_EPS = 1e-6
 
 
-def _parts(layer: nn.Module) -> tuple[Tensor, Tensor]:
+def linear_parts(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of a linear map, whose own `forward` is never called.
 
     Raises:
         TypeError: the layer was replaced by another, an adapter or a quantised one, which would have no effect.
     """
-    if not isinstance(layer, nn.Linear):
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
         raise TypeError(
             f"a {type(layer).__name__} stands for a torch.nn.Linear, whose weight alone is used: adapt the weight itself, with "
             "torch.nn.utils.parametrize"
@@ -44,8 +44,8 @@ class FeedForward(nn.Module):
             x,
             self.norm.weight,
             self.norm.bias,
-            *_parts(self.fc1),
-            *_parts(self.fc2),
+            *linear_parts(self.fc1),
+            *linear_parts(self.fc2),
             residual_scale=0.5,
             eps=NORM_EPS,
             dropout=self.dropout if self.training else 0.0,
@@ -76,8 +76,8 @@ class AxialAttention(nn.Module):
             x_BCTD,
             self.norm.weight,
             self.norm.bias,
-            *_parts(self.qkv),
-            *_parts(self.projection),
+            *linear_parts(self.qkv),
+            *linear_parts(self.projection),
             heads=self.heads,
             axis=self.axis,
             slots=slots,
@@ -101,8 +101,8 @@ class MacaronBlock(nn.Module):
         """The weights that matrix products take in autocast's type."""
         attentions = (self.patch_attention, self.channel_attention)
         return [
-            *(part for each in attentions for part in (*_parts(each.qkv), _parts(each.projection)[0])),
-            *(_parts(layer)[0] for each in (self.feed_forward_in, self.feed_forward_out) for layer in (each.fc1, each.fc2)),
+            *(part for each in attentions for part in (*linear_parts(each.qkv), linear_parts(each.projection)[0])),
+            *(linear_parts(layer)[0] for each in (self.feed_forward_in, self.feed_forward_out) for layer in (each.fc1, each.fc2)),
         ]
 
     def forward(

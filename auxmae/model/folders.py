@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from auxmae.errors import CheckpointError, UsageError, first_line
-from auxmae.places import expanded
+from auxmae.places import expanded, quoted
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -73,7 +73,7 @@ def checkpoint_of_run(run: Path, which: str = "best") -> Path:
     if find_checkpoint(run / "checkpoints" / "best").is_dir():
         raise CheckpointError(
             f"{run}: its last checkpoint is missing",
-            hint=f"put it back, or use the best one: a new training by --init-from {run}, all else by --checkpoint best",
+            hint=f"put it back, or use the best one: a new training by --init-from {quoted(run)}, all else by --checkpoint best",
         )
     raise CheckpointError(
         f"{run}: there is no checkpoint in it; the first is written at the end of an epoch, or when a training is stopped",

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from auxmae_kernels import assemble, cast_together, embed_visible, masked_loss
+from auxmae_kernels import assemble, boundary, cast_together, embed_visible, masked_loss
 from auxmae_kernels.products import linear
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from auxmae.model.arguments import complete_arguments
-from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise
+from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise, linear_parts
 from auxmae.model.embedding import ChannelEmbedding, GroupLinear, sincos_positions
 from auxmae.model.embedding import channel_groups as split_into_groups
 from auxmae.model.inputs import Preparation, PreparedImage
@@ -346,7 +346,7 @@ class AuxMAE(Pretrained):
         """(B, G, M, P): the hidden patches."""
         position = self._positions(inputs.grid, self.config["decoder_width"], latent.device)
         channel = self.decoder_channel_embedding(inputs.groups)
-        latent = linear(latent, self.decoder_embedding.weight, self.decoder_embedding.bias)
+        latent = linear(latent, *linear_parts(self.decoder_embedding))
         x = self._assemble(latent, self._token_keep(mask), self.mask_token, position, channel)
         select = mask.masked_index.clamp(min=0) + (self.cls_token is not None)
         x = self._run(self.decoder, x, select=select)
@@ -437,7 +437,8 @@ class AuxMAE(Pretrained):
         channels: Sequence[str] | Sequence[int] | Tensor | None = None,
         pool: str | None = "mean",
     ) -> Tensor:
-        """Features of whole images: of every patch that has a valid pixel; what an image is padded with makes no difference.
+        """Features of whole images: of every patch that has a valid pixel; what an image is padded with makes no difference
+        (but where values cannot be looked at, as within torch.compile and torch.func, and then all patches take part).
 
         Args:
             image, valid, channels: as in `forward`.
@@ -449,7 +450,7 @@ class AuxMAE(Pretrained):
         Returns:
             (B, num_features); (B, G · num_features) for "concat"; (B, 2 · G · num_features) for "moments": all means, then all
             deviations; twice that with "+embedding"; all three in the model's order of channels, whatever the image's is.  All
-            tokens (B, G, T, D), in the image's order, for None, 0 where a patch has no valid pixel.
+            tokens (B, G, T, D), in the image's order, for None; those of patches without a valid pixel mean nothing.
         """
         tokens, weight = self._features(image, valid, channels, pool)
         return tokens if pool is None else pool_image(tokens, weight, pool)
@@ -491,7 +492,7 @@ class AuxMAE(Pretrained):
         if inputs.valid is not None:
             patches = inputs.valid.view(batch, inputs.count, self.group_size, height // p, p, width // p, p)
             known = patches.any(6).any(4).any(2).flatten(2)
-        if known is None or bool(known.all()):
+        if known is None or not boundary.reading_is_possible(known) or bool(known.all()):
             mask = everything_visible(batch, inputs.count, positions, inputs.image.device)
         else:
             # Tokens of nothing would be answered to by those of the image: its features would depend on what it is padded with.

@@ -463,9 +463,8 @@ class SettingsTree(Table):
                 )
         if self.model.channel_groups != 1 and self.data.channel_sampling > 0:
             raise ValueError("data.channel_sampling drops single channels: it needs model.channel_groups = 1")
-        used = "channels" if self.data.channels != "auto" else "channel_names"
-        if isinstance(self.model.channel_groups, tuple) and (known := getattr(self.data, used)) != "auto":
+        if isinstance(self.model.channel_groups, tuple) and self.data.channels != "auto":
             for name in (name for group in self.model.channel_groups for name in group):
-                if name not in known:
-                    raise ValueError(f"model.channel_groups names the unknown channel {name!r}: not in data.{used}")
+                if name not in self.data.channels:
+                    raise ValueError(f"model.channel_groups names the unknown channel {name!r}: not in data.channels")
         return self

@@ -16,7 +16,7 @@ from auxmae.errors import CheckpointError, UsageError, first_line
 from auxmae.locking import take_lock
 from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
-from auxmae.places import expanded
+from auxmae.places import expanded, quoted
 from auxmae.settings import check_run_settings, settings_from_toml, wording, write_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.writing import replacing
@@ -97,7 +97,7 @@ class RunFolder:
                 raise UsageError(
                     f"{self.path / SETTINGS_NAME}: {name} = {wording.show(now[name])}, and the run was trained with "
                     f"{wording.show(before)}: --resume goes on exactly as before",
-                    hint=f"put it back, or start a new run: --init-from {self.path}",
+                    hint=f"put it back, or start a new run: --init-from {quoted(self.path)}",
                 )
 
     @property
@@ -243,9 +243,9 @@ def check_unused(folder: str) -> None:
         raise UsageError(f"{path}: the run folder cannot be made: {error.strerror}", hint="choose another --output") from error
     if used:
         trial = RunFolder(path).is_fast_dev_run
-        others = [f"delete {path}"] if trial else []
+        others = [f"delete {quoted(path)}"] if trial else []
         if not trial and (path / SETTINGS_NAME).is_file():
-            others = [f"go on with it: auxmae train --resume {path}"]
+            others = [f"go on with it: auxmae train --resume {quoted(path)}"]
         raise UsageError(
             f"{path} {'holds a trial by --fast-dev-run' if trial else 'is not empty'}, and a run overwrites nothing",
             hint=", or ".join(["choose another --output", *others]),

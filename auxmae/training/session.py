@@ -18,6 +18,7 @@ from auxmae.errors import CheckpointError, DataError, UsageError
 from auxmae.model.folders import SETTINGS_NAME, find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import check_architecture, load_weights, read_config
+from auxmae.places import quoted
 from auxmae.run_data import check_present, with_absolute_places
 from auxmae.settings import load_settings, override_names, preset_settings
 from auxmae.settings.schema import SettingsTree
@@ -183,7 +184,7 @@ def _fit(
         raise DataError(
             f"{settings.data.source}: the data have changed since {run.path} was started with {trained_on}; what is held out now "
             "may have been trained on",
-            hint=f"put the data back as they were, or start a new run: --init-from {run.path}",
+            hint=f"put the data back as they were, or start a new run: --init-from {quoted(run.path)}",
         )
     for warning in data.warnings():
         reporter.warning(warning)

@@ -14,6 +14,7 @@ from torch import Tensor
 from auxmae.data.loading import Loader
 from auxmae.errors import ResourceError
 from auxmae.model.mae import AuxMAE
+from auxmae.places import quoted
 from auxmae.training.checkpoint import load_state, random_state, save_checkpoint, seed_from, set_random_state
 from auxmae.training.distributed import Team
 from auxmae.training.feed import Feed, Inputs
@@ -278,7 +279,7 @@ class Trainer:
                 self.save()
             hints = [error.hint, f"step {self.step} is saved" if keep else self._what_is_left()]
             if self.run.checkpoint("last").is_dir() and not self.run.is_fast_dev_run:
-                hints.append(f"go on with: auxmae train --resume {self.run.path}")
+                hints.append(f"go on with: auxmae train --resume {quoted(self.run.path)}")
             raise ResourceError(error.message, hint="; ".join(filter(None, hints))) from error
         finally:
             self.reporter.stop()

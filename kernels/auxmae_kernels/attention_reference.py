@@ -134,7 +134,12 @@ Parts = tuple[Tensor, ...]
 def _patch_attention(parts: Parts, real: Tensor | None, scale: float | None) -> Tensor:
     """Sequences of the T tokens of one channel."""
     q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in parts)
-    mask = None if real is None else _allow_own(real.flatten(0, 1))[:, None]
+    mask = None
+    if real is not None:
+        # The same for every query: what padding attends to is cut off, and T × T of them would fill the memory.  A sequence of
+        # nothing but padding attends to all of it, since a row of which nothing may be attended to has no softmax.
+        real = real.flatten(0, 1)
+        mask = (real | ~real.any(1, keepdim=True))[:, None, None]
     return _sdpa(q, k, v, mask, scale).transpose(1, 2)
 
 

@@ -66,6 +66,17 @@ def reading_is_free(tensor: Tensor) -> bool:
     )
 
 
+def reading_is_possible(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be read at all, if need be by waiting for a device: not in a graph, nor in `torch.func`."""
+    return (
+        type(tensor) is Tensor
+        and tensor.device.type != "meta"
+        and not torch.compiler.is_compiling()
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not (tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    )
+
+
 def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Uninitialised memory for a kernel's output; tests fill it with NaN."""
     return like.new_empty(tuple(shape), dtype=dtype or like.dtype)

@@ -378,7 +378,14 @@ def write_named(path: Path, arrays: dict[str, tuple[np.ndarray, list[str]]]) -> 
     return path
 
 
-def test_an_axis_beside_times_rows_and_columns_holds_the_channels(tmp_path: Path) -> None:
+def test_an_axis_of_images_beside_times_holds_no_channels(tmp_path: Path) -> None:
+    stored = RNG.random((40, 12, 32, 32)).astype(np.float32)
+    file = open_image(write_named(tmp_path / "a.nc", {"t": (stored, ["patch", "time", "y", "x"])}))
+    assert (file.count, file.channels) == (40, 12)
+    assert "read as NCHW" in file.notices[0]
+
+
+def test_an_axis_of_levels_beside_times_rows_and_columns_holds_the_channels(tmp_path: Path) -> None:
     stored = RNG.random((5, 12, 32, 32)).astype(np.float32)
     path = write_named(tmp_path / "a.nc", {"t": (stored, ["pressure_level", "valid_time", "latitude", "longitude"])})
     file = open_image(path)

@@ -37,9 +37,13 @@ def test_names_given_to_all_channels_stand_in_place_of_the_files_own(tmp_path: P
     assert (chosen.read(1).pixels == (array + 1)[[2, 0]]).all()
     with pytest.raises(SettingsError, match=r"data.channel_names has 2 names; .*a\.tif has 3 channels"):
         open_collection(str(tmp_path), channel_names=names[:2])
-    write(tmp_path / "c.tif", array[::-1], ("b3", "b2", "b1"))
-    with pytest.raises(DataError, match=r"names channels by order, and .*a\.tif and .*c\.tif have them in different orders"):
-        open_collection(str(tmp_path), channel_names=names)
+    for number, other in enumerate([("b3", "b2", "b1"), names[::-1]]):
+        folder = tmp_path / f"orders{number}"
+        write(folder / "a.tif", array, other[::-1])
+        write(folder / "b.tif", array, ("r", "g", "b"))
+        write(folder / "c.tif", array[::-1], other)
+        with pytest.raises(DataError, match=r"names channels by order, and .*a\.tif and .*c\.tif have them in different orders"):
+            open_collection(str(folder), channel_names=names)
 
 
 def test_names_given_to_the_channels_of_an_array_tell_its_axes(tmp_path: Path) -> None:

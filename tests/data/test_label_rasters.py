@@ -224,6 +224,42 @@ def test_a_label_array_is_read_by_the_names_of_its_axes_and_its_fill_value(tmp_p
     assert np.array_equal(image.pixels[0][:50], truth[:50])
 
 
+@pytest.mark.parametrize(("names", "axes"), [(["lon", "lat", "wl"], None), (["lon", "lat", "band"], "HWC")])
+def test_a_label_array_lies_as_its_image_where_that_is_not_read_by_names(
+    tmp_path: Path, names: list[str], axes: str | None
+) -> None:
+    """Which axis is called what says nothing then of where the image's rows are."""
+    scene, truth = RNG.random((60, 60, 4)).astype(np.float32), RNG.integers(0, 3, (60, 60)).astype(np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["refl"], file["mask"] = scene, truth
+        for name in ("refl", "mask"):
+            for axis, label in enumerate(names[: file[name].ndim]):
+                file[name].dims[axis].label = label
+    data = open_collection(str(tmp_path / "a.h5"), labels=":mask", options=ReadOptions(axes=axes))
+    assert np.array_equal(data.read(0).pixels, scene.transpose(2, 0, 1))
+    assert np.array_equal(data.read_labels(0), truth)
+
+
+def test_float_maps_with_a_fill_value_are_no_abundances(tmp_path: Path) -> None:
+    images, masks = RNG.random((20, 3, 48, 52)), RNG.integers(0, 4, (20, 48, 52)).astype(np.float32)
+    filled = masks.copy()
+    filled[:, :5] = -9999
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["images"], file["masks"] = images, filled
+        file["masks"].attrs["_FillValue"] = np.float32(-9999)
+    data = open_collection(str(tmp_path / "a.h5"), labels=":masks", options=ReadOptions(key="images"))
+    assert data.class_names == ("0", "1", "2", "3")
+    found = np.stack([data.read_labels(item) for item in range(20)])
+    assert np.array_equal(found, np.where(filled < 0, -1, masks))
+    # One row in ten without an answer, and the others with one class each.
+    rows = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, (48, 52))]
+    rows[::10] = np.nan
+    np.save(tmp_path / "rows.npy", rows)
+    np.save(tmp_path / "image.npy", RNG.random((4, 48, 52)))
+    one_hot = open_collection(str(tmp_path / "image.npy"), labels=str(tmp_path / "rows.npy"), options=ReadOptions(axes="CHW"))
+    assert np.array_equal(one_hot.read_labels(0), np.where(np.isnan(rows[..., 0]), -1, np.nan_to_num(rows).argmax(2)))
+
+
 def test_the_array_of_the_labels_is_not_taken_for_the_image(tmp_path: Path) -> None:
     images, masks = RNG.random((20, 3, 48, 52)).astype(np.float16), RNG.integers(0, 2, (20, 48, 52)).astype(np.uint8)
     np.savez(tmp_path / "a.npz", image=images, mask=masks)

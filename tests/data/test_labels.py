@@ -181,6 +181,15 @@ def test_the_fill_value_of_an_array_of_labels_is_no_class(tmp_path: Path, kind: 
         assert collection.labels.tolist() == [-1, 0, 1] * 4
 
 
+def test_what_zarr_fills_with_by_itself_is_a_class(tmp_path: Path) -> None:
+    group = pytest.importorskip("zarr").open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    group.create_array("images", data=RNG.random((12, 3, 16, 16)))
+    group.create_array("labels", data=np.array([0, 1] * 6, np.uint8)).attrs["_ARRAY_DIMENSIONS"] = ["n"]
+    assert group["labels"].fill_value == 0
+    collection = open_collection(str(tmp_path / "a.zarr"), options=ReadOptions(key="images"))
+    assert collection.class_names == ("0", "1")
+
+
 def test_measurements_are_no_classes(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((4, 5, 16, 16), np.float32) + np.arange(5)[:, None, None])
     np.save(tmp_path / "y.npy", np.array([0.5, 1, np.nan, 2]))

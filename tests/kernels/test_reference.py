@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import auxmae_kernels as kernels
@@ -10,6 +11,8 @@ import torch
 from auxmae_kernels import KernelUnavailableError, attention_reference, boundary, dispatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.kernels.naive import naive_attention, random_slots
 
@@ -375,3 +378,30 @@ def test_tensors_without_memory_give_shapes_and_types(name):
     for one, other in zip(expected, found, strict=True) if name == "add_norm" else ((expected, found),):
         assert other.device.type == "meta"
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+class Storages(TorchDispatchMode):
+    """Bytes of the largest tensor that any operator has made."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        out = function(*arguments, **(named or {}))
+        sizes = [each.untyped_storage().nbytes() for each in tree_leaves(out) if isinstance(each, torch.Tensor)]
+        self.largest = max([self.largest, *sizes])
+        return out
+
+
+def test_padding_of_long_sequences_takes_no_memory_of_their_square():
+    tokens = 3000
+    qkv = torch.randn(2, 3, tokens, 3 * 4)
+    lengths = torch.tensor([[tokens, 5, 0], [1, tokens - 1, 7]])
+    with Storages() as made:
+        out = attention_reference.axial_attention(qkv, 1, "patch", lengths=lengths)
+    assert made.largest < 4 * qkv.nbytes < tokens**2
+    for b, c in itertools.product(range(2), range(3)):
+        length = int(lengths[b, c])
+        assert not out[b, c, length:].any()
+        if length:
+            alone = attention_reference.axial_attention(qkv[b : b + 1, c : c + 1, :length], 1, "patch")
+            torch.testing.assert_close(out[b, c, :length], alone[0, 0], rtol=1e-4, atol=1e-5)

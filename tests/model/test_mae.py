@@ -488,6 +488,13 @@ class Adapted(torch.nn.Module):
         return self.layer(x) + self.beside(x)
 
 
+class LowRank(torch.nn.Linear):
+    """An adapter that is a linear layer itself."""
+
+    def forward(self, x):
+        return super().forward(x) + x.mean(-1, keepdim=True)
+
+
 @pytest.mark.parametrize(
     "place", ["feed_forward_in.fc1", "feed_forward_out.fc2", "patch_attention.qkv", "channel_attention.projection"]
 )
@@ -508,3 +515,10 @@ def test_an_adapter_that_would_have_no_effect_is_told_and_one_of_the_weight_has_
     setattr(owner, name, Adapted(layer))
     with pytest.raises(TypeError, match="Adapted stands for"):
         model.forward_features(images)
+    setattr(owner, name, layer)
+    for module, called in ((owner, name), (model, "decoder_embedding")):
+        layer = getattr(module, called)
+        setattr(module, called, LowRank(layer.in_features, layer.out_features))
+        with pytest.raises(TypeError, match="LowRank stands for"):
+            model(images)
+        setattr(module, called, layer)

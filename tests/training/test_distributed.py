@@ -250,7 +250,7 @@ def test_what_is_wrong_for_all_is_said_once(tmp_path, changes, code, line):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes under /proc")
 @pytest.mark.parametrize(
     ("batches", "last", "going_on"),
-    [(100_000, "metrics.jsonl", "nothing was saved yet"), (2, "checkpoints/last", "go on with: auxmae train --resume run")],
+    [(5000, "metrics.jsonl", "nothing was saved yet"), (2, "checkpoints/last", "go on with: auxmae train --resume run")],
 )
 def test_a_process_that_is_killed_ends_all_with_one_line(tmp_path, batches, last, going_on):
     changes = {"train.max_steps": 100_000, "data.samples_per_epoch": 16 * batches, "run.folder": "run"}
@@ -275,6 +275,11 @@ def test_nobody_is_sent_to_a_run_that_was_there_before(tmp_path, monkeypatch):
     assert _how_to_go_on("last", made + 1) == "nothing was saved yet"
     for since in (made - 1, 0.0):
         assert _how_to_go_on("last", since) == "go on with: auxmae train --resume runs/a"
+    # Another training may have begun in the same place meanwhile.
+    (tmp_path / "runs" / "b").mkdir()
+    (tmp_path / "runs" / "b" / "settings.toml").touch()
+    assert _how_to_go_on("last", made - 1) == "go on with: auxmae train --resume RUN, one of those in runs"
+    assert _how_to_go_on("runs/a", made - 1) == "go on with: auxmae train --resume runs/a"
 
 
 @pytest.mark.parametrize(

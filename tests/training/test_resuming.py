@@ -377,7 +377,7 @@ def test_a_run_goes_on_on_a_machine_that_needs_other_settings(tmp_path):
         settings.write_text(settings.read_text().replace(old, new))
     moved, before = run.settings, settings.read_bytes()
     command = ["train", "--resume", str(run.path)]
-    with pytest.raises(SettingsError, match=r"run\.device = 'cuda:7'"):
+    with pytest.raises(SettingsError, match="the device is to be 'cuda:7'"):
         CliRunner().invoke(app, command, catch_exceptions=False)
     with pytest.raises(SettingsError, match=r"train\.precision = 'bf16'"):
         CliRunner().invoke(app, [*command, "--device", "cpu"], catch_exceptions=False)

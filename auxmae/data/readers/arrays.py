@@ -278,6 +278,7 @@ def array_file(
     shape, kind = arrays[key]
     notices = list[str]()
     axes = known(key) if options.axes is None else None
+    guessed = axes is None
     if axes is None:
         axes = resolve_axes(path, shape, options, arrays)
         if options.axes is None:
@@ -299,4 +300,5 @@ def array_file(
         names,
         labels=labels,
         notices=tuple(notices),
+        guessed_axes=guessed,
     )

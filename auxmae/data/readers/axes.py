@@ -281,6 +281,11 @@ _NAMES = {
     "C": ("c", "band", "bands", "channel", "channels", "variable", "variables", "wavelength", "wavelengths", "spectral"),
     "T": ("t", "time", "valid_time", "n", "sample", "samples", "image", "images"),
 }
+# Of the air, of the sea, and of models.
+_LEVELS = frozenset({
+    "level", "levels", "lev", "plev", "pressure", "pressure_level", "isobaricinhpa", "altitude", "depth", "model_level", "hybrid",
+    "sigma", "bottom_top",
+})  # fmt: skip
 _LETTERS = {name: letter for letter, names in _NAMES.items() for name in names}
 
 
@@ -293,10 +298,10 @@ def axis_letter(name: str, kind: str | None) -> str:
 def from_names(names: Sequence[str | None], shape: tuple[int, ...]) -> Axes | None:
     """Axes by the names of an array's dimensions; None where they do not tell all of them.
 
-    Beside times, rows and columns the fourth axis holds the channels, such as levels, whatever it is called.
+    Beside times, rows and columns an axis of levels holds the channels.
     """
     letters = "".join(_LETTERS.get((name or "").lower(), "?") for name in names)
-    if sorted(letters) == ["?", "T", "X", "Y"]:
+    if sorted(letters) == ["?", "T", "X", "Y"] and (names[letters.index("?")] or "").lower() in _LEVELS:
         letters = letters.replace("?", "C")
     if len(letters) != len(shape) or "?" in letters or len(set(letters)) != len(letters) or not {"Y", "X"} <= set(letters):
         return None

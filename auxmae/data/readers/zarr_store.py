@@ -83,9 +83,12 @@ def _labels(path: Path, key: str) -> NDArray[Any]:
 
 
 def meaning(path: Path, key: str) -> tuple[Axes | None, Encoding]:
-    """The axes and the encoding that an array's attributes and dimensions tell."""
+    """The axes and the encoding of labels that an array's attributes and dimensions tell.
+
+    Zarr's libraries fill with 0 where nothing is said, and that is a class.
+    """
     node = _members(_root(path))[key]
-    return from_names(_dimensions(node), node.shape), _encoding(node)
+    return from_names(_dimensions(node), node.shape), cf_encoding(dict(node.attrs)) if node.fill_value == 0 else _encoding(node)
 
 
 def _dimensions(node: Any) -> list[str | None]:
