@@ -13,6 +13,7 @@ if [ $# -ne 1 ]; then
     echo "error: usage: benchmarks/gpu.sh OUTDIR" >&2
     exit 2
 fi
+[ ! -e "$1/run" ] || { echo "error: $1 holds what an earlier call measured; name another folder" >&2; exit 1; }
 mkdir -p "$1" 2> /dev/null && [ -w "$1" ] || { echo "error: $1: cannot be written" >&2; exit 1; }
 out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 1
@@ -84,7 +85,7 @@ if [ "$device" = cuda ]; then
     mapfile -t tests < <(grep -rlE 'mark\.gpu\b' tests --include='*.py')
     marked=(-m gpu)
     export TORCHINDUCTOR_COMPILE_THREADS=1
-    size=() repeats=10 minutes=2
+    size=() repeats=10 minutes=1
     [ "$total" -ge 500 ] || minutes=0.2
 else
     tests=(tests/benchmark/test_kernel_suite.py)
@@ -92,16 +93,19 @@ else
     size=(--quick) repeats=2 minutes=0.05
 fi
 run_tests() {
-    stage "$1" 150 "$python" -m pytest "${marked[@]}" -rs -p no:cacheprovider -o filterwarnings= "${@:2}" "${tests[@]}" || {
-        echo "error: the tests are red ($out/$1.log): no figure is measured" >&2
+    stage "$1" "$limit" "$python" -m pytest "${marked[@]}" -rs -p no:cacheprovider -o filterwarnings= "${@:2}" "${tests[@]}" || {
+        echo "error: the tests are red, or not through in time ($out/$1.log): no figure is measured" >&2
         exit 1
     }
 }
 if "$python" -c 'import xdist' 2> /dev/null; then
+    limit=150
     run_tests tests -n auto --dist loadgroup -k "not more_than_two_to_the_31"
     # These want most of the memory, which the others' processes would not leave them.
     [ "$device" = cpu ] || run_tests large-tests -k more_than_two_to_the_31
 else
+    # One after another they take minutes: pytest-xdist leaves more for the figures.
+    limit=360
     run_tests tests
 fi
 unset TORCHINDUCTOR_COMPILE_THREADS
@@ -117,7 +121,8 @@ benchmark kernels "$(share 30)" --repeats 5 ${size[@]+"${size[@]}"}
     stage table 20 "$python" benchmarks/measured.py "$out/$stamp-$label-kernels.json" --output "$out/measured.json" &&
     export AUXMAE_KERNEL_TABLE="$out/measured.json"
 benchmark model "$(share 50)" --repeats "$repeats" --recompute ${size[@]+"${size[@]}"}
-stage train 160 "$python" -m auxmae train --device "$device" --output "$out/run" --set "train.max_minutes=$minutes" \
+benchmark data 45 --repeats 3
+stage train 100 "$python" -m auxmae train --device "$device" --output "$out/run" --set "train.max_minutes=$minutes" \
     $([ "$device" = cuda ] && echo --preset reference) --set train.epochs=1000000
 if [ "$device" = cuda ]; then
     for suite in model kernels; do
@@ -125,7 +130,6 @@ if [ "$device" = cuda ]; then
             --compile --case reference --output "$out/$stamp-$label-$suite-compiled.json"
     done
 fi
-benchmark data 45 --repeats 3
 benchmark scaling 60 --repeats "$repeats" ${size[@]+"${size[@]}"}
 
 echo

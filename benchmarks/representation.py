@@ -272,8 +272,7 @@ def measured_scene(
 def measured_images(
     models: dict[str, AuxMAE | PeerEncoder], data: Data, args: argparse.Namespace, seed: int
 ) -> dict[str, dict[str, list[float]]]:
-    if data.test is None:
-        raise SystemExit("no images are held out: set data.test_fraction")
+    assert data.test is not None
     parts = [[*loader.limited(2000)] for loader in (data.train, data.test)]
     images = torch.cat([batch.image for part in parts for batch in part])
     y = torch.cat([batch.label for part in parts for batch in part]).numpy()
@@ -305,6 +304,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             models: dict[str, Any] = {}
             data = build_data(settings_of(args, names[0], seed, Path(scratch) / "data"), augment=False)
             dense = data.collection.has_label_maps
+            if not dense and data.test is None:
+                raise SystemExit("no images are held out: --set data.test_fraction=0.15 does so")
             if dense and not set(PEERS).isdisjoint(names):
                 raise SystemExit(f"{' and '.join(PEERS)} give no features of single places, as a scene with a label raster needs")
             for name in names:

@@ -103,6 +103,8 @@ def _of_memory(error: Exception) -> str | None:
         cause = cause.__cause__ or cause.__context__
     if type(error).__name__ == "OutOfMemoryError":  # of a GPU
         return f": {told}"
+    if isinstance(error, RuntimeError) and any(words in told for words in ("CUDA error: out of memory", "ALLOC_FAILED")):
+        return f": {told}"  # of a GPU that others fill, before PyTorch has any of it
     if isinstance(error, RuntimeError) and "can't allocate memory" in told:  # of PyTorch on a CPU
         return told[told.index("can't allocate memory") + len("can't allocate memory") :]
     unmapped = isinstance(error, ImportError) and "failed to map segment from shared object" in str(error)

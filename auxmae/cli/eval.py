@@ -52,7 +52,7 @@ def command(
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
     from auxmae.cli import eval_dense, eval_finetune, eval_probes, eval_reconstruction, eval_robustness
     from auxmae.cli.console import console, print_json
-    from auxmae.cli.eval_files import are_own_images, take_earlier, with_earlier_sections
+    from auxmae.cli.eval_files import are_own_images, sections_of_others, take_earlier, with_earlier_sections
     from auxmae.data.digests import digest_files, digest_labels
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
@@ -79,6 +79,8 @@ def command(
         raise SettingsError("--test-labels names pixels, which --dense measures", hint="add --dense")
     where = configure(settings)
     model = folder.load_model(checkpoint).to(where)
+    if settings.eval.pool == "cls" and model.cls_token is None:
+        raise SettingsError("eval.pool = 'cls' needs a model with CLS tokens", hint="choose another pooling, such as 'mean'")
     held = open_run_data(folder, model, settings, overrides=overrides, allow_missing=allow_missing)
     if dense and not held.collection.has_label_maps:
         raise DataError(f"{held.describe()}: --dense needs a label for each pixel", hint="name a label raster with --labels")
@@ -126,7 +128,7 @@ def command(
         "source": reading["data.source"],
         "labels": reading["data.labels"],
         "own_images": are_own_images(folder.settings, settings) and changed is None,
-        "held_out_as_in_training": changed is None if own_source else None,
+        "held_out_as_in_training": changed is None if own_source and folder.knows_data else None,
         "settings": reading,
         "digests": digests,
         "eval": settings.eval.model_dump(mode="json"),
@@ -144,34 +146,46 @@ def command(
     find_digest = partial(eval_dense.find_digest, settings)
     earlier = take_earlier(folder, {**document, "details": details}, out, dense=dense, digest_test_labels=find_digest)
     unwritten: list[Path] = []
-    if finetune:
-        document["finetuning"] = eval_finetune.measure(model, held, settings, where, out)
-    if robustness:
-        document["robustness"] = eval_robustness.measure(
-            model, held, settings, extractors, train, linear, where, folder, out, unwritten
-        )
-    if dense:
-        document["dense"] = eval_dense.measure(model, held, settings, where, folder, out, unwritten, testing)
-        across = None if testing is not None else eval_dense.measure_across(model, held, settings, where, out)
-        if across is not None:
-            document["across_scenes"] = across
-    elif held.collection.has_label_maps:
-        ways = "one half of each scene against the other, with maps, and " if held.collection.layout == "scenes" else ""
-        out.print(f"Pixel by pixel, {ways}across images: --dense", **plain)
-    document = with_earlier_sections({**document, "details": details}, earlier, out)
+
+    def write() -> dict[str, Any]:
+        # Another call may have measured something meanwhile.
+        kept = {**earlier, **sections_of_others(folder, {**document, "details": details})}
+        whole = with_earlier_sections({**document, "details": details}, kept, out)
+        try:
+            path = folder.write_json("eval.json", whole)
+            out.print(f"Written to {path}", **plain)
+            if (folder.path / "report.html").is_file():
+                # It shows the figures of eval.json and the pictures that have been added.
+                write_report(folder.path)
+        except AuxMAEError as error:
+            out.print(f"The report was not written anew: {error.message}", style="yellow", **plain)
+        except OSError as error:
+            # The figures are worth more than their copy: a run folder may be read-only, which is no fault.
+            out.print(f"Not written to {folder.path / 'eval.json'}: {error.strerror}", style="yellow", **plain)
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                unwritten.append(folder.path / "eval.json")
+        return whole
+
     try:
-        path = folder.write_json("eval.json", document)
-        out.print(f"Written to {path}", **plain)
-        if (folder.path / "report.html").is_file():
-            # It shows the figures of eval.json and the pictures that have been added.
-            write_report(folder.path)
-    except AuxMAEError as error:
-        out.print(f"The report was not written anew: {error.message}", style="yellow", **plain)
-    except OSError as error:
-        # The figures are worth more than their copy: a run folder may be read-only, which is no fault.
-        out.print(f"Not written to {folder.path / 'eval.json'}: {error.strerror}", style="yellow", **plain)
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            unwritten.append(folder.path / "eval.json")
+        if finetune:
+            document["finetuning"] = eval_finetune.measure(model, held, settings, where, out)
+        if robustness:
+            document["robustness"] = eval_robustness.measure(
+                model, held, settings, extractors, train, linear, where, folder, out, unwritten
+            )
+        if dense:
+            document["dense"] = eval_dense.measure(model, held, settings, where, folder, out, unwritten, testing)
+            across = None if testing is not None else eval_dense.measure_across(model, held, settings, where, out)
+            if across is not None:
+                document["across_scenes"] = across
+        elif held.collection.has_label_maps:
+            ways = "one half of each scene against the other, with maps, and " if held.collection.layout == "scenes" else ""
+            out.print(f"Pixel by pixel, {ways}across images: --dense", **plain)
+    except BaseException:
+        # What was measured until then took minutes, or hours.
+        write()
+        raise
+    document = write()
     if json_output:
         print_json(document)
     if unwritten:

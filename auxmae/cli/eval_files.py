@@ -108,6 +108,16 @@ def take_earlier(
     return {}
 
 
+def sections_of_others(folder: RunFolder, document: dict[str, Any]) -> dict[str, Any]:
+    """What eval.json holds of the same model, data and settings by now; nothing of others, or where it cannot be read."""
+    try:
+        there: dict[str, Any] = json.loads((folder.path / "eval.json").read_text(encoding="utf-8"))
+        same = _identity(there) == _identity(document) and (_test_labels(there) == _test_labels(document))
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}
+    return {name: there[name] for name in ("details", *_SECTIONS) if same and name in there}
+
+
 def _stamp(path: Path) -> str:
     return time.strftime("%Y-%m-%d-%H%M%S", time.localtime(path.stat().st_mtime))
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
+    from auxmae.data.loading import Loader
     from auxmae.evaluation.features import Extractor, Features
     from auxmae.evaluation.probes import ProbeReport
     from auxmae.model.mae import AuxMAE
@@ -35,8 +36,19 @@ def measure(
         with out.status("Probing frozen features") as status:
             extractors = _extractors(model, data, table, device, seed)
             patch_size = model.patch_size if data.collection.has_label_maps else None
+
+            def told(images: int) -> None:
+                status.update(f"Probing frozen features: {images} images or windows seen")
+
             train, test = (
-                extract_all(extractors, part, patch_size=patch_size, limit=table.max_samples, seed=seed)
+                extract_all(
+                    extractors,
+                    _drawn(part, table.max_samples, seed),
+                    patch_size=patch_size,
+                    limit=table.max_samples,
+                    seed=seed,
+                    progress=told,
+                )
                 for part in (data.train, data.test)
             )
             copies = find_copies(train[ENCODER], test[ENCODER])
@@ -64,6 +76,24 @@ def measure(
     for notice in report.notices:
         out.print(notice, style="yellow", **plain)
     return report, extractors, train
+
+
+def _drawn(part: Loader, limit: int, seed: int) -> Loader:
+    """What samples are drawn from: of more images than `limit` those that `extract_all` would keep, before any is read.
+
+    Which patches windows have a label for is known when they are read: there, `limit` windows.
+    """
+    import numpy as np
+
+    dataset = part.dataset
+    labels = dataset.collection.labels
+    if dataset.collection.has_label_maps or labels is None or len(dataset.part.blocks):
+        return part.limited(limit)
+    labelled = np.flatnonzero(labels[dataset.part.items] >= 0)
+    if len(labelled) <= limit:
+        return part
+    keys = np.random.default_rng(seed).random(len(labelled))
+    return part.of_images(labelled[np.sort(np.argsort(keys, kind="stable")[:limit])])
 
 
 def _extractors(model: AuxMAE, data: Data, settings: EvalSettings, device: Any, seed: int) -> dict[str, Extractor]:

@@ -39,7 +39,7 @@ def command(
     from auxmae.run_data import is_own_source, open_run_data, otherwise_held_out, settings_on_data
     from auxmae.training.run import open_run
     from auxmae.visuals.composite import choose_composite
-    from auxmae.visuals.figures import check_channels, reconstruction_figure
+    from auxmae.visuals.figures import batch_to_show, check_channels, reconstruction_figure
 
     if output is not None and output.suffix.lower() != ".png":
         raise UsageError(f"{output}: the figure is a PNG", hint="give --output a name that ends in .png")
@@ -67,8 +67,7 @@ def command(
     wavelengths = model.wavelengths and [model.wavelengths[model.channel_names.index(name)] for name in names]
     # The run's own images: the ones held out.  Other images were never trained on, so any will do.
     part = opened.test or opened.validation or opened.train if own else opened.train
-    # Of large images the first samples are windows of one.
-    batch = next(iter(part.limited(images) if part.dataset.in_parts else part), None)
+    batch = batch_to_show(part, images)
     if batch is None:
         raise DataError(f"{opened.collection.source}: no image to show")
     try:
@@ -94,6 +93,7 @@ def command(
         path=output or folder.figures / "visualize.png",
         channels=shown,
         rows=images,
+        title="" if own else f"images of {opened.collection.source}",
     )
     composite = choose_composite(names, wavelengths, batch.image.numpy(), batch.valid.numpy())
     if json_output:

@@ -6,6 +6,7 @@ Shape letters: C channels, h rows, w columns of a sample.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,6 +113,12 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
     def channel_names(self) -> tuple[str, ...]:
         """Names of the C channels."""
         return self.collection.channel_names
+
+    def of_images(self, chosen: NDArray[np.int64]) -> ImageDataset:
+        """The windows of some of the part's images, by their places among its items, as they are measured."""
+        groups = None if self.part.groups is None else self.part.groups[chosen]
+        part = replace(self.part, items=self.part.items[chosen], groups=groups)
+        return ImageDataset(self.collection, part, image_size=self.image_size, scaling=self.scaling, seed=self.seed)
 
     @property
     def in_parts(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -94,6 +95,11 @@ class Loader:
         """The same batches in a fixed order, of `limit` samples at most (0: all), chosen once by the seed."""
         samples = min(len(self.dataset), limit) if limit else len(self.dataset)
         return self._like(shuffle=False, drop_last=False, channel_sampling=0.0, samples=samples)
+
+    def of_images(self, chosen: NDArray[np.int64]) -> Loader:
+        """Batches in a fixed order of some of the images alone, by their places among those of the data set's part."""
+        dataset = self.dataset.of_images(chosen)
+        return self._like(dataset=dataset, shuffle=False, drop_last=False, channel_sampling=0.0, samples=len(dataset))
 
     def count_images(self) -> int:
         """How many images or scenes the samples of a pass in a fixed order are of."""

@@ -33,7 +33,8 @@ class AcrossResult:
         reports: split → probes, both ways.
         digests: split → hex digest of which pixels of which scenes were trained and tested on.
         halves: the names of the scenes of each half.
-        labelled, used: valid pixels that have a label, and those of them that were drawn for the probes.
+        labelled, used: valid pixels that have a label, of the scenes that were read, and those of them that were drawn for the
+            probes.
         resampled: what intervals resample and the choice of the penalty keeps together: "scenes" or "windows".
     """
 
@@ -84,7 +85,7 @@ def evaluate_across(
     say = progress or (lambda text: None)
     seed = probes.seed
     first = _first_half(groups, seed)
-    quota = np.where(first, probes.max_samples // first.sum(), probes.max_samples // (~first).sum()).clip(1)
+    quota = _quota(first, probes.max_samples, seed)
 
     say("the floors")
     picked = np.random.default_rng([seed, 2]).permutation(len(names))[:_FIT_SCENES]
@@ -102,6 +103,8 @@ def evaluate_across(
     drawn = []  # scene, row, column, class, window
     labelled = 0
     for number, name in enumerate(names):
+        if not quota[number]:
+            continue
         say(f"{name} ({number + 1} of {len(names)})")
         scene = read(number)
         positions = probes.find(scene.valid.any(dim=0).numpy(), scene.labels)
@@ -136,6 +139,15 @@ def evaluate_across(
             lambda what, split=split: say(f"{split}: {what}"),  # type: ignore[misc]
         )
     return AcrossResult(reports, digests, halves, labelled, len(table), "scenes" if by_scene else "windows")
+
+
+def _quota(first: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.int64]:
+    """How many pixels each scene gives of at most so many of its half; of more scenes than these, drawn ones give one."""
+    quota = np.zeros(len(first), dtype=np.int64)
+    for number, half in enumerate((np.flatnonzero(first), np.flatnonzero(~first))):
+        drawn = np.random.default_rng([seed, 4, number]).permutation(half)[:most]
+        quota[drawn] = max(most // max(len(half), 1), 1)
+    return quota
 
 
 def _first_half(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ Shape letters: B batch, C channels, D features, K filters, N patches of an image
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ _KERNEL = 3
 _BIAS = 1.0
 # Patches that PCA and whitening are fitted on, and directions that whitening keeps.
 _PATCHES = 5000
+# Values of filters' responses that are held at once: a quarter of a GiB.
+_RESPONSES = 2**26
 _DIRECTIONS = 256
 # Features whose principal components are computed exactly.
 _EXACT = 4096
@@ -179,12 +182,18 @@ def convolution_extractor(patches: NDArray[np.float32], channels: int, *, patch_
     shift = torch.from_numpy((-weight_KD @ mean).astype(np.float32))
 
     def extract(batch: Batch) -> Tensor:
-        image = batch.image.masked_fill(~batch.valid, 0.0)
+        # Both signs of all filters' responses are hundreds of times an image.
+        together = max(1, _RESPONSES // (2 * _FILTERS * math.prod(batch.image.shape[2:])))
+        pieces = zip(batch.image.split(together), batch.valid.split(together), strict=True)
+        return torch.cat([respond(image, valid) for image, valid in pieces])
+
+    def respond(image: Tensor, valid: Tensor) -> Tensor:
+        image = image.masked_fill(~valid, 0.0)
         padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
         response = F.conv2d(padded, weight, shift)
         response = torch.cat([F.relu(response - _BIAS), F.relu(-response - _BIAS)], 1)
         if patch_size is None:
-            known = batch.valid.any(1, keepdim=True).to(response.dtype)
+            known = valid.any(1, keepdim=True).to(response.dtype)
             return (response * known).sum((2, 3)) / known.sum((2, 3)).clamp(min=1)
         return F.avg_pool2d(response, patch_size, ceil_mode=True, count_include_pad=False).flatten(2).transpose(1, 2)
 

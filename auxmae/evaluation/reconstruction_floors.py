@@ -36,7 +36,9 @@ def mean_floor(image: Tensor, hidden: Tensor, valid: Tensor | None = None) -> Te
         (B, C, h, w), constant within each image and channel.
     """
     known = known_pixels(image, hidden, valid)
-    values = image.masked_fill(~known, 0.0).to(torch.float64)
+    # MPS has no float64.
+    exact = torch.float32 if image.device.type == "mps" else torch.float64
+    values = image.masked_fill(~known, 0.0).to(exact)
     sums, counts = values.sum(dim=(2, 3)), known.sum(dim=(2, 3))
     whole = sums.sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True).clamp(min=1)
     mean = torch.where(counts > 0, sums / counts.clamp(min=1), whole)

@@ -100,6 +100,9 @@ class UnitEncoder:
     def _facts(self, unit: Unit, valid: Tensor) -> NDArray[np.void]:
         facts = np.zeros(unit.rows, dtype=FACTS)
         label_map = self.collection.read_labels(unit.item, unit.box)
+        if label_map is not None:
+            # Where no channel has a pixel, there is nothing that a label could be of.
+            label_map = np.where(valid.any(0).numpy(), label_map, -1)
         if self.layout.dense:
             facts["valid"] = _patch_shares(valid, self.layout.patch).numpy()
         else:

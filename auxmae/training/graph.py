@@ -181,13 +181,14 @@ class GraphedStep:
         In this order, since the capture returns the eager step's memory to the GPU before it takes its own.
         """
         tensors = self.step.tensors()
-        saved = [tensor.detach().clone() for tensor in tensors]
+        saved: list[Tensor] = []
         masks, others = self.step.masks.get_state(), random_state(self.step.device)
 
         def restore() -> None:
             self.step.zero_grad()
             with torch.no_grad():
-                for tensor, before in zip(tensors, saved, strict=True):
+                # Where memory did not suffice for all copies, no step was taken.
+                for tensor, before in zip(tensors, saved, strict=False):
                     # In place: the graph knows nothing but addresses.
                     tensor.copy_(before)
             self.step.masks.set_state(masks)
@@ -198,7 +199,21 @@ class GraphedStep:
             self._loss.copy_(loss)
             self._norm.copy_(norm)
 
-        expected = torch.stack(beside(lambda: self.step.compute(self._inputs), self.step.device)).tolist()
+        def without(why: str) -> tuple[Tensor, Tensor]:
+            given = self._inputs
+            self.release()
+            if self.required:
+                raise NotCapturedError(why, hint="set train.cuda_graphs = 'auto' or 'off'")
+            self.notify(f"note: {why}; training goes on without")
+            restore()
+            saved.clear()
+            return self.step.compute(given)
+
+        try:
+            saved.extend(tensor.detach().clone() for tensor in tensors)
+            expected = torch.stack(beside(lambda: self.step.compute(self._inputs), self.step.device)).tolist()
+        except torch.OutOfMemoryError as error:
+            return without(f"memory does not suffice to compare the step with its CUDA graph: {first_line(error)}")
         drawn = self.step.masks.get_state()
         restore()
         try:
@@ -215,13 +230,7 @@ class GraphedStep:
                 f"the CUDA graph is not the step: loss and gradient norm {found[0]:.6g} and {found[1]:.6g} instead of "
                 f"{expected[0]:.6g} and {expected[1]:.6g}, or other masks"
             )
-        given = self._inputs
-        self.release()
-        if self.required:
-            raise NotCapturedError(why, hint="set train.cuda_graphs = 'auto' or 'off'")
-        self.notify(f"note: {why}; training goes on without")
-        restore()
-        return self.step.compute(given)
+        return without(why)
 
 
 def alike(found: Sequence[float], expected: Sequence[float]) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from auxmae.build import Data
-from auxmae.data.loading import Batch
 from auxmae.data.splits import how_to_hold_out
 from auxmae.errors import DataError, ResourceError
 from auxmae.model.mae import AuxMAE
@@ -63,12 +62,12 @@ def can_draw() -> bool:
 
 def draw_reconstruction(model: AuxMAE, data: Data, run: RunFolder, device: torch.device, name: str) -> Path:
     """The reconstruction figure of the first held-out images, always under the same masks."""
-    from auxmae.visuals.figures import reconstruction_figure
+    from auxmae.visuals.figures import batch_to_show, reconstruction_figure
 
     run.check_there()
     held = data.test or data.validation or data.train
-    # Of large images the first samples are windows of one.
-    batch: Batch = next(iter(held.limited(4) if held.dataset.in_parts else held))
+    batch = batch_to_show(held, 4)
+    assert batch is not None
     rows = min(4, len(batch.image))
     image, valid = batch.image[:rows], batch.valid[:rows]
     training = model.training

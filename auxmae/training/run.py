@@ -21,7 +21,7 @@ from auxmae.settings import check_run_settings, settings_from_toml, wording, wri
 from auxmae.settings.schema import SettingsTree
 from auxmae.writing import replacing
 
-# A file of this name marks the folder of a training that stopped after three steps on purpose.
+# A file of this name marks the folder of a training that stopped after a few steps on purpose.
 FAST_DEV_RUN_NAME = ".fast-dev-run"
 # How steps are computed, not what: all that a run that goes on may be given anew, as another machine may want it.
 OF_THE_MACHINE = (
@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def is_fast_dev_run(self) -> bool:
-        """Whether its training was of three steps, to see that everything works, whatever its settings say."""
+        """Whether its training was of a few steps, to see that everything works, whatever its settings say."""
         return (self.path / FAST_DEV_RUN_NAME).exists()
 
     def mark_fast_dev_run(self) -> None:
@@ -154,6 +154,11 @@ class RunFolder:
         """
         self.write_json("data.json", {"data": data, "split": split, "files": files, "pixels": pixels})
 
+    @property
+    def knows_data(self) -> bool:
+        """Whether it was noted what the run was trained on."""
+        return (self.path / "data.json").is_file()
+
     def changed_data(self, split: str, files: str, pixels: list[float] | None = None) -> str | None:
         """What the run was trained on, in words, where something else was noted then; else None.
 
@@ -161,7 +166,7 @@ class RunFolder:
             CheckpointError: what was noted is broken.
         """
         path = self.path / "data.json"
-        if not path.is_file():
+        if not self.knows_data:
             return None
         try:
             noted = json.loads(path.read_text(encoding="utf-8"))

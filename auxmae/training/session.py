@@ -25,7 +25,7 @@ from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import seed_everything
 from auxmae.training.checks import can_classify, check_probe, check_settings, check_space, tensorboard_writer
 from auxmae.training.distributed import Team, find_team, joined
-from auxmae.training.graph import graphs_wanted
+from auxmae.training.graph import WARMUP_STEPS, graphs_wanted
 from auxmae.training.progress import Reporter, SilentReporter
 from auxmae.training.result import TrainingResult, can_draw, conclude, draw_reconstruction
 from auxmae.training.run import OF_THE_MACHINE, RunFolder, check_unused, create_run, decisive, open_run
@@ -42,7 +42,8 @@ def make_plan(settings: SettingsTree, batches_per_epoch: int, *, graphs: bool, f
     train = settings.train
     steps = train.max_steps or max(train.epochs * batches_per_epoch // train.accumulation, 1)
     return Plan(
-        steps=min(steps, FAST_DEV_STEPS) if fast else steps,
+        # A CUDA graph is captured after the first steps, and then replayed.
+        steps=min(steps, WARMUP_STEPS + 2 if graphs else FAST_DEV_STEPS) if fast else steps,
         max_seconds=60 * train.max_minutes,
         accumulation=train.accumulation,
         optimizer=train.optimizer,
@@ -85,7 +86,8 @@ def train(
         resume: a run folder, or "last": goes on exactly where its last checkpoint was written.
         overrides: with `resume`, "table.key=value" each, in place of the run's own settings: those of `OF_THE_MACHINE`.
         init_from: a run or model whose weights to start from: see `AuxMAE.from_pretrained`.
-        fast_dev_run: three steps and one validation, to see that everything works; neither with `resume` nor to be resumed.
+        fast_dev_run: three steps (five, where a CUDA graph is made) and one validation, to see that everything works; neither
+            with `resume` nor to be resumed.
         reporter: who is told how it goes.
         progress: told (done, total) while the data's statistics are computed.
         clock: tells seconds, by which train.max_minutes is measured: `time.process_time` makes it CPU time.
@@ -118,7 +120,7 @@ def train(
     if run is not None:
         if run.is_fast_dev_run:
             raise UsageError(
-                f"{run.path} is a trial of {FAST_DEV_STEPS} steps, by --fast-dev-run, and no training to go on with",
+                f"{run.path} is a trial of a few steps, by --fast-dev-run, and no training to go on with",
                 hint="train anew without --fast-dev-run, in another --output",
             )
         settings = load_settings(run.path / SETTINGS_NAME, overrides=overrides, environ={}).settings
@@ -150,7 +152,7 @@ class _Trained:
 
 
 def _few(settings: SettingsTree, fast: bool) -> int:
-    """Three steps are to show that everything works, and so are two batches of what is held out; 0: all."""
+    """A few steps are to show that everything works, and so are two batches of what is held out; 0: all."""
     return FAST_DEV_BATCHES * settings.train.batch_size if fast else 0
 
 

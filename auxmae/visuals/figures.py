@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,31 @@ from auxmae.visuals.composite import choose_composite, stretch, stretch_limits
 from auxmae.writing import replacing
 
 if TYPE_CHECKING:
+    from auxmae.data.loading import Batch, Loader
     from auxmae.model.mae import Reconstruction
 
 COLUMNS = ("original", "masked", "reconstruction", "reconstruction + visible")
 GREY = 0.5
+# Batches that are looked at for one whose pixels are mostly valid.
+_LOOKED_AT = 20
 # Bluish, where the pixels themselves are grey.
 COVER = (0.75, 0.80, 0.90)
+
+
+def batch_to_show(loader: Loader, count: int) -> Batch | None:
+    """The first batch whose first `count` images are mostly valid pixels, of the first ones; None: there is no batch.
+
+    Where no batch is such, the one that comes nearest to it.
+    """
+    best, most = None, -1.0
+    # Of large images the first samples are windows of one.
+    for batch in islice(loader.limited(count) if loader.dataset.in_parts else loader, _LOOKED_AT):
+        share = float(batch.valid[:count].flatten(1).float().mean(1).min())
+        if share > most:
+            best, most = batch, share
+        if share > 0.5:
+            break
+    return best
 
 
 def reconstruction_figure(

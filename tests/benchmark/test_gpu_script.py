@@ -41,6 +41,10 @@ def test_wrong_calls(script, tmp_path):
     done = script(tmp_path / "file" / "out")
     assert done.returncode == 1
     assert "cannot be written" in done.stderr
+    (tmp_path / "old" / "run").mkdir(parents=True)
+    done = script(tmp_path / "old", AUXMAE_GPU_SH_DEVICE="cpu")
+    assert done.returncode == 1
+    assert done.stderr == f"error: {tmp_path / 'old'} holds what an earlier call measured; name another folder\n"
 
 
 @pytest.mark.slow

@@ -157,6 +157,11 @@ def test_a_fault_of_the_system_is_one_line(monkeypatch, capsys):
         ),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "not enough memory ("),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "not enough memory ("),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might"), "not enough memory: CUDA error: out of memory ("),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+            "not enough memory: CUDA error: CUBLAS_STATUS_ALLOC",
+        ),
     ],
 )
 def test_too_little_memory_is_no_fault_of_auxmae(monkeypatch, capsys, error, words):

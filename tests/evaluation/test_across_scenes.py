@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auxmae.evaluation.across_scenes import _first_half, evaluate_across
+from auxmae.evaluation import across_scenes
+from auxmae.evaluation.across_scenes import _first_half, _quota, evaluate_across
 from auxmae.evaluation.pixel_windows import LabelledScene
 from auxmae.evaluation.probes import ENCODER, RANDOM
 from auxmae.model.mae import AuxMAE
@@ -35,6 +36,31 @@ def scene(number: int, *, flipped: bool = False) -> LabelledScene:
     valid[:, :4, :5] = False
     labels[7] = -1
     return LabelledScene(image, valid, labels)
+
+
+@given(scenes=st.integers(2, 40), most=st.integers(1, 50), seed=st.integers(0, 99))
+def test_a_half_gives_no_more_pixels_than_are_asked_for(scenes: int, most: int, seed: int) -> None:
+    first = np.random.default_rng(seed).random(scenes) < 0.5
+    quota = _quota(first, most, seed)
+    for half in (first, ~first):
+        assert quota[half].sum() <= most
+        assert len(set(quota[half].tolist()) - {0}) <= 1
+        # As many scenes as there are pixels for.
+        assert (quota[half] > 0).sum() == min(half.sum(), most)
+
+
+def test_scenes_that_give_no_pixel_are_not_read(model: AuxMAE, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(across_scenes, "_FIT_SCENES", 2)
+    seen: list[int] = []
+
+    def read(number: int) -> LabelledScene:
+        seen.append(number)
+        return scene(number)
+
+    names = [str(number) for number in range(30)]
+    found = evaluate_across(model, read, names, np.arange(30), replace(PROBES, max_samples=5, labels_per_class=()))
+    assert found.used <= 10
+    assert len(seen) == 12
 
 
 def test_the_tested_scene_is_not_trained_on(model: AuxMAE) -> None:

@@ -13,7 +13,8 @@ import pytest
 import tifffile
 import torch
 
-from auxmae.errors import DataError, UsageError
+from auxmae.errors import DataError, SettingsError, UsageError
+from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.run import RunFolder, open_run
 from auxmae.training.session import train
@@ -224,6 +225,65 @@ def test_missing_channels_are_an_error_by_name_or_dropped_on_purpose(run_folder:
     assert "B03, B8A" in result.stderr
     assert len(document["probes"]) == 2 * 7
     assert "missing_channels" not in json.loads(invoke(str(run), "--set", "eval.labels_per_class=[]", "--json").stdout)
+
+
+def test_of_many_images_those_are_read_that_the_probes_draw(run_folder: Path) -> None:
+    from auxmae.build import build_data
+    from auxmae.cli.eval_probes import _drawn
+    from auxmae.evaluation.features import extract_all, statistics_extractor
+    from auxmae.training.run import open_run
+
+    data = build_data(open_run(str(run_folder)).settings, augment=False)
+    labels = data.collection.labels
+    assert labels is not None
+    data.collection.labels = np.where(np.arange(len(labels)) % 3 == 0, -1, labels)
+    for limit in (10, 25, 10_000):
+        part = _drawn(data.train, limit, 7)
+        extractors = {"": statistics_extractor()}
+        expected, found = (extract_all(extractors, each, limit=limit, seed=7)[""] for each in (data.train, part))
+        assert np.array_equal(found.x, expected.x)
+        assert np.array_equal(found.y, expected.y)
+        assert part.count_images() == (limit if limit < 10_000 else data.train.count_images())
+
+
+def test_what_was_measured_is_kept_where_a_later_stage_fails_or_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from auxmae.cli import eval_finetune, eval_robustness
+
+    run_folder = make_run(tmp_path / "run")
+    quick = ("--set", "eval.labels_per_class=[]", "--set", "eval.mask_ratios=[]", "--set", "eval.max_images=3")
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(eval_finetune, "measure", lambda *arguments: {"results": [], "told": 1})
+    monkeypatch.setattr(eval_robustness, "measure", interrupted)
+    assert invoke(str(run_folder), "--finetune", "--robustness", *quick).exit_code != 0
+    written = json.loads((run_folder / "eval.json").read_text())
+    assert written["finetuning"] == {"results": [], "told": 1}
+    assert "robustness" not in written
+
+    # While one measures, another one writes.
+    def slow(*arguments: object) -> dict[str, object]:
+        there = json.loads((run_folder / "eval.json").read_text())
+        (run_folder / "eval.json").write_text(json.dumps({**there, "finetuning": {"results": [], "told": 2}}))
+        return {"results": [], "figure": None}
+
+    monkeypatch.setattr(eval_robustness, "measure", slow)
+    assert invoke(str(run_folder), "--robustness", *quick).exit_code == 0
+    written = json.loads((run_folder / "eval.json").read_text())
+    assert (written["finetuning"]["told"], written["robustness"]) == (2, {"results": [], "figure": None})
+
+
+def test_a_pooling_that_the_model_lacks_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    run = open_run(make_run(tmp_path / "run"))
+    config = {**run.load_model("last").config, "cls_tokens": False}
+    AuxMAE(**config).save_pretrained(run.checkpoint("last"))
+    result = invoke(str(run.path), "--set", "eval.pool=cls")
+    assert isinstance(result.exception, SettingsError)
+    assert "needs a model with CLS tokens" in str(result.exception)
+    assert result.stdout == ""
 
 
 @pytest.mark.parametrize("most", [5, 2000])

@@ -8,6 +8,7 @@ import torch
 from sklearn.decomposition import PCA
 
 from auxmae.data.loading import Batch
+from auxmae.evaluation import feature_floors
 from auxmae.evaluation.feature_floors import (
     convolution_extractor,
     floor_extractors,
@@ -132,6 +133,19 @@ def test_relations_are_those_of_numpy_over_valid_pixels(channels: int) -> None:
                 both &= v[c][1:] if axis == 0 else v[c][:, 1:]
                 expected.append(np.sqrt((change[both] ** 2).mean()) if both.any() else 0.0)
         np.testing.assert_allclose(found[b], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("patch_size", [None, 4])
+def test_random_convolutions_of_a_large_batch_are_made_piece_by_piece(
+    patch_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, patches = make(9), torch.randn(300, 27).numpy()
+    extract = convolution_extractor(patches, 3, patch_size=patch_size, seed=0)
+    whole = extract(batch)
+    monkeypatch.setattr(feature_floors, "_RESPONSES", 4 * 512 * 12 * 8)
+    torch.testing.assert_close(extract(batch), whole, rtol=1e-4, atol=1e-6)
+    monkeypatch.setattr(feature_floors, "_RESPONSES", 1)
+    torch.testing.assert_close(extract(batch), whole, rtol=1e-4, atol=1e-6)
 
 
 def test_floors_of_an_image_are_of_its_valid_pixels_alone() -> None:

@@ -50,6 +50,8 @@ def test_dense_rows_are_the_places_in_row_major_order(tmp_path):
     assert [(int(row["top"]), int(row["left"])) for row in rows] == [(y, x) for y in range(0, 38, 4) for x in range(0, 21, 4)]
     assert (rows[1]["valid"], rows[0]["valid"]) == ("0.0", "1.0")
     assert [int(row["label"] or -1) for row in rows[::6]] == list(range(10))
+    # Nothing is of a class where no channel has a pixel.
+    assert int(rows[1]["label"] or -1) == -1
     # Each window by itself, as the encoder was trained to see it.
     scaled = torch.from_numpy((pixels - 10) / 100)
     for top, left in [(0, 0), (16, 16), (32, 0)]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from auxmae.training.graph import WARMUP_STEPS, GraphedStep, NotCapturedError, g
 from auxmae.training.progress import SilentReporter
 from auxmae.training.result import TrainingResult
 from auxmae.training.run import open_run
+from auxmae.training.step import TrainingStep
+from tests.training.small_runs import Heard
 
 STEPS = WARMUP_STEPS + 6
 
@@ -143,6 +147,35 @@ def test_a_batch_of_another_size_is_computed_eagerly(tmp_path, monkeypatch, grap
     monkeypatch.setattr(GraphedStep, "__call__", call)
     session.train(settings_for(tmp_path / "run"))
     assert sizes == [(8, 0)] * WARMUP_STEPS + [(8, 1)] * 2 + [(3, 0)] + [(8, 1)] * 3
+
+
+@pytest.mark.parametrize("where", ["copying", "comparing"])
+def test_a_step_whose_graph_memory_does_not_suffice_for_goes_on_without(tmp_path, monkeypatch, graphed, where):
+    eager, weights = losses(monkeypatch, settings_for(tmp_path / "eager", train={"cuda_graphs": "off"}))
+    failed = []
+
+    def full(*arguments):
+        failed.append(where)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    tensors, step = TrainingStep.tensors, SimpleNamespace(detach=lambda: SimpleNamespace(clone=full))
+    if where == "copying":
+        monkeypatch.setattr(TrainingStep, "tensors", lambda self: [*tensors(self)[:3], *([] if failed else [step])])
+    else:
+        # The first steps are taken there too.
+        beside, calls = graph.beside, itertools.count(1)
+        monkeypatch.setattr(
+            graph, "beside", lambda work, device: (beside(work, device), next(calls) > WARMUP_STEPS and full())[0]
+        )
+    told = Heard()
+    replayed, others = losses(monkeypatch, settings_for(tmp_path / "graph"), reporter=told)
+    assert failed == [where]
+    assert replayed == eager
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert any(
+        "memory does not suffice to compare the step with its CUDA graph: CUDA out of memory." in text for text in told.messages
+    )
+    assert graphed[0].replays == 0
 
 
 def frozen_masks(work, generators):

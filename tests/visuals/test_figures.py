@@ -13,7 +13,7 @@ from PIL import Image
 
 from auxmae.errors import AuxMAEError, UsageError
 from auxmae.visuals import figures
-from auxmae.visuals.figures import curves_figure, reconstruction_figure
+from auxmae.visuals.figures import batch_to_show, curves_figure, reconstruction_figure
 
 NAMES = ("B02", "B03", "B04", "B08")
 
@@ -33,6 +33,36 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[figures.Figure]:
     save = figures.save_figure
     monkeypatch.setattr(figures, "save_figure", lambda figure, path: (seen.append(figure), save(figure, path))[1])
     return seen
+
+
+class Batches:
+    """A loader of batches with these shares of valid pixels, one for each image; what is asked of it is counted."""
+
+    def __init__(self, *shares: tuple[float, ...]) -> None:
+        self.shares, self.read, self.dataset = shares, 0, SimpleNamespace(in_parts=False)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        for number, shares in enumerate(self.shares):
+            self.read += 1
+            valid = torch.stack([(torch.arange(100) < 100 * share).reshape(1, 10, 10) for share in shares])
+            yield SimpleNamespace(valid=valid, number=number)
+
+
+@pytest.mark.parametrize(
+    ("shares", "chosen", "read"),
+    [
+        (((1.0, 1.0), (1.0, 1.0)), 0, 1),
+        (((0.0, 1.0), (0.4, 0.9), (0.6, 0.7), (1.0, 1.0)), 2, 3),
+        (((0.0, 0.0), (0.3, 0.2), (0.1, 0.1)), 1, 3),
+        (((0.0, 0.0),) * 30, 0, 20),
+    ],
+)
+def test_a_picture_is_of_images_that_are_there(shares: tuple[tuple[float, ...], ...], chosen: int, read: int) -> None:
+    loader = Batches(*shares)
+    batch = batch_to_show(loader, 2)  # type: ignore[arg-type]
+    assert batch is not None
+    assert (batch.number, loader.read) == (chosen, read)  # type: ignore[attr-defined]
+    assert batch_to_show(Batches(), 2) is None  # type: ignore[arg-type]
 
 
 def _panels(figure: figures.Figure) -> list[np.ndarray]:

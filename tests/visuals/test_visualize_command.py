@@ -139,7 +139,7 @@ def test_a_seed_beyond_64_bits_is_refused_and_the_largest_works(run_folder: Path
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(("--channels", "B8"), "did you mean"), (("--output", "a.jpg"), ".png"), (("--device", "cuda:99"), "run.device")],
+    [(("--channels", "B8"), "did you mean"), (("--output", "a.jpg"), ".png"), (("--device", "cuda:99"), "the device is to be")],
 )
 def test_what_cannot_work_is_told(run_folder: Path, arguments: tuple[str, ...], words: str) -> None:
     error = invoke(str(run_folder), *arguments).exception
