@@ -112,10 +112,13 @@ def sections_of_others(folder: RunFolder, document: dict[str, Any]) -> dict[str,
     """What eval.json holds of the same model, data and settings by now; nothing of others, or where it cannot be read."""
     try:
         there: dict[str, Any] = json.loads((folder.path / "eval.json").read_text(encoding="utf-8"))
-        same = _identity(there) == _identity(document) and (_test_labels(there) == _test_labels(document))
+        if _identity(there) != _identity(document):
+            return {}
+        of_pixels = _OF_PIXELS if "dense" not in document or _test_labels(there) == _test_labels(document) else ()
     except (OSError, ValueError, TypeError, KeyError):
         return {}
-    return {name: there[name] for name in ("details", *_SECTIONS) if same and name in there}
+    names = ("details", *(name for name in _SECTIONS if name not in _OF_PIXELS or name in of_pixels))
+    return {name: there[name] for name in names if name in there}
 
 
 def _stamp(path: Path) -> str:

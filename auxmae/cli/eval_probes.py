@@ -79,19 +79,23 @@ def measure(
 
 
 def _drawn(part: Loader, limit: int, seed: int) -> Loader:
-    """What samples are drawn from: of more images than `limit` those that `extract_all` would keep, before any is read.
+    """What samples are drawn from: of more labelled images than `limit` those that `extract_all` would keep, before any is read.
 
-    Which patches windows have a label for is known when they are read: there, `limit` windows.
+    How many patches of a window have a label is known when it is read: there, ten times as many windows as samples.
     """
     import numpy as np
 
     dataset = part.dataset
     labels = dataset.collection.labels
-    if dataset.collection.has_label_maps or labels is None or len(dataset.part.blocks):
-        return part.limited(limit)
-    labelled = np.flatnonzero(labels[dataset.part.items] >= 0)
-    if len(labelled) <= limit:
+    items, blocks = dataset.part.items, len(dataset.part.blocks)
+    if dataset.collection.has_label_maps:
+        mapped = np.flatnonzero([dataset.collection.has_label_map(item) for item in items.tolist()])
+        return (part if blocks or len(mapped) == len(items) else part.of_images(mapped)).limited(10 * limit)
+    if labels is None or blocks:
         return part
+    labelled = np.flatnonzero(labels[items] >= 0)
+    if len(labelled) <= limit:
+        return part if len(labelled) == len(items) else part.of_images(labelled)
     keys = np.random.default_rng(seed).random(len(labelled))
     return part.of_images(labelled[np.sort(np.argsort(keys, kind="stable")[:limit])])
 

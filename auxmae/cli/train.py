@@ -51,7 +51,9 @@ def command(
     init_from: Annotated[
         str | None, typer.Option("--init-from", help="Start from the weights of a run, 'last', or a model.")
     ] = None,
-    fast_dev_run: Annotated[bool, typer.Option("--fast-dev-run", help="Three steps, to see that everything works.")] = False,
+    fast_dev_run: Annotated[
+        bool, typer.Option("--fast-dev-run", help="Three steps (five with a CUDA graph), to see that everything works.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check settings and data, build the model, train nothing.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings (on stderr) and the result.")] = False,

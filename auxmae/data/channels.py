@@ -42,12 +42,13 @@ def rename_channels(files: Sequence[ImageFile], names: tuple[str, ...], notices:
                 f"data.channel_names names channels by order, and {first.path} and {file.path} have them in different orders",
                 hint="leave data.channel_names out: data.channels chooses by the files' own names",
             )
-    notices.extend(
-        f"{file.path.name} calls its channels {shortened(file.channel_names)}: by data.channel_names they are "
-        f"{shortened(names)}, in this order"
-        for file in orders.values()
-        if file.channel_names not in (None, names)
-    )
+    otherwise = [file for file in files if file.channel_names not in (None, names)]
+    if otherwise and otherwise[0].channel_names:
+        more = f" (and {len(otherwise) - 1} more theirs)" if len(otherwise) > 1 else ""
+        notices.append(
+            f"{otherwise[0].path.name} calls its channels {shortened(otherwise[0].channel_names)}{more}: by data.channel_names "
+            f"they are {shortened(names)}, in this order"
+        )
     return [replace(file, channel_names=names) for file in files]
 
 

@@ -104,7 +104,8 @@ class ImageFile:
         alpha: of a last band that a TIFF marks as transparency, as writers do channels too, how many of the values looked at are
             the largest of their type, and how many neither that nor 0; None: none is marked.
         whole: bytes that are decoded for any window of it, those of all of it; 0 where the format is read by windows.
-        guessed_axes: whether which axis is which was guessed or set: names of the labels' axes say nothing then of these.
+        guessed_axes: whether which axis is which was guessed, or set against the axes' names: those of the labels' axes say
+            nothing then.
         parts: the files that it is read from where these are several, one a channel or those of one OME-TIFF; empty where `path`
             is the file.
     """

@@ -176,6 +176,7 @@ def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse:
         georeference=finest.georeference,
         notices=tuple(dict.fromkeys(told)),
         whole=sum(part.whole for part in parts),
+        guessed_axes=any(part.guessed_axes for part in parts),
         parts=tuple(part.path for part in parts),
     )
 

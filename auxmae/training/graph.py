@@ -209,11 +209,15 @@ class GraphedStep:
             saved.clear()
             return self.step.compute(given)
 
+        short = ""
         try:
             saved.extend(tensor.detach().clone() for tensor in tensors)
             expected = torch.stack(beside(lambda: self.step.compute(self._inputs), self.step.device)).tolist()
         except torch.OutOfMemoryError as error:
-            return without(f"memory does not suffice to compare the step with its CUDA graph: {first_line(error)}")
+            short = f"memory does not suffice to compare the step with its CUDA graph: {first_line(error)}"
+        if short:
+            # Behind the exception, whose traceback keeps what the failed step had made.
+            return without(short)
         drawn = self.step.masks.get_state()
         restore()
         try:

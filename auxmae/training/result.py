@@ -72,7 +72,9 @@ def draw_reconstruction(model: AuxMAE, data: Data, run: RunFolder, device: torch
     image, valid = batch.image[:rows], batch.valid[:rows]
     training = model.training
     model.eval()
-    reconstruction = model.reconstruct(image.to(device), valid=valid.to(device), generator=torch.Generator().manual_seed(0))
+    reconstruction = model.reconstruct(
+        image.to(device), valid=valid.to(device), channels=batch.channels, generator=torch.Generator().manual_seed(0)
+    )
     model.train(training)
     return reconstruction_figure(
         image,

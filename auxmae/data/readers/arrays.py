@@ -251,6 +251,15 @@ def described_names(attributes: Sequence[Mapping[str, Any]], count: int) -> tupl
     return next((names for names in found if names is not None and len(names) == count), None)
 
 
+def _is_set_against(key: str, axes: Axes, known: Callable[[str], Axes | None]) -> bool:
+    """Whether axes that the user has set have rows and columns in another order than their names say."""
+    try:
+        named = known(key)
+    except DataError:
+        return False  # the names do not tell: therefore they are set
+    return named is not None and [x for x in named.letters if x in "HW"] != [x for x in axes.letters if x in "HW"]
+
+
 def array_file(
     path: Path,
     arrays: Shapes,
@@ -277,8 +286,7 @@ def array_file(
     key = choose_key(path, arrays, options, known)
     shape, kind = arrays[key]
     notices = list[str]()
-    axes = known(key) if options.axes is None else None
-    guessed = axes is None
+    axes = named = known(key) if options.axes is None else None
     if axes is None:
         axes = resolve_axes(path, shape, options, arrays)
         if options.axes is None:
@@ -300,5 +308,5 @@ def array_file(
         names,
         labels=labels,
         notices=tuple(notices),
-        guessed_axes=guessed,
+        guessed_axes=named is None and (options.axes is None or _is_set_against(key, axes, known)),
     )
