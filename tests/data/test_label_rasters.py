@@ -240,6 +240,18 @@ def test_a_label_array_lies_as_its_image_where_that_is_not_read_by_names(
     assert np.array_equal(data.read_labels(0), truth)
 
 
+def test_a_label_array_is_read_by_names_beside_an_image_whose_axes_are_set(tmp_path: Path) -> None:
+    scene, truth = RNG.random((4, 60, 60)).astype(np.float32), RNG.integers(0, 3, (60, 60)).astype(np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["refl"], file["mask"] = scene.transpose(2, 1, 0), truth.T
+        for name in ("refl", "mask"):
+            for axis, label in enumerate(["x", "y", "wl"][: file[name].ndim]):
+                file[name].dims[axis].label = label
+    data = open_collection(str(tmp_path / "a.h5"), labels=":mask", options=ReadOptions(axes="WHC"))
+    assert np.array_equal(data.read(0).pixels, scene)
+    assert np.array_equal(data.read_labels(0), truth)
+
+
 def test_float_maps_with_a_fill_value_are_no_abundances(tmp_path: Path) -> None:
     images, masks = RNG.random((20, 3, 48, 52)), RNG.integers(0, 4, (20, 48, 52)).astype(np.float32)
     filled = masks.copy()

@@ -51,6 +51,12 @@ def test_what_is_due_every_few_epochs_is_done_where_steps_span_epochs(tmp_path):
     assert [path.name for path in (result.run / "figures").glob("*epoch*")] == ["reconstruction-epoch-0004.png"]
 
 
+def test_where_nothing_is_held_out_the_picture_has_all_channels(tmp_path):
+    data = {"test_fraction": 0.0, "validation_fraction": 0.0, "channel_sampling": 0.5}
+    run = train(settings_for(tmp_path / "run", data=data, train={"max_steps": 2, "figure_every": 1})).run
+    assert (run / "figures" / "reconstruction.png").is_file()
+
+
 def test_held_out_images_without_a_valid_pixel_say_nothing(tmp_path, monkeypatch):
     original, losses = trainer.Trainer.validate, []
 
