@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,19 +101,10 @@ def _batches(data: Data, side: int | None, settings: SettingsTree) -> Loader | N
     if not len(part.blocks) and not data.collection.has_label_maps:
         windows = len(held.dataset) / max(len(part.items), 1)
         limit = min(limit, max(round(_WINDOWS / max(windows, 1)), 1))
-        chosen = np.sort(np.random.default_rng((held.seed, 0)).permutation(len(part.items))[:limit])
-        groups = None if part.groups is None else part.groups[chosen]
-        part, limit = replace(part, items=part.items[chosen], groups=groups), 0
-    elif side is None:
+        held = held.of_images(np.sort(np.random.default_rng((held.seed, 0)).permutation(len(part.items))[:limit]))
+        part, limit = held.dataset.part, 0
+    if side is None:
         return held.limited(limit)
-    dataset = ImageDataset(
-        data.collection,
-        part,
-        image_size=side or data.image_size,
-        scaling=data.scaling,
-        cover=True,
-        seed=settings.train.seed,
-    )
-    workers = held.workers if side is None else 0
-    loader = Loader(dataset, held.batch_size, shuffle=False, seed=held.seed, workers=workers, limit=limit, channels=held.channels)
+    dataset = ImageDataset(data.collection, part, image_size=side, scaling=data.scaling, cover=True, seed=settings.train.seed)
+    loader = Loader(dataset, held.batch_size, shuffle=False, seed=held.seed, limit=limit, channels=held.channels)
     return loader if len(dataset) else None

@@ -229,9 +229,7 @@ def test_jpeg_2000_inside_a_tiff(tmp_path: Path, samples: int) -> None:
 def test_a_compression_that_gdal_lacks_is_told(tmp_path: Path) -> None:
     path = write_raster(tmp_path / "a.tif", CUBE, crs="EPSG:32633", transform=rasterio.transform.from_origin(0, 0, 10, 10))
     with tifffile.TiffFile(path, mode="r+b") as tiff:
-        tiff.pages[0].tags["Compression"].overwrite(34712)
+        tiff.pages[0].tags["Compression"].overwrite(65000)  # of nobody
     with pytest.raises(DataError) as caught:
         open_image(path)
-    if "missing codec" not in caught.value.message:
-        pytest.skip("this GDAL reads JPEG 2000 inside TIFFs")
     assert caught.value.hint == "GDAL lacks its compression: write it anew with another one, such as Deflate"
