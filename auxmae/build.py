@@ -160,7 +160,7 @@ def build_data(
     statistics = None
     if scaling is None:
         table = settings.scaling
-        plain = ImageDataset(collection, splits.train, image_size=size, scaling=None, augment=False)
+        plain = ImageDataset(collection, splits.train, image_size=size, edges=True)
         statistics = (team or Team()).by_first(
             lambda: compute_statistics(
                 plain,

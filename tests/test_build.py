@@ -48,3 +48,22 @@ def test_what_is_measured_of_scenes_is_all_of_it_and_statistics_stay(tmp_path: P
     assert trained.statistics == measured.statistics
     assert trained.validation is not None
     assert len(trained.validation.dataset) == len(trained.splits.validation)
+
+
+@pytest.mark.parametrize("layout", ["array", "scenes"])
+def test_statistics_are_of_all_that_crops_are_drawn_from(layout: str, tmp_path: Path) -> None:
+    """Edges that a window in the middle does not hold: an unmarked margin, as of a scene's edge, lies there."""
+    array = np.random.default_rng(1).uniform(1, 9, (10, 64, 64, 2)).astype(np.float32)
+    array[:, :6] = array[:, :, -5:] = -9999
+    array[:, 7] = np.nan
+    np.save(tmp_path / "tiles.npy", array if layout == "array" else array[0])
+    data = {"source": str(tmp_path / "tiles.npy"), "layout": layout, "axes": "NHWC" if layout == "array" else "HWC"}
+    part = {"validation_fraction": 0, "test_fraction": 0, "block_size": 64 if layout == "scenes" else "auto"}
+    built = build_data(SettingsTree.model_validate({"data": data | part, "model": {"image_size": 48, "patch_size": 8}}))
+    values = (array if layout == "array" else array[:1])[..., 1].astype(np.float64)
+    s = built.statistics
+    assert s is not None
+    assert s.count[1] == np.isfinite(values).sum()
+    assert s.fraction_valid[1] == pytest.approx(np.isfinite(values).mean())
+    assert (s.mean[1], s.std[1]) == pytest.approx((np.nanmean(values), np.nanstd(values)), rel=1e-9)
+    assert s.minimum[1] == -9999

@@ -54,7 +54,7 @@ def stats(
     with Progress(console=out, transient=True) as bar:
         task = bar.add_task("Reading pixels")
         statistics = compute_statistics(
-            sets["train"],
+            ImageDataset(collection, splits.train, image_size=size, edges=True),
             transform=table.transform,
             cofactor=table.cofactor,
             low=table.low,

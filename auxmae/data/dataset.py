@@ -62,6 +62,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         scaling: pixel values → network inputs; None: pixels as they are.
         augment: random crops and flips.
         cover: without `augment`, windows reach over all of a block, and overlap where they have to.
+        edges: without `augment`, windows reach from edge to edge of blocks and images alike, as random crops do.
         flips: whether augmentation flips.
         samples: with `augment`, how many samples an epoch has at least: images and windows are drawn again, cut otherwise.
         seed: of the augmentation.
@@ -79,6 +80,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         scaling: Scaling | None = None,
         augment: bool = False,
         cover: bool = False,
+        edges: bool = False,
         flips: bool = True,
         samples: int = 0,
         seed: int = 0,
@@ -90,10 +92,11 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         self.augment, self.flips, self.seed = augment, flips, seed
         self.epoch = 0
         if len(part.blocks):
-            self._windows = _grid(part.blocks, image_size, cover=cover and not augment)
+            self._windows = _grid(part.blocks, image_size, cover=(cover or edges) and not augment)
             self.images = len(self._windows)
         else:
-            self._windows = np.zeros((0, 8), dtype=np.int64) if augment else _spread(collection, part.items, image_size)
+            empty = np.zeros((0, 8), dtype=np.int64)
+            self._windows = empty if augment else _spread(collection, part.items, image_size, edges=edges)
             self.images = len(part.items)
         self._samples = (max(self.images, samples) if self.images else 0) if augment else len(self._windows)
         # Blocks of each scene, to find those that a crop touches.
@@ -289,9 +292,9 @@ def _grid(blocks: NDArray[np.int64], size: int, *, cover: bool) -> NDArray[np.in
     return np.array(windows, dtype=np.int64).reshape(-1, 8)
 
 
-def _spread(collection: Collection, items: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+def _spread(collection: Collection, items: NDArray[np.int64], size: int, *, edges: bool) -> NDArray[np.int64]:
     """(n, 8) as of `_grid`, but image and the image's place in `items` for scene and block, of windows spread evenly over images,
-    those of one image one after the other.
+    those of one image one after the other; with `edges` as many as cover it, 4 a side at most.
     """
     windows: list[tuple[int, ...]] = []
     for entry, item in enumerate(items.tolist()):
@@ -299,7 +302,7 @@ def _spread(collection: Collection, items: NDArray[np.int64], size: int) -> NDAr
         height, width = (min(size, side) for side in full)
         # As many as go into it, rounded: fewer would leave most of an image unseen that is nearly two windows wide.
         rows, columns = (
-            _evenly(whole, side, min((2 * whole + side) // (2 * side), _WINDOWS))
+            _evenly(whole, side, min(-(-whole // side) if edges else (2 * whole + side) // (2 * side), _WINDOWS))
             for whole, side in zip(full, (height, width), strict=True)
         )
         windows.extend(
