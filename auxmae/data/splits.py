@@ -195,6 +195,9 @@ def split_collection(
     if not (assigned == TRAIN).any():
         raise DataError(f"{collection.source}: nothing is left to train on", hint="lower data.test_fraction")
 
+    if not scenes:
+        _warn_of_classes(collection, assigned)
+
     def part(number: int) -> Part:
         chosen = assigned == number
         own = None if together is None else together[chosen]
@@ -217,6 +220,23 @@ def _warn_of_sets(collection: Collection) -> None:
         f"images such as {found.example[0]} and {found.example[1]} look like several of one thing ({found.number} sets), "
         f"and each is held out alone: --set data.group_pattern='{found.pattern}' keeps a set's together, --set "
         "data.split=random says that they are independent"
+    )
+    collection.warnings.extend([warning] if warning not in collection.warnings else [])
+
+
+def _warn_of_classes(collection: Collection, assigned: NDArray[np.int64]) -> None:
+    """Says which classes lie in the test part and not in the training part, as all do that name places held out whole."""
+    if collection.labels is None:
+        return
+    tested = np.unique(collection.labels[assigned == TEST])
+    unseen = np.setdiff1d(tested[tested >= 0], collection.labels[assigned == TRAIN])
+    if not len(unseen):
+        return
+    known = dict(enumerate(collection.class_names))
+    names = ", ".join(known.get(number, str(number)) for number in unseen[:4].tolist()) + (", …" if len(unseen) > 4 else "")
+    warning = (
+        f"{len(unseen)} of {(tested >= 0).sum()} classes of the test part have no image in the training part ({names}), so that "
+        "no probe can find them: where they name places, not classes, set data.labels"
     )
     collection.warnings.extend([warning] if warning not in collection.warnings else [])
 

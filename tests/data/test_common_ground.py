@@ -234,6 +234,24 @@ def test_images_of_one_ground_are_held_out_together() -> None:
     assert "data.group_pattern" in told
 
 
+def test_classes_that_are_places_and_so_never_trained_on_are_a_warning() -> None:
+    """Folders of dates of one place, taken for classes: each lies in one part, so that every probe is wrong."""
+    sites = replace(chips(48, 100, 4, np.arange(48) // 4), class_names=tuple(f"site_{number:02d}" for number in range(12)))
+    splits = split_collection(sites, image_size=32)
+    tested = sorted({int(item) // 4 for item in splits.test.items})
+    assert 1 < len(tested) <= 4
+    (warning,) = sites.warnings
+    assert warning.startswith(
+        f"{len(tested)} of {len(tested)} classes of the test part have no image in the training part (site_"
+    )
+    assert all(f"site_{number:02d}" in warning for number in tested)
+    split_collection(sites, image_size=32)
+    assert len(sites.warnings) == 1
+    both = chips(48, 100, 4, np.arange(48) % 4)
+    split_collection(both, image_size=32)
+    assert not both.warnings
+
+
 def test_images_side_by_side_are_drawn_as_without_a_georeference() -> None:
     for stride in (32, 33, 31.5):
         beside = split_collection(chips(50, stride), image_size=32)
