@@ -59,7 +59,7 @@ def find_files(source: str, exclude: Exclusion, notices: list[str], *, tell_unre
         if not candidates:
             raise DataError(f"{source}: no file matches this pattern", hint="check data.source")
     else:
-        raise DataError(f"{source}: no such file or folder", hint="check data.source (--data)")
+        raise DataError(f"{source}: no such file or folder", hint=hint_for_place(source, "data.source (--data)"))
     runs: dict[Path, bool] = {}
     own = [entry for entry in candidates if not _in_run(entry, root, runs)]
     if any(runs.values()):
@@ -88,6 +88,13 @@ def find_files(source: str, exclude: Exclusion, notices: list[str], *, tell_unre
         if not described(entry)
     )
     return root, _images(source, list(dict.fromkeys(images)), exclude, notices)
+
+
+def hint_for_place(place: str, setting: str) -> str:
+    """What to do where nothing is at the place that a setting names."""
+    if "://" in place or place.startswith("/vsi"):
+        return "addresses are not read: copy or mount the files, and name them by a path of this machine"
+    return f"check {setting}"
 
 
 def _is_unread_image(path: Path) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.exclusion import Exclusion
-from auxmae.data.files import find_files, relative_path
+from auxmae.data.files import find_files, hint_for_place, relative_path
 from auxmae.data.georeference import describe_difference, describe_shift, same_place
 from auxmae.data.image import ImageFile, Window, diagonal, tiles
 from auxmae.data.label_files import LabelMap, labels_from_array, map_from_raster
@@ -129,7 +129,9 @@ def check_label_file(labels: str) -> None:
 
     place = label_place(labels)
     if place is not None and not path_exists(place[0]):
-        raise DataError(f"{place[0]}: no such label file", hint="check data.labels (--labels)")
+        # What stands before an address's "://" is no file whose array the rest would name.
+        named = labels if "://" in labels else place[0]
+        raise DataError(f"{named}: no such label file", hint=hint_for_place(labels, "data.labels (--labels)"))
 
 
 def label_place(labels: str) -> tuple[Path, str] | None:
@@ -396,9 +398,12 @@ def _misfit(raster: ImageFile, file: ImageFile, files: Sequence[ImageFile], labe
             hint="one map is needed for each image, or one for all; set data.labels = 'none' to use no labels",
         )
     others = sorted({f"{file.height}×{file.width}" for file in files})
+    way = "name a label raster of the images' size with data.labels"
+    if raster.georeference is not None and file.georeference is not None:
+        way = "warp them to the image's grid, by nearest neighbour"
     return DataError(
         f"{labels}: the labels are {raster.height}×{raster.width} px, the images {', '.join(others[:3])} px ({file.path.name})",
-        hint="name a label raster of the images' size with data.labels, or set data.labels = 'none'",
+        hint=f"{way}, or set data.labels = 'none'",
     )
 
 

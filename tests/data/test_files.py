@@ -30,6 +30,19 @@ def test_nothing_there(tmp_path: Path) -> None:
         open_collection(str(tmp_path / "*.tif"))
 
 
+@pytest.mark.parametrize(
+    "address", ["s3://bucket/tiles", "file:///data/tiles", "https://example.org/a.tif", "/vsis3/bucket/a.tif"]
+)
+def test_an_address_is_told_from_a_path(address: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        open_collection(address)
+    assert str(raised.value).startswith(f"{address}: no such file or folder (addresses are not read: copy or mount the files")
+    np.save(tmp_path / "x.npy", np.zeros((4, 16, 16), np.float32))
+    with pytest.raises(DataError) as raised:
+        open_collection(str(tmp_path), labels=address)
+    assert str(raised.value).startswith(f"{address}: no such label file (addresses are not read: copy or mount the files")
+
+
 def test_the_folder_one_stands_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for index in range(3):

@@ -209,6 +209,15 @@ def test_a_label_raster_lies_where_its_scene_does(tmp_path):
             open_collection(str(scene), labels=str(placed(tmp_path / "off.tif", truth, east)))
 
 
+def test_labels_of_other_pixels_are_to_be_warped_where_both_say_where_they_lie(tmp_path):
+    scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
+    truth = RNG.integers(0, 3, (1, 30, 30), dtype=np.uint8)
+    with pytest.raises(DataError, match=r"the labels are 30×30 px, .* \(warp them to the image's grid, by nearest neighbour, or"):
+        open_collection(str(scene), labels=str(placed(tmp_path / "coarse.tif", truth, 400_000)))
+    with pytest.raises(DataError, match=r"the labels are 30×30 px, .* \(name a label raster of the images' size"):
+        open_collection(str(scene), labels=str(write(tmp_path / "nowhere.tif", truth)))
+
+
 def test_labels_beside_the_pixels_are_told(tmp_path):
     scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
     truth = RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8)
