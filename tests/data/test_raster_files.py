@@ -105,8 +105,11 @@ def test_units_of_wavelengths(tmp_path: Path, values: list[float], unit: str, ex
     write_raster(tmp_path / "a.img", CUBE[: len(values)], "ENVI")
     with (tmp_path / "a.hdr").open("a") as file:
         file.write(f"wavelength = {{{', '.join(map(str, values))}}}\n" + (f"wavelength units = {unit}\n" if unit else ""))
-    found = open_image(tmp_path / "a.hdr").wavelengths
-    assert found is expected is None or found == pytest.approx(expected)
+    image = open_image(tmp_path / "a.hdr")
+    assert image.wavelengths is expected is None or image.wavelengths == pytest.approx(expected)
+    # Bands without a wavelength, as those that a sensor marks as bad, take it from all others, and that is said.
+    told = [notice for notice in image.notices if "its wavelengths are not used, since those of 1 of 2 bands" in notice]
+    assert len(told) == (min(values) <= 0)
 
 
 @pytest.mark.parametrize("suffix", [".img", ".dat", ".bsq", ".bil", ".bip", ".raw", ""])

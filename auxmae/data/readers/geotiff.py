@@ -87,7 +87,7 @@ def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOpti
     # ENVI repeats the wavelength in the band's name ("443.0 Nanometers"): as good a name as any.  Of several pages only the
     # first is looked at here.
     described = names if all(names) and len(pages) == 1 else None
-    waves = band_wavelengths(source) if len(pages) == 1 and len(bands) == source.count else None
+    waves = band_wavelengths(source, path.name, notices) if len(pages) == 1 and len(bands) == source.count else None
     if waves is None and described is not None and set(described) <= set(SENTINEL2) and len(described) >= 10:
         waves = tuple(SENTINEL2[name] for name in described)
         notices.append("wavelengths are those of the Sentinel-2 bands of these names")

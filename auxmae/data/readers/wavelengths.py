@@ -43,14 +43,22 @@ def to_nanometres(values: list[float], unit: str) -> tuple[float, ...] | None:
     return None if factor is None else tuple(value * factor for value in values)
 
 
-def band_wavelengths(source: Any) -> tuple[float, ...] | None:
-    """Centre wavelengths (nm) of the bands of an open rasterio data set, or None."""
+def band_wavelengths(source: Any, name: str, notices: list[str]) -> tuple[float, ...] | None:
+    """Centre wavelengths (nm) of the bands of an open rasterio data set called `name`, or None; told where only some are."""
     bands = [{key.lower(): value for key, value in source.tags(band).items()} for band in range(1, source.count + 1)]
     numbers = [re.match(r"[0-9.eE+-]+", band.get("wavelength", "").strip()) for band in bands]
     if all(numbers):
         # GDAL repeats only units of length at the bands: what the header of an ENVI file says comes first.
         header = {key.lower(): value for key, value in source.tags(ns="ENVI").items()}
         unit = header.get("wavelength_units") or bands[0].get("wavelength_units") or ""
-        return to_nanometres([float(number.group()) for number in numbers if number is not None], unit)
+        values = [float(number.group()) for number in numbers if number is not None]
+        bad = [str(band) for band, value in enumerate(values, 1) if value <= 0]
+        if bad and to_nanometres([value for value in values if value > 0], unit) is not None:
+            listed = ", ".join(bad[:8]) + (f" and {len(bad) - 8} more" if len(bad) > 8 else "")
+            notices.append(
+                f"{name}: its wavelengths are not used, since those of {len(bad)} of {len(values)} bands are not above 0: "
+                f"{listed}; where they are wanted, leave these out with data.channels, and set data.wavelengths"
+            )
+        return to_nanometres(values, unit)
     micrometres = [source.tags(band, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM") for band in range(1, source.count + 1)]
     return to_nanometres([float(value) for value in micrometres], "um") if all(micrometres) else None
