@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ _CHECK_SIDE = 512
 _EXACT = 2**24
 # An image whose largest value is beyond so many times the median image's is told of.
 _FAR = 1e6
+# Images whose largest values lie so many times above all others', a twentieth of them at least on either side: other units.
+_APART, _CROWD = 100, 0.05
 
 
 class _Look(NamedTuple):
@@ -71,6 +74,7 @@ def check_pixels(collection: Collection, allow_broken: bool) -> None:
     _tell_of_rounding(collection, looks)
     _tell_of_copies(collection, looks)
     _tell_of_outliers(collection, looks)
+    _tell_of_units(collection, looks)
     collection.items = collection.items[list(looks)]
     if collection.labels is not None:
         collection.labels = collection.labels[list(looks)]
@@ -157,6 +161,21 @@ def _tell_of_outliers(collection: Collection, looks: Mapping[int, _Look]) -> Non
             f"mostly reach {typical:.3g}: leave out with data.exclude, or, if that value means no data, set data.nodata to what "
             f"the file stores for it; where it has no scale and offset, data.nodata = {value!r}"
         )
+
+
+def _tell_of_units(collection: Collection, looks: Mapping[int, _Look]) -> None:
+    """Of two crowds of images whose values lie far apart, as files of reflectance among files of counts."""
+    reached = sorted((look.farthest, item) for item, look in looks.items() if look.farthest > 0)
+    least = max(2, math.ceil(_CROWD * len(reached)))
+    for place in range(least, len(reached) - least + 1):
+        (low, small), (high, large) = reached[place - 1 : place + 1]
+        if high > _APART * low:
+            collection.warnings.append(
+                f"{place} of {len(looks)} images reach {low:.3g} at most, such as {collection.name_of(small)}, and "
+                f"{len(reached) - place} at least {high:.3g}, such as {collection.name_of(large)}: where these are different "
+                "units, as reflectance and counts are, leave some out with data.exclude"
+            )
+            return
 
 
 def _digest(pixels: NDArray[np.float32]) -> bytes | None:

@@ -206,3 +206,20 @@ def test_files_of_one_byte_a_pixel_among_others_are_told(tmp_path: Path, monkeyp
     (told,) = open_collection(str(tmp_path)).warnings
     assert told.startswith("1 of 4 files are stored as uint8, such as 2.tif, others as uint16, such as 0.tif")
     assert open_collection(str(tmp_path), exclude=["2.tif"]).warnings == []
+
+
+def test_images_of_other_units_are_told(tmp_path: Path) -> None:
+    """Counts among reflectances, whether the files hold them so or say how they are scaled."""
+    for number in range(12):
+        counts = RNG.integers(1000, 3000, (3, 32, 32)).astype(np.uint16)
+        write(tmp_path / "dtypes" / f"{number:02d}.tif", counts if number % 3 else (counts / 1e4).astype(np.float32))
+        scaled = write(tmp_path / "scales" / f"{number:02d}.tif", counts)
+        if not number % 3:
+            with rasterio.open(scaled, "r+") as file:
+                file.scales = (1e-4,) * 3
+        write(tmp_path / "alike" / f"{number:02d}.tif", counts // (1 + number))
+    for folder in ("dtypes", "scales"):
+        (warning,) = open_collection(str(tmp_path / folder)).warnings
+        assert warning.startswith("4 of 12 images reach 0.")
+        assert "and 8 at least " in warning
+    assert not open_collection(str(tmp_path / "alike")).warnings
