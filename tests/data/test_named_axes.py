@@ -41,10 +41,14 @@ def write_ome_zarr(path: Path, stored: np.ndarray, axes: list[dict[str, str]]) -
 def test_ome_zarr_of_channels_and_planes_is_read_as_its_error_says(tmp_path: Path) -> None:
     stored = np.stack([CUBE, CUBE + 1, CUBE + 2])
     path = write_ome_zarr(tmp_path / "a.zarr", stored.swapaxes(0, 1)[None], [{"name": axis} for axis in "tczyx"])
-    with pytest.raises(DataError, match=r"TCZYX.*data\.axes = \"NCHW\" or \"CNHW\""):
+    with pytest.raises(DataError, match=r"TCZYX") as caught:
         open_image(path)
+    assert str(caught.value.hint).startswith('set data.axes = "CNHW" ')
+    assert "NCHW" not in str(caught.value.hint)
     assert_reads(path, stored[2], ReadOptions(axes="CNHW"), index=2)
     assert_reads(path, stored[:, 1], ReadOptions(axes="NCHW"), index=1)
+    assert not [notice for notice in open_image(path, ReadOptions(axes="CNHW")).notices if "TCZYX" in notice]
+    assert any("TCZYX" in notice and "NCHW" in notice for notice in open_image(path, ReadOptions(axes="NCHW")).notices)
     with pytest.raises(DataError, match="has 3 axes, the array 5"):
         open_image(path, ReadOptions(axes="CHW"))
 

@@ -22,9 +22,15 @@ def test_axes_of_ome_tiff(tmp_path: Path) -> None:
     tifffile.imwrite(path, stack, metadata={"axes": "TCYX"}, byteorder=">", compression="zlib")
     assert_reads(path, stack[1], index=1)
     tifffile.imwrite(path, stack, metadata={"axes": "ZCYX"})
-    with pytest.raises(DataError, match=r"ZCYX.*data\.axes = \"NCHW\" or \"CNHW\""):
+    # The file says which axis holds the channels: the other order would make images of them.
+    with pytest.raises(DataError, match=r"ZCYX") as caught:
         open_image(path)
+    assert str(caught.value.hint).startswith('set data.axes = "NCHW" ')
+    assert "CNHW" not in str(caught.value.hint)
     assert_reads(path, stack[1], ReadOptions(axes="NCHW"), index=1)
+    assert not [notice for notice in open_image(path, ReadOptions(axes="NCHW")).notices if "ZCYX" in notice]
+    against = open_image(path, ReadOptions(axes="CNHW"))
+    assert any("ZCYX" in notice and "CNHW" in notice for notice in against.notices)
     with tifffile.TiffWriter(path) as file:
         for image in stack:
             file.write(image, metadata={"axes": "CYX"})

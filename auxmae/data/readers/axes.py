@@ -251,8 +251,11 @@ def from_letters(
         else:
             tokens.append("N" if axis in images else "?")
     if "?" in tokens or tokens.count("N") > 1 or sorted(token for token in tokens if token in "HW") != ["H", "W"]:
+        beside = any(axis == "C" and size > 1 for axis, size in zip(axes, shape, strict=True))
         raise DataError(
-            f"{path}: which of its axes {axes} ({times(shape)}) holds the channels?",
+            f"{path}: its axes {axes} ({times(shape)}) are more than channels, rows and columns"
+            if beside
+            else f"{path}: which of its axes {axes} ({times(shape)}) holds the channels?",
             hint=_letters_hint(axes, shape)
             or "an image has channels, rows and columns: save each plane and each time in a file of its own",
         )
@@ -264,13 +267,25 @@ def from_letters(
     return Axes(tuple(tokens), tuple(size for token, size in zip(tokens, shape, strict=True) if token != UNIT))
 
 
+def told_against(path: Path, letters: str, found: Axes) -> list[str]:
+    """A notice where the axes that are set take others for the channels than the file's own letters do."""
+    if len(letters) != len(found.tokens) or "C" not in letters or found.tokens[letters.index("C")] in ("C", UNIT):
+        return []
+    return [f"{path.name}: its axes are {letters}; data.axes = {str(found)!r} does not take C for the channels"]
+
+
 def _letters_hint(axes: str, shape: tuple[int, ...]) -> str | None:
-    """What to set where two axes may be the channels; None where no setting helps."""
+    """What to set where two axes are neither rows nor columns; None where no setting helps."""
     long = [axis for axis, size in zip(axes, shape, strict=True) if size > 1]
     order = "".join({"Y": "H", "X": "W"}.get(axis, "?") for axis in long)
     if sorted(order) != ["?", "?", "H", "W"]:
         return None
     first, second = (order.replace("?", letter, 1).replace("?", other) for letter, other in ("NC", "CN"))
+    if "C" in long:
+        # The file says itself which axis holds the channels; the other order would take these for images.
+        order = "".join({"Y": "H", "X": "W", "C": "C"}.get(axis, "N") for axis in long)
+        counted = next(axis for axis in long if axis not in "CYX")
+        return f'set data.axes = "{order}" to make each {counted} an image; or save one, or a projection, of each file'
     return f'set data.axes = "{first}" or "{second}" (N: images, C: channels)'
 
 

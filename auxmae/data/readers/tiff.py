@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import geotiff, reading
-from auxmae.data.readers.axes import Axes, cut, from_letters, resolve_axes, times
+from auxmae.data.readers.axes import Axes, cut, from_letters, resolve_axes, times, told_against
 from auxmae.data.readers.encoding import Encoding, to_image
 from auxmae.data.readers.pages import full_pages
 from auxmae.data.readers.planes import Planes
@@ -165,6 +165,8 @@ def _axes(path: Path, axes: str, shape: tuple[int, ...], options: ReadOptions, n
         found = resolve_axes(path, shape, options)
         if options.axes is None:
             notices.append(f"{path.name}: its pages ({times(shape)}) are read as {found}; set data.axes if that is wrong")
+        else:
+            notices.extend(told_against(path, axes, found))
         return found
     return from_letters(path, axes, shape, notices, channels=CHANNEL_AXES, images=IMAGE_AXES)
 

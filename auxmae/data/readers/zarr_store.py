@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
 from auxmae.data.readers import reading
 from auxmae.data.readers.arrays import ONLY, array_file, described_names
-from auxmae.data.readers.axes import Axes, Shapes, axis_letter, cut, from_letters, from_names
+from auxmae.data.readers.axes import Axes, Shapes, axis_letter, cut, from_letters, from_names, resolve_axes, told_against
 from auxmae.data.readers.encoding import Encoding, cf_encoding, to_image, without_missing
 
 
@@ -75,6 +75,8 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
 
     read = partial(_read, path, options.nodata)
     file = array_file(path, shapes, options, partial(_labels, path), read, known, described)
+    if options.axes is not None and full is not None and full[0] == options.key:
+        told.extend(told_against(path, full[1], resolve_axes(path, shapes[full[0]][0], options)))
     return replace(file, notices=(*file.notices, *told))
 
 
