@@ -13,6 +13,9 @@ from pathlib import Path, PurePosixPath
 from auxmae.data.plates import store_of
 from auxmae.errors import DataError
 
+# A well, perhaps behind its plate: A01, A1, A-1, and A/1 as plates of OME-Zarr have it.
+_WELL = re.compile(r"(?:(.*)[^A-Za-z0-9])?([A-Za-z]{1,2})[/_-]?([0-9]{1,2})")
+
 
 class ImageNames:
     """Looks images up by path, file name, or file name without its ending; groups of them by their name, as `composed` has it.
@@ -57,6 +60,12 @@ class ImageNames:
         small.groups = {name.lower(): indices for name, indices in self.groups.items()}
         return small
 
+    @cached_property
+    def wells(self) -> dict[str, list[int]]:
+        """The groups by `well`; empty where one is no well, or two are the same."""
+        wells = {well(name): indices for name, indices in self.groups.items()}
+        return {} if None in wells or len(wells) < len(self.groups) else {str(name): found for name, found in wells.items()}
+
     def is_file_name(self, name: str) -> bool:
         """Whether an image's file is called exactly so."""
         return _path(name).name in self._by_name
@@ -97,6 +106,12 @@ class ImageNames:
 def composed(text: str) -> str:
     """A text with letters and their accents in one, as most programs write it: macOS stores file names with them apart."""
     return unicodedata.normalize("NFC", text)
+
+
+def well(name: str) -> str | None:
+    """One way to write a well, whichever of the usual ones the name has; None where it names none."""
+    found = _WELL.fullmatch(name.strip())
+    return None if found is None else f"{found[1] or ''}/{found[2]}{int(found[3])}"
 
 
 def _is_absolute(path: PurePosixPath) -> bool:

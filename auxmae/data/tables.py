@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from auxmae.data.pairing import ImageNames, composed
+from auxmae.data.pairing import ImageNames, composed, well
 from auxmae.errors import DataError
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".txt"})
@@ -221,36 +221,40 @@ def _rows(table: _Table, column: str, names: ImageNames) -> tuple[str, list[list
         except DataError as error:
             raise DataError(f"{table.path}: column {best}: {error.message}", hint=error.hint) from error
         return best, [[] if index is None else [index] for index in found]
+    # Of a table's A1 to A12 the last three alone are called exactly like A01 to A12.
     counted = {
-        name: len(names.groups.keys() & {value.strip() for value in values})
+        (name, exact): len(groups.keys() & {written(value) for value in values})
+        for exact, groups, written in ((True, names.groups, str.strip), (False, names.wells, well))
         for name, values in table.columns.items()
         if name != column
     }
-    best = max(counted, key=lambda name: counted[name], default=None)
-    if best is None or not counted[best]:
-        for value in (value for name, values in table.columns.items() if name != column for value in values):
-            if _differs_in_capitals(value, names):
-                raise DataError(
-                    f"{table.path}: no row names an image of the source; names such as {value.strip()} differ only in capitals",
-                    hint=f"write names as the source has them, such as {names.relative_paths[0]}",
-                )
-        for value in (value for name, values in table.columns.items() if name != column for value in values):
-            if names.find(folderless := PurePosixPath(value.strip().replace("\\", "/")).name) and names.is_file_name(folderless):
-                raise DataError(
-                    f"{table.path}: no row names an image of the source; {value.strip()} is of another folder than "
-                    f"{names.relative_paths[names.find(folderless)[0]]}",
-                    hint="write folders as the source has them, or file names alone",
-                )
-        raise DataError(
-            f"{table.path}: no row names an image of the source, such as {names.relative_paths[0]}",
-            hint=f"one of its columns ({_listed(list(table.columns), _COLUMNS)}) has to hold paths or file names; or names of "
-            + (
-                f"groups as data.group_pattern finds them, such as {next(iter(names.groups))}"
-                if names.groups
-                else "groups, as wells are, which data.group_pattern finds in the paths"
-            ),
-        )
-    return best, [names.groups.get(value.strip(), []) for value in table.columns[best]]
+    (best, exact), most = max(counted.items(), key=lambda item: item[1], default=(("", True), 0))
+    if most and exact:
+        return best, [names.groups.get(value.strip(), []) for value in table.columns[best]]
+    if most:
+        return best, [names.wells.get(well(value) or "", []) for value in table.columns[best]]
+    for value in (value for name, values in table.columns.items() if name != column for value in values):
+        if _differs_in_capitals(value, names):
+            raise DataError(
+                f"{table.path}: no row names an image of the source; names such as {value.strip()} differ only in capitals",
+                hint=f"write names as the source has them, such as {names.relative_paths[0]}",
+            )
+    for value in (value for name, values in table.columns.items() if name != column for value in values):
+        if names.find(folderless := PurePosixPath(value.strip().replace("\\", "/")).name) and names.is_file_name(folderless):
+            raise DataError(
+                f"{table.path}: no row names an image of the source; {value.strip()} is of another folder than "
+                f"{names.relative_paths[names.find(folderless)[0]]}",
+                hint="write folders as the source has them, or file names alone",
+            )
+    raise DataError(
+        f"{table.path}: no row names an image of the source, such as {names.relative_paths[0]}",
+        hint=f"one of its columns ({_listed(list(table.columns), _COLUMNS)}) has to hold paths or file names; or names of "
+        + (
+            f"groups as data.group_pattern finds them, such as {next(iter(names.groups))}"
+            if names.groups
+            else "groups, as wells are, which data.group_pattern finds in the paths"
+        ),
+    )
 
 
 def _names_an_image(text: str, names: ImageNames) -> bool:

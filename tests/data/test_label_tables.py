@@ -268,6 +268,28 @@ def test_rows_that_name_groups_of_images(tmp_path):
     assert told.value.hint == "an image has one label"
 
 
+@pytest.mark.parametrize("written", ["A{0}", "A{0:02}", "A-{0}", "A/{0}", "A_{0:02}"])
+@pytest.mark.parametrize(("names", "pattern"), [("A{0:02}_s1", r"^(A\d+)"), ("A-{0}_s1", r"^(A-\d+)"), ("A/{0}/0", r"^(.*)/")])
+def test_wells_are_the_same_however_they_are_written(tmp_path, written, names, pattern):
+    stems = [names.format(number) for number in (1, 2, 10)]
+    cubes(tmp_path / "data", *stems)
+    rows = "".join(f"{written.format(number)},{drug}\n" for number, drug in ((10, "c"), (1, "a"), (2, "b")))
+    path = table(tmp_path / "plate.csv", f"well,drug\n{rows}")
+    collection = open_collection(str(tmp_path / "data"), labels=path, group_pattern=pattern)
+    found = {
+        file.removesuffix(".npy"): collection.class_names[label]
+        for file, label in zip(collection.relative_paths, collection.labels, strict=True)
+    }
+    assert found == dict(zip(stems, "abc", strict=True))
+
+
+def test_groups_that_are_the_same_well_are_told_apart_by_their_names_alone(tmp_path):
+    cubes(tmp_path / "data", "A1_s1", "A01_s1")
+    path = table(tmp_path / "plate.csv", "well,drug\nA-1,x\n")
+    with pytest.raises(DataError, match="no row names an image"):
+        open_collection(str(tmp_path / "data"), labels=path, group_pattern=r"^(A\d+)")
+
+
 def test_the_entries_of_an_array_have_rows_in_order(tmp_path):
     np.save(tmp_path / "all.npy", np.zeros((4, 5, 16, 16), np.float32) + np.arange(5)[:, None, None])
     path = table(tmp_path / "t.csv", 'label\nx\ny\n""\nx\n')
