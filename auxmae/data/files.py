@@ -38,7 +38,7 @@ def find_files(source: str, exclude: Exclusion, notices: list[str], *, tell_unre
     Raises:
         DataError: there is nothing that could be read.
     """
-    from auxmae.data.readers import is_readable, path_exists, supported_suffixes
+    from auxmae.data.readers import export_first, is_readable, path_exists, supported_suffixes
     from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER, pair
 
     listed = ", ".join(supported_suffixes())
@@ -70,7 +70,8 @@ def find_files(source: str, exclude: Exclusion, notices: list[str], *, tell_unre
     if not paths:
         why = "every supported file is excluded by data.exclude" if usable else "no supported file"
         why += " outside of run folders" if any(runs.values()) else ""
-        raise DataError(f"{source}: {why}", hint="check data.exclude" if usable else f"supported: {listed}")
+        export = next(filter(None, map(export_first, shown)), "")
+        raise DataError(f"{source}: {why}", hint="check data.exclude" if usable else f"supported: {listed}{export}")
     if tell_unread and (unread := [entry for entry in shown if _is_unread_image(entry) and not exclude.leaves_out(entry)]):
         kinds = ", ".join(sorted({entry.suffix.lower() for entry in unread}))
         files = "1 file" if len(unread) == 1 else f"{len(unread)} files"

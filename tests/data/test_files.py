@@ -175,3 +175,13 @@ def test_images_that_no_reader_is_for_are_told(tmp_path):
     assert told == ["left out: 3 files of kinds that no reader is for (.bmp, .gz), c.BMP the first"]
     told = open_collection(str(folder), exclude=["*.nii.gz", "*.bmp", "*.BMP"]).notices
     assert not any("left out" in notice or "data.exclude" in notice for notice in told)
+
+
+def test_of_a_microscopes_own_format_is_said_what_to_save_it_as(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.CZI").write_bytes(b"ZISRAWFILE")
+    for source in (folder, folder / "a.CZI"):
+        with pytest.raises(DataError) as told:
+            open_collection(str(source))
+        assert "save .czi as OME-TIFF first" in str(told.value.hint)

@@ -65,6 +65,7 @@ PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 _VECTORS = frozenset({".geojson", ".shp", ".gpkg", ".kml"})
 # Tables of labels, as spreadsheets and data frames are stored.
 _SHEETS = frozenset({".xlsx", ".xls", ".ods", ".parquet", ".feather"})
+_MICROSCOPES = frozenset({".czi", ".lif", ".nd2", ".oib", ".oif", ".vsi", ".svs", ".ndpi", ".mrxs"})
 # What no file is to blame for, and what to do about it.
 _RESOURCES = {
     errno.EMFILE: "raise the number of open files: ulimit -n",
@@ -100,13 +101,21 @@ def _suffix(path: Path) -> str:
     return HEADER if suffix in DATA_SUFFIXES and not path.is_dir() and has_header(path) else suffix
 
 
+def export_first(path: Path) -> str:
+    """What to do with a microscope's own format, behind what is supported; empty for any other."""
+    microscope = path.suffix.lower() in _MICROSCOPES
+    return f"; save {path.suffix.lower()} as OME-TIFF first, by the microscope's program, Fiji or bfconvert" if microscope else ""
+
+
 def _reader(path: Path) -> Any:
     suffix = _suffix(path)
     if suffix not in READERS:
         kind = f"{suffix} without an ENVI header beside it" if suffix in DATA_SUFFIXES[1:] else suffix or "a file without suffix"
         vector = "; shapes are to be drawn on the image's grid first, by gdal_rasterize for one" * (suffix in _VECTORS)
         table = "; of tables those in CSV" * (suffix in _SHEETS)
-        raise DataError(f"{path}: no reader for {kind}", hint=f"supported are {', '.join(READERS)}{vector}{table}")
+        raise DataError(
+            f"{path}: no reader for {kind}", hint=f"supported are {', '.join(READERS)}{vector}{table}{export_first(path)}"
+        )
     reader = READERS[suffix]
     try:
         importlib.import_module(reader.package)
