@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from auxmae.data.collection import Collection
+    from auxmae.data.splits import Part
     from auxmae.data.statistics import ChannelStatistics
 
 app = typer.Typer(no_args_is_help=True, help="Look at a data set.")
@@ -85,6 +87,12 @@ def stats(
     counted = ", ".join(f"{count} {name}" for name, count in parts.items())
     out.print(f"crops of {size} px: {counted}; split: {splits.method}", highlight=False, soft_wrap=True)
     print_table(out, _table(statistics))
+    if (share := _share(statistics, collection, splits.train)) < 0.995:
+        out.print(
+            f"computed, as the scaling is, from windows that hold {share:.0%} of these images' pixels",
+            highlight=False,
+            soft_wrap=True,
+        )
     if collection.class_names:
         classes = ", ".join(f"{name} ({count})" for name, count in zip(collection.class_names, counts.tolist(), strict=True))
         unit = "pixels" if collection.has_label_maps else "images"
@@ -119,6 +127,16 @@ def _table(statistics: ChannelStatistics) -> Table:
     for c, name in enumerate(s.channel_names):
         table.add_row(name, *(f"{values[c]:.4g}" for values in columns.values()), _valid(s, c))
     return table
+
+
+def _share(statistics: ChannelStatistics, collection: Collection, part: Part) -> float:
+    """The share of the pixels of a part's whole images that statistics were computed from; 1 where there are none."""
+    files = [collection.files[file] for file in collection.items[part.items, 0]]
+    whole = sum(file.height * file.width for file in files)
+    read = max(
+        (count / valid for count, valid in zip(statistics.count, statistics.fraction_valid, strict=True) if valid), default=0
+    )
+    return min(read / whole, 1.0) if whole else 1.0
 
 
 def _valid(s: ChannelStatistics, channel: int) -> str:

@@ -143,3 +143,12 @@ def test_a_few_pixels_that_are_not_valid_are_counted(tmp_path: Path) -> None:
     )
     (row,) = [line for line in stats(str(tmp_path), *settings).splitlines() if "C2" in line and "all but" in line]
     assert re.search(r"all but [2468]\b", row)
+
+
+def test_the_share_of_the_pixels_that_statistics_are_of_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", RNG.random((8, 3, 100, 80)))
+    source = (str(tmp_path / "images.npy"), "--set", "data.axes=NCHW", "--set")
+    # Four windows a side at most.
+    share = (4 * 8) ** 2 / (100 * 80)
+    assert f"from windows that hold {share:.0%} of these images' pixels" in stats(*source, "model.image_size=8")
+    assert "from windows" not in stats(*source, "model.image_size=104")
