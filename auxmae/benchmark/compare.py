@@ -18,6 +18,9 @@ from auxmae.errors import DataError
 NO_SPREAD = "no spread"
 ANOTHER_SIZE = "another size"
 OF_A_BASE = "of what the others are compared with, a ratio cannot tell load from a change of its own"
+# What a row holds besides what identifies it and its times, if it is to be shown; and of some suites more.
+_SHOWN = ("status", "reason", "peak_bytes", "images_per_second")
+_SHOWN_OF = {"model": ("parameters",), "kernels": ("backend",), "scaling": ("axis", "sizes")}
 # Part by which a median may differ from that of its samples: a document may have been rounded.
 ROUNDED = 1e-6
 
@@ -47,11 +50,16 @@ class Change:
         return None if self.before is None or self.after is None else self.after / self.before
 
 
-def read_document(path: Path) -> dict[str, Any]:
+def read_document(path: Path, *, shown: bool = False) -> dict[str, Any]:
     """A document that `auxmae benchmark --output` wrote.
 
+    Args:
+        path: the file.
+        shown: it is to be shown, for which its rows hold more than for a comparison.
+
     Raises:
-        DataError: it cannot be read, is something else, or has a median that its samples do not have.
+        DataError: it cannot be read, is something else, or has a median that its samples do not have, or another value that
+            none has.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -68,14 +76,40 @@ def read_document(path: Path) -> dict[str, Any]:
     )
     if not whole:
         raise DataError(f"{path}: no benchmark's document", hint="give a file that `auxmae benchmark --output` wrote")
+    if not all(isinstance(document.get(key, {}), dict | None) for key in ("device", "versions", "ceilings", "intended")):
+        raise DataError(f"{path}: no benchmark's document", hint="give a file that `auxmae benchmark --output` wrote")
     for row in document["rows"]:
-        if not _is_median(row["median_ms"], row["samples_ms"]):
+        fault = _fault(row, shown=shown)
+        if fault is not None:
             place = " · ".join(str(row[key]) for key in ("suite", "case", "provider", "pass"))
             raise DataError(
-                f"{path}: damaged: the median_ms of {place} is not the median of its samples_ms",
+                f"{path}: damaged: the {fault[0]} of {place} {fault[1]}",
                 hint="measure again; `auxmae benchmark --output` writes no such file",
             )
     return dict(document)
+
+
+def _fault(row: dict[str, Any], *, shown: bool) -> tuple[str, str] | None:
+    """Which entry of a row cannot be, and why; None where all can."""
+    if not _is_median(row["median_ms"], row["samples_ms"]):
+        return "median_ms", "is not the median of its samples_ms"
+    if not all(0 < sample < math.inf for sample in row["samples_ms"]):
+        return "samples_ms", "are not all times above 0"
+    if row["suite"] not in [*BASES]:
+        return "suite", f"is none of {', '.join(BASES)}"
+    for key in ("case", "provider", "pass"):
+        if not isinstance(row[key], str):
+            return key, "is no text"
+    length = row.get("samples_a_visit", 1)
+    if not isinstance(length, int) or (length < 1 and row["samples_ms"]):
+        return "samples_a_visit", "is no number of samples"
+    for key in (*_SHOWN, *_SHOWN_OF.get(row["suite"], ())) if shown else ():
+        if key not in row:
+            return key, "is missing"
+    for key in ("peak_bytes", "images_per_second"):
+        if not isinstance(row.get(key), int | float | None):
+            return key, "is no number"
+    return None
 
 
 def _other_kind(document: Any) -> tuple[str, str] | None:
@@ -137,7 +171,7 @@ def _is_missed(key: Key, document: dict[str, Any]) -> bool:
     """
     suite, case, provider, pass_ = key
     rows = document["rows"]
-    if "intended" in document:
+    if document.get("intended") is not None:
         asked = case in document["intended"].get(suite, ())
     else:
         # Documents of before they told what was asked for hold at least something of each suite.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -81,6 +82,8 @@ def command(
     """Measure speed and memory against other ways to do the same work."""
     if compare is not None:
         _refuse(context, lambda name: name not in ("compare", "threshold", "json_output"), "with --compare")
+        if threshold == math.inf:
+            raise UsageError("--threshold inf: not a number", hint="give the part by which a time may grow, such as 0.1")
         _compare(*compare, threshold, json_output)
         return
     if recorded is not None:
@@ -89,7 +92,7 @@ def command(
 
         if figures is not None:
             _check_folder(figures)
-        _show(read_document(recorded), figures, json_output)
+        _show(read_document(recorded, shown=True), figures, json_output)
         return
     chosen = _suites(suite or ["model"])
     _refuse(context, lambda name: name == "threshold", "without --compare")

@@ -48,7 +48,7 @@ def _table(rows: list[Row], device: str) -> Table:
         table.add_column(name, justify="left" if name == "provider" else "right", no_wrap=True)
     for name in dict.fromkeys(row["pass"] for row in rows):
         table.add_section()
-        table.add_row(Text(_PASSES[name], "bold"))
+        table.add_row(Text(_PASSES.get(name, name), "bold"))
         for row in rows:
             # A back end of SDPA that does not run here is no news; the document has its reason.
             if row["pass"] == name and not (kernels and row.get("status") == "failed" and row["provider"].startswith("sdpa")):
@@ -142,7 +142,8 @@ def _model_words(rows: list[Row]) -> list[str]:
         if not provider.startswith(OURS) or not pairs:
             continue
         parts = [
-            f"a {_PASSES[row['pass']]} takes {found.value:.2f} × the time ({found.verdict}){_memory_words(row, base)}"
+            f"a {_PASSES.get(row['pass'], row['pass'])} takes {found.value:.2f} × the time ({found.verdict})"
+            f"{_memory_words(row, base)}"
             for row, base, found in ((row, base, _ratio(row, base)) for row, base in pairs)
         ]
         parts[0] += " of the plain published design"
@@ -278,11 +279,11 @@ def _scaling_memory_words(rows: list[Row]) -> list[str]:
 
 
 def _data_words(rows: list[Row]) -> list[str]:
-    from auxmae.benchmark.data_suite import limit
+    from auxmae.benchmark.data_suite import LOADER, MODEL, TOGETHER, limit
 
-    return [
-        f"{row_case}: {limit([row for row in rows if row['case'] == row_case])}." for row_case in {row["case"] for row in rows}
-    ]
+    cases = {case: [row for row in rows if row["case"] == case] for case in dict.fromkeys(row["case"] for row in rows)}
+    whole = {LOADER, MODEL, TOGETHER}
+    return [f"{case}: {limit(own)}." for case, own in cases.items() if {row["provider"] for row in own} >= whole]
 
 
 def _without_figures(rows: list[Row]) -> list[str]:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from auxmae.benchmark.compare import compare, regressions
 from auxmae.benchmark.suites import OURS, PLAIN
 from auxmae.cli.app import app
-from auxmae.errors import DataError
+from auxmae.errors import DataError, UsageError
 
 RECORDED = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
@@ -145,6 +145,40 @@ def test_a_median_that_is_not_its_samples_is_told(run, tmp_path, edited):
     done = CliRunner().invoke(app, ["benchmark", "--from", str(tmp_path / "b.json")])
     assert isinstance(done.exception, DataError)
     assert run(before, {**before, "rows": [before["rows"][0] | {"median_ms": 2.1000001}]}).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("edited", "told"),
+    [
+        ({"samples_ms": [0.0, 0.0], "median_ms": 0.0}, "samples_ms"),
+        ({"samples_ms": [-1.0], "median_ms": -1.0}, "samples_ms"),
+        ({"samples_a_visit": 0}, "samples_a_visit"),
+        ({"samples_a_visit": "2"}, "samples_a_visit"),
+        ({"suite": "speed"}, "suite"),
+        ({"provider": None}, "provider"),
+        ({"case": ["quick"]}, "case"),
+        ({"peak_bytes": "8"}, "peak_bytes"),
+    ],
+)
+def test_what_no_measurement_writes_is_told(run, tmp_path, edited, told):
+    before = document([2.0, 2.1, 2.2])
+    done = run(before, {"rows": [before["rows"][0] | edited]})
+    assert isinstance(done.exception, DataError)
+    assert f"b.json: damaged: the {told} of " in done.exception.message
+
+
+@pytest.mark.parametrize("key", ["images_per_second", "peak_bytes", "parameters", "status"])
+def test_a_document_that_lacks_what_is_shown_is_told(tmp_path, key):
+    row = document([2.0])["rows"][0] | {"images_per_second": 1.0, "peak_bytes": None, "parameters": 1}
+    (tmp_path / "a.json").write_text(json.dumps({"rows": [{name: value for name, value in row.items() if name != key}]}))
+    done = CliRunner().invoke(app, ["benchmark", "--from", str(tmp_path / "a.json")])
+    assert isinstance(done.exception, DataError)
+    assert f"the {key} of model · quick · auxmae · step is missing" in done.exception.message
+
+
+def test_a_threshold_without_end_is_refused(run):
+    done = run(document([1.0]), document([1.0]), "--threshold", "inf", "--json")
+    assert isinstance(done.exception, UsageError)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
@@ -348,7 +382,7 @@ def test_another_kind_of_document_is_called_what_it_is(tmp_path, content, kind, 
     assert way in done.exception.hint
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"rows": [{"suite": "model"}]}', '{"rows": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"rows": [{"suite": "model"}]}', '{"rows": 3}', '{"rows": [], "device": "cpu"}'])
 def test_a_file_of_another_kind(run, content):
     done = run(document([1.0]), content)
     assert isinstance(done.exception, DataError)
