@@ -210,6 +210,8 @@ def _check_folder(path: Path) -> None:
 
 def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> None:
     """Figures, then the document as JSON or as tables and in words."""
+    from rich.measure import Measurement
+
     from auxmae.cli.benchmark_tables import MAX_WIDTH, MIN_WIDTH, sentences, tables
 
     if figures is not None:
@@ -222,8 +224,10 @@ def _show(document: dict[str, Any], figures: Path | None, json_output: bool) -> 
         return
     wide = console()
     # In a narrower terminal the lines run on instead of losing figures; a wider one is no reason for longer lines.
-    wide.width = min(max(wide.width, MIN_WIDTH), MAX_WIDTH)
+    width = min(max(wide.width, MIN_WIDTH), MAX_WIDTH)
     for table in tables(document["rows"], str((document.get("device") or {}).get("type", "an unknown device"))):
+        # Long names of providers take more.
+        wide.width = max(width, Measurement.get(wide, wide.options.update(max_width=2 * MAX_WIDTH), table).maximum)
         wide.print(table, highlight=False)
         wide.print()
     out = console()

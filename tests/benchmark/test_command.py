@@ -85,6 +85,14 @@ def test_large_figures_are_not_cut(run, monkeypatch, columns):
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
+def test_long_names_cut_no_figure(run):
+    run.rows[:] = [row(name, "step", [123456.0, 234567.0, 345678.0], 143360) for name in (PLAIN, f"{JOINT} (CUDA graph)")]
+    done = run()
+    figures = table_line(done.stdout, f"{JOINT} (CUDA graph)").split()
+    assert figures[-7:] == ["234567", "47%", "0.034", "143360", "1.00", "1.00–1.00", "1.00"]
+    assert "…" not in done.stdout
+
+
 def words(output):
     return " ".join(output.split())
 
