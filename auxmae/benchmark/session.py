@@ -93,6 +93,12 @@ def run(
     settings = request.settings or SettingsTree()
     names = _names(request, device, settings)
     _check_names(request, [name for those in names.values() for name in those])
+    data = functools.cache(lambda: build_data(settings))
+    if "data" in request.suites and request.chosen(settings.data.source):
+        # Before anything else: what cannot be read is to cost no measurement of other suites.
+        if progress:
+            progress("opening the data")
+        data()
     if progress:
         progress("measuring the machine's ceilings")
     limits = ceilings(device, request.dtype, quick=request.quick)
@@ -100,7 +106,6 @@ def run(
     asked = {"suites": list(request.suites), "cases": list(request.patterns), "intended": intended}
     document: dict[str, Any] = {**environment(device), **asked, "ceilings": limits, "complete": False, "rows": []}
     known: dict[Key, dict[str, Any]] = {}
-    data = functools.cache(lambda: build_data(settings))
     with _never_eager_instead() if request.compile_too else nullcontext():
         for number in range(request.visits):
             if progress and request.visits > 1:
@@ -216,6 +221,4 @@ def _cases(
     if "scaling" in request.suites:
         yield from scaling.scaling_suite(quick=request.quick, chosen=request.chosen, **timed)
     if "data" in request.suites and request.chosen(settings.data.source):
-        if progress and visit.first:
-            progress("opening the data")
         yield data_suite.data_suite(settings, data(), **common)

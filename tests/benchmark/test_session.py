@@ -13,7 +13,7 @@ from auxmae.benchmark import gate, kernel_suite, session, suites
 from auxmae.benchmark.measure import attempt
 from auxmae.benchmark.ratios import ratios
 from auxmae.benchmark.session import Request, run
-from auxmae.errors import UsageError
+from auxmae.errors import DataError, UsageError
 from auxmae.settings.schema import SettingsTree
 
 CPU = torch.device("cpu")
@@ -153,3 +153,10 @@ def test_data_is_opened_once(monkeypatch):
     document = run(Request(["data"], quick=True, visits=2, repeats=1, settings=SettingsTree.model_validate(small)), CPU)
     assert len(opened) == 1
     assert [len(found["samples_ms"]) for found in document["rows"]] == [2, 2, 2]
+
+
+def test_data_that_cannot_be_read_is_told_before_other_suites_are_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(session, "ceilings", lambda *arguments, **options: pytest.fail("measured first"))
+    settings = SettingsTree.model_validate({"data": {"source": str(tmp_path / "no")}})
+    with pytest.raises(DataError, match="no such file or folder"):
+        run(Request(["scaling", "data"], quick=True, settings=settings), CPU)
