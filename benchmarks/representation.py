@@ -36,6 +36,7 @@ from torch import Tensor
 
 from auxmae.build import Data, build_data
 from auxmae.data.statistics import Scaling
+from auxmae.errors import AuxMAEError
 from auxmae.evaluation.features import patch_labels
 from auxmae.evaluation.probes import untrained
 from auxmae.model.mae import AuxMAE
@@ -68,6 +69,22 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 FILTERS = 256
 
 
+def numbers(text: str) -> str:
+    """Whole numbers, separated by commas, none below 0; as they were given."""
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"not whole numbers, separated by commas: {text!r}")
+    return text
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"not a whole number of at least {least}: {text!r}")
+        return int(text)
+
+    return number
+
+
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="synthetic", help="as of `auxmae train`")
@@ -75,20 +92,26 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="any setting")
     parser.add_argument("--minutes", type=float, default=2.0, help="training time of every variant, CPU time of one thread")
-    parser.add_argument("--steps", type=int, default=0, help="steps of every variant, in place of minutes")
+    parser.add_argument("--steps", type=at_least(0), default=0, help="steps of every variant, in place of minutes")
     parser.add_argument(
-        "--stride", type=int, default=2, help="of a scene, every so manieth patch of every so manieth row is probed"
+        "--stride", type=at_least(1), default=2, help="of a scene, every so manieth patch of every so manieth row is probed"
     )
     parser.add_argument("--variants", default="default", help=f"of {', '.join(ALL_VARIANTS)}")
-    parser.add_argument("--seeds", default="0", help="of weights, masks, crops and label draws: 0,1,2")
-    parser.add_argument("--budgets", default="5,20,0", help="labels a class; 0: all")
-    parser.add_argument("--draws", type=int, default=5, help="draws of the labels for each seed")
+    parser.add_argument("--seeds", type=numbers, default="0", help="of weights, masks, crops and label draws: 0,1,2")
+    parser.add_argument("--budgets", type=numbers, default="5,20,0", help="labels a class; 0: all")
+    parser.add_argument("--draws", type=at_least(1), default=5, help="draws of the labels for each seed")
     parser.add_argument("--probe", choices=PROBES, default="logistic")
     pools = ("mean", "concat", "attention", "moments", "moments+embedding")
     parser.add_argument("--pool", choices=pools, help="of the features; default: the settings' eval.pool")
     parser.add_argument("--no-floors", action="store_true", help="leave the floors out")
     parser.add_argument("--json", type=Path, help="write all figures there")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.steps and not args.minutes > 0:
+        # Without a limit of either kind no training would end.
+        parser.error("--minutes is above 0, or --steps is given")
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
+    return args
 
 
 def trained(args: argparse.Namespace, variant: str, seed: int, folder: Path) -> tuple[AuxMAE | PeerEncoder, int, SettingsTree]:
@@ -341,7 +364,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", ConvergenceWarning)  # an unfinished fit is judged by its accuracy like any other
-    result = run(args)
+    try:
+        result = run(args)
+    except AuxMAEError as error:
+        raise SystemExit(f"error: {error}") from None
     print(table(result))
     for entry in result["trainings"]:
         print(f"{entry['variant']}, seed {entry['seed']}: {entry['steps']} steps, {entry['cpu_seconds']} s of CPU time")

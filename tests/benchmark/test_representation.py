@@ -104,6 +104,28 @@ def test_peers_are_trained_and_read_at_any_size(script, name):
     assert (other != whole).float().mean() > 0.9
 
 
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--budgets", "a"], "--budgets: not whole numbers"),
+        (["--seeds", "0;1"], "--seeds: not whole numbers"),
+        (["--draws", "0"], "--draws: not a whole number of at least 1"),
+        (["--minutes", "0"], "--minutes is above 0"),
+        (["--json", "no/such/out.json"], "there is no folder"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_trained(script, monkeypatch, capsys, argv, told):
+    monkeypatch.setattr(script, "run", lambda args: pytest.fail("trained"))
+    with pytest.raises(SystemExit):
+        script.main(argv)
+    assert told in capsys.readouterr().err
+
+
+def test_data_that_are_not_there_are_told_in_a_line(script):
+    with pytest.raises(SystemExit, match=r"^error: no/such: no such file or folder \(check data.source"):
+        script.main(["--data", "no/such", "--steps", "1"])
+
+
 @pytest.mark.slow
 def test_a_scene_is_compared_from_files_to_table(script, tmp_path, capsys):
     random = np.random.default_rng(1)
