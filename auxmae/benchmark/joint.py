@@ -19,6 +19,7 @@ from auxmae_kernels.products import linear
 from torch import Tensor, nn
 
 from auxmae.benchmark.cases import MASK_RATIO, ModelCase
+from auxmae.errors import MissingDependencyError
 from auxmae.model.embedding import sincos_positions
 
 
@@ -145,10 +146,20 @@ class _Fused(nn.Module):
 
 
 def vit_mae(case: ModelCase, decoder: Decoder | None = None) -> nn.Module | None:
-    """transformers' ViTMAE with all channels in one token; None where transformers is not installed."""
+    """transformers' ViTMAE with all channels in one token; None where transformers is not installed.
+
+    Raises:
+        MissingDependencyError: it is, and cannot be imported.
+    """
     if importlib.util.find_spec("transformers") is None:
         return None
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+    try:
+        from transformers import ViTMAEConfig, ViTMAEForPreTraining
+    except (ImportError, RuntimeError) as error:
+        raise MissingDependencyError(
+            f"transformers is installed and cannot be imported: {' '.join(str(error).split())[:200]}",
+            hint="pip install 'auxmae[peers]' mends it, pip uninstall transformers leaves its ViTMAE out",
+        ) from error
 
     light = decoder or case
     config: Any = ViTMAEConfig(

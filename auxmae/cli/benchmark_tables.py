@@ -114,6 +114,7 @@ def sentences(document: dict[str, Any]) -> list[str]:
         own = [row for row in rows if row["suite"] == suite]
         said += words(own) if own else []
     said += _without_figures(rows)
+    said += _left_out(document)
     device = document.get("device") or {}
     if device.get("load") and device.get("cores") and device["load"] > BUSY * device["cores"]:
         said.append(
@@ -294,6 +295,20 @@ def _without_figures(rows: list[Row]) -> list[str]:
         if row["median_ms"] is None and not (row["status"] == "failed" and row["provider"].startswith("sdpa"))
     }
     return list(found.values())
+
+
+def _left_out(document: dict[str, Any]) -> list[str]:
+    """What a reader of the tables would take for all there is."""
+    from auxmae.benchmark.suites import FUSED
+
+    providers = {row["provider"] for row in document["rows"] if row["suite"] == "model"}
+    versions = document.get("versions") or {}
+    said = []
+    if providers and FUSED not in providers and versions.get("transformers", "") is None:
+        said.append(f"{FUSED}: not measured, for transformers was not installed (pip install 'auxmae[peers]').")
+    if document.get("complete") is False:
+        said.append("The benchmark was stopped before its end: these are the measurements that it had made.")
+    return said
 
 
 def comparison(changes: list[Change]) -> Table:

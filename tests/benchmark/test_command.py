@@ -142,6 +142,17 @@ def test_the_scaling_suite_tells_memory():
     assert said == "Factorised attention uses 0.90 to 1.20 × the memory of joint attention: more of it in 1 of 2 cases."
 
 
+def test_what_was_not_measured_is_told():
+    rows = [row(OURS, "step", [1.0, 1.0, 1.0], 1)]
+    versions = {"transformers": None}
+    said = benchmark_tables.sentences({"rows": rows, "versions": versions, "complete": False})
+    assert any(line.startswith(f"{FUSED}: not measured, for transformers was not installed") for line in said)
+    assert any("stopped before its end" in line for line in said)
+    rows.append(row(FUSED, "step", [1.0, 1.0, 1.0], 1))
+    said = benchmark_tables.sentences({"rows": rows, "versions": versions, "complete": True})
+    assert not any("not measured" in line or "stopped" in line for line in said)
+
+
 def test_a_difference_within_the_spread_is_called_so(run):
     said = words(run().stdout)
     assert (

@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -15,7 +16,9 @@ from auxmae_kernels import products
 
 from auxmae.benchmark import graphed, suites
 from auxmae.benchmark.cases import ModelCase
+from auxmae.benchmark.joint import vit_mae
 from auxmae.benchmark.suites import FUSED, GRAPHED, JOINT, OURS, PLAIN, model_suite
+from auxmae.errors import MissingDependencyError
 
 CPU = torch.device("cpu")
 KEYS = {"suite", "case", "provider", "pass", "median_ms", "samples_ms", "peak_bytes", "images_per_second"}
@@ -177,3 +180,11 @@ def test_vit_mae_with_fused_channels():
     found = by_key(model_suite(TINY, device=CPU, repeats=1, peers=(FUSED,)))
     assert found["step", FUSED]["status"] == "ok"
     assert found["step", FUSED]["flops"] < found["step", OURS]["flops"]
+
+
+def test_a_peers_package_that_cannot_be_imported_is_told(monkeypatch, tmp_path):
+    (tmp_path / "transformers.py").write_text("raise ImportError('of another\\nrelease')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "transformers", raising=False)
+    with pytest.raises(MissingDependencyError, match="cannot be imported: of another release"):
+        vit_mae(suites.QUICK)
