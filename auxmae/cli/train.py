@@ -81,9 +81,11 @@ def command(
     others = {"--config": config, "--fast-dev-run": fast_dev_run}
     named = [given[key][1] for key in options] + [name for name, value in others.items() if value]
     if resume is not None and named:
+        from auxmae.training.run import way_to_change
+
         raise UsageError(
             f"--resume goes on exactly as before, so {named[0]} cannot be given with it",
-            hint="to change something, start a new run with --init-from",
+            hint=way_to_change(next(iter(options), "")),
         )
     out = console(json_output=json_output, quiet=is_silent())
     several = processes is not None and processes > 1 and not is_one_of_several()

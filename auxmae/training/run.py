@@ -44,6 +44,14 @@ def decisive(settings: SettingsTree) -> dict[str, Any]:
     return {name: value for name, value in named.items() if name not in OF_THE_MACHINE}
 
 
+def way_to_change(name: str) -> str:
+    """What to do where --resume is given another value of a setting, "table.key", than the run's."""
+    table, _, key = name.partition(".")
+    if table == "train" and key in OF_THE_LENGTH:
+        return f"write it into the run's {SETTINGS_NAME}, then give --resume alone"
+    return "to change something, start a new run with --init-from"
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A run on disk; everything needed to use the model again lies in it, and nothing outside it is referred to."""

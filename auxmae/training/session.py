@@ -28,7 +28,7 @@ from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import WARMUP_STEPS, graphs_wanted
 from auxmae.training.progress import Reporter, SilentReporter
 from auxmae.training.result import TrainingResult, can_draw, conclude, draw_reconstruction
-from auxmae.training.run import OF_THE_MACHINE, RunFolder, check_unused, create_run, decisive, open_run
+from auxmae.training.run import OF_THE_MACHINE, RunFolder, check_unused, create_run, decisive, open_run, way_to_change
 from auxmae.training.trainer import Outcome, Plan, Trainer
 
 FAST_DEV_STEPS = 3
@@ -112,7 +112,7 @@ def train(
         if name not in OF_THE_MACHINE:
             raise UsageError(
                 f"--resume goes on exactly as before, so --set {name} cannot be given with it",
-                hint="to change something, start a new run with --init-from",
+                hint=way_to_change(name),
             )
     # Both before the processes meet: the newest run is soon the one that the first of them makes.
     run = open_run(resume) if resume is not None else None

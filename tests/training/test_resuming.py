@@ -406,8 +406,10 @@ def test_a_run_goes_on_on_a_machine_that_needs_other_settings(tmp_path):
 
 
 def test_all_else_of_a_run_that_goes_on_is_as_before(tmp_path):
-    with pytest.raises(UsageError, match=r"--set train\.epochs cannot be given with it"):
+    with pytest.raises(UsageError, match=r"--set train\.epochs cannot be given with it .*write it into the run's settings\.toml"):
         train(SettingsTree(), resume=tmp_path, overrides=["run.device=cpu", "train.epochs=3"])
+    with pytest.raises(UsageError, match=r"--set loss\.kind cannot be given with it .*--init-from"):
+        train(SettingsTree(), resume=tmp_path, overrides=["loss.kind=mse"])
     with pytest.raises(UsageError, match="of a run that goes on"):
         train(SettingsTree(), overrides=["run.device=cpu"])
 
