@@ -418,7 +418,7 @@ def _faults_of(error: ValidationError, layers: Sequence[Layer], origins: Mapping
             key = ".".join(location)
             if key not in faults:
                 value = next(layer.values for layer in layers if key in layer.origins)[location[0]][location[1]]
-                faults[key] = Fault(origins[key], f"{key}: {_value_fault(location[0], location[1], value, detail)}")
+                faults[key] = Fault(origins[key], f"{key}: {_value_fault(location[0], location[1], value, detail, origins[key])}")
         else:
             message = _message(detail)
             key, origin = _involved(location[0] if location else None, message, origins)
@@ -430,7 +430,7 @@ def _message(detail: ErrorDetails) -> str:
     return str(detail.get("ctx", {}).get("error", detail["msg"]))
 
 
-def _value_fault(table: str, key: str, value: object, detail: ErrorDetails) -> str:
+def _value_fault(table: str, key: str, value: object, detail: ErrorDetails, origin: Origin) -> str:
     if detail["type"] == "value_error":
         return _message(detail)
     wrong = wording.show(value)
@@ -440,6 +440,11 @@ def _value_fault(table: str, key: str, value: object, detail: ErrorDetails) -> s
     meant = wording.nearest(value, wording.choices(table, key)) if isinstance(value, str) else None
     # True or false, in quotes.
     proposal = f"; did you mean {meant}, without quotes?" if meant is not None and meant == value else wording.did_you_mean(meant)
+    if isinstance(value, str) and meant is None and index is None:
+        meant = wording.meant_value(table, key, value)
+        # A shell takes away the quotes of a list; in a file and in Python quotes would make a text of it.
+        in_shell = origin.rank > 1 and origin.label
+        proposal = wording.did_you_mean(meant) if in_shell else f"; did you mean {meant}?" if meant else ""
     return f"{wrong} is wrong, expected {wording.expectation(table, key)}{proposal}"
 
 

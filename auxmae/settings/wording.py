@@ -109,6 +109,34 @@ def choices(table: str, key: str) -> list[str]:
     return found
 
 
+def meant_value(table: str, key: str, text: str) -> str | None:
+    """A number or list that was meant by a text that the setting does not take, as TOML: ".5", "B04,B08", "[B04, B08]"."""
+    schema = _schema(table)[key]
+    kinds = {part.get("type"): part for part in schema.get("anyOf", [schema])}
+    found = next((_number(text, kind) for kind in ("integer", "number") if kind in kinds), None)
+    if found is not None or "array" not in kinds:
+        return found
+    array = kinds["array"]
+    kind = (array.get("prefixItems") or [array["items"]])[0].get("type")
+    parts = [part.strip(" '\"") for part in text.strip("[]() ").split(",")]
+    if kind == "string":
+        items = [json.dumps(part, ensure_ascii=False) if part else None for part in parts]
+    else:
+        items = [_number(part, kind) for part in parts]
+    return None if None in items else "[" + ", ".join(map(str, items)) + "]"
+
+
+def _number(text: str, kind: str) -> str | None:
+    """The number that a text is to Python, as TOML writes it; None where it is none of this kind."""
+    try:
+        if kind == "integer":
+            return str(int(text))
+        value = float(text) if kind == "number" else math.nan
+    except ValueError:
+        return None
+    return repr(value) if math.isfinite(value) else None
+
+
 def show(value: object, *, longest: int = LONGEST_VALUE) -> str:
     """A value on one line, as TOML writes it but for single quotes; cut after `longest` letters."""
     text = _written(value)

@@ -163,6 +163,8 @@ def test_a_mixture_is_taken_whole_from_the_highest_source(tmp_path):
         ('[train]\ncompile = "false"\n', ["train.compile: 'false' is wrong", "did you mean false, without quotes?"]),
         ("[train]\nepochs = 2024-01-01\n", ["auxmae.toml:2: train.epochs: 2024-01-01", "an integer"]),
         ("[data]\nsamples_per_epoch = 99999999999999999999\n", ["auxmae.toml:2: data.samples_per_epoch:", "≤ 100000000"]),
+        ('[train]\nepochs = "3"\n', ["auxmae.toml:2: train.epochs: '3'", "; did you mean 3?"]),
+        ('[data]\nchannels = "B1, B2"\n', ["a list, each item text", '; did you mean ["B1", "B2"]?']),
         ('[loss]\nkind = "L2"\n', ["auxmae.toml:2: loss.kind: 'L2'", "one of 'l1', 'mse', 'smooth_l1'"]),
         ('[loss]\nkind = "smoothl1"\n', ["did you mean 'smooth_l1'?"]),
         ("[masking]\nratio = 1.0\n", ["auxmae.toml:2: masking.ratio: 1.0", "> 0 and < 1"]),
@@ -218,6 +220,12 @@ def test_a_fault_in_the_file_is_one_line_with_its_place(tmp_path, text, parts):
         ("train.epochs=x", ["train.epochs: 'x'", "an integer"]),
         ("train.epochs=", ["train.epochs: ''", "an integer"]),
         ("train.compile=True", ["did you mean 'true'?"]),
+        ("train.learning_rate=.5", ["train.learning_rate: '.5'", "did you mean '0.5'?"]),
+        ("train.epochs=007", ["did you mean '7'?"]),
+        ("data.channels=B01,B 2", ["""; did you mean '["B01", "B 2"]'?"""]),
+        # as a shell leaves it of ["B01", "B02"]
+        ("data.channels=[B01, B02]", ["""; did you mean '["B01", "B02"]'?"""]),
+        ("train.betas=0.9,.95", ["did you mean '[0.9, 0.95]'?"]),
         ("model.width=97", ["model.width: width (97) is not divisible by heads (4)"]),
         ("model.preset=tyni", ["model.preset: 'tyni'", "did you mean 'tiny'?"]),
         ("a\nb.c=1", ["unknown table"]),
@@ -227,6 +235,15 @@ def test_a_fault_on_the_command_line_names_the_option(tmp_path, override, parts)
     line = fault(tmp_path, overrides=[override])
     assert all(part in line for part in parts), line
     assert line.startswith("--set: ")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.epochs=x", "train.epochs=3.5x", "train.epochs=", "data.channels=", "data.channels=a,,b", "data.nodata=inf_",
+     "data.ignored_labels=0,x", "model.channel_groups=a,b", "masking.mixture=shared"],
+)  # fmt: skip
+def test_no_value_is_proposed_where_none_was_meant(tmp_path, override):
+    assert "did you mean" not in fault(tmp_path, overrides=[override])
 
 
 @pytest.mark.parametrize(
