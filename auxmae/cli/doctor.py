@@ -10,6 +10,7 @@ import typer
 
 from auxmae.cli.console import console, print_json
 from auxmae.compiler import cpp_compiler
+from auxmae.errors import AuxMAEError
 
 # Declared as a dependency so that a GPU works at once; PyTorch does the same work without it.
 RUNS_WITHOUT = frozenset({"triton"})
@@ -177,7 +178,7 @@ def _examine() -> dict[str, Any]:
     if fault:
         problems.append(fault)
     readers, faults = _readers(dependencies, versions, too_old)
-    problems += faults
+    problems += faults + _settings()
     return {
         "versions": {"auxmae": __version__, "python": platform.python_version(), **versions},
         "minimums": {name: dependency.minimum for name, dependency in dependencies.items()},
@@ -266,6 +267,20 @@ def _kernels() -> tuple[dict[str, str], str | None]:
             decisions[name] = f"error: {error}"
             fault = f"{error}; set AUXMAE_KERNELS=auto, or unset it"
     return decisions, fault
+
+
+def _settings() -> list[str]:
+    """What is wrong with ./auxmae.toml and with variables, which stops the commands that read them."""
+    try:
+        from auxmae.settings import load_settings
+
+        load_settings()
+    except AuxMAEError as error:
+        return list(error.lines)
+    # What is missing is told with the packages.
+    except ImportError:
+        pass
+    return []
 
 
 def _products() -> str:

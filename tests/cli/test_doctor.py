@@ -162,6 +162,16 @@ def test_a_backend_that_cannot_run(run, monkeypatch, backend):
     assert [problem.strip() for problem in advice] == document["problems"]
 
 
+def test_settings_that_no_command_takes(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "auxmae.toml").write_text("[train]\nepoch = 3\n")
+    monkeypatch.setenv("AUXMAE_TRIAN__EPOCHS", "3")
+    done = run("--json")
+    assert done.exit_code == 1
+    problems = json.loads(done.stdout)["problems"]
+    assert [problem.partition(": ")[0] for problem in problems] == ["auxmae.toml:2", "AUXMAE_TRIAN__EPOCHS"]
+
+
 def test_the_dependencies_are_those_of_the_project(repository, monkeypatch):
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     parsed = [Requirement(text) for text in project["dependencies"]]
