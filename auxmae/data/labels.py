@@ -5,6 +5,7 @@ Everywhere, classes are numbered 0, 1, … in the order of their original values
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from itertools import takewhile
@@ -198,10 +199,38 @@ def load_labels(
         else:
             found = map_from_raster(path, notices)
     if isinstance(found, np.ndarray):
+        count = sum(file.count for file in files)
+        if len(found) != count:
+            raise DataError(f"{labels}: {len(found)} labels for {count} images", hint="set data.labels")
+        if len(files) > 1:
+            _tell_order(labels, image_names.relative_paths, notices)
         per_image, names = _image_classes(found, ignored, labels)
         return Labels(names, per_image)
     named = None if place is None else _called_like_one(place[0], image_names)
     return _finish([found] * len(files), files, labels, ignored, notices, shared=True, named=named)
+
+
+def _tell_order(labels: str, paths: Sequence[str], notices: list[str]) -> None:
+    """Says in which order an array's entries, which name no images, are taken for those of several files.
+
+    Raises:
+        DataError: by their numbers (img_2 before img_10) the files have another order, in which the labels may be written.
+    """
+    digits = max(map(len, paths))
+
+    def by_number(path: str) -> tuple[str, ...]:
+        # All else sorts as in the files' own order.
+        return tuple(re.sub(r"\d+", lambda number: number[0].zfill(digits), part) for part in PurePosixPath(path).parts)
+
+    named, numbered = sorted(paths, key=lambda path: PurePosixPath(path).parts), sorted(paths, key=by_number)
+    if numbered not in (named, list(paths)):
+        one, other = next(pair for pair in zip(named, numbered, strict=True) if pair[0] != pair[1])
+        raise DataError(
+            f"{labels}: which image is each entry of? By name {one} comes before {other}, by number behind it",
+            hint="name the images in a table (CSV) with two columns, image and label",
+        )
+    shown = [*paths[:2], *["…"] * (len(paths) > 3), *paths[2:][-1:]]
+    notices.append(f"labels: the entries of {labels} are taken for the images in this order: {', '.join(shown)}")
 
 
 def own_labels(

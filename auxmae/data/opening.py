@@ -1,7 +1,7 @@
 """Opens a source: its files found, read by their kind, and checked against each other, its channels named, its labels found.
 
 How `layout = "auto"` decides: the embedded scenes and files with an N axis are an *array*; labels in a raster mean
-*scenes*; one image alone is a *scene*; class folders, or a table of labels, mean *images*; otherwise fewer than 5 images
+*scenes*; one image alone is a *scene*; class folders, or a label for each image, mean *images*; otherwise fewer than 5 images
 of at least 48 px a side, fewer than 16 of at least 144 px, or any image of more than 512 px are *scenes*, and everything
 else is a folder of *images*.
 """
@@ -127,8 +127,9 @@ def open_collection(
     found = load_labels(labels, files, names, notices, ignored_labels, exclusion)
     if idle := exclusion.idle():
         notices.append(f"data.exclude: no file is called like {', '.join(idle)}")
-    named = classes is not None or found.per_file is not None
-    chosen = _choose_layout(layout, files, named, found.rasters is not None)
+    own_of_all = labels == "auto" and all(file.labels is not None for file in files)
+    of_whole_images = classes is not None or found.per_image is not None or found.per_file is not None or own_of_all
+    chosen = _choose_layout(layout, files, of_whole_images, found.rasters is not None)
     if chosen != "images":
         # Of images, a sample is mostly a whole one anyway.
         notices.extend(_decoded_again(files))
@@ -148,18 +149,19 @@ def open_collection(
         tuple(relative),
         warnings,
     )
-    if found.per_image is not None:
-        if len(found.per_image) != len(items):
-            raise DataError(f"{labels}: {len(found.per_image)} labels for {len(items)} images", hint="set data.labels")
-        collection.labels, collection.class_names = found.per_image, found.class_names
-    elif found.per_file is not None:
+    if found.per_image is not None or found.per_file is not None:
         if chosen == "scenes":
             raise DataError(
-                f"{labels}: a table labels whole images, and {source} is read as scenes", hint="set data.layout = 'images'"
+                f"{labels}: its labels are of whole images, and {source} is read as scenes", hint="set data.layout = 'images'"
             )
-        collection.labels, collection.class_names = found.per_file[items[:, 0]], found.class_names
+        collection.labels = found.per_image if found.per_file is None else found.per_file[items[:, 0]]
+        collection.class_names = found.class_names
     elif found.rasters is not None:
         collection.label_rasters, collection.class_names = found.rasters, found.class_names
+    elif own_of_all and chosen == "scenes":
+        # Of one image alone a label is of no use.
+        if len(items) > 1:
+            notices.append("labels: the files' own are of whole images, and not taken for scenes (set data.layout = 'images')")
     elif (
         # What an array says of each of its images is closer than the folder that its file is in.
         labels == "auto"

@@ -337,6 +337,6 @@ def test_scenes_are_not_labelled_as_a_whole(tmp_path):
     cubes(tmp_path / "data", "a", "b", size=64)
     path = table(tmp_path / "t.csv", "file,label\na.npy,x\nb.npy,y\n")
     assert open_collection(str(tmp_path / "data"), labels=path).layout == "images"
-    with pytest.raises(DataError, match="a table labels whole images") as told:
+    with pytest.raises(DataError, match="its labels are of whole images") as told:
         open_collection(str(tmp_path / "data"), labels=path, layout="scenes")
     assert told.value.hint == "set data.layout = 'images'"

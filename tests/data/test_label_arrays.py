@@ -1,0 +1,77 @@
+"""Labels of whole images in arrays, which name none: which images they are of, and that no scene is labelled by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from auxmae.data.opening import open_collection
+from auxmae.errors import DataError
+from tests.data.small_files import RNG, pixels
+
+
+def pictures(folder: Path, *names: str, size: int = 160) -> str:
+    folder.mkdir()
+    for name in names:
+        Image.fromarray(RNG.integers(1, 255, (size, size, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    return str(folder)
+
+
+def array(path: Path, count: int, key: str = "") -> str:
+    values = np.arange(count) % 3
+    np.savez(path, **{key: values}) if key else np.save(path, values)
+    return f"{path}:{key}" if key else str(path)
+
+
+@pytest.mark.parametrize(("name", "key"), [("y.npy", ""), ("y.npz", "y")])
+def test_labelled_images_are_no_scenes(tmp_path: Path, name: str, key: str) -> None:
+    source = pictures(tmp_path / "images", *"abcdefghijkl")
+    labels = array(tmp_path / name, 12, key)
+    assert open_collection(source).layout == "scenes"
+    collection = open_collection(source, labels=labels)
+    assert collection.layout == "images"
+    assert collection.labels is not None
+    assert collection.labels.tolist() == [0, 1, 2] * 4
+    with pytest.raises(DataError, match="its labels are of whole images") as told:
+        open_collection(source, labels=labels, layout="scenes")
+    assert told.value.hint == "set data.layout = 'images'"
+    with pytest.raises(DataError, match="11 labels for 12 images"):
+        open_collection(source, labels=array(tmp_path / name, 11, key))
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["b", "a"], "a.png, b.png"),
+        (["a1", "a2", "b"], "a1.png, a2.png, b.png"),
+        # No number tells these apart.
+        (["a.b", "a", "a1", "A"], "A.png, a.b.png, …, a1.png"),
+        ([f"img_{number:02}" for number in range(12)], "img_00.png, img_01.png, …, img_11.png"),
+    ],
+)
+def test_the_order_of_entries_is_told(tmp_path: Path, names: list[str], order: str) -> None:
+    labels = array(tmp_path / "y.npy", len(names))
+    collection = open_collection(pictures(tmp_path / "images", *names, size=24), labels=labels)
+    assert f"labels: the entries of {labels} are taken for the images in this order: {order}" in collection.notices
+
+
+def test_entries_of_numbered_images_are_asked_about(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "images", *(f"img_{number}" for number in range(11)), size=24)
+    with pytest.raises(DataError, match=r"By name img_10\.png comes before img_2\.png, by number behind it") as told:
+        open_collection(source, labels=array(tmp_path / "y.npy", 11))
+    assert "CSV" in str(told.value.hint)
+    # One entry too few says nothing of the order.
+    with pytest.raises(DataError, match="10 labels for 11 images"):
+        open_collection(source, labels=array(tmp_path / "y.npy", 10))
+
+
+def test_the_labels_of_an_array_are_of_images_and_not_of_scenes(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.stack([pixels(3, 48, 48)] * 4), y=np.arange(4) % 2)
+    assert open_collection(str(path)).class_names == ("0", "1")
+    scenes = open_collection(str(path), layout="scenes")
+    assert scenes.labels is None
+    assert sum("not taken for scenes" in notice for notice in scenes.notices) == 1
