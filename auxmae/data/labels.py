@@ -239,6 +239,13 @@ def own_labels(
     """The labels that array files carry themselves → (class of each image, class names); None where they carry none to use."""
     found = [file.labels for file in files if file.labels is not None]
     if len(found) < len(files):
+        if found:
+            without = [file.path.name for file in files if file.labels is None]
+            few = ", ".join(without[:3]) + (" …" if len(without) > 3 else "")
+            notices.append(
+                f"labels: {len(found)} of {len(files)} files hold a label for each of their images, {len(without)} do not ({few}), "
+                "so none is taken: add an array labels to these, or leave them out with data.exclude"
+            )
         return None
     named = f"array {found[0][0]} of {files[0].path.name}" + (f" and of {len(files) - 1} more" if len(files) > 1 else "")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +25,15 @@ def array(path: Path, count: int, key: str = "") -> str:
     values = np.arange(count) % 3
     np.savez(path, **{key: values}) if key else np.save(path, values)
     return f"{path}:{key}" if key else str(path)
+
+
+def shard(path: Path, **arrays: np.ndarray) -> None:
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+        return
+    with h5py.File(path, "w") as file:
+        for name, values in arrays.items():
+            file[name] = values
 
 
 @pytest.mark.parametrize(("name", "key"), [("y.npy", ""), ("y.npz", "y")])
@@ -75,3 +85,29 @@ def test_the_labels_of_an_array_are_of_images_and_not_of_scenes(tmp_path: Path) 
     scenes = open_collection(str(path), layout="scenes")
     assert scenes.labels is None
     assert sum("not taken for scenes" in notice for notice in scenes.notices) == 1
+
+
+@pytest.mark.parametrize("suffix", ["npz", "h5"])
+def test_a_file_of_one_image_has_its_label(tmp_path: Path, suffix: str) -> None:
+    for name, count in (("a", 3), ("b", 3), ("c", 1)):
+        shard(tmp_path / f"{name}.{suffix}", x=np.stack([pixels(3, 24, 24)] * count), labels=np.arange(count) % 2)
+    collection = open_collection(str(tmp_path))
+    assert collection.labels is not None
+    assert collection.labels.tolist() == [0, 1, 0, 0, 1, 0, 0]
+    # An image that is not one of N has no label by an array of one number.
+    shard(tmp_path / f"d.{suffix}", x=pixels(3, 24, 24), labels=np.zeros(1, np.int64))
+    assert open_collection(str(tmp_path)).labels is None
+
+
+def test_files_without_labels_beside_others_are_told(tmp_path: Path) -> None:
+    for name in "abcde":
+        labels = {"labels": np.arange(3)} if name < "c" else {}
+        shard(tmp_path / f"{name}.npz", x=np.stack([pixels(3, 24, 24)] * 3), **labels)
+    collection = open_collection(str(tmp_path))
+    assert collection.labels is None
+    [told] = [notice for notice in collection.notices if notice.startswith("labels: ")]
+    assert told.startswith("labels: 2 of 5 files hold a label for each of their images, 3 do not (c.npz, d.npz, e.npz)")
+    assert open_collection(str(tmp_path), exclude=["[c-e].npz"]).class_names == ("0", "1", "2")
+    for name in "ab":
+        (tmp_path / f"{name}.npz").unlink()
+    assert not any("labels: " in notice for notice in open_collection(str(tmp_path)).notices)

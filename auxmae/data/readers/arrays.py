@@ -189,11 +189,15 @@ def _without_coordinates(arrays: Shapes, axes: Axes) -> Shapes:
 
 
 def _own_labels(
-    path: Path, arrays: Shapes, key: str, count: int, load: Callable[[str], NDArray[Any]], notices: list[str]
+    path: Path, arrays: Shapes, key: str, axes: Axes, load: Callable[[str], NDArray[Any]], notices: list[str]
 ) -> tuple[str, NDArray[Any]] | None:
-    """The name and the entries of the array that holds a label for each of N > 1 images, numbers or text."""
-    told = list[str]()
-    name = entries_of(arrays, LABEL_NAMES, key, "biufUSO", count, "images", told) if count > 1 else None
+    """The name and the entries of the array that holds a label for each of N images, numbers or text.
+
+    N may be 1, as of the last of several files; without such an axis one number may mean anything.
+    """
+    told, count = list[str](), axes.size("N")
+    noun = "image" if count == 1 else "images"
+    name = entries_of(arrays, LABEL_NAMES, key, "biufUSO", count, noun, told) if "N" in axes.letters else None
     notices.extend(f"{path.name}: labels: {text}" for text in told)
     if name is None:
         return None
@@ -292,7 +296,7 @@ def array_file(
         if options.axes is None:
             which = "its array" if key == ONLY else f"array {key}"
             notices.append(f"{path.name}: {which} of {times(shape)} is read as {axes}; set data.axes if that is wrong")
-    labels = _own_labels(path, _without_coordinates(arrays, axes), key, axes.size("N"), load, notices)
+    labels = _own_labels(path, _without_coordinates(arrays, axes), key, axes, load, notices)
     if options.plane_key is None:
         notices.extend(_own_maps(path, arrays, key, axes))
     channels = axes.size("C")
