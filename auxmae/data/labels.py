@@ -69,7 +69,8 @@ def folder_labels(relative_paths: Sequence[str], notices: list[str]) -> tuple[ND
     """Class folders → (class of each file, class names); None where the folders are no classes.
 
     A class is the first folder below the source that is not named like a split (train, val, test …).  Folders are
-    classes when every file lies in one, there are at least two, and they hold two files each on average.
+    classes when every file lies in one, there are at least two, and they hold two files each on average; where fewer files lie
+    beside such folders than in them, that is told.
     """
     folders = []
     ignored: set[str] = set()
@@ -84,8 +85,18 @@ def folder_labels(relative_paths: Sequence[str], notices: list[str]) -> tuple[ND
             f"the folders {', '.join(sorted(ignored))} are not taken as classes or parts; "
             "the split is drawn anew (see data.split, data.exclude)"
         )
-    names = sorted(set(folders))
-    if "" in names or len(names) < 2 or len(folders) < 2 * len(names):
+    names = sorted(set(folders) - {""})
+    beside = [path for path, folder in zip(relative_paths, folders, strict=True) if not folder]
+    inside = len(folders) - len(beside)
+    if len(names) < 2 or inside < 2 * len(names):
+        return None
+    if beside:
+        if len(beside) < inside:
+            few = ", ".join(beside[:3]) + (" …" if len(beside) > 3 else "")
+            notices.append(
+                f"labels: {inside} files lie in {len(names)} folders as if these were classes, {len(beside)} beside them ({few}): "
+                "the folders are not taken as classes; leave these files out with data.exclude, or move them, if they are"
+            )
         return None
     number = {name: place for place, name in enumerate(names)}
     return np.array([number[folder] for folder in folders], dtype=np.int64), tuple(names)

@@ -52,6 +52,22 @@ def test_labels_in_array_files_come_before_those_of_their_folders(tmp_path: Path
     assert not any("by folder" in notice for notice in collection.notices)
 
 
+def test_files_beside_class_folders_are_told(tmp_path: Path) -> None:
+    for name in ("a/1", "a/2", "b/1", "b/2", "more"):
+        write(tmp_path / f"{name}.tif", pixels())
+    collection = open_collection(str(tmp_path))
+    assert collection.class_names == ()
+    told = "labels: 4 files lie in 2 folders as if these were classes, 1 beside them (more.tif): "
+    assert sum(notice.startswith(told) for notice in collection.notices) == 1
+    without = open_collection(str(tmp_path), exclude=["more.tif"])
+    assert without.class_names == ("a", "b")
+    assert not any("as if these were classes" in notice for notice in without.notices)
+    # Most images lie above the folders: these are no classes.
+    for number in range(4):
+        write(tmp_path / f"{number}.tif", pixels())
+    assert not any("as if these were classes" in notice for notice in open_collection(str(tmp_path)).notices)
+
+
 def test_split_folders_are_no_classes(tmp_path: Path) -> None:
     for part in ("train", "val", "test"):
         for number in range(3):
