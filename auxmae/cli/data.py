@@ -32,7 +32,7 @@ def stats(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, all else on stderr.")] = False,
 ) -> None:
-    """Per-channel statistics of the training part, and what looks wrong with the data."""
+    """Per-channel statistics of windows of the training part, and what looks wrong with the data."""
     from rich.progress import Progress
 
     from auxmae.build import open_data, split_data
@@ -111,7 +111,7 @@ def _table(statistics: ChannelStatistics) -> Table:
 
     s = statistics
     unit = "pixel values" if s.transform == "none" else f"after {s.transform}"
-    title = f"Training part, valid pixels, {unit}"
+    title = f"Windows of the training part, valid pixels, {unit}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("channel")
     columns = {

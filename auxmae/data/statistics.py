@@ -213,7 +213,7 @@ def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = 
     """What looks wrong, one sentence each: dead, constant, saturated, heavy-tailed, badly scaled, missing pixels.
 
     Args:
-        statistics: of the training part.
+        statistics: of windows of the training part, which need not hold all of its pixels.
         dtype: of the stored pixels, whose largest value tells saturation from a mere maximum.
     """
     s, warnings = statistics, []
@@ -245,9 +245,9 @@ def statistics_warnings(statistics: ChannelStatistics, dtype: np.dtype | None = 
                 groups["negative"].append(name)
         if s.count[c] > 0 and s.fraction_valid[c] < 0.5:
             groups["invalid"].append(name)
-    warn(groups["empty"], "no valid pixel")
-    warn(groups["dead"], "dead, every pixel is 0: leave it out with data.channels")
-    warn(groups["constant"], "constant, every pixel has the same value: leave it out with data.channels")
+    warn(groups["empty"], "no valid pixel among those looked at")
+    warn(groups["dead"], "dead, every pixel looked at is 0: leave it out with data.channels")
+    warn(groups["constant"], "constant, every pixel looked at has the same value: leave it out with data.channels")
     warn(groups["saturated"], "saturated, many pixels are exactly at the maximum")
     warn(groups["isolated"], "isolated values a thousand times beyond the rest: set data.nodata, or scaling.clip = true")
     warn(groups["tails"], "heavy tails, a few pixels far above the rest: try scaling.transform = 'arcsinh'")

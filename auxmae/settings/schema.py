@@ -169,11 +169,12 @@ class DataSettings(Table):
 
 
 class ScalingSettings(Table):
-    """How pixel values become numbers near [0, 1]: fitted on the training part, stored with the model."""
+    """How pixel values become numbers near [0, 1]: fitted on windows of the training part, stored with the model."""
 
     method: Literal["percentile", "standard", "minmax", "none"] = Field(
         default="percentile",
-        description="percentile range to [0, 1], mean and standard deviation, minimum and maximum, or none",
+        description="percentile range to [0, 1], mean and standard deviation, minimum and maximum, or none; measured in windows "
+        "of the training part, which leave out pixels of large images and blocks",
     )
     transform: Literal["none", "log1p", "arcsinh"] = Field(
         default="none", description="applied before scaling: log1p or arcsinh for heavy-tailed counts"

@@ -152,3 +152,13 @@ def test_the_share_of_the_pixels_that_statistics_are_of_is_told(tmp_path: Path) 
     share = (4 * 8) ** 2 / (100 * 80)
     assert f"from windows that hold {share:.0%} of these images' pixels" in stats(*source, "model.image_size=8")
     assert "from windows" not in stats(*source, "model.image_size=104")
+
+
+def test_what_windows_leave_out_is_not_spoken_of(tmp_path: Path) -> None:
+    images = RNG.integers(1, 255, (6, 2, 64, 64), dtype=np.uint8)
+    # Of 64 px four windows of 8 px a side look at rows 0 to 7, 19 to 26 and so on.
+    images[:, 1], images[:, 1, 10:12] = 0, 200
+    np.save(tmp_path / "a.npy", images)
+    printed = stats(str(tmp_path / "a.npy"), "--set", "model.image_size=8")
+    assert "Windows of the training part" in printed
+    assert "C2: dead, every pixel looked at is 0" in printed

@@ -111,7 +111,7 @@ def test_channel_without_a_valid_pixel() -> None:
     assert s.to_dict()["mean"][1] is None
     scaling = Scaling.fit(s)
     assert torch.isfinite(scaling.apply(torch.ones(2, 8, 8))).all()
-    assert any("c1: no valid pixel" in warning for warning in statistics_warnings(s))
+    assert any("c1: no valid pixel among those looked at" in warning for warning in statistics_warnings(s))
     with pytest.raises(DataError, match="no valid pixel"):
         fitted(np.full((2, 1, 4, 4), np.nan, np.float32))
 
@@ -189,7 +189,7 @@ def test_warnings_name_what_is_wrong() -> None:
     names = ("good", "dead", "constant", "saturated", "tails", "tiny")
     warnings = statistics_warnings(fitted(array.astype(np.float32), names))
     for name, word in (
-        ("dead", "every pixel is 0"),
+        ("dead", "every pixel looked at is 0"),
         ("constant", "same value"),
         ("saturated", "saturated,"),
         ("tails", "heavy"),
