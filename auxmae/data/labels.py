@@ -92,10 +92,10 @@ def folder_labels(relative_paths: Sequence[str], notices: list[str]) -> tuple[ND
         return None
     if beside:
         if len(beside) < inside:
-            few = ", ".join(beside[:3]) + (" …" if len(beside) > 3 else "")
             notices.append(
-                f"labels: {inside} files lie in {len(names)} folders as if these were classes, {len(beside)} beside them ({few}): "
-                "the folders are not taken as classes; leave these files out with data.exclude, or move them, if they are"
+                f"labels: {inside} files lie in {len(names)} folders as if these were classes, {len(beside)} beside them "
+                f"({_listed(beside)}): the folders are not taken as classes; where they are, leave these out with data.exclude, or "
+                "move them"
             )
         return None
     number = {name: place for place, name in enumerate(names)}
@@ -252,10 +252,9 @@ def own_labels(
     if len(found) < len(files):
         if found:
             without = [file.path.name for file in files if file.labels is None]
-            few = ", ".join(without[:3]) + (" …" if len(without) > 3 else "")
             notices.append(
-                f"labels: {len(found)} of {len(files)} files hold a label for each of their images, {len(without)} do not ({few}), "
-                "so none is taken: add an array labels to these, or leave them out with data.exclude"
+                f"labels: {len(found)} of {len(files)} files hold a label for each of their images, {len(without)} do not "
+                f"({_listed(without)}), so none is taken: add an array labels to these, or leave them out with data.exclude"
             )
         return None
     named = f"array {found[0][0]} of {files[0].path.name}" + (f" and of {len(files) - 1} more" if len(files) > 1 else "")
@@ -401,9 +400,9 @@ def _finish(
         fits = _of_one_raster(rasters[0], files, fits, labels, named, notices)
     missing = [file.path.name for file, fit in zip(files, fits, strict=True) if not fit]
     if missing and shared:
-        few = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         notices.append(
-            f"the labels apply to the {sum(fits)} images of their size and place; {len(missing)} others have none ({few})"
+            f"the labels apply to the {sum(fits)} images of their size and place; {len(missing)} others have none "
+            f"({_listed(missing)})"
         )
     shifts = [
         (
@@ -513,3 +512,7 @@ def _values(raster: ImageFile, labels: str) -> set[int]:
 def _few(values: Sized, labels: str) -> None:
     if len(values) > MAX_CLASSES:
         raise DataError(f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
