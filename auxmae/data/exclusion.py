@@ -14,14 +14,20 @@ class Exclusion:
 
     Args:
         patterns: of file names; one with a slash is compared with the last parts of paths: "A/2/*".
+
+    Attributes:
+        left_out: the files that were left out so far.
     """
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
         self._used = dict.fromkeys(patterns, False)
+        self.left_out: list[Path] = []
 
     def leaves_out(self, path: Path) -> bool:
         """Whether a pattern is that of a file; an ENVI image goes by the name of its header and of its data."""
-        return self._any_of(pair(path), list(self._used))
+        matches = self._any_of(pair(path), list(self._used))
+        self.left_out.extend([path] if matches else [])
+        return matches
 
     def leaves_out_field(self, path: Path) -> bool:
         """The same of a plate's well or field, whose own name, a mere number, is not compared with patterns of file names."""

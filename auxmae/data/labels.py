@@ -21,7 +21,7 @@ from auxmae.data.georeference import describe_difference, describe_shift, same_p
 from auxmae.data.image import ImageFile, Window, diagonal, tiles
 from auxmae.data.label_files import LabelMap, labels_from_array, map_from_raster
 from auxmae.data.notices import said_once
-from auxmae.data.pairing import ImageNames, composed, shorter_names
+from auxmae.data.pairing import ImageNames, composed
 from auxmae.data.plates import STORE
 from auxmae.data.tables import MISSING, PART_NAMES, TABLE_SUFFIXES, classes, numbered_labels, table_labels
 from auxmae.errors import DataError
@@ -94,8 +94,8 @@ def folder_labels(relative_paths: Sequence[str], notices: list[str]) -> tuple[ND
         if len(beside) < inside:
             notices.append(
                 f"labels: {inside} files lie in {len(names)} folders as if these were classes, {len(beside)} beside them "
-                f"({_listed(beside)}): the folders are not taken as classes; where they are, leave these out with data.exclude, or "
-                "move them"
+                f"({_listed(beside)}): the folders are not taken as classes; where they are, leave these files out with "
+                "data.exclude, or move them"
             )
         return None
     number = {name: place for place, name in enumerate(names)}
@@ -334,7 +334,8 @@ def _from_folder(
         if path.resolve() in images:
             continue
         name = relative_path(path, root)
-        index = next((index for shorter in shorter_names(name) if (index := image_names.one(shorter)) is not None), None)
+        called = image_names.called_like(name)
+        index = None if called is None else image_names.one(called)
         if index is None:
             strangers.append(name)
             continue
@@ -365,9 +366,9 @@ def _from_folder(
 
 def _called_like_one(path: Path, image_names: ImageNames) -> int | None:
     """The one image that a label raster is called like; None: none, or several."""
-    found = (image_names.find(shorter) for shorter in shorter_names(path.absolute().as_posix()))
-    first = next((indices for indices in found if indices), [])
-    return first[0] if len(first) == 1 else None
+    called = image_names.called_like(path.absolute().as_posix())
+    found = [] if called is None else image_names.find(called)
+    return found[0] if len(found) == 1 else None
 
 
 def _finish(

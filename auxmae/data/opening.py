@@ -96,11 +96,16 @@ def open_collection(
     warnings: list[str] = []
     exclusion = Exclusion(exclude)
     root, paths = find_files(source, exclusion, notices)
+    known = _without_label_files([*paths, *exclusion.left_out], labels)
     paths = _without_label_files(paths, labels)
     files = _agree_on_transparency(_open_all(paths, options, allow_broken, notices, progress), options, notices)
+    opened = {path for file in files for path in file.paths}
     if not channel_pattern:
         # What the pattern finds are channels, however few their values, and what it does not find is no image anyway.
         files = _leave_out_labels(files, labels, notices)
+    # By other endings than images have, what was left out may be anything.
+    endings = {file.path.suffix.lower() for file in files}
+    left_out = [relative_path(path, root) for path in known if path not in opened and path.suffix.lower() in endings]
     relative = [relative_path(file.path, root) for file in files]
     if channel_pattern:
         files, relative = join_channels(files, relative, channel_pattern, allow_broken, notices)
@@ -123,7 +128,8 @@ def open_collection(
         raise DataError(error.message, hint="; else ".join(filter(None, [*warnings[:1], error.hint]))) from error
 
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
-    names = ImageNames(relative, root, group_pattern, [[relative_path(part, root) for part in file.parts] for file in files])
+    parts = [[relative_path(part, root) for part in file.parts] for file in files]
+    names = ImageNames(relative, root, group_pattern, parts, left_out)
     found = load_labels(labels, files, names, notices, ignored_labels, exclusion)
     if idle := exclusion.idle():
         notices.append(f"data.exclude: no file is called like {', '.join(idle)}")

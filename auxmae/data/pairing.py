@@ -25,6 +25,7 @@ class ImageNames:
         root: the folder that these start from: a name may hold some of its folders too.
         group_pattern: regular expression on the relative paths, whose first group names the group that an image is of; "": none.
         parts: of images that are joined from several files, the relative paths of these, which mean the image as well.
+        left_out: relative paths of images that are not used: their label rasters are no others'.
 
     Attributes:
         relative_paths: as given.
@@ -37,7 +38,9 @@ class ImageNames:
         root: Path = Path(),
         group_pattern: str = "",
         parts: Sequence[Sequence[str]] = (),
+        left_out: Sequence[str] = (),
     ) -> None:
+        self._left_out = ImageNames(left_out, root) if left_out else None
         self.relative_paths, self._root, self._parts = tuple(relative_paths), root, parts
         self._above = PurePosixPath(composed(root.absolute().as_posix()))
         self.groups: dict[str, list[int]] = {}
@@ -101,6 +104,15 @@ class ImageNames:
             listed = " or ".join(self.relative_paths[index] for index in found[:3])
             raise DataError(f"{name} may be {listed}", hint="name images by their paths below the source")
         return found[0] if found else None
+
+    def called_like(self, raster: str) -> str | None:
+        """The longest of a label raster's `shorter_names` that may mean an image; None: there is none, or it is one left out."""
+        for name in shorter_names(raster):
+            if self.find(name):
+                return name
+            if self._left_out is not None and self._left_out.find(name):
+                return None
+        return None
 
 
 def composed(text: str) -> str:

@@ -75,6 +75,31 @@ def test_what_is_excluded_is_no_label_raster(tmp_path, masks):
     assert not any("data.exclude" in notice for notice in collection.notices)
 
 
+@pytest.mark.parametrize("how", ["excluded", "broken"])
+def test_labels_of_an_image_that_is_left_out_are_no_others(tmp_path, how):
+    cubes(tmp_path / "data", "scene", "scene_2", "c", size=64)
+    for name, value in (("scene_2", 7), ("c_labels", 3)):
+        raster(tmp_path / "masks" / f"{name}.png", value)
+    options = {"exclude": ("scene_2.npy",)} if how == "excluded" else {"allow_broken": True}
+    if how == "broken":
+        (tmp_path / "data" / "scene_2.npy").write_bytes(b"broken")
+    collection = open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks"), **options)
+    assert collection.relative_paths == ("c.npy", "scene.npy")
+    assert [collection.has_label_map(item) for item in range(2)] == [True, False]
+    assert any("1 are called like no image (scene_2.png)" in notice for notice in collection.notices)
+    # Nor is such a raster by itself called like the other one.
+    alone = open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks" / "scene_2.png"), **options)
+    assert not any("is called like scene.npy" in notice for notice in alone.notices)
+
+
+def test_what_is_left_out_beside_images_may_be_called_like_labels(tmp_path):
+    cubes(tmp_path / "data", "a", "b", size=64)
+    raster(tmp_path / "data" / "a_mask.png", 9)
+    raster(tmp_path / "masks" / "a_mask.npy", 7)
+    collection = open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks"), exclude=("a_mask.png",))
+    assert [collection.has_label_map(item) for item in range(2)] == [True, False]
+
+
 def test_what_is_wrong_with_a_folder_of_rasters(tmp_path):
     cubes(tmp_path / "data", "a", "b", size=64)
     raster(tmp_path / "masks" / "z.png", 1)
