@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from auxmae.data.channels import natural_order
-from auxmae.data.georeference import describe_difference, same_place
+from auxmae.data.channels import natural_order, shortened
+from auxmae.data.georeference import describe_difference, describe_shift, same_place
 from auxmae.data.image import ImageFile, MultiChannelImage, Window
 from auxmae.errors import DataError
 
@@ -143,8 +143,9 @@ def _without(path: str, start: int, end: int) -> str:
 
 def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse: dict[str, tuple[int, Path]]) -> ImageFile:
     """One image; its grid is that of the largest file, and what is coarser by a whole number is repeated."""
-    finest = max(parts, key=lambda part: part.height * part.width)
+    largest, finest = max(zip(names, parts, strict=True), key=lambda one: one[1].height * one[1].width)
     readers: list[tuple[Read, int]] = []
+    shifted: dict[str, list[str]] = {}
     for name, part in zip(names, parts, strict=True):
         factor = finest.height // part.height
         if (part.height * factor, part.width * factor) != (finest.height, finest.width):
@@ -158,10 +159,17 @@ def _join(path: str, names: tuple[str, ...], parts: Sequence[ImageFile], coarse:
                 f"{part.path} lies elsewhere than {finest.path.name} of the same image: {describe_difference(part, finest)}",
                 hint="warp the files to one grid, correct data.channel_pattern, or leave some out with data.exclude",
             )
+        if (shift := describe_shift(part, finest)) is not None:
+            shifted.setdefault(shift, []).append(name)
         if factor > 1:
             coarse.setdefault(name, (factor, part.path))
         readers.append((part.read, factor))
     told = [f"{Path(path).name}: {notice.removeprefix(f'{part.path.name}: ')}" for part in parts for notice in part.notices]
+    told += [
+        f"{Path(path).name}: channel{'s' * (len(beside) > 1)} {shortened(beside)} lie{'s' * (len(beside) == 1)} {shift} beside "
+        f"channel {largest}, and {'is' if len(beside) == 1 else 'are'} read as if at its place (as up to half of one)"
+        for shift, beside in shifted.items()
+    ]
     waves = [part.wavelengths[0] for part in parts if part.wavelengths is not None]
     return ImageFile(
         Path(path),

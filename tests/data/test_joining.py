@@ -18,6 +18,7 @@ from auxmae.data.joining import _without
 from auxmae.data.opening import open_collection
 from auxmae.errors import DataError
 from auxmae.settings import load_settings
+from tests.data.small_files import pixels, placed
 
 RNG = np.random.default_rng(3)
 
@@ -329,3 +330,12 @@ def test_a_channel_of_another_type_is_told_with_a_way_out(tmp_path):
     apart = open_collection(str(tmp_path), exclude=["*_QA.tif"], **options)
     assert apart.channel_names == ("B1", "B2")
     assert not any("stored as" in notice for notice in apart.notices)
+
+
+def test_channels_that_lie_beside_others_are_told(tmp_path):
+    for site in ("a", "b"):
+        for channel, east in (("1", 400_000), ("2", 400_000.2), ("3", 400_003), ("4", 400_003)):
+            placed(tmp_path / f"{site}_c{channel}.tif", pixels(1, 64, 64), east)
+    collection = open_collection(str(tmp_path), channel_pattern=r"_(c\d)\.tif$")
+    told = "a.tif: channels c3, c4 lie 0.30 of a pixel beside channel c1, and are read as if at its place (as up to half of one)"
+    assert [notice for notice in collection.notices if "beside channel" in notice] == [f"{told} (2 files)"]
