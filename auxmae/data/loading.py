@@ -88,13 +88,21 @@ class Loader:
         self.samples = min(len(dataset), limit) if limit and not shuffle else len(dataset)
         self.epoch = 0
         self.position = 0
+        self.lasting = True
         self._plan: list[_Request] = []
         self._processes: DataLoader[Any] | None = None
 
-    def limited(self, limit: int) -> Loader:
-        """The same batches in a fixed order, of `limit` samples at most (0: all), chosen once by the seed."""
+    def limited(self, limit: int, *, workers: int | None = None, lasting: bool = True) -> Loader:
+        """The same batches in a fixed order, of `limit` samples at most (0: all), chosen once by the seed.
+
+        Args:
+            limit: see above.
+            workers: loader processes, in place of this one's; 0 where a pass is a batch or two.
+            lasting: whether these wait for the next pass, each with its memory, or end with every pass.
+        """
         samples = min(len(self.dataset), limit) if limit else len(self.dataset)
-        return self._like(shuffle=False, drop_last=False, channel_sampling=0.0, samples=samples)
+        workers = self.workers if workers is None else workers
+        return self._like(shuffle=False, drop_last=False, channel_sampling=0.0, samples=samples, workers=workers, lasting=lasting)
 
     def of_images(self, chosen: NDArray[np.int64]) -> Loader:
         """Batches in a fixed order of some of the images alone, by their places among those of the data set's part."""
@@ -183,23 +191,25 @@ class Loader:
                 yield _pinned(batch) if self.pin_memory else batch
             return
         self._plan[:] = requests
-        if self._processes is None:
-            self._processes = DataLoader(
+        processes = self._processes
+        if processes is None:
+            processes = DataLoader(
                 _Source(self.dataset, self.seed, self.channel_sampling),
                 batch_size=None,
                 sampler=self._plan,
                 num_workers=self.workers,
                 multiprocessing_context="spawn",
-                persistent_workers=True,
+                persistent_workers=self.lasting,
                 pin_memory=self.pin_memory,
                 worker_init_fn=obey_main,
                 # Every pass draws a seed for the processes, which take none of their draws from it: out of the global
                 # generator it would change the dropout after a probe, a figure or a resumption.
                 generator=torch.Generator(),
             )
+            self._processes = processes if self.lasting else None
         try:
             with shielded(), deaths_told_in_order():
-                results = iter(self._processes)  # starts the processes, the first time
+                results = iter(processes)  # starts the processes, the first time or every time
             for result in results:
                 if isinstance(result, _Fault):
                     raise result.kind(result.message, hint=result.hint)

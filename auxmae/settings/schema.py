@@ -136,7 +136,12 @@ class DataSettings(Table):
     channel_sampling: Fraction = Field(
         default=0.0, description="largest part of the channels dropped at random from a training batch (0: none)"
     )
-    workers: int = Field(default=0, ge=0, le=256, description="loader processes (0: load in the training process)")
+    workers: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="loader processes of the training part, and as many of the validation part (0: load in the training process)",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:

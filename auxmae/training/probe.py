@@ -60,8 +60,10 @@ class Probe:
         self, model: AuxMAE, train: Loader | None, held: Loader, *, pool: str, dense: bool, device: torch.device
     ) -> None:
         self.model, self.pool, self.dense, self.device = model, pool, dense, device
-        self.train = None if train is None else train.limited(0 if dense else SAMPLES)
-        self.held, self.rank_part = held.limited(0 if dense else SAMPLES), held.limited(RANK_IMAGES)
+        # Between two probes lie epochs: processes that waited for the next one would only take memory from training.
+        most = 0 if dense else SAMPLES
+        self.train = None if train is None else train.limited(most, lasting=False)
+        self.held, self.rank_part = held.limited(most, lasting=False), held.limited(RANK_IMAGES, workers=0)
 
     def __call__(self) -> dict[str, float]:
         """effective_rank of the features of patches, and knn_accuracy where both parts have labels."""

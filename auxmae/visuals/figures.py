@@ -42,8 +42,9 @@ def batch_to_show(loader: Loader, count: int) -> Batch | None:
     Where no batch is such, the one that comes nearest to it.
     """
     best, most = None, -1.0
-    # In a fixed order, and with all channels; of large images the first samples are windows of one.
-    for batch in islice(loader.limited(count if loader.dataset.in_parts else 0), _LOOKED_AT):
+    # In a fixed order, and with all channels; of large images the first samples are windows of one.  Mostly it is the first
+    # batch, for which no process is worth starting.
+    for batch in islice(loader.limited(count if loader.dataset.in_parts else 0, workers=0), _LOOKED_AT):
         share = float(batch.valid[:count].flatten(1).float().mean(1).min())
         if share > most:
             best, most = batch, share

@@ -131,6 +131,21 @@ def test_workers_change_nothing() -> None:
 
 
 @pytest.mark.slow
+def test_processes_that_do_not_last_end_with_every_pass() -> None:
+    before = {*multiprocessing.active_children()}
+    alone = Loader(make(augment=False), 3, shuffle=False, seed=3)
+    helped = Loader(make(augment=False), 3, shuffle=False, seed=3, workers=1)
+    passing = helped.limited(7, lasting=False)
+    for _ in range(2):
+        assert all(same(a, b) for a, b in zip(alone.limited(7), passing, strict=True))
+        assert {*multiprocessing.active_children()} == before
+    next(iter(passing))
+    assert {*multiprocessing.active_children()} == before
+    assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
+    assert len({*multiprocessing.active_children()} - before) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "kind"), [(0, DataError), (1, DataError), (1, ResourceError)])
 def test_errors_arrive_as_themselves(workers: int, kind: type[AuxMAEError]) -> None:
     dataset = make()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import entropy
 
+from auxmae.build import build_data, build_model
 from auxmae.evaluation.features import Features
 from auxmae.settings.schema import SettingsTree
-from auxmae.training.probe import effective_rank, knn_accuracy
+from auxmae.training.probe import Probe, effective_rank, knn_accuracy
 from auxmae.training.run import open_run
 from auxmae.training.session import train
 from auxmae.training.watch import CollapseWatch
-from tests.training.small_runs import Heard
+from auxmae.visuals.figures import batch_to_show
+from tests.training.small_runs import Heard, settings_for
 
 
 def test_effective_rank_is_the_exponential_of_the_entropy():
@@ -82,6 +85,17 @@ def test_probes_are_logged_and_change_nothing(tmp_path, workers):
     assert not [record for record in open_run(plain.run).metrics() if record["kind"] == "probe"]
     first, second = (open_run(result.run).load_model("last").state_dict() for result in (probed, plain))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_no_process_waits_for_the_next_probe_or_picture(tmp_path):
+    settings = settings_for(tmp_path / "run", data={"source": "synthetic", "synthetic_images": 30, "workers": 1})
+    data = build_data(settings)
+    before = {*multiprocessing.active_children()}
+    probe = Probe(build_model(settings, data), data.train, data.validation, pool="mean", dense=False, device=torch.device("cpu"))
+    assert "knn_accuracy" in probe()
+    assert batch_to_show(data.validation, 2) is not None
+    assert {*multiprocessing.active_children()} == before
 
 
 def test_tensorboard_gets_the_probe(tmp_path):

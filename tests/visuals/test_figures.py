@@ -41,8 +41,8 @@ class Batches:
     def __init__(self, *shares: tuple[float, ...]) -> None:
         self.shares, self.read, self.dataset = shares, 0, SimpleNamespace(in_parts=False)
 
-    def limited(self, limit: int) -> Batches:
-        assert limit == 0
+    def limited(self, limit: int, workers: int) -> Batches:
+        assert limit == workers == 0
         return self
 
     def __iter__(self):  # type: ignore[no-untyped-def]
