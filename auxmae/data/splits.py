@@ -71,7 +71,8 @@ def resolve_image_size(collection: Collection, requested: int | None, patch_size
         collection: the images.
         requested: the setting, cut down, with a notice, to the patches that the largest image has; None to choose: images:
             their smallest side, scenes: a third of it (so that even a small scene has three blocks a side), both at most
-            `limit`, a multiple of `patch_size`, and two patches at least, where an image has them.
+            `limit`, a multiple of `patch_size`, and two patches at least, where an image has them.  Where it is half or less of
+            what the median image alone would have, a notice names the smallest one.
         patch_size: side of a patch, px.
         limit: the largest side chosen, px.
 
@@ -86,11 +87,24 @@ def resolve_image_size(collection: Collection, requested: int | None, patch_size
         if useful < requested:
             collection.notices.append(f"crops of {useful} px in place of {requested}: no image is longer than {longest} px")
         return min(requested, useful)
-    side = collection.smallest_side()
-    wanted = min(limit, side // 3 if collection.layout == "scenes" else side)
-    # Of one patch nothing could be hidden.
-    least = min(2, max(side // patch_size, 1)) * patch_size
-    return max(wanted // patch_size * patch_size, least)
+
+    def of_side(side: int) -> int:
+        wanted = min(limit, side // 3 if collection.layout == "scenes" else side)
+        # Of one patch nothing could be hidden.
+        least = min(2, max(side // patch_size, 1)) * patch_size
+        return max(wanted // patch_size * patch_size, least)
+
+    shorter = collection.sides().min(axis=1)
+    size, usual = of_side(int(shorter.min())), of_side(int(np.median(shorter)))
+    if 2 * size <= usual:
+        number = int(np.unique(collection.items[:, 0])[shorter.argmin()])
+        file = collection.files[number]
+        collection.notices.append(
+            f"crops of {size} px, since {collection.relative_paths[number]} is of {file.height}×{file.width} px; by most images "
+            f"they would be of {usual} px: leave the smallest ones out with data.exclude, or set model.image_size = {usual}, for "
+            "which these are padded"
+        )
+    return size
 
 
 def split_collection(
