@@ -110,8 +110,7 @@ def _table(statistics: ChannelStatistics) -> Table:
     from rich.table import Table
 
     s = statistics
-    unit = "pixel values" if s.transform == "none" else f"after {s.transform}"
-    title = f"Windows of the training part, valid pixels, {unit}"
+    title = "Valid pixels in windows of the training part" + ("" if s.transform == "none" else f", after {s.transform}")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("channel")
     columns = {

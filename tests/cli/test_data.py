@@ -160,5 +160,5 @@ def test_what_windows_leave_out_is_not_spoken_of(tmp_path: Path) -> None:
     images[:, 1], images[:, 1, 10:12] = 0, 200
     np.save(tmp_path / "a.npy", images)
     printed = stats(str(tmp_path / "a.npy"), "--set", "model.image_size=8")
-    assert "Windows of the training part" in printed
+    assert "Valid pixels in windows of the training part" in printed
     assert "C2: dead, every pixel looked at is 0" in printed
