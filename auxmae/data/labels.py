@@ -234,7 +234,9 @@ def _tell_order(labels: str, paths: Sequence[str], notices: list[str]) -> None:
         return tuple(re.sub(r"\d+", lambda number: number[0].zfill(digits), part) for part in PurePosixPath(path).parts)
 
     named, numbered = sorted(paths, key=lambda path: PurePosixPath(path).parts), sorted(paths, key=by_number)
-    if numbered not in (named, list(paths)):
+    # The digits of names that have nothing else in common, such as hashes, are no numbers.
+    alike = len({re.sub(r"\d+", "0", path) for path in paths}) <= len(paths) // 2
+    if alike and numbered not in (named, list(paths)):
         one, other = next(pair for pair in zip(named, numbered, strict=True) if pair[0] != pair[1])
         raise DataError(
             f"{labels}: which image is each entry of? By name {one} comes before {other}, by number behind it",

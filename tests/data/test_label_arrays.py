@@ -59,6 +59,8 @@ def test_labelled_images_are_no_scenes(tmp_path: Path, name: str, key: str) -> N
         (["a1", "a2", "b"], "a1.png, a2.png, b.png"),
         # No number tells these apart.
         (["a.b", "a", "a1", "A"], "A.png, a.b.png, …, a1.png"),
+        # Of hashes digits are no numbers.
+        (["a3f9", "a12b", "c7"], "a12b.png, a3f9.png, c7.png"),
         ([f"img_{number:02}" for number in range(12)], "img_00.png, img_01.png, …, img_11.png"),
     ],
 )
