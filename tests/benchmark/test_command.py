@@ -388,6 +388,7 @@ def test_kernels_that_cannot_run_are_the_users_to_mend(process, monkeypatch):
     done = process("--repeats", "1")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "the tensors are on the CPU" in line
     assert "set AUXMAE_KERNELS=auto" in line
     assert "a fault of AuxMAE" not in line
 

@@ -68,7 +68,9 @@ def test_clocks_and_counts():
     assert graph_ms(lambda: torch.rand(3, device=device), device) > 0
 
 
-def test_the_model_suite_in_bf16():
+@pytest.mark.parametrize("kernels", ["auto", "triton"])
+def test_the_model_suite_in_bf16(monkeypatch, kernels):
+    monkeypatch.setenv("AUXMAE_KERNELS", kernels)
     rows = model_suite(QUICK, device=torch.device("cuda"), repeats=1, dtype=torch.bfloat16, graph_too=True)
     assert OURS + GRAPHED in {row["provider"] for row in rows}
     for row in rows:

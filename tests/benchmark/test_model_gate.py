@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from auxmae_kernels import attention_reference, reference
+from auxmae_kernels import KernelUnavailableError, attention_reference, dispatch, reference
 
 from auxmae.benchmark.cases import ModelCase
 from auxmae.benchmark.model_gate import LOOKED_UP, counterparts
@@ -24,6 +24,22 @@ def test_ours_is_the_plain_design_with_its_weights(dtype, channels):
     before = torch.get_rng_state()
     assert check_ours(case, CPU, dtype) == ("ok", "")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_kernels_that_were_asked_for_need_not_run_on_the_cpu(monkeypatch):
+    """On a GPU they compute what is timed, and not the fp64 that ours is compared in first."""
+    asked = []
+
+    def choose(function, dtype, device, key):
+        asked.append((dispatch.backend(), dtype))
+        if asked[-1] == ("triton", torch.float64):
+            raise KernelUnavailableError("the tensors are on the CPU")
+        return "torch"
+
+    monkeypatch.setenv("AUXMAE_KERNELS", "triton")
+    monkeypatch.setattr(dispatch, "choose", choose)
+    assert check_ours(TINY, CPU, torch.float32) == ("ok", "")
+    assert set(asked) == {("torch", torch.float64), ("triton", torch.float32)}
 
 
 def test_every_parameter_has_a_counterpart():
