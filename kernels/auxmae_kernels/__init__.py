@@ -1,9 +1,9 @@
 """The hot functions of a masked autoencoder with factorised attention.
 
 Each is differentiable and accepts any strides.  Triton differentiates once, and so does attention where PyTorch has a fused
-kernel for it; within `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` PyTorch does as often as one likes.  `reference` is the
-specification in plain PyTorch; `dispatch` says which implementation runs and why.  This package knows nothing of `auxmae` and
-can be used alone.
+kernel for it; within `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` PyTorch does as often as one likes.  The transforms of
+`torch.func` and forward-mode differentiation take PyTorch's path.  `reference` is the specification in plain PyTorch; `dispatch`
+says which implementation runs and why.  This package knows nothing of `auxmae` and can be used alone.
 
 Shapes: B batch, C channels or G channel groups of g channels, N positions of the patch grid, K visible and M hidden ones,
 T tokens of a channel, S places that its tokens can have, D width, H heads, E head dim, P = g·p·p pixels per token.

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 NAMESPACE = "auxmae_kernels"
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -55,6 +56,15 @@ def register_autograd(operator: Any, setup_context: Callable[..., None], backwar
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def differentiated_otherwise() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation is at work.
+
+    The gradient of `register_autograd` is for neither: `torch.func.grad` fails, and forward mode takes the derivative for 0.
+    """
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
+
+
 def reading_is_free(tensor: Tensor) -> bool:
     """Whether a tensor's values can steer Python: no device is waited for, no graph broken, no `torch.func` in between."""
     return (
@@ -62,7 +72,8 @@ def reading_is_free(tensor: Tensor) -> bool:
         and tensor.device.type == "cpu"
         and not torch.compiler.is_compiling()
         # What stands for tensors within `torch.func.vmap` or `grad` has no memory of its own, and says that it is a Tensor.
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        # `grad` keeps that of all others out of reach too.
+        and not torch._C._are_functorch_transforms_active()
     )
 
 

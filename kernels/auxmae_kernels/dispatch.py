@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from auxmae_kernels import boundary
+
 BACKENDS = ("auto", "triton", "torch")
 FUNCTIONS = (
     "axial_attention",
@@ -126,14 +128,13 @@ def _obstacle(function: str, dtype: torch.dtype | None, device: torch.device | N
     """Why the Triton kernel cannot run, or None."""
     if not triton_installed():
         return "Triton is not installed"
-    if device is not None and device.type != "cuda":
-        from auxmae_kernels.boundary import interpreting
-
-        if device.type != "cpu" or not interpreting():
-            return (
-                f"the tensors are on the {device.type.upper()}, and Triton needs a CUDA or ROCm GPU (or, for tests on a CPU, "
-                "TRITON_INTERPRET=1 from the start)"
-            )
+    if device is not None and device.type != "cuda" and (device.type != "cpu" or not boundary.interpreting()):
+        return (
+            f"the tensors are on the {device.type.upper()}, and Triton needs a CUDA or ROCm GPU (or, for tests on a CPU, "
+            "TRITON_INTERPRET=1 from the start)"
+        )
+    if boundary.differentiated_otherwise():
+        return "a transform of torch.func or forward-mode differentiation is at work, which only PyTorch's own operators follow"
     if function in ("axial_attention", "attention_block"):
         from auxmae_kernels.attention import obstacle
 

@@ -119,6 +119,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= smallest()
         and not torch.is_autocast_enabled("cpu")
+        and not boundary.differentiated_otherwise()
         and onednn()
     )
 

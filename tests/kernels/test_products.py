@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 import torch
-from auxmae_kernels import products
+from auxmae_kernels import products, reference
+from torch.autograd import forward_ad
 
 pytestmark = pytest.mark.skipif(not products._available(), reason="this PyTorch has no oneDNN")
 
@@ -78,6 +79,54 @@ def test_gradients_of_gradients(taken):
 
     for a, b in zip(penalty(products.linear), penalty(torch.nn.functional.linear), strict=True):
         torch.testing.assert_close(a, b)
+    assert taken
+
+
+def by_forward_mode(function):
+    def derivative(weight, x):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(function(forward_ad.make_dual(weight, weight), x)).tangent
+
+    return derivative
+
+
+TRANSFORMS = {
+    "grad": torch.func.grad,
+    "gradients of every image": lambda function: torch.func.vmap(torch.func.grad(function), (None, 0)),
+    "hessian": torch.func.hessian,
+    "jvp": lambda function: lambda weight, x: torch.func.jvp(lambda each: function(each, x), (weight,), (weight,))[1],
+    "forward mode": by_forward_mode,
+    "compiled": lambda function: torch.compile(torch.func.grad(function), fullgraph=True, backend="aot_eager"),
+}
+
+
+# PyTorch's own forward mode has parts that it calls deprecated.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_of_torch_func_and_forward_mode(transform):
+    x, weight, bias = (each.detach() for each in operands((3, 6, 8), 5))
+
+    def derivative(linear):
+        return transform(lambda weight, x: linear(x, weight, bias).tanh().square().sum())(weight, x)
+
+    expected = derivative(torch.nn.functional.linear)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(derivative(products.linear), expected)
+
+
+def test_a_sublayers_gradients_of_every_image_by_torch_func(taken):
+    x, w1, b1 = operands((3, 6, 8), 16)
+    _, w2, b2 = operands((16,), 8)
+    norm = torch.ones(8), torch.zeros(8)
+
+    def loss(w1, w2, image):
+        return reference.feed_forward(image, *norm, w1, b1, w2, b2).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss, (0, 1)), (None, None, 0))(w1, w2, x)
+    taken.clear()
+    for index, image in enumerate(x):
+        for row, expected in zip(found, torch.autograd.grad(loss(w1, w2, image), (w1, w2)), strict=True):
+            torch.testing.assert_close(row[index], expected)
     assert taken
 
 
