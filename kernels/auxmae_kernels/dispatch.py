@@ -133,6 +133,8 @@ def _obstacle(function: str, dtype: torch.dtype | None, device: torch.device | N
             f"the tensors are on the {device.type.upper()}, and Triton needs a CUDA or ROCm GPU (or, for tests on a CPU, "
             "TRITON_INTERPRET=1 from the start)"
         )
+    if dtype == torch.float64 and not boundary.interpreting():
+        return "float64 tiles are too large for a GPU (Triton's interpreter alone takes them, for tests)"
     if boundary.differentiated_otherwise():
         return "a transform of torch.func or forward-mode differentiation is at work, which only PyTorch's own operators follow"
     if function in ("axial_attention", "attention_block"):

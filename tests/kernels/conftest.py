@@ -61,12 +61,17 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture
-def launched(triton: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """`triton` for tests that draw on the CPU, so in the interpreter alone; gives a list that grows by each launched kernel."""
+def interpreter(triton: str) -> None:
+    """`triton` for tests in fp64, or that draw on the CPU: in the interpreter alone."""
+    if triton != "cpu":
+        pytest.skip("runs the kernels in Triton's interpreter; on a GPU, the tests marked gpu compare them")
+
+
+@pytest.fixture
+def launched(interpreter: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """`interpreter`; gives a list that grows by each launched kernel."""
     from auxmae_kernels import boundary
 
-    if triton != "cpu":
-        pytest.skip("runs the kernels in Triton's interpreter; on a GPU, test_gpu_functions.py compares them")
     names: list[str] = []
     monkeypatch.setattr(boundary, "observers", [lambda kernel, *_: names.append(kernel.__name__)])
     return names

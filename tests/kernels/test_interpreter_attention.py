@@ -1,4 +1,4 @@
-"""`axial_attention`'s Triton kernels against loops in double precision; in the interpreter where there is no GPU."""
+"""`axial_attention`'s Triton kernels against loops in double precision, in the interpreter; other types on a GPU too."""
 
 from __future__ import annotations
 
@@ -38,19 +38,18 @@ def tables(kind, shape, generator):
     return slots, lengths
 
 
-def compare(device, qkv, heads, axis, slots, lengths, generator, layout="contiguous", tolerance=1e-9):
+def compare(qkv, heads, axis, slots, lengths, generator, layout="contiguous", tolerance=1e-9):
     """Value and gradient against the loops, from an upstream gradient that lies in memory anyhow."""
-    leaf = qkv.detach().to(device).requires_grad_()
-    move = lambda table: None if table is None else table.to(device)  # noqa: E731
-    out = kernels.axial_attention(leaf, heads, axis, move(slots), move(lengths))
-    exact = qkv.detach().double().clone().requires_grad_()
+    leaf = qkv.detach().requires_grad_()
+    out = kernels.axial_attention(leaf, heads, axis, slots, lengths)
+    exact = qkv.detach().clone().requires_grad_()
     # Tied to the input even where there is nothing to attend to.
     expected = naive_attention(exact, heads, axis, slots, lengths) + 0 * exact.sum()
-    assert torch.allclose(out.cpu().double(), expected, atol=tolerance, rtol=tolerance)
-    upstream = strided(out.shape, layout, generator, qkv.dtype)
-    (ours,) = torch.autograd.grad(out, leaf, upstream.to(device))
-    (theirs,) = torch.autograd.grad(expected, exact, upstream.double())
-    assert torch.allclose(ours.cpu().double(), theirs, atol=4 * tolerance, rtol=4 * tolerance)
+    assert torch.allclose(out, expected, atol=tolerance, rtol=tolerance)
+    upstream = strided(out.shape, layout, generator)
+    (ours,) = torch.autograd.grad(out, leaf, upstream)
+    (theirs,) = torch.autograd.grad(expected, exact, upstream)
+    assert torch.allclose(ours, theirs, atol=4 * tolerance, rtol=4 * tolerance)
 
 
 @DRAWN
@@ -65,35 +64,35 @@ def compare(device, qkv, heads, axis, slots, lengths, generator, layout="contigu
     layouts=st.tuples(st.sampled_from(LAYOUTS), st.sampled_from(LAYOUTS)),
     seed=st.integers(0, 10**6),
 )
-def test_drawn_shapes_and_strides(triton, batch, channels, tokens, heads, dim, axis, kind, layouts, seed):
+def test_drawn_shapes_and_strides(interpreter, batch, channels, tokens, heads, dim, axis, kind, layouts, seed):
     if axis == "patch":
         kind = kind.replace("slots", "").strip() or "dense"
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, channels, tokens, 3 * heads * dim)
     qkv = strided(shape, layouts[0], generator)
     slots, lengths = tables(kind, shape, generator)
-    compare(triton, qkv, heads, axis, slots, lengths, generator, layouts[1])
+    compare(qkv, heads, axis, slots, lengths, generator, layouts[1])
 
 
 @pytest.mark.parametrize("dim", [8, 24, 64, 128])
 @pytest.mark.parametrize(
     "length", [1, 16, 17, 64, 65, pytest.param(128, marks=pytest.mark.slow), 129, pytest.param(200, marks=pytest.mark.slow)]
 )
-def test_every_length_of_a_sequence_and_every_head(triton, length, dim):
+def test_every_length_of_a_sequence_and_every_head(interpreter, length, dim):
     """From one token to sequences that stream, ragged and dense."""
     generator = torch.Generator().manual_seed(length + dim)
     if length <= 128 and dim in (24, 64):
         shape = (1, 2, length, 3 * dim)
-        compare(triton, strided(shape, "contiguous", generator), 1, "patch", *tables("lengths", shape, generator), generator)
+        compare(strided(shape, "contiguous", generator), 1, "patch", *tables("lengths", shape, generator), generator)
     shape = (1, length, 2, 3 * dim)
     slots, lengths = tables("slots and lengths", shape, generator)
-    compare(triton, strided(shape, "sliced", generator), 1, "channel", slots, lengths, generator, "transposed")
+    compare(strided(shape, "sliced", generator), 1, "channel", slots, lengths, generator, "transposed")
 
 
 @pytest.mark.slow
-def test_two_thousand_tokens(triton):
+def test_two_thousand_tokens(interpreter):
     generator = torch.Generator().manual_seed(0)
-    compare(triton, strided((1, 1, 2048, 48), "contiguous", generator), 1, "patch", None, None, generator)
+    compare(strided((1, 1, 2048, 48), "contiguous", generator), 1, "patch", None, None, generator)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -120,32 +119,32 @@ def test_reduced_precision_is_as_good_as_pytorch(triton, dtype, shape, monkeypat
 
 
 @pytest.mark.parametrize(("axis", "kind"), [("patch", "lengths"), ("channel", "slots"), ("channel", "slots and lengths")])
-def test_gradients_by_finite_differences(triton, axis, kind):
+def test_gradients_by_finite_differences(interpreter, axis, kind):
     generator = torch.Generator().manual_seed(5)
     shape = (1, 3, 3, 6)
-    slots, lengths = (None if table is None else table.to(triton) for table in tables(kind, shape, generator))
-    qkv = strided(shape, "contiguous", generator).to(triton).requires_grad_()
+    slots, lengths = tables(kind, shape, generator)
+    qkv = strided(shape, "contiguous", generator).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: kernels.axial_attention(x, 1, axis, slots, lengths), qkv)
 
 
-def test_gradients_of_streamed_sequences_by_finite_differences(triton):
-    qkv = torch.randn(1, 1, 129, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(triton).requires_grad_()
+def test_gradients_of_streamed_sequences_by_finite_differences(interpreter):
+    qkv = torch.randn(1, 1, 129, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: kernels.axial_attention(x, 1, "patch"), qkv, fast_mode=True)
 
 
 @pytest.mark.parametrize("length", [7, 140])
-def test_extreme_logits_give_no_nan(triton, length):
+def test_extreme_logits_give_no_nan(interpreter, length):
     generator = torch.Generator().manual_seed(0)
     qkv = strided((1, 2, length, 48), "contiguous", generator)
     qkv[..., :32] *= 1e4
     qkv[0, 0, 0] = 0
-    compare(triton, qkv, 1, "patch", None, None, generator, tolerance=1e-6)
+    compare(qkv, 1, "patch", None, None, generator, tolerance=1e-6)
 
 
 @pytest.mark.parametrize("length", [5, 140])
 @pytest.mark.parametrize("kind", ["lengths", "slots", "slots and lengths"])
 @pytest.mark.parametrize("backend", ["triton", "torch"])
-def test_nan_in_what_takes_no_part_is_harmless(triton, monkeypatch, length, kind, backend):
+def test_nan_in_what_takes_no_part_is_harmless(interpreter, monkeypatch, length, kind, backend):
     """In the input and in the upstream gradient; what takes no part gets 0 for both."""
     monkeypatch.setenv("AUXMAE_KERNELS", backend)
     generator = torch.Generator().manual_seed(1)
@@ -164,10 +163,10 @@ def test_nan_in_what_takes_no_part_is_harmless(triton, monkeypatch, length, kind
     upstream = strided((*shape[:3], 8), "contiguous", generator)
     results = []
     for fill in (0.0, torch.nan):
-        leaf = clean.masked_fill(~part[..., None], fill).to(triton).requires_grad_()
-        out = kernels.axial_attention(leaf, 2, axis, *(None if x is None else x.to(triton) for x in (slots, lengths)))
-        (grad,) = torch.autograd.grad(out, leaf, upstream.masked_fill(~part[..., None], fill).to(triton))
-        results.append((out.detach().cpu(), grad.cpu()))
+        leaf = clean.masked_fill(~part[..., None], fill).requires_grad_()
+        out = kernels.axial_attention(leaf, 2, axis, slots, lengths)
+        (grad,) = torch.autograd.grad(out, leaf, upstream.masked_fill(~part[..., None], fill))
+        results.append((out.detach(), grad))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
         assert not b[~part].any()
@@ -196,13 +195,13 @@ def test_nothing_is_kept_but_the_input(triton, length, more):
     assert sum(x.numel() for x in kept) == qkv.numel() + more * (qkv.numel() // 3 + 1 * 2 * length * 2)
 
 
-def test_a_scale_of_the_logits(triton):
+def test_a_scale_of_the_logits(interpreter):
     generator = torch.Generator().manual_seed(0)
     qkv = strided((1, 2, 9, 48), "contiguous", generator)
     factor = torch.ones(48, dtype=torch.float64)
     factor[:16] = -0.3 * 8**0.5
-    out = kernels.axial_attention(qkv.to(triton), 2, "patch", scale=-0.3)
-    assert torch.allclose(out.cpu(), naive_attention(qkv * factor, 2, "patch"), atol=1e-9)
+    out = kernels.axial_attention(qkv, 2, "patch", scale=-0.3)
+    assert torch.allclose(out, naive_attention(qkv * factor, 2, "patch"), atol=1e-9)
 
 
 def test_autocast_computes_in_the_reduced_type(triton):

@@ -249,6 +249,19 @@ def test_dispatch_says_why_and_never_falls_back_in_silence(monkeypatch):
         kernels.axial_attention(torch.randn(1, 1, 2, 6), 1, "rows")
 
 
+@pytest.mark.parametrize("name", dispatch.FUNCTIONS)
+def test_double_precision_is_for_the_interpreter_alone(monkeypatch, name):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    monkeypatch.setattr("auxmae_kernels.boundary.interpreting", lambda: False)
+    monkeypatch.setenv("AUXMAE_KERNELS", "auto")
+    decision = dispatch.explain(name, dtype=torch.float64, device="cuda")
+    assert (decision.backend, "float64" in decision.reason) == ("torch", True)
+    monkeypatch.setenv("AUXMAE_KERNELS", "triton")
+    with pytest.raises(KernelUnavailableError, match=rf"{name} cannot run: float64"):
+        dispatch.explain(name, dtype=torch.float64, device="cuda")
+    assert dispatch.explain(name, dtype=torch.float32, device="cuda").backend == "triton"
+
+
 def test_a_feed_forward_keeps_the_hidden_numbers_once_and_can_be_differentiated_twice():
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 3, 5, 4), (4,), (4,), (11, 4), (11,), (4, 11), (4,))
