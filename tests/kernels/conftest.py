@@ -56,7 +56,9 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> str:
             CALLS[planning.described(name, arguments)] = None
 
     monkeypatch.setenv("AUXMAE_KERNELS", "triton")
-    monkeypatch.setattr(boundary, "call_observers", [record])
+    if device == "cpu":
+        # What a GPU was given has been compiled, and some of it does not fit a CPU's memory.
+        monkeypatch.setattr(boundary, "call_observers", [record])
     return device
 
 
