@@ -80,7 +80,8 @@ benchmark() {
 }
 
 # GPU tests first, without the filters of warnings, which name packages that need not be here: no figure of a kernel that is wrong.
-# Most of their time goes to compilers, so as many as there are processors run at once, where pytest-xdist is installed.
+# Most of their time goes to compilers, so where pytest-xdist is installed as many run at once as there are processors, but no more
+# than 16, since each holds memory of the GPU.
 if [ "$device" = cuda ]; then
     mapfile -t tests < <(grep -rlE 'mark\.gpu\b' tests --include='*.py')
     marked=(-m gpu)
@@ -100,7 +101,7 @@ run_tests() {
 }
 if "$python" -c 'import xdist' 2> /dev/null; then
     limit=150
-    run_tests tests -n auto --dist loadgroup -k "not more_than_two_to_the_31"
+    run_tests tests -n auto --maxprocesses 16 --dist loadgroup -k "not more_than_two_to_the_31"
     # These want most of the memory, which the others' processes would not leave them.
     [ "$device" = cpu ] || run_tests large-tests -k more_than_two_to_the_31
 else
