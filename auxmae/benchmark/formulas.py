@@ -71,21 +71,11 @@ def add_norm(x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, residual
     return total, _layer_norm(total, weight, bias)
 
 
-def _patch(image: Tensor, item: int, channel: int, place: int, side: int) -> Tensor:
-    """(P,) pixels of one patch of an image (B, C, h, w)."""
-    row, column = (side * part for part in divmod(place, image.shape[3] // side))
-    return image[item, channel, row : row + side, column : column + side].flatten()
-
-
 def _patches(image: Tensor, index: Tensor, side: int) -> Tensor:
-    """(B, C, L, P): the patches at places (B, C, L)."""
-    rows = [
-        _patch(image, b, c, place, side)
-        for b, channels in enumerate(index.tolist())
-        for c, places in enumerate(channels)
-        for place in places
-    ]
-    return torch.stack(rows).reshape(*index.shape, -1)
+    """(B, C, L, P): the patches at places (B, C, L) of an image (B, C, h, w)."""
+    every = image.unfold(2, side, side).unfold(3, side, side).flatten(4).flatten(2, 3)
+    chosen = [every[b, c, places] for b, channels in enumerate(index) for c, places in enumerate(channels)]
+    return torch.stack(chosen).reshape(*index.shape, -1)
 
 
 def embed_visible(
@@ -97,13 +87,11 @@ def embed_visible(
 
 def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor, channel: Tensor) -> Tensor:
     """Latent (B, C, K, D), keep (B, C, K) → (B, C, N, D)."""
-    rows = []
-    for b, channels in enumerate(keep.tolist()):
+    tokens = mask_token.expand(*latent.shape[:2], *position.shape).clone()
+    for b, channels in enumerate(keep):
         for c, places in enumerate(channels):
-            for place in range(len(position)):
-                token = latent[b, c, places.index(place)] if place in places else mask_token
-                rows.append(token + position[place] + channel[c])
-    return torch.stack(rows).reshape(*latent.shape[:2], *position.shape)
+            tokens[b, c, places] = latent[b, c]
+    return tokens + position + channel[:, None]
 
 
 def masked_loss(prediction: Tensor, image: Tensor, masked_index: Tensor) -> Tensor:
