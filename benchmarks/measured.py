@@ -153,6 +153,10 @@ def main() -> int:
         documents.append(document)
     entries = table(documents)
     compared = sum(speedup(rows) is not None for rows in kernel_rows(documents))
+    if not compared:
+        # An empty table would take away what was measured before.
+        print("error: these documents hold no comparison of a Triton kernel with PyTorch", file=sys.stderr)
+        return 1
     try:
         arguments.output.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

@@ -37,6 +37,9 @@ def test_wrong_calls(script, tmp_path):
     done = script(tmp_path, AUXMAE_GPU_SH_DEVICE="tpu")
     assert done.returncode == 2
     assert "cuda or cpu, not tpu" in done.stderr
+    done = script(tmp_path, AUXMAE_GPU_SH_DEVICE="cpu", AUXMAE_GPU_SH_SECONDS="10m")
+    assert done.returncode == 2
+    assert done.stderr == "error: AUXMAE_GPU_SH_SECONDS=10m: no number of seconds\n"
     (tmp_path / "file").write_text("")
     done = script(tmp_path / "file" / "out")
     assert done.returncode == 1

@@ -152,13 +152,16 @@ def test_a_table_that_is_none_is_said(tmp_path, monkeypatch, content):
         dispatch._entries()
 
 
-def test_a_broken_document_is_one_line(repository, tmp_path):
-    (tmp_path / "in.json").write_text("[]")
+@pytest.mark.parametrize(
+    ("content", "told"), [("[]", "{path}: no benchmark's document"), ('{"rows": []}', "these documents hold no comparison")]
+)
+def test_a_document_without_what_is_needed_is_one_line(repository, tmp_path, content, told):
+    (tmp_path / "in.json").write_text(content)
     command = [sys.executable, str(repository / "benchmarks" / "measured.py"), str(tmp_path / "in.json"), "--output"]
     done = subprocess.run([*command, str(tmp_path / "out.json")], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {tmp_path / 'in.json'}")
+    assert line.startswith("error: " + told.format(path=tmp_path / "in.json"))
     assert not (tmp_path / "out.json").exists()
 
 
