@@ -52,7 +52,7 @@ def command(
     """Measure a trained model on held-out images, beside the floors that it has to beat."""
     from auxmae.cli import eval_dense, eval_finetune, eval_probes, eval_reconstruction, eval_robustness
     from auxmae.cli.console import console, print_json
-    from auxmae.cli.eval_files import are_own_images, sections_of_others, take_earlier, with_earlier_sections
+    from auxmae.cli.eval_files import are_own_images, take_earlier, with_earlier_sections
     from auxmae.data.digests import digest_files, digest_labels
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
@@ -144,13 +144,14 @@ def command(
         "majority": report.majority,
     }
     find_digest = partial(eval_dense.find_digest, settings)
-    earlier = take_earlier(folder, {**document, "details": details}, out, dense=dense, digest_test_labels=find_digest)
+    take_earlier(folder, {**document, "details": details}, out, dense=dense, digest_test_labels=find_digest)
     unwritten: list[Path] = []
 
     def write() -> dict[str, Any]:
+        whole = {**document, "details": details}
         # Another call may have measured something meanwhile.
-        kept = {**earlier, **sections_of_others(folder, {**document, "details": details})}
-        whole = with_earlier_sections({**document, "details": details}, kept, out)
+        earlier = take_earlier(folder, whole, out, dense="dense" in whole, digest_test_labels=find_digest)
+        whole = with_earlier_sections(whole, earlier, out)
         try:
             path = folder.write_json("eval.json", whole)
             out.print(f"Written to {path}", **plain)

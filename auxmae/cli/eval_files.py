@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +70,14 @@ def take_earlier(
     """The eval.json that is there, where it is of the same model, files, labels, split and [eval]; else nothing.
 
     One of others is set aside under another name, and so are its pictures and maps, whose names the next ones get: to be called
-    before these are written.  So is a copy of it with the pixels that --dense measured, which are then no longer in it, where
-    the labels to test on have become others.
+    before these are written, and again before eval.json is, since another call may have written one meanwhile.  So is a copy of
+    it with the pixels that --dense measured, which are then no longer in it, where the labels to test on have become others.
 
     Args:
         folder: the run.
-        document: of this call, as far as it is measured.
+        document: of this call, as far as it is measured; the pictures and maps that it names are this call's, and stay.
         out: where to say what is set aside.
-        dense: whether this call measures pixels, on the test labels that `document` names.
+        dense: whether this call measures pixels, or has, on the test labels that `document` names.
         digest_test_labels: digest of the test labels of a name as they are now; None where they cannot be read.
     """
     path = folder.path / "eval.json"
@@ -93,32 +93,19 @@ def take_earlier(
         earlier, what = {}, "that cannot be read"
     if not what:
         same = "dense" not in earlier or _same_test_labels(earlier, document if dense else None, digest_test_labels)
-        return earlier if same else _set_pixels_aside(folder, earlier, out)
+        return earlier if same else _set_pixels_aside(folder, earlier, document, out)
     if path.is_file():
         stamp = _stamp(path)
         aside = path.with_name(f"eval-{stamp}.json")
         try:
             path.rename(aside)
             if earlier:
-                _set_files_aside(folder, earlier, stamp)
+                _set_files_aside(folder, earlier, stamp, document)
                 folder.write_json(aside.name, earlier)
         except OSError:
             return {}  # a run folder may be read-only
         out.print(f"The eval.json {what} is kept as {aside}", highlight=False, soft_wrap=True)
     return {}
-
-
-def sections_of_others(folder: RunFolder, document: dict[str, Any]) -> dict[str, Any]:
-    """What eval.json holds of the same model, data and settings by now; nothing of others, or where it cannot be read."""
-    try:
-        there: dict[str, Any] = json.loads((folder.path / "eval.json").read_text(encoding="utf-8"))
-        if _identity(there) != _identity(document):
-            return {}
-        of_pixels = _OF_PIXELS if "dense" not in document or _test_labels(there) == _test_labels(document) else ()
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
-    names = ("details", *(name for name in _SECTIONS if name not in _OF_PIXELS or name in of_pixels))
-    return {name: there[name] for name in names if name in there}
 
 
 def _stamp(path: Path) -> str:
@@ -141,13 +128,13 @@ def _test_labels(document: dict[str, Any]) -> tuple[str | None, str | None]:
     return details.get("test_labels"), details["digests"].get("test_labels")
 
 
-def _set_pixels_aside(folder: RunFolder, earlier: dict[str, Any], out: Console) -> dict[str, Any]:
+def _set_pixels_aside(folder: RunFolder, earlier: dict[str, Any], document: dict[str, Any], out: Console) -> dict[str, Any]:
     """Keeps a document, with its maps, under another name → what is left of it without the pixels."""
     rest = {name: value for name, value in earlier.items() if name not in _OF_PIXELS}
     path = folder.path / "eval.json"
     stamp = _stamp(path)
     try:
-        _set_files_aside(folder, {"dense": earlier["dense"]}, stamp)
+        _set_files_aside(folder, {"dense": earlier["dense"]}, stamp, document)
         aside = folder.write_json(f"eval-{stamp}.json", earlier)
         folder.write_json(path.name, rest)
     except OSError:
@@ -156,17 +143,25 @@ def _set_pixels_aside(folder: RunFolder, earlier: dict[str, Any], out: Console) 
     return rest
 
 
-def _set_files_aside(folder: RunFolder, document: dict[str, Any], stamp: str) -> None:
-    """Renames the pictures and maps of a document, in the folder and in it."""
+def _set_files_aside(folder: RunFolder, document: dict[str, Any], stamp: str, own: dict[str, Any]) -> None:
+    """Renames the pictures and maps of a document, in the folder and in it; those that `own` names too are written over."""
+    over = {path for *_, path in _files(folder, own)}
+    for part, key, path in _files(folder, document):
+        aside = path.with_stem(f"{path.stem}-{stamp}")
+        if path in over:
+            part[key] = None
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            path.rename(aside)
+            part[key] = str(aside)
+
+
+def _files(folder: RunFolder, document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Path]]:
+    """The pictures and maps of a document: the part of it and the key that name one, and where it lies."""
     for part in (document.get("robustness"), *document.get("dense", {}).values()):
         for key, place in (("map", folder.path / "maps"), ("figure", folder.figures)):
-            if not isinstance(part, dict) or part.get(key) is None:
-                continue
-            path = place / Path(part[key]).name  # the run folder may have been moved since
-            aside = path.with_stem(f"{path.stem}-{stamp}")
-            with contextlib.suppress(FileNotFoundError):
-                path.rename(aside)
-                part[key] = str(aside)
+            if isinstance(part, dict) and part.get(key) is not None:
+                yield part, key, place / Path(part[key]).name  # the run folder may have been moved since
 
 
 def with_earlier_sections(document: dict[str, Any], earlier: dict[str, Any], out: Console) -> dict[str, Any]:

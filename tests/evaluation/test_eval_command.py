@@ -276,6 +276,38 @@ def test_what_was_measured_is_kept_where_a_later_stage_fails_or_is_interrupted(
     assert (written["finetuning"]["told"], written["robustness"]) == (2, {"results": [], "figure": None})
 
 
+def test_what_another_call_measured_on_other_data_meanwhile_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from auxmae.cli import eval_robustness
+
+    run_folder = make_run(tmp_path / "run")
+    figures = run_folder / "figures"
+    quick = ("--set", "eval.labels_per_class=[]", "--set", "eval.mask_ratios=[]", "--set", "eval.max_images=3")
+    assert invoke(str(run_folder), *quick).exit_code == 0
+    others = json.loads((run_folder / "eval.json").read_text())
+    others["details"]["digests"]["files"] = "other"
+    others["robustness"] = {"told": "theirs", "figure": str(figures / "robustness.png")}
+    others["dense"] = {"one": {"map": None, "figure": str(figures / "map-one.png")}}
+
+    def slow(*arguments: object) -> dict[str, object]:
+        (run_folder / "eval.json").write_text(json.dumps(others))
+        (figures / "map-one.png").write_text("theirs")
+        (figures / "robustness.png").write_text("ours")
+        return {"told": "ours", "figure": str(figures / "robustness.png")}
+
+    monkeypatch.setattr(eval_robustness, "measure", slow)
+    result = invoke(str(run_folder), "--robustness", *quick)
+    assert result.exit_code == 0, result.output
+    written = json.loads((run_folder / "eval.json").read_text())
+    assert (written["robustness"]["told"], "dense" in written) == ("ours", False)
+    assert (figures / "robustness.png").read_text() == "ours"
+    (aside,) = run_folder.glob("eval-*.json")
+    assert f"is kept as {aside}" in result.output
+    kept = json.loads(aside.read_text())
+    # Its own picture of the same name has been written over.
+    assert kept["robustness"] == {"told": "theirs", "figure": None}
+    assert Path(kept["dense"]["one"]["figure"]).read_text() == "theirs"
+
+
 def test_a_pooling_that_the_model_lacks_is_told_before_anything_is_measured(tmp_path: Path) -> None:
     run = open_run(make_run(tmp_path / "run"))
     config = {**run.load_model("last").config, "cls_tokens": False}
