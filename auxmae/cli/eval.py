@@ -146,6 +146,7 @@ def command(
     find_digest = partial(eval_dense.find_digest, settings)
     take_earlier(folder, {**document, "details": details}, out, dense=dense, digest_test_labels=find_digest)
     unwritten: list[Path] = []
+    scenes: dict[str, object] = {}
 
     def write() -> dict[str, Any]:
         whole = {**document, "details": details}
@@ -175,7 +176,8 @@ def command(
                 model, held, settings, extractors, train, linear, where, folder, out, unwritten
             )
         if dense:
-            document["dense"] = eval_dense.measure(model, held, settings, where, folder, out, unwritten, testing)
+            eval_dense.measure(model, held, settings, where, folder, out, unwritten, testing, scenes)
+            document["dense"] = scenes
             across = None if testing is not None else eval_dense.measure_across(model, held, settings, where, out)
             if across is not None:
                 document["across_scenes"] = across
@@ -184,6 +186,8 @@ def command(
             out.print(f"Pixel by pixel, {ways}across images: --dense", **plain)
     except BaseException:
         # What was measured until then took minutes, or hours.
+        if scenes:
+            document["dense"] = scenes
         write()
         raise
     document = write()

@@ -35,18 +35,19 @@ def measure(
     folder: RunFolder,
     out: Console,
     unwritten: list[Path],
-    testing: TestLabels | None = None,
-) -> dict[str, object]:
-    """Probes scenes by themselves, prints the tables, writes the maps into the run folder; "dense" of the document.
+    testing: TestLabels | None,
+    found: dict[str, object],
+) -> None:
+    """Probes scenes by themselves, prints the tables, writes the maps into the run folder.
 
-    `unwritten` gets the maps that could not be written; `testing` has the pixels to test on, where they are given.
+    `unwritten` gets the maps that could not be written; `testing` has the pixels to test on, where they are given; `found`,
+    "dense" of the document, gets scene by scene what is measured, so that a fault at a later one costs none.
     """
     from auxmae.cli.eval_files import attempt
     from auxmae.evaluation.scenes import AT_RANDOM, evaluate_scene
     from auxmae.visuals.maps import map_figure, write_map
 
     collection = data.collection
-    found: dict[str, object] = {}
     names = scene_names(collection)
     class_names = data.class_names if testing is None else testing.class_names
     probes = _probes(data, settings, device, class_names)
@@ -101,7 +102,6 @@ def measure(
         if there:
             out.print(f"Maps: {', '.join(there)}", highlight=False, soft_wrap=True)
         found[name] = {**result.to_dict(), **written}
-    return found
 
 
 def measure_across(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out: Console) -> dict[str, object] | None:

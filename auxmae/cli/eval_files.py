@@ -165,16 +165,20 @@ def _files(folder: RunFolder, document: dict[str, Any]) -> Iterator[tuple[dict[s
 
 
 def with_earlier_sections(document: dict[str, Any], earlier: dict[str, Any], out: Console) -> dict[str, Any]:
-    """The document, and what `earlier`, from `take_earlier`, holds beyond it."""
+    """The document, and what `earlier`, from `take_earlier`, holds beyond it; so too the scenes that a call did not come to."""
     kept = {name: earlier[name] for name in _SECTIONS if name in earlier and name not in document}
+    said = list(kept)
     name, digest = _test_labels(earlier) if "dense" in kept else (None, None)
     if name is not None:
         # Which pixels the section is of.
         details = document["details"]
         details = {**details, "test_labels": name, "digests": {**details["digests"], "test_labels": digest}}
         document = {**document, "details": details}
-    if kept:
-        text = f"Kept from an earlier call on the same model and data: {', '.join(kept)}"
+    if "dense" in document and (scenes := [scene for scene in earlier.get("dense", {}) if scene not in document["dense"]]):
+        kept["dense"] = {**earlier["dense"], **document["dense"]}
+        said.append(f"dense of {', '.join(scenes)}")
+    if said:
+        text = f"Kept from an earlier call on the same model and data: {', '.join(said)}"
         out.print(text, highlight=False, soft_wrap=True)
     return {**document, **kept}
 

@@ -301,6 +301,35 @@ def test_a_map_that_cannot_be_written_costs_no_figure(run_folder: Path, tmp_path
     assert [str(run / "maps" / "one.tif") in said[0], "the map cannot be written" in said[0], len(said)] == [True, True, 3]
 
 
+def test_scenes_that_were_measured_are_kept_where_a_later_one_fails(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from auxmae.cli import eval_dense
+
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run, ignore=shutil.ignore_patterns("eval*"))
+    arguments = (str(run), *write_scenes(tmp_path, ("one.tif", "two.tif", "three.tif")), *QUICK_DENSE)
+    read_scene = eval_dense.read_scene
+
+    def measured(*broken: int) -> dict[str, object]:
+        def read(data: object, item: int) -> object:
+            if item in broken:
+                raise DataError("broken")
+            return read_scene(data, item)
+
+        monkeypatch.setattr(eval_dense, "read_scene", read)
+        assert invoke(*arguments).exit_code == (1 if broken else 0)
+        found: dict[str, object] = json.loads((run / "eval.json").read_text())["dense"]
+        return found
+
+    # By name, "three" is the second.
+    assert list(measured(1)) == ["one"]
+    before = measured()
+    # A call that does not come to a scene leaves what an earlier one has measured of it.
+    assert measured(1) == before
+    assert set(before) == {"one", "two", "three"}
+
+
 def test_no_two_scenes_have_one_name() -> None:
     from types import SimpleNamespace
 
