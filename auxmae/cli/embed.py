@@ -100,8 +100,10 @@ def command(
             )
         except KeyboardInterrupt:
             status.stop()
-            done = f"{state['rows']} of {state['total']} rows are kept" if state["total"] else "nothing was begun"
-            out.print(f"interrupted: {done}; the same command goes on from there", **plain)
+            # With it, the same command would throw away what it has just left.
+            again = f"the same command{' without --restart' if restart else ''} goes on from there"
+            done = f"{state['rows']} of {state['total']} rows are kept; {again}" if state["total"] else "nothing was begun"
+            out.print(f"interrupted: {done}", **plain)
             raise typer.Exit(130) from None
         finally:
             signal.signal(signal.SIGTERM, previous)

@@ -32,7 +32,7 @@ def writing(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        hint = "free some space; the same command then goes on" if full else "choose another --output"
+        hint = "free some space; the same command then goes on (without --restart)" if full else "choose another --output"
         raise AuxMAEError(f"{output}: cannot be written: {error.strerror or error}", hint=hint) from error
 
 

@@ -84,11 +84,18 @@ def test_a_resuming_call_reads_the_data_as_the_interrupted_one_did(run, tmp_path
     arguments = (run, "--data", tmp_path / "scenes", "--labels", tmp_path / "labels", "--dense", "--output", tmp_path / "out.npy")
     with monkeypatch.context() as patch:
         patch.setattr("auxmae.export.embed.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert invoke(*arguments).exit_code == 130
+        interrupted = invoke(*arguments)
+    assert interrupted.exit_code == 130
+    assert "128 of 128 rows are kept; the same command goes on from there" in interrupted.output
     refused = invoke(*arguments, "--set", changed)
     assert isinstance(refused.exception, UsageError), refused.output
     assert changed.partition("=")[0] in refused.exception.message
     assert "--restart" in refused.exception.hint
+    with monkeypatch.context() as patch:
+        patch.setattr("auxmae.export.embed.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        again = invoke(*arguments, "--restart")
+    # What it has left is for a call that does not begin anew.
+    assert "128 of 128 rows are kept; the same command without --restart goes on from there" in again.output
     resumed = invoke(*arguments, "--json")
     assert resumed.exit_code == 0, resumed.output
     assert json.loads(resumed.stdout)["resumed"] == 128
@@ -141,6 +148,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_done(tmp_path, monkeypatch):
         with pytest.raises(AuxMAEError, match=r"out\.npy: cannot be written: No space left") as refused:
             embed(model, collection, output, batch_size=1)
     assert "free some space" in refused.value.hint
+    assert "without --restart" in refused.value.hint
     assert not output.exists()
     assert embed(model, collection, output, batch_size=1).resumed > 0
     collection_again = open_collection(str(tmp_path / "tiles"))
