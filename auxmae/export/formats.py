@@ -23,7 +23,7 @@ from auxmae.data.readers import is_readable
 from auxmae.errors import MissingDependencyError, UsageError
 from auxmae.export.extract import FACTS
 from auxmae.export.workspace import workspace_folder
-from auxmae.places import expanded
+from auxmae.places import expanded, quoted
 
 COLUMNS = ("path", "index", "top", "left", "height", "width", "label", "class", "valid")
 # Bytes of features that are read at a time.
@@ -119,9 +119,11 @@ def check_apart(output: Path, collection: Collection, *, labels: str = "none", e
     beside = fnmatch(place.name, Path(collection.source).name) and place.parent in {path.parent for path in known}
     within = beside or would_find(collection.source, place)
     if within and is_readable(output) and not Exclusion(exclude).leaves_out(place):
+        # --set replaces the whole list, and a JSON one is TOML.
+        patterns = json.dumps([*exclude, output.name], ensure_ascii=False)
         raise UsageError(
             f"{output} lies among the images, and would be read as one of them the next time",
-            hint=f"choose another --output, or leave it out with --set 'data.exclude=[\"{output.name}\"]'",
+            hint=f"choose another --output, or leave it out with --set {quoted(f'data.exclude={patterns}')}",
         )
 
 

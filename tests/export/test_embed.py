@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import shutil
 from types import SimpleNamespace
 
@@ -151,6 +152,15 @@ def test_an_output_among_the_images_is_refused_unless_it_is_never_read(run, tmp_
         assert isinstance(refused.exception, UsageError), refused.output
         assert "would be read as one of them" in refused.exception.message
         assert "data.exclude" in refused.exception.hint
+    # What it proposes can be typed, and keeps what is left out already.
+    given = ("--data", "tiles", "--output", "tiles/out.npy", "--set")
+    refused = invoke(run, *given, r"""data.exclude=["tile_0*", 'it"s\x']""")
+    command = shlex.split(refused.exception.hint.partition("--set ")[2])
+    result = invoke(run, *given, *command, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["rows"] == 6
+    (tmp_path / "tiles" / "out.npy").unlink()
+    (tmp_path / "tiles" / "out.csv").unlink()
     for pattern in ("out.npy", "tiles/*.npy"):
         assert invoke(run, "--data", "tiles", "--output", "tiles/out.npy", "--set", f"data.exclude=['{pattern}']").exit_code == 0
         (tmp_path / "tiles" / "out.npy").unlink()
