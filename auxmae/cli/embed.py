@@ -59,12 +59,13 @@ def command(
     settings = settings_on_data(folder, source=data, labels=labels, overrides=overrides, batch_size=batch_size, device=device)
     chosen_pool = pool or settings.eval.pool
     where = configure(settings)
-    model = folder.load_model(checkpoint).to(where)
+    taken = folder.available(checkpoint)
+    model = folder.load_model(taken).to(where)
     settings, collection, missing = open_run_collection(folder, model, settings, overrides=overrides, allow_missing=allow_missing)
     check_apart(output, collection, labels=settings.data.labels, exclude=settings.data.exclude)
     for notice in collection.notices:
         out.print(f"note: {notice}", **plain)
-    out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {collection.describe()}", **plain)
+    out.print(f"{folder.path}, {taken} checkpoint, on {where}: {collection.describe()}", **plain)
     if missing:
         out.print(f"note: left out (missing, or sharing a token with one that is): {', '.join(missing)}", style="yellow", **plain)
 

@@ -78,7 +78,8 @@ def command(
     if test_labels is not None and not dense:
         raise SettingsError("--test-labels names pixels, which --dense measures", hint="add --dense")
     where = configure(settings)
-    model = folder.load_model(checkpoint).to(where)
+    taken = folder.available(checkpoint)
+    model = folder.load_model(taken).to(where)
     if settings.eval.pool == "cls" and model.cls_token is None:
         raise SettingsError("eval.pool = 'cls' needs a model with CLS tokens", hint="choose another pooling, such as 'mean'")
     held = open_run_data(folder, model, settings, overrides=overrides, allow_missing=allow_missing)
@@ -90,7 +91,7 @@ def command(
         raise DataError(f"{held.describe()}: the test part is empty", hint=_how_to_test(held, settings.data.test_fraction))
     for notice in held.collection.notices:
         out.print(f"note: {notice}", **plain)
-    out.print(f"{folder.path}, {checkpoint} checkpoint, on {where}: {held.describe()}", **plain)
+    out.print(f"{folder.path}, {taken} checkpoint, on {where}: {held.describe()}", **plain)
     if held.missing:
         absent = f"Left out on purpose (missing, or sharing a token with one that is): {', '.join(held.missing)}. "
         out.print(
@@ -123,7 +124,7 @@ def command(
         document["missing_channels"] = list(held.missing)
     details = {
         "run": str(folder.path.absolute()),
-        "checkpoint": checkpoint,
+        "checkpoint": taken,
         "model": digest_model(model),
         "source": reading["data.source"],
         "labels": reading["data.labels"],

@@ -133,6 +133,10 @@ class RunFolder:
         """The folder of the checkpoint "best" or "last"."""
         return find_checkpoint(self.path / "checkpoints" / which)
 
+    def available(self, which: str) -> str:
+        """Which checkpoint `load_model` takes, "best" or "last", where it finds one."""
+        return which if self.checkpoint(which).is_dir() else "last"
+
     def load_model(self, which: str = "best") -> AuxMAE:
         """The model of a checkpoint; without validation there is no best one, and the last is taken.
 

@@ -28,8 +28,12 @@ def test_the_command_and_its_document(run, tmp_path):
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert (document["rows"], document["features"], document["missing"]) == (7, 96, [])  # moments of 3 channels × 16
+    # There is no best one.
+    assert f"{run}, last checkpoint, on cpu" in result.stderr
+    shutil.copytree(run / "checkpoints" / "last", run / "checkpoints" / "best")
     held = invoke(run, "--output", tmp_path / "held.npy", "--part", "test", "--pool", "concat", "--json")
     assert json.loads(held.stdout)["features"] == 48
+    assert f"{run}, best checkpoint, on cpu" in held.stderr
     held_rows = rows_of(tmp_path / "held.npy")
     assert 0 < len(held_rows) < 7
     assert {row["path"] for row in held_rows} < {row["path"] for row in rows_of(tmp_path / "out.npy")}
