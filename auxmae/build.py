@@ -130,6 +130,11 @@ def split_data(collection: Collection, data: DataSettings, *, image_size: int, s
     )
 
 
+def crop_size(settings: SettingsTree, collection: Collection) -> int:
+    """The side of a crop that [model] asks for, px: see `resolve_image_size`."""
+    return resolve_image_size(collection, _auto(settings.model.image_size), settings.model.patch_size)
+
+
 def build_data(
     settings: SettingsTree,
     *,
@@ -155,7 +160,7 @@ def build_data(
     data, train = settings.data, settings.train
     if collection is None:
         collection = open_data(data, seed=train.seed)
-    size = image_size or resolve_image_size(collection, _auto(settings.model.image_size), settings.model.patch_size)
+    size = image_size or crop_size(settings, collection)
     splits = split_data(collection, data, image_size=size, seed=train.seed)
     statistics = None
     if scaling is None:
@@ -245,26 +250,40 @@ def build_model(settings: SettingsTree, data: Data) -> AuxMAE:
     """The model that the settings describe, for the channels and the scaling that the data has.
 
     Raises:
-        SettingsError: nothing can be hidden, of an image that is one patch or of a single channel.
+        SettingsError: nothing can be hidden, of an image that is one patch or of a single channel; or see `AuxMAE`.
     """
+    return _model(settings, data.collection, data.image_size, data.scaling)
+
+
+def outline_model(settings: SettingsTree, collection: Collection, image_size: int) -> AuxMAE:
+    """The model that `build_model` will make, on PyTorch's meta device: without numbers, and without memory for them.
+
+    Raises:
+        SettingsError: see `build_model`.
+    """
+    with torch.device("meta"):
+        return _model(settings, collection, image_size, None)
+
+
+def _model(settings: SettingsTree, collection: Collection, image_size: int, scaling: Scaling | None) -> AuxMAE:
     patch, masking, sampling = settings.model.patch_size, settings.masking, settings.data.channel_sampling
-    if data.image_size <= patch and masking.strategy != "channel":
+    if image_size <= patch and masking.strategy != "channel":
         raise SettingsError(
-            f"crops of {data.image_size} px are one patch of model.patch_size = {patch} px, and none of it can be hidden",
+            f"crops of {image_size} px are one patch of model.patch_size = {patch} px, and none of it can be hidden",
             hint="lower model.patch_size, or raise model.image_size",
         )
     model = AuxMAE(
-        data.collection.channel_names,
-        image_size=data.image_size,
-        wavelengths=data.collection.wavelengths,
+        collection.channel_names,
+        image_size=image_size,
+        wavelengths=collection.wavelengths,
         mask_ratio=masking.ratio,
         mask_strategy=masking.strategy,
         mask_block_size=masking.block_size,
         mask_mixture=dict(masking.mixture),
         loss_kind=settings.loss.kind,
         normalize=settings.loss.normalize,
-        scaling=data.scaling.to_dict(),
-        **model_arguments(settings.model, len(data.collection.channel_names)),
+        scaling=None if scaling is None else scaling.to_dict(),
+        **model_arguments(settings.model, len(collection.channel_names)),
     )
     groups = len(model.groups)
     usable = usable_strategies(masking.strategy, masking.mixture, groups)

@@ -170,21 +170,20 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     """Everything up to the first step: settings, run folder, data, one batch, the model, its memory."""
     import torch
 
-    from auxmae.build import build_data
     from auxmae.device import configure
     from auxmae.model.folders import find_model
     from auxmae.training.checks import check_probe, check_settings
     from auxmae.training.distributed import Team
     from auxmae.training.optimization import make_optimizers, state_bytes
     from auxmae.training.run import check_unused
-    from auxmae.training.session import new_model
+    from auxmae.training.session import new_data, new_model
 
     weights = None if init_from is None else find_model(init_from)
     check_unused(settings.run.folder)
     Team(size=processes).share(settings.train.batch_size)
     device = configure(settings, processes - 1 if processes > 1 else None)
     check_settings(settings, device, processes)
-    data = build_data(settings, progress=statistics_progress(partial(out.print, highlight=False)))
+    data = new_data(settings, weights, statistics_progress(partial(out.print, highlight=False)))
     check_probe(settings, data)
     model = new_model(settings, data, weights)
     batch = next(iter(data.train))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from auxmae.build import Data, Progress, build_data, build_model
+from auxmae.build import Data, Progress, build_data, build_model, crop_size, open_data, outline_model
 from auxmae.data.channels import shortened
 from auxmae.device import configure, process_state_kept
 from auxmae.errors import CheckpointError, DataError, UsageError
@@ -176,7 +177,7 @@ def _fit(
     if run is not None:
         check_present(run)
     stored = run.load_model("last") if run is not None else None
-    data = _data_like(stored, settings, progress) if stored is not None else build_data(settings, progress=progress, team=team)
+    data = _data_like(stored, settings, progress) if stored is not None else new_data(settings, weights, progress, team)
     check_probe(settings, data)
     for notice in data.collection.notices:
         reporter.message(f"note: {notice}")
@@ -297,6 +298,25 @@ def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None)
     return build_data(settings, image_size=model.image_size, scaling=scaling, progress=progress)
 
 
+def new_data(settings: SettingsTree, weights: Path | None, progress: Progress | None, team: Team | None = None) -> Data:
+    """The data of a new run.
+
+    Its pixels are read through for their statistics, which may take long: what `new_model` would refuse is told before.
+
+    Raises:
+        AuxMAEError: see `build_data` and `new_model`.
+    """
+    collection = open_data(settings.data, seed=settings.train.seed)
+    size = crop_size(settings, collection)
+    model = outline_model(settings, collection, size)
+    if weights is not None:
+        with warnings.catch_warnings():
+            # Each of them says that it was copied to nowhere.
+            warnings.simplefilter("ignore", UserWarning)
+            _take_weights(model, weights)
+    return build_data(settings, collection=collection, image_size=size, progress=progress, team=team)
+
+
 def new_model(settings: SettingsTree, data: Data, weights: Path | None) -> AuxMAE:
     """The model of the settings, with the weights of a saved one where a folder is given.
 
@@ -306,16 +326,20 @@ def new_model(settings: SettingsTree, data: Data, weights: Path | None) -> AuxMA
     """
     model = build_model(settings, data)
     if weights is not None:
-        names = read_config(weights).get("channels")
-        if names != list(model.channel_names):
-            known = shortened([str(name) for name in names], most=16) if isinstance(names, list) else names
-            raise CheckpointError(
-                f"{weights} was trained on the channels {known}, the data has {shortened(model.channel_names, most=16)}",
-                hint="choose and order the channels with data.channels",
-            )
-        check_architecture(model, weights)
-        load_weights(model, weights)
+        _take_weights(model, weights)
     return model
+
+
+def _take_weights(model: AuxMAE, weights: Path) -> None:
+    names = read_config(weights).get("channels")
+    if names != list(model.channel_names):
+        known = shortened([str(name) for name in names], most=16) if isinstance(names, list) else names
+        raise CheckpointError(
+            f"{weights} was trained on the channels {known}, the data has {shortened(model.channel_names, most=16)}",
+            hint="choose and order the channels with data.channels",
+        )
+    check_architecture(model, weights)
+    load_weights(model, weights)
 
 
 def _probe(model: AuxMAE, data: Data, settings: SettingsTree, device: torch.device) -> Callable[[], dict[str, float]]:

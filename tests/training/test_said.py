@@ -14,8 +14,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from auxmae.build import build_data, build_model
 from auxmae.cli.app import app
-from auxmae.errors import MissingDependencyError, SettingsError
+from auxmae.errors import CheckpointError, MissingDependencyError, SettingsError
+from auxmae.settings import write_settings
 from auxmae.training.checks import check_settings
 from auxmae.training.progress import EnduringReporter
 from auxmae.training.run import open_run
@@ -130,10 +132,38 @@ def test_a_probe_of_labels_without_scikit_learn_is_found_before_there_is_a_run_f
     assert any(record["kind"] == "probe" for record in open_run(tmp_path / "run").metrics())
 
 
-def test_one_patch_cannot_be_hidden(tmp_path):
-    data = folder_of_images(tmp_path / "data", *"abcdefghij")
-    with pytest.raises(SettingsError, match=r"crops of 32 px are one patch of model\.patch_size = 32 px"):
-        train(settings_for(tmp_path / "run", data={"source": str(data)}, model={"patch_size": 32}))
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"model": {"channel_groups": [["B01", "B20"]]}}, "names the unknown channel 'B20'"),
+        ({"model": {"channel_groups": [["B01"], ["B02"]]}}, "leaves out B03, "),
+        ({"model": {"channel_embedding": "wavelength"}, "data": {"source": "{images}"}}, "needs wavelengths"),
+        ({"model": {"channel_groups": 13}, "masking": {"strategy": "channel"}}, "and there is only one"),
+        (
+            {"model": {"patch_size": 32}, "data": {"source": "{images}"}},
+            "crops of 32 px are one patch of model.patch_size",
+        ),
+        ({"model": {"width": 32}}, "other shapes than this model's"),
+        ({"model": {"heads": 1}}, "set model.heads = 2"),
+        ({"data": {"channels": ["B04", "B08"]}}, "was trained on the channels B01, "),
+    ],
+)
+def test_what_no_model_can_be_is_told_before_all_pixels_are_read(tmp_path, monkeypatch, tables, words):
+    model = settings_for(tmp_path)
+    build_model(model, build_data(model)).save_pretrained(tmp_path / "model")
+    images = folder_of_images(tmp_path / "images", *"abcdefghij")
+    for table in tables.values():
+        table.update({key: str(images) for key, value in table.items() if value == "{images}"})
+    settings = settings_for(tmp_path / "run", **tables)
+    monkeypatch.setattr("auxmae.build.compute_statistics", lambda *_, **__: pytest.fail("the pixels were read"))
+    write_settings(settings, tmp_path / "settings.toml")
+    start = [] if "source" in tables.get("data", {}) else ["--init-from", str(tmp_path / "model")]
+    with pytest.raises((SettingsError, CheckpointError)) as told:
+        train(settings, init_from=start[-1] if start else None)
+    assert words in str(told.value)
+    command = ["train", "--dry-run", "--config", str(tmp_path / "settings.toml"), *start]
+    again = CliRunner().invoke(app, command).exception
+    assert str(again) == str(told.value)
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "Input/output error"), SystemExit(1)])
