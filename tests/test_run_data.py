@@ -205,6 +205,18 @@ def test_a_model_of_some_named_channels_finds_them_where_all_are_given_names(
     assert (collection.channel_names, missing) == (("B02",), ("B04",))
 
 
+def test_a_run_of_listed_groups_does_without_one_that_is_named_as_not_there(tmp_path: Path) -> None:
+    groups = [["red"], ["green", "blue"]]
+    model = AuxMAE(("red", "green", "blue"), image_size=8, patch_size=4, width=8, depth=1, heads=1, channel_groups=groups)
+    own = {"source": write_bands(tmp_path / "own.tif", model.channel_names), "channels": model.channel_names}
+    tree = {"data": own, "model": {"channel_groups": groups}}
+    run = create_run(str(tmp_path / "run"), SettingsTree.model_validate(tree))
+    said = ["data.channels=['red']"]
+    settings = settings_on_data(run, source=write_bands(tmp_path / "other.tif", 1), overrides=said)
+    collection, missing = open_run_collection(run, model, settings, overrides=said, allow_missing=True)[1:]
+    assert (collection.channel_names, missing) == (("red",), ("green", "blue"))
+
+
 @pytest.mark.parametrize("allow_missing", [False, True])
 def test_a_run_on_the_first_of_its_channels_without_names_opens_its_own_data(tmp_path: Path, allow_missing: bool) -> None:
     model = small_model(("C1", "C2", "C3"))

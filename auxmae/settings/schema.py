@@ -469,8 +469,4 @@ class SettingsTree(Table):
                 )
         if self.model.channel_groups != 1 and self.data.channel_sampling > 0:
             raise ValueError("data.channel_sampling drops single channels: it needs model.channel_groups = 1")
-        if isinstance(self.model.channel_groups, tuple) and self.data.channels != "auto":
-            for name in (name for group in self.model.channel_groups for name in group):
-                if name not in self.data.channels:
-                    raise ValueError(f"model.channel_groups names the unknown channel {name!r}: not in data.channels")
         return self

@@ -182,10 +182,6 @@ def test_a_mixture_is_taken_whole_from_the_highest_source(tmp_path):
         ('[data]\ngroup_pattern = "("\n', ["auxmae.toml:2: data.group_pattern:", "regular expression"]),
         ('[data]\nchannels = ["a", "a"]\n', ["auxmae.toml:2: data.channels:", "twice"]),
         (
-            '[model]\nchannel_groups = [["a", "x"]]\n[data]\nchannels = ["a", "b"]\n',
-            ["auxmae.toml:2: model.channel_groups:", "unknown channel 'x'"],
-        ),
-        (
             '[scaling]\nmethod = "standard"\n[model]\noutput_activation = "sigmoid"\n',
             ["auxmae.toml:4: model.output_activation:", "scaling.method"],
         ),
