@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
@@ -207,6 +208,9 @@ def _plottable(metrics: Sequence[dict[str, Any]], kind: str) -> list[dict[str, A
 def save_figure(figure: Figure, path: Path) -> Path:
     """Writes a PNG, whole or not at all, and makes its folder; raises AuxMAEError where that fails."""
     FigureCanvasAgg(figure)
+    for text in figure.findobj(Text):
+        # Names of files, channels and classes are no mathematics, whatever stands between two $ in them.
+        text.set_parse_math(False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as draft:

@@ -12,8 +12,11 @@ import torch
 from PIL import Image
 
 from auxmae.errors import AuxMAEError, UsageError
+from auxmae.evaluation.robustness import LEFT_OUT, RobustnessResult
 from auxmae.visuals import figures
 from auxmae.visuals.figures import batch_to_show, curves_figure, reconstruction_figure
+from auxmae.visuals.maps import map_figure
+from auxmae.visuals.robustness import robustness_figure
 
 NAMES = ("B02", "B03", "B04", "B08")
 
@@ -145,6 +148,17 @@ def test_unknown_channel_names_the_nearest(tmp_path: Path) -> None:
     assert "B0" in (caught.value.hint or "")
     with pytest.raises(UsageError, match="the channels are B02"):
         _draw(tmp_path / "a.png", *_inputs(), channels=["infrared"])
+
+
+def test_dollars_in_names_are_no_mathematics(tmp_path: Path) -> None:
+    name = "a$1_$2 $x$"
+    assert reconstruction_figure(
+        *_inputs(1), channel_names=[name, *NAMES[1:]], wavelengths=None, path=tmp_path / "a.png", channels=[name], title=name
+    ).is_file()
+    classes = np.arange(4).reshape(2, 2) % 2
+    assert map_figure(classes, classes, (name, "b"), tmp_path / "b.png", title=name).is_file()
+    left_out = [RobustnessResult(LEFT_OUT, f"without {name}", value, masked_l1=0.1) for value in (0.0, 1.0)]
+    assert robustness_figure(left_out, tmp_path / "c.png").is_file()
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
