@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from colorsys import hls_to_rgb
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,22 @@ def write_map(classes: NDArray[np.int64], class_names: Sequence[str], georeferen
     return path
 
 
+def class_colours(count: int) -> NDArray[np.float64]:
+    """(count, 3) RGB in [0, 1]: matplotlib's lists of up to 20, else hues at equal distances, neighbours dark and light."""
+    if count <= 20:
+        return np.asarray(colormaps["tab10" if count <= 10 else "tab20"].colors[:count])  # type: ignore[attr-defined]
+    return np.array([hls_to_rgb(number / count, (0.3, 0.5, 0.7)[number % 3], 0.9) for number in range(count)])
+
+
 def map_figure(
     predicted: NDArray[np.int64], labels: NDArray[np.int64], class_names: Sequence[str], path: Path, *, title: str
 ) -> Path:
     """Labels and predicted classes side by side under a title; grey: none."""
-    palette = np.asarray(colormaps["tab20"].colors if len(class_names) > 10 else colormaps["tab10"].colors)  # type: ignore[attr-defined]
-    colours = palette[np.arange(len(class_names)) % len(palette)]
-    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+    colours = class_colours(len(class_names))
+    columns = min(len(class_names), 8)
+    # A line of the legend takes 0.16 inch; of the first three the maps have room to spare.
+    lines = -(-len(class_names) // max(columns, 1))
+    figure = Figure(figsize=(8.4, 4.6 + 0.16 * max(lines - 3, 0)), layout="constrained")
     for axis, classes, name in zip(figure.subplots(1, 2), (labels, predicted), ("labels", "predicted"), strict=True):
         picture = np.where(classes[..., None] >= 0, colours[classes.clip(min=0)], _NONE)
         axis.imshow(picture, interpolation="nearest")
@@ -75,6 +85,6 @@ def map_figure(
         axis.set_xticks([])
         axis.set_yticks([])
     handles = [Patch(color=colour, label=name) for colour, name in zip(colours, class_names, strict=True)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=10)
     return save_figure(figure, path)
