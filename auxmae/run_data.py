@@ -103,7 +103,7 @@ def settings_on_data(
     Args:
         run: the run.
         source, labels: another data set, in place of the run's.
-        overrides: further settings, "table.key=value".
+        overrides: further settings, "table.key=value"; they stand over the other arguments too.
         batch_size, device: images per batch, and where to compute, over the settings'.
 
     Raises:
@@ -124,6 +124,9 @@ def settings_on_data(
         defaults = DataSettings()
         data = data.model_copy(update={name: getattr(defaults, name) for name in names if f"data.{name}" not in given})
 
+    # As in training, --set stands over what has an option of its own.
+    source = source if "data.source" not in given else None
+    labels = labels if "data.labels" not in given else None
     if source is not None:
         data = data.model_copy(update={"source": source})
     if not is_own_source(run, data.source):
@@ -135,7 +138,7 @@ def settings_on_data(
     named, owned = with_absolute_places(data), with_absolute_places(own)
     if (named.source, named.labels) != (owned.source, owned.labels):
         forget("ignored_labels")
-    if batch_size is not None:
+    if batch_size is not None and "train.batch_size" not in given:
         train = train.model_copy(update={"batch_size": batch_size})
     return settings.model_copy(update={"data": data, "train": train})
 

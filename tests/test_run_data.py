@@ -131,6 +131,15 @@ def test_settings_that_measuring_reads_are_taken(run: RunFolder) -> None:
     assert (found.eval.neighbours, found.run.threads) == (4, 1)
 
 
+def test_set_stands_over_the_options_as_in_training(run: RunFolder) -> None:
+    given = ["data.source=b", "data.labels=:b", "train.batch_size=3"]
+    found = settings_on_data(run, source="a", labels=":a", batch_size=2, overrides=given)
+    assert (found.data.source, found.data.labels, found.train.batch_size) == ("b", ":b", 3)
+    # What one of them leaves to the other is the other's.
+    found = settings_on_data(run, source="a", labels=":a", batch_size=2, overrides=given[1:2])
+    assert (found.data.source, found.data.labels, found.train.batch_size) == ("a", ":b", 2)
+
+
 def write_bands(path: Path, names: tuple[str, ...] | int) -> str:
     """A scene of so many bands without names, or of bands of these names; each band holds its number."""
     count = names if isinstance(names, int) else len(names)

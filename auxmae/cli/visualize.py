@@ -37,6 +37,7 @@ def command(
     from auxmae.device import configure
     from auxmae.errors import DataError, SettingsError, UsageError
     from auxmae.run_data import is_own_source, open_run_data, otherwise_held_out, settings_on_data
+    from auxmae.settings import override_names
     from auxmae.training.run import open_run
     from auxmae.visuals.composite import choose_composite
     from auxmae.visuals.figures import batch_to_show, check_channels, reconstruction_figure
@@ -45,17 +46,20 @@ def command(
         raise UsageError(f"{output}: the figure is a PNG", hint="give --output a name that ends in .png")
     if output is not None and output.exists() and not overwrite:
         raise UsageError(f"{output} exists", hint="choose another --output, or add --overwrite")
-    folder = open_run(run)
-    own = data is None or is_own_source(folder, data)
-    # The run's own labels had a part in which images are held out; those of other data do not matter.
-    settings = settings_on_data(
-        folder, source=data, labels=None if own else "none", overrides=set_ or [], batch_size=images, device=device
-    )
+    folder, overrides = open_run(run), set_ or []
+    given = override_names(overrides)
+    if "train.batch_size" in given:
+        raise UsageError("--set train.batch_size: the picture is of one batch", hint="say with --images how many it has")
+    settings = settings_on_data(folder, source=data, overrides=overrides, batch_size=images, device=device)
+    own = is_own_source(folder, settings.data.source)
+    if not own and "data.labels" not in given:
+        # The run's own labels had a part in which images are held out; those of other data do not matter.
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"labels": "none"})})
     target = configure(settings)
     model = folder.load_model(checkpoint).to(target)
     shown = [name.strip() for name in channels.split(",") if name.strip()] if channels else []
     check_channels(shown, model.channel_names)
-    opened = open_run_data(folder, model, settings, overrides=set_ or [], allow_missing=allow_missing)
+    opened = open_run_data(folder, model, settings, overrides=overrides, allow_missing=allow_missing)
     out = console(json_output=json_output)
     for notice in opened.collection.notices:
         out.print(f"note: {notice}", highlight=False, soft_wrap=True)

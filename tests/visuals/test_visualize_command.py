@@ -160,6 +160,28 @@ def test_a_scene_that_its_labels_make_readable(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+def test_labels_that_are_set_for_other_images_tell_how_to_read_them(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    # Two axes are as long as there are channels.
+    scipy.io.savemat(tmp_path / "scene.mat", {"cube": rng.uniform(size=(30, 24, 30))})
+    scipy.io.savemat(tmp_path / "truth.mat", {"gt": rng.integers(0, 4, (30, 24)).astype(np.uint8)})
+    data = {"source": str(tmp_path / "scene.mat"), "labels": str(tmp_path / "truth.mat")}
+    model = {"patch_size": 4, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "channel_groups": "auto"}
+    tables = {"data": data, "model": model, "train": {"max_steps": 1}, "run": {"folder": str(tmp_path / "run"), "device": "cpu"}}
+    run = str(train(SettingsTree.model_validate(tables)).run)
+    other = shutil.copy(tmp_path / "scene.mat", tmp_path / "other.mat")
+    arguments = (run, "--data", str(other), "--images", "1")
+    assert isinstance(invoke(*arguments).exception, DataError)
+    result = invoke(*arguments, "--set", f"data.labels={tmp_path / 'truth.mat'}")
+    assert result.exit_code == 0, result.output
+
+
+def test_images_are_counted_by_the_option_alone(run_folder: Path) -> None:
+    error = invoke(str(run_folder), "--set", "train.batch_size=2").exception
+    assert isinstance(error, UsageError)
+    assert "--images" in str(error)
+
+
 def test_the_runs_own_images_are_the_held_out_ones_however_they_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
