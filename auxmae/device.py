@@ -93,6 +93,12 @@ def check_backend() -> None:
         raise SettingsError(str(error), hint="unset it, or set AUXMAE_KERNELS=auto") from error
 
 
+def overruled(settings: SettingsTree) -> list[str]:
+    """That AUXMAE_KERNELS stands over another kernels.backend, in a sentence for people; nothing where it does not."""
+    wanted, used = settings.kernels.backend, os.environ.get("AUXMAE_KERNELS") or settings.kernels.backend
+    return [] if used == wanted else [f"AUXMAE_KERNELS={used} stands over kernels.backend = {wanted!r}"]
+
+
 def configure(settings: SettingsTree, local_rank: int | None = None) -> torch.device:
     """Applies what is global to the process: threads, kernels' backend, GPU.  Returns the device (see `select_device`).
 

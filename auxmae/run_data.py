@@ -13,6 +13,7 @@ from auxmae.data.collection import Collection
 from auxmae.data.digests import digest_names
 from auxmae.data.splits import Splits
 from auxmae.data.statistics import Scaling
+from auxmae.device import overruled
 from auxmae.errors import DataError, SettingsError, UsageError
 from auxmae.model.folders import SETTINGS_NAME
 from auxmae.model.mae import AuxMAE
@@ -168,7 +169,7 @@ def open_run_collection(
             check_count(settings, model, open_as_it_is(settings))
             raise
     check_count(settings, model, collection)
-    collection.notices.extend([*left_behind(run, settings, overrides), *_unread()])
+    collection.notices.extend([*left_behind(run, settings, overrides), *unread(_OF_ENVIRONMENT), *overruled(settings)])
     return chosen, collection, missing
 
 
@@ -232,10 +233,14 @@ def left_behind(run: RunFolder, used: SettingsTree, overrides: Sequence[str] = (
     return [f"the run's {said} {'are' if len(names) > 1 else 'is'} not taken over: set again, with --set, what is needed here"]
 
 
-def _unread() -> list[str]:
-    """What the environment says of a run's own settings, in a sentence for people; nothing where it does not."""
-    names = unread_variables(os.environ, _OF_ENVIRONMENT)
+def unread(tables: Sequence[str]) -> list[str]:
+    """What the environment says of a run's own settings, in a sentence for people; nothing where it does not.
+
+    Args:
+        tables: those that are read from there.
+    """
+    names = unread_variables(os.environ, tables)
     if not names:
         return []
-    tables = ", ".join(f"[{name}]" for name in _OF_ENVIRONMENT)
-    return [f"{', '.join(names)}: not read, since the run has its own settings; of the environment {tables} are read here"]
+    read = f"; of the environment {', '.join(f'[{name}]' for name in tables)} are read here" if tables else ""
+    return [f"{', '.join(names)}: not read, since the run has its own settings{read}"]

@@ -257,6 +257,18 @@ def test_the_environment_says_how_to_measure_and_not_what_a_run_is(
     assert told.startswith("AUXMAE_DATA__TEST_FRACTION, AUXMAE_MODEL__PRESET, AUXMAE_MODEL__WIDTH, AUXMAE_TRAIN__SEED: not read")
 
 
+def test_kernels_that_the_environment_chooses_in_place_of_the_settings_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {"data": {"source": write_bands(tmp_path / "own.tif", 3)}}
+    run = create_run(str(tmp_path / "run"), SettingsTree.model_validate(own))
+    model, told = small_model(("C1", "C2", "C3")), "AUXMAE_KERNELS=torch stands over kernels.backend = 'triton'"
+    for variable, backend in (("torch", "triton"), ("torch", "torch"), ("", "triton")):
+        monkeypatch.setenv("AUXMAE_KERNELS", variable)
+        settings = settings_on_data(run, overrides=[f"kernels.backend={backend}"])
+        assert (told in open_run_collection(run, model, settings)[1].notices) == (bool(variable) and variable != backend)
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "words"),
     [

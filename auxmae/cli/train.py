@@ -170,7 +170,7 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     """Everything up to the first step: settings, run folder, data, one batch, the model, its memory."""
     import torch
 
-    from auxmae.device import configure
+    from auxmae.device import configure, overruled
     from auxmae.model.folders import find_model
     from auxmae.training.checks import check_probe, check_settings
     from auxmae.training.distributed import Team
@@ -198,7 +198,7 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
         device=torch.device("cpu"),
     )
     state = state_bytes(model, optimizers) / 2**20
-    for notice in data.collection.notices:
+    for notice in [*data.collection.notices, *overruled(settings)]:
         out.print(f"note: {notice}", highlight=False, soft_wrap=True)
     for warning in data.warnings():
         out.print(f"warning: {warning}", highlight=False, soft_wrap=True)

@@ -436,7 +436,8 @@ class KernelSettings(Table):
 
     backend: Literal["auto", "triton", "torch"] = Field(
         default="auto",
-        description="auto (Triton where it is known to win), triton (or an error that says why not), torch",
+        description="auto (Triton where it is known to win), triton (or an error that says why not), torch; the environment "
+        "variable AUXMAE_KERNELS stands over it",
     )
 
 

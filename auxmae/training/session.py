@@ -14,13 +14,13 @@ import torch
 
 from auxmae.build import Data, Progress, build_data, build_model, crop_size, open_data, outline_model
 from auxmae.data.channels import shortened
-from auxmae.device import configure, process_state_kept
+from auxmae.device import configure, overruled, process_state_kept
 from auxmae.errors import CheckpointError, DataError, UsageError
 from auxmae.model.folders import SETTINGS_NAME, find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import check_architecture, load_weights, read_config
 from auxmae.places import quoted
-from auxmae.run_data import check_present, with_absolute_places
+from auxmae.run_data import check_present, unread, with_absolute_places
 from auxmae.settings import load_settings, override_names, preset_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import seed_everything
@@ -124,7 +124,8 @@ def train(
                 f"{run.path} is a trial of a few steps, by --fast-dev-run, and no training to go on with",
                 hint="train anew without --fast-dev-run, in another --output",
             )
-        settings = load_settings(run.path / SETTINGS_NAME, overrides=overrides, environ={}).settings
+        # Of the environment nothing is read; what no setting is called is told nonetheless.
+        settings = load_settings(run.path / SETTINGS_NAME, overrides=overrides, environ_tables=()).settings
     team = find_team()
     device = configure(settings, team.local_rank if team.size > 1 else None)
     team.share(settings.train.batch_size)
@@ -179,7 +180,7 @@ def _fit(
     stored = run.load_model("last") if run is not None else None
     data = _data_like(stored, settings, progress) if stored is not None else new_data(settings, weights, progress, team)
     check_probe(settings, data)
-    for notice in data.collection.notices:
+    for notice in [*data.collection.notices, *overruled(settings), *([] if run is None else unread(()))]:
         reporter.message(f"note: {notice}")
     reporter.message(f"data: {data.describe()}")
     trained_on = None if run is None else run.changed_data(data.digest, data.files_digest, data.sample_pixels())

@@ -30,6 +30,20 @@ from auxmae.training.session import train
 from tests.training.small_runs import Heard, folder_of_images, settings_for, weights
 
 
+def test_what_the_environment_says_of_a_run_that_goes_on_is_told(tmp_path, monkeypatch):
+    run = train(settings_for(tmp_path / "run", train={"max_steps": 1})).run
+    heard = Heard()
+    monkeypatch.setenv("AUXMAE_KERNELS", "torch")
+    monkeypatch.setenv("AUXMAE_RUN__THREADS", "1")
+    monkeypatch.setenv("AUXMAE_TRAIN__MAX_STEPS", "2")
+    assert train(SettingsTree(), resume=run, reporter=heard).outcome.step == 1
+    words = "AUXMAE_RUN__THREADS, AUXMAE_TRAIN__MAX_STEPS: not read, since the run has its own settings"
+    assert {f"note: {words}", "note: AUXMAE_KERNELS=torch stands over kernels.backend = 'auto'"} <= set(heard.messages)
+    monkeypatch.setenv("AUXMAE_TRAIN__MAXSTEPS", "2")
+    with pytest.raises(SettingsError, match=r"AUXMAE_TRAIN__MAXSTEPS: unknown variable.*'AUXMAE_TRAIN__MAX_STEPS'"):
+        train(SettingsTree(), resume=run)
+
+
 @pytest.mark.parametrize(
     ("optimizer", "asked_by", "workers"),
     [
