@@ -13,7 +13,7 @@ import torch
 from auxmae.data.collection import Collection
 from auxmae.data.dataset import ImageDataset
 from auxmae.data.digests import digest_names
-from auxmae.data.image import ReadOptions, diagonal
+from auxmae.data.image import ReadOptions, Window, diagonal
 from auxmae.data.loading import Loader
 from auxmae.data.opening import open_collection
 from auxmae.data.splits import Splits, resolve_image_size, split_collection
@@ -67,19 +67,26 @@ class Data:
         """Hex digest of the files' names and sizes."""
         return digest_names(self.collection)
 
-    def sample_pixels(self) -> list[float]:
+    def sample_pixels(self) -> list[list[float]]:
         """What tells that files of the same names and sizes hold other pixels, whatever was copied or decoded anew since.
 
-        Of up to 16 images, the mean magnitude of the pixels in three windows.
+        Of up to 16 images, each in three windows: the mean magnitude of the pixels (all that runs of before have noted), the same
+        with a weight that grows from the first row to the last, and from the first column to the last, and that of every channel.
 
         Raises:
             DataError: a file cannot be read.
         """
+
+        def numbers(window: Window) -> list[float]:
+            size = np.abs(self.collection.read(item, window).pixels)
+            rows, columns = (size.mean((0, axis), dtype=np.float64) for axis in (2, 1))
+            ramps = [float(np.mean(line * np.linspace(0, 1, len(line)))) for line in (rows, columns)]
+            return [float(size.mean(dtype=np.float64)), *ramps, *size.mean((1, 2), dtype=np.float64).tolist()]
+
         found = []
         for item in np.unique(np.linspace(0, len(self.collection) - 1, SAMPLED_IMAGES, dtype=np.int64)).tolist():
             windows = diagonal(*self.collection.size_of(item), SAMPLED_SIDE)
-            values = [np.abs(self.collection.read(item, window).pixels).mean(dtype=np.float64) for window in windows]
-            found.append(float(np.mean(values)))
+            found.append(np.mean([numbers(window) for window in windows], axis=0).tolist())
         return found
 
     def describe(self) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from auxmae.errors import CheckpointError, UsageError, first_line
+from auxmae.errors import CheckpointError, DataError, UsageError, first_line
 from auxmae.locking import take_lock
 from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
@@ -108,6 +110,19 @@ class RunFolder:
                     hint=f"put it back, or start a new run: --init-from {quoted(self.path)}",
                 )
 
+    def check_channels(self, now: Sequence[str], trained_on: Sequence[str]) -> None:
+        """Compares the channels' names with those that the model was trained on.
+
+        Raises:
+            DataError: they are others, or in another order.
+        """
+        for number, (name, before) in enumerate(zip_longest(now, trained_on, fillvalue="none"), 1):
+            if name != before:
+                raise DataError(
+                    f"{self.settings.data.source}: channel {number} is {name} now, and {self.path} was trained with {before} there",
+                    hint=f"put the data back as they were, or start a new run: --init-from {quoted(self.path)}",
+                )
+
     @property
     def metrics_path(self) -> Path:
         return self.path / "metrics.jsonl"
@@ -157,7 +172,7 @@ class RunFolder:
                 hint="where it was moved, go on from its last checkpoint: auxmae train --resume ITS-NEW-PLACE",
             )
 
-    def note_data(self, data: str, split: str, files: str, pixels: list[float]) -> None:
+    def note_data(self, data: str, split: str, files: str, pixels: list[list[float]]) -> None:
         """Notes what the run trains on: the data in words, and what `changed_data` compares.
 
         Args:
@@ -171,7 +186,7 @@ class RunFolder:
         """Whether it was noted what the run was trained on."""
         return (self.path / "data.json").is_file()
 
-    def changed_data(self, split: str, files: str, pixels: list[float] | None = None) -> str | None:
+    def changed_data(self, split: str, files: str, pixels: list[list[float]] | None = None) -> str | None:
         """What the run was trained on, in words, where something else was noted then; else None.
 
         Raises:
@@ -184,9 +199,12 @@ class RunFolder:
             noted = json.loads(path.read_text(encoding="utf-8"))
             data, same = str(noted["data"]), (noted["split"], noted["files"]) == (split, files)
             if same and pixels is not None and "pixels" in noted:  # not in runs of before
+                before = noted["pixels"]
+                # Runs of before have one number of each image.
+                now = pixels if isinstance(before[0], list) else [numbers[0] for numbers in pixels]
                 # Another release of a library may decode a JPEG to slightly other values.
-                same = len(noted["pixels"]) == len(pixels) and np.allclose(noted["pixels"], pixels, rtol=1e-3, atol=0)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+                same = np.shape(before) == np.shape(now) and np.allclose(before, now, rtol=1e-3, atol=0)
+        except (OSError, ValueError, TypeError, LookupError) as error:
             raise CheckpointError(
                 f"{path}: broken: {first_line(error)}", hint="delete it: then nobody asks whether the data are the run's own"
             ) from error

@@ -183,6 +183,8 @@ def _fit(
     for notice in [*data.collection.notices, *overruled(settings), *([] if run is None else unread(()))]:
         reporter.message(f"note: {notice}")
     reporter.message(f"data: {data.describe()}")
+    if run is not None and stored is not None:
+        run.check_channels(data.collection.channel_names, stored.channel_names)
     trained_on = None if run is None else run.changed_data(data.digest, data.files_digest, data.sample_pixels())
     if run is not None and trained_on is not None:
         raise DataError(

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from typer.testing import CliRunner
 
@@ -298,12 +299,40 @@ def test_a_run_goes_on_with_its_own_pixels_alone(tmp_path, name):
     write(images)
     settings = settings_for(tmp_path / "run", data={"source": str(place), "axes": "NCHW"}, train={"max_steps": 1})
     run = train(settings).run
-    write(np.roll(images, 1, axis=0))
-    with pytest.raises(DataError, match=r"changed since .* was started with 20 images"):
+    others = [np.roll(images, 1, axis=0), images[:, ::-1], images[..., ::-1], images[:, :, ::-1], images.swapaxes(2, 3)]
+    for other in others:
+        write(other)
+        with pytest.raises(DataError, match=r"changed since .* was started with 20 images"):
+            train(SettingsTree(), resume=run)
+    # Runs of before have noted one number of each image.
+    noted = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps({**noted, "pixels": [numbers[0] for numbers in noted["pixels"]]}))
+    with pytest.raises(DataError, match="changed since"):
+        write(others[0])
         train(SettingsTree(), resume=run)
     write(images)
     os.utime(place, (1e9, 1e9))
     assert train(SettingsTree(), resume=run).outcome.step == 1
+
+
+def test_a_run_does_not_go_on_with_its_bands_in_another_order(tmp_path):
+    """Whose pixels tell nothing, as all bands hold the same."""
+    pixels = np.random.default_rng(0).uniform(size=(1, 64, 64)).astype(np.float32).repeat(3, 0)
+
+    def write(*names):
+        for number in range(6):
+            with rasterio.open(folder / f"{number}.tif", "w", "GTiff", 64, 64, 3, dtype="float32") as file:
+                file.write(pixels)
+                file.descriptions = names
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write("red", "nir", "blue")
+    run = train(settings_for(tmp_path / "run", data={"source": str(folder)}, train={"max_steps": 1})).run
+    write("red", "blue", "nir")
+    with pytest.raises(DataError, match=rf"channel 2 is blue now, and {run} was trained with nir there") as told:
+        train(SettingsTree(), resume=run)
+    assert f"--init-from {run}" in told.value.hint
 
 
 @pytest.mark.parametrize(

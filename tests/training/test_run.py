@@ -53,9 +53,9 @@ def test_damaged_notes_on_the_data_are_one_line(tmp_path, noted):
     run = create_run(str(tmp_path / "run"), SettingsTree())
     (run.path / "data.json").write_bytes(noted)
     with pytest.raises(CheckpointError, match=r"data\.json: broken: .+delete it"):
-        run.changed_data("a", "b", [1.0])
+        run.changed_data("a", "b", [[1.0]])
     (run.path / "data.json").unlink()
-    assert run.changed_data("a", "b", [1.0]) is None
+    assert run.changed_data("a", "b", [[1.0]]) is None
 
 
 def test_only_one_training_writes_a_run(tmp_path, monkeypatch):
