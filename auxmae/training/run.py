@@ -21,6 +21,7 @@ from auxmae.model.mae import AuxMAE
 from auxmae.places import expanded, quoted
 from auxmae.settings import check_run_settings, settings_from_toml, wording, write_settings
 from auxmae.settings.schema import SettingsTree
+from auxmae.training.checkpoint import load_state
 from auxmae.writing import replacing
 
 # A file of this name marks the folder of a training that stopped after a few steps on purpose.
@@ -34,13 +35,15 @@ OF_THE_LENGTH = (
     "checkpoint_minutes", "deterministic", "epochs", "figure_every", "max_minutes", "max_steps", "patience", "probe_every",
     "recompute", "tolerance", "validate_every", "validation_samples",
 )  # fmt: skip
+# Of [data], where images and labels lie, as they may have moved, and which labels count: what comes of it is compared itself.
+OF_THE_PLACE = ("ignored_labels", "labels", "source")
 
 
 def decisive(settings: SettingsTree) -> dict[str, Any]:
     """What a run that goes on has to find as it was, by "table.key": else its steps would be of two trainings, or not of what
     its settings say."""
     content = settings.model_dump(mode="json", include={"data", "scaling", "model", "masking", "loss", "train"})
-    content["data"] = {key: content["data"][key] for key in ("channel_sampling", "flips", "samples_per_epoch")}
+    content["data"] = {key: value for key, value in content["data"].items() if key not in OF_THE_PLACE}
     content["train"] = {key: value for key, value in content["train"].items() if key not in OF_THE_LENGTH}
     named = {f"{table}.{key}": value for table, own in content.items() for key, value in own.items()}
     return {name: value for name, value in named.items() if name not in OF_THE_MACHINE}
@@ -96,12 +99,15 @@ class RunFolder:
             self.log({"kind": "settings", "step": step, "before": before, "after": after})
         return [f"{name} = {wording.show(value)} in place of {wording.show(before[name])}" for name, value in after.items()]
 
-    def check_settings(self, now: dict[str, Any], trained_with: dict[str, Any]) -> None:
-        """Compares the `decisive` settings of a training that goes on with those that its checkpoint was trained with.
+    def check_settings(self, settings: SettingsTree) -> None:
+        """Compares the `decisive` settings of a training that goes on with those that its last checkpoint was trained with.
 
         Raises:
+            CheckpointError: that is missing or broken.
             UsageError: somebody has changed one.
         """
+        now = decisive(settings)
+        trained_with = load_state(self.checkpoint("last")).get("settings", {})  # not in checkpoints of before, or not all
         for name, before in trained_with.items():
             if name in now and now[name] != before:
                 raise UsageError(
@@ -119,7 +125,7 @@ class RunFolder:
         for number, (name, before) in enumerate(zip_longest(now, trained_on, fillvalue="none"), 1):
             if name != before:
                 raise DataError(
-                    f"{self.settings.data.source}: channel {number} is {name} now, and {self.path} was trained with {before} there",
+                    f"{self.settings.data.source}: channel {number} is {name} now, and {self.path} was trained with {before}",
                     hint=f"put the data back as they were, or start a new run: --init-from {quoted(self.path)}",
                 )
 

@@ -178,6 +178,9 @@ def _fit(
     if run is not None:
         check_present(run)
     stored = run.load_model("last") if run is not None else None
+    if run is not None:
+        # Before the data, which are others where they are read in another way.
+        run.check_settings(settings)
     data = _data_like(stored, settings, progress) if stored is not None else new_data(settings, weights, progress, team)
     check_probe(settings, data)
     for notice in [*data.collection.notices, *overruled(settings), *([] if run is None else unread(()))]:

@@ -198,11 +198,8 @@ class Trainer:
 
         Raises:
             CheckpointError: missing or broken.
-            UsageError: it was trained with other settings.
         """
-        state = load_state(self.run.checkpoint("last"))
-        self.run.check_settings(self.plan.decisive, state.get("settings", {}))  # not in checkpoints of before
-        self.load_state_dict(state)
+        self.load_state_dict(load_state(self.run.checkpoint("last")))
         if self.team.first and (unreadable := self.run.truncate_metrics(self.step)):
             lines = "1 line is" if unreadable == 1 else f"{unreadable} lines are"
             self.reporter.message(f"note: {self.run.metrics_path}: {lines} damaged and left out")

@@ -307,8 +307,8 @@ def test_a_run_goes_on_with_its_own_pixels_alone(tmp_path, name):
     # Runs of before have noted one number of each image.
     noted = json.loads((run / "data.json").read_text())
     (run / "data.json").write_text(json.dumps({**noted, "pixels": [numbers[0] for numbers in noted["pixels"]]}))
+    write(others[0])
     with pytest.raises(DataError, match="changed since"):
-        write(others[0])
         train(SettingsTree(), resume=run)
     write(images)
     os.utime(place, (1e9, 1e9))
@@ -330,7 +330,7 @@ def test_a_run_does_not_go_on_with_its_bands_in_another_order(tmp_path):
     write("red", "nir", "blue")
     run = train(settings_for(tmp_path / "run", data={"source": str(folder)}, train={"max_steps": 1})).run
     write("red", "blue", "nir")
-    with pytest.raises(DataError, match=rf"channel 2 is blue now, and {run} was trained with nir there") as told:
+    with pytest.raises(DataError, match=rf"channel 2 is blue now, and {run} was trained with nir") as told:
         train(SettingsTree(), resume=run)
     assert f"--init-from {run}" in told.value.hint
 
@@ -344,11 +344,15 @@ def test_a_run_does_not_go_on_with_its_bands_in_another_order(tmp_path):
         ("train.optimizer", "'muon'", "'adamw'"),
         ("train.batch_size", "4", "2"),
         ("data.flips", "true", "false"),
+        ("data.channels", "['B04', 'B08']", "['B08', 'B04']"),
+        ("data.nodata", "'auto'", "0.0"),
+        ("data.validation_fraction", "0.1", "0.2"),
     ],
 )
 def test_a_run_whose_settings_were_changed_does_not_go_on(tmp_path, name, old, new):
     """What comes from the checkpoint would not be what the file says, and what does not would be of two trainings."""
-    run = train(settings_for(tmp_path / "run", train={"max_steps": 2, "optimizer": "muon", "batch_size": 4})).run
+    tables = {"train": {"max_steps": 2, "optimizer": "muon", "batch_size": 4}, "data": {"channels": ["B04", "B08"]}}
+    run = train(settings_for(tmp_path / "run", **tables)).run
     path, key = run / "settings.toml", name.partition(".")[2]
     written = path.read_text()
     assert f"\n{key} = {old}\n".replace("'", '"') in written
@@ -362,6 +366,16 @@ def test_a_run_whose_settings_were_changed_does_not_go_on(tmp_path, name, old, n
     # How long it trains is no such setting.
     path.write_text(written.replace("max_steps = 2", "max_steps = 3"))
     assert train(SettingsTree(), resume=run).outcome.step == 3
+
+
+def test_a_run_of_before_goes_on_though_its_checkpoint_says_nothing_of_how_files_are_read(tmp_path):
+    run = train(settings_for(tmp_path / "run", train={"max_steps": 1})).run
+    path, settings = run / "checkpoints" / "last" / "training_state.pt", run / "settings.toml"
+    state = torch.load(path, weights_only=True)
+    del state["settings"]["data.nodata"]
+    torch.save(state, path)
+    settings.write_text(settings.read_text().replace('nodata = "auto"', "nodata = 0.0"))
+    assert train(SettingsTree(), resume=run).outcome.step == 1
 
 
 def test_a_run_without_a_checkpoint_cannot_go_on(tmp_path):
