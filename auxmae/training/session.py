@@ -21,7 +21,7 @@ from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import check_architecture, load_weights, read_config
 from auxmae.places import quoted
 from auxmae.run_data import check_present, unread, with_absolute_places
-from auxmae.settings import load_settings, override_names, preset_settings
+from auxmae.settings import load_settings, override_names
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import seed_everything
 from auxmae.training.checks import can_classify, check_probe, check_settings, check_space, tensorboard_writer
@@ -282,18 +282,14 @@ def _fit(
     again_from = None if run is None else trainer.step + 1
     with tensorboard(str(folder.path / "tensorboard"), purge_step=again_from) if tensorboard else nullcontext() as log:
         outcome = trainer.fit()
-    if outcome.reason == "finished" and outcome.step < trainer.plan.steps:
+    if outcome.reason == "finished" and outcome.step < trainer.plan.steps and not fast:
+        # A preset's limit too: the run's own file has it as one that somebody set, which holds beside any epochs or steps.
         reporter.message(
             f"note: train.max_minutes = {settings.train.max_minutes:g} ended the training after {outcome.step} of "
-            f"{trainer.plan.steps} steps: {_longer(settings)} to train longer"
+            f"{trainer.plan.steps} steps: to train longer, raise it in {folder.path / SETTINGS_NAME} (0: no limit), then "
+            f"auxmae train --resume {quoted(folder.path)}"
         )
     return _Trained(data, folder, outcome)
-
-
-def _longer(settings: SettingsTree) -> str:
-    """What to set: a preset's limit of time holds only where nothing else says how long, one that the user set always does."""
-    of_preset = settings.train.max_minutes == preset_settings(settings.model.preset).train.max_minutes
-    return "set it, or train.epochs or train.max_steps," if of_preset else "raise it"
 
 
 def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None) -> Data:

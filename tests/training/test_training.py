@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,6 +113,20 @@ def test_training_time_is_that_of_the_clock(tmp_path):
     assert 5 <= result.outcome.step <= 30
     rates = [record["learning_rate"] for record in open_run(result.run).metrics() if record["kind"] == "train"]
     assert rates[-1] < 2e-3
+
+
+def test_a_training_that_ran_out_of_time_goes_on_as_it_says(tmp_path):
+    settings = settings_for(tmp_path / "run", train={"max_steps": 30, "max_minutes": 0.2})
+    heard = Heard()
+    result = train(settings, clock=map(float, itertools.count()).__next__, reporter=heard)
+    (told,) = [text for text in heard.messages if "train.max_minutes = 0.2 ended" in text]
+    file, zero = re.search(r"raise it in (\S+) \((\d): no limit\)", told).groups()
+    assert told.endswith(f"auxmae train --resume {result.run}")
+    written = Path(file).read_text()
+    Path(file).write_text(written.replace("max_minutes = 0.2", f"max_minutes = {zero}"))
+    longer = train(SettingsTree(), resume=result.run, reporter=heard)
+    assert result.outcome.step < longer.outcome.step == 30
+    assert len([text for text in heard.messages if "ended the training" in text]) == 1
 
 
 def test_from_python_with_plain_dicts(tmp_path):
