@@ -21,7 +21,7 @@ from typing import Any
 
 from auxmae.cli.console import one_line
 from auxmae.errors import AuxMAEError, PeerLostError
-from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, locate
+from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, locate, started
 from auxmae.places import quoted
 from auxmae.training.stopping import stopping_signals
 
@@ -83,11 +83,11 @@ def _how_to_go_on(run: str, since: float) -> str:
     """A hint, of a run that was made at `since` or later: its folder may not have been made, nor its first checkpoint."""
     try:
         folder = locate(run)
-        made = RUNS.glob(f"*/{SETTINGS_NAME}") if run == "last" and since else [folder / SETTINGS_NAME]
-        if sum(path.stat().st_mtime >= since for path in made) > 1:
+        runs = [path.parent for path in RUNS.glob(f"*/{SETTINGS_NAME}")] if run == "last" and since else [folder]
+        if sum(started(path) >= since for path in runs) > 1:
             return f"go on with: auxmae train --resume RUN, one of those in {RUNS}"  # others may have begun meanwhile
         checkpoint_of_run(folder, "last")
-        saved = (folder / SETTINGS_NAME).stat().st_mtime >= since
+        saved = started(folder) >= since
     except (AuxMAEError, OSError):
         saved = False
     return f"go on with: auxmae train --resume {quoted(folder)}" if saved else "nothing was saved yet"

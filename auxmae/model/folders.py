@@ -6,6 +6,7 @@ RUN/checkpoints/best or RUN/checkpoints/last.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ WEIGHTS_NAME = "model.safetensors"
 # What a run folder is known by.
 SETTINGS_NAME = "settings.toml"
 RUNS = Path("runs")
+# Holds when a run was started: the times of files tell when somebody last edited, resumed or copied it.
+STARTED_NAME = ".started"
 
 
 def find_model(name: str | Path, **options: Any) -> Path:
@@ -57,7 +60,20 @@ def locate(name: str | Path) -> Path:
         raise UsageError(
             f"there is no run under {RUNS.resolve()} yet", hint="auxmae train makes one, or give a run folder's path"
         )
-    return max(runs, key=lambda path: ((path / SETTINGS_NAME).stat().st_mtime, path.name))
+    return max(runs, key=lambda path: (started(path), path.name))
+
+
+def started(run: Path) -> float:
+    """When a run was started, in seconds since the epoch.
+
+    Raises:
+        OSError: there is no run.
+    """
+    with suppress(OSError, ValueError):
+        return float((run / STARTED_NAME).read_text(encoding="utf-8"))
+    # In runs of before this file is the one that is written once.
+    noted = run / "data.json"
+    return (noted if noted.is_file() else run / SETTINGS_NAME).stat().st_mtime
 
 
 def checkpoint_of_run(run: Path, which: str = "best") -> Path:

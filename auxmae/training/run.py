@@ -16,7 +16,7 @@ import numpy as np
 
 from auxmae.errors import CheckpointError, DataError, UsageError, first_line
 from auxmae.locking import take_lock
-from auxmae.model.folders import RUNS, SETTINGS_NAME, checkpoint_of_run, find_checkpoint, locate
+from auxmae.model.folders import RUNS, SETTINGS_NAME, STARTED_NAME, checkpoint_of_run, find_checkpoint, locate
 from auxmae.model.mae import AuxMAE
 from auxmae.places import expanded, quoted
 from auxmae.settings import check_run_settings, settings_from_toml, wording, write_settings
@@ -312,6 +312,7 @@ def create_run(folder: str, settings: SettingsTree, *, locks: ExitStack | None =
             locks.enter_context(run.lock())
         run.figures.mkdir(exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
+        (path / STARTED_NAME).write_text(f"{time.time()}\n", encoding="utf-8")
         write_settings(settings, path / SETTINGS_NAME)
     except OSError as error:
         place = RUNS if folder == "auto" else folder

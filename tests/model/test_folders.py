@@ -12,6 +12,7 @@ from auxmae.errors import CheckpointError, UsageError
 from auxmae.model.folders import find_model
 from auxmae.model.mae import AuxMAE
 from auxmae.model.pretrained import load_weights
+from auxmae.settings import write_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.run import create_run
 from tests.model.small import tiny
@@ -57,15 +58,33 @@ def test_the_working_directory_has_a_name(tmp_path, monkeypatch):
     assert width(".") == 16
 
 
-def test_last_is_the_newest_run_for_the_python_interface_too(tmp_path, monkeypatch):
+def test_last_is_the_run_that_was_started_last(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="there is no run under"):
         AuxMAE.from_pretrained("last")
-    for number, name in enumerate(("new", "old")):
-        run = make_run(tmp_path / "runs" / name, best=16 * (number + 1))
-        os.utime(run.path / "settings.toml", (1e9 - number, 1e9 - number))
+    old, new = (make_run(tmp_path / "runs" / name, best=width) for name, width in (("old", 32), ("new", 16)))
+    for run in (old, new):
+        # Whatever happens to a run's files later: edited by hand, or written anew where it goes on on another machine.
+        write_settings(SettingsTree(), run.path / "settings.toml")
+        run.note_data("images", "a", "b", [[1.0]])
+    for name in ("settings.toml", "data.json"):
+        os.utime(new.path / name, (1e9, 1e9))
     assert find_model("last").parts == ("runs", "new", "checkpoints", "best")
     assert width("last") == 16
+
+
+def test_of_runs_of_before_last_is_not_the_one_whose_settings_were_edited(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("new", "old")):
+        run = make_run(tmp_path / "runs" / name, best=16 * (number + 1))
+        run.note_data("images", "a", "b", [[1.0]])
+        (run.path / ".started").unlink()
+        os.utime(run.path / "data.json", (1e9 - number, 1e9 - number))
+    assert width("last") == 16
+    # As where a training was killed before it noted them.
+    (run.path / "data.json").unlink()
+    os.utime(run.path / "settings.toml", (1e9 + 1, 1e9 + 1))
+    assert width("last") == 32
 
 
 class ProxyError(Exception):
