@@ -139,6 +139,8 @@ class Trainer:
         self.feed = Feed(train, device)
         self.learning_rate = 0.0
         self.stopping = EarlyStopping(plan.patience, plan.tolerance)
+        # What its losses depend on beside the weights: how many images, and in how many processes, each of which draws its masks.
+        self.validated = (0 if validation is None else validation.samples, team.size)
         self.collapse = CollapseWatch()
         self.step = 0
         self.images = 0
@@ -157,6 +159,7 @@ class Trainer:
             "loader": self.feed.state_dict(),
             "random": random_state(self.device),
             "stopping": self.stopping.state_dict(),
+            "validated": self.validated,
             "collapse": self.collapse.state_dict(),
             "settings": self.plan.decisive,
             **({"others": others} if others else {}),
@@ -189,7 +192,14 @@ class Trainer:
                 seed = self.team.seed(seed_from(state["masks"].numpy().tobytes()))
                 self.computed.masks.manual_seed(seed)
                 torch.manual_seed(seed)
-        self.stopping.load_state_dict(state["stopping"])
+        # Checkpoints of before do not say how many were validated.
+        if state.get("validated", (self.validated[0], len(drawn))) == self.validated:
+            self.stopping.load_state_dict(state["stopping"])
+        elif self.validation is not None:
+            self.reporter.message(
+                "note: validation is on other images or under other masks from here on: its next loss is the best so far, "
+                "whatever those before were"
+            )
         if "collapse" in state:  # not in checkpoints of before
             self.collapse.load_state_dict(state["collapse"])
 

@@ -378,6 +378,30 @@ def test_a_run_of_before_goes_on_though_its_checkpoint_says_nothing_of_how_files
     assert train(SettingsTree(), resume=run).outcome.step == 1
 
 
+@pytest.mark.parametrize("how", ["as before", "more images", "fewer processes"])
+def test_losses_of_other_validations_are_not_compared(tmp_path, how):
+    tables = {"train": {"max_steps": 1, "validation_samples": 2}, "data": {"validation_fraction": 0.2}}
+    run = train(settings_for(tmp_path / "run", **tables)).run
+    path, settings = run / "checkpoints" / "last" / "training_state.pt", run / "settings.toml"
+    state = torch.load(path, weights_only=True)
+    state["stopping"] = {"best": 1e-9, "reference": 1e-9, "waited": 7}
+    if how == "fewer processes":
+        # As checkpoints of before have it.
+        state["others"] = [{"masks": state["masks"], "random": state["random"]}]
+        del state["validated"]
+    torch.save(state, path)
+    written = settings.read_text().replace("max_steps = 1", "max_steps = 2")
+    settings.write_text(written.replace("validation_samples = 2", "validation_samples = 0") if how == "more images" else written)
+    heard = Heard()
+    assert train(SettingsTree(), resume=run, reporter=heard).outcome.step == 2
+    anew = how != "as before"
+    assert len([text for text in heard.messages if text.startswith("note: validation is on other images")]) == anew
+    loss = open_run(run).metrics()[-1]["loss"]
+    expected = {"best": loss, "reference": loss, "waited": 0} if anew else {"best": 1e-9, "reference": 1e-9, "waited": 8}
+    assert load_state(run / "checkpoints" / "last")["stopping"] == expected
+    assert any("(best so far)" in text for text in heard.messages) == anew
+
+
 def test_a_run_without_a_checkpoint_cannot_go_on(tmp_path):
     run = create_run(str(tmp_path / "run"), settings_for(tmp_path / "run"))
     with pytest.raises(CheckpointError, match="no checkpoint") as told:
