@@ -15,10 +15,13 @@ PATIENCE_SECONDS = 1.0
 
 
 def stopping_signals() -> list[signal.Signals]:
-    """The signals that ask a training to stop; that of a closed terminal only where nohup does not say to go on."""
-    asked_by = [signal.SIGINT, signal.SIGTERM]
+    """The signals that ask a training to stop; that of a closed terminal only where nohup does not say to go on.
+
+    None that a host program of another language handles: its handler could not be put back.
+    """
+    asked_by = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
     hangup = getattr(signal, "SIGHUP", None)
-    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+    if hangup is not None and signal.getsignal(hangup) not in (signal.SIG_IGN, None):
         asked_by.append(hangup)
     return asked_by
 

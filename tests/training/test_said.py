@@ -22,7 +22,7 @@ from auxmae.training.checks import check_settings
 from auxmae.training.progress import EnduringReporter
 from auxmae.training.run import open_run
 from auxmae.training.session import train
-from auxmae.training.stopping import stopping_signals
+from auxmae.training.stopping import graceful_stop, stopping_signals
 from tests.training.small_runs import Heard, folder_of_images, settings_for
 
 
@@ -89,6 +89,24 @@ def test_nohup_outlives_a_closed_terminal(monkeypatch):
         assert signal.SIGHUP in stopping_signals()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_handler_of_another_language_stays_in_place(monkeypatch):
+    """Python knows such a handler as None, which it cannot set."""
+    kept, known = (signal.SIGTERM, signal.SIGHUP), signal.getsignal
+    before = [known(number) for number in kept]
+
+    def set_handler(number, handler, original=signal.signal):
+        previous = original(number, handler)
+        return None if number in kept else previous
+
+    monkeypatch.setattr(signal, "getsignal", lambda number: None if number in kept else known(number))
+    monkeypatch.setattr(signal, "signal", set_handler)
+    with graceful_stop() as asked:
+        assert [known(number) for number in kept] == before
+        signal.raise_signal(signal.SIGINT)
+        assert asked()
+    assert [known(number) for number in kept] == before
 
 
 def test_what_looks_wrong_is_said_before_training(tmp_path):
