@@ -172,7 +172,7 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
 
     from auxmae.device import configure, overruled
     from auxmae.model.folders import find_model
-    from auxmae.training.checks import check_probe, check_settings
+    from auxmae.training.checks import check_probe, check_settings, check_shares, check_space
     from auxmae.training.distributed import Team
     from auxmae.training.optimization import make_optimizers, state_bytes
     from auxmae.training.run import check_unused
@@ -185,7 +185,9 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     check_settings(settings, device, processes)
     data = new_data(settings, weights, statistics_progress(partial(out.print, highlight=False)))
     check_probe(settings, data)
+    check_shares(data, processes)
     model = new_model(settings, data, weights)
+    check_space(Path(settings.run.folder), model, settings.train.optimizer)
     batch = next(iter(data.train))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     train = settings.train

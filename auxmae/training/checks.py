@@ -11,7 +11,7 @@ import torch
 
 from auxmae.build import Data
 from auxmae.compiler import cpp_compiler
-from auxmae.errors import CheckpointError, MissingDependencyError, SettingsError
+from auxmae.errors import CheckpointError, DataError, MissingDependencyError, SettingsError
 from auxmae.model.folders import RUNS
 from auxmae.model.mae import AuxMAE
 from auxmae.places import expanded
@@ -66,6 +66,19 @@ def check_probe(settings: SettingsTree, data: Data) -> None:
         raise MissingDependencyError(
             f"train.probe_every = {settings.train.probe_every} on labelled data needs scikit-learn, which is not installed",
             hint="pip install scikit-learn, or set train.probe_every = 0",
+        )
+
+
+def check_shares(data: Data, processes: int) -> None:
+    """Finds, before there is a run folder, that a process would have nothing to train on.
+
+    Raises:
+        DataError: there are fewer images or windows than processes.
+    """
+    if data.train.samples < processes:
+        raise DataError(
+            f"{data.train.samples} images or windows to train on are fewer than the {processes} processes",
+            hint="start fewer processes",
         )
 
 

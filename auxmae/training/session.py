@@ -24,7 +24,7 @@ from auxmae.run_data import check_present, unread, with_absolute_places
 from auxmae.settings import load_settings, override_names
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.checkpoint import seed_everything
-from auxmae.training.checks import can_classify, check_probe, check_settings, check_space, tensorboard_writer
+from auxmae.training.checks import can_classify, check_probe, check_settings, check_shares, check_space, tensorboard_writer
 from auxmae.training.distributed import Team, find_team, joined
 from auxmae.training.graph import WARMUP_STEPS, graphs_wanted
 from auxmae.training.progress import Reporter, SilentReporter
@@ -207,8 +207,7 @@ def _fit(
             f"note: train.patience = {settings.train.patience} stops nothing: there are no images to validate on "
             "(data.validation_fraction)"
         )
-    if data.train.samples < team.size:
-        raise DataError(f"{data.train.samples} images or windows to train on are fewer than the {team.size} processes")
+    check_shares(data, team.size)
     channels = len(data.collection.channel_names)
     if stored is None and channels > MANY_CHANNELS and settings.model.channel_groups == 1:
         reporter.message(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 
 from auxmae.build import build_data, build_model
 from auxmae.cli.app import app
-from auxmae.errors import CheckpointError, MissingDependencyError, SettingsError
+from auxmae.errors import CheckpointError, DataError, MissingDependencyError, SettingsError
 from auxmae.settings import write_settings
 from auxmae.training.checks import check_settings
 from auxmae.training.progress import EnduringReporter
@@ -159,7 +161,7 @@ def test_a_probe_of_labels_without_scikit_learn_is_found_before_there_is_a_run_f
         ({"model": {"channel_groups": 13}, "masking": {"strategy": "channel"}}, "and there is only one"),
         (
             {"model": {"patch_size": 32}, "data": {"source": "{images}"}},
-            "crops of 32 px are one patch of model.patch_size",
+            "crops of 32 px are one patch of model.patch_size = 32 px",
         ),
         ({"model": {"width": 32}}, "other shapes than this model's"),
         ({"model": {"heads": 1}}, "set model.heads = 2"),
@@ -182,6 +184,19 @@ def test_what_no_model_can_be_is_told_before_all_pixels_are_read(tmp_path, monke
     command = ["train", "--dry-run", "--config", str(tmp_path / "settings.toml"), *start]
     again = CliRunner().invoke(app, command).exception
     assert str(again) == str(told.value)
+
+
+def test_a_dry_run_finds_what_training_would(tmp_path, monkeypatch):
+    data = folder_of_images(tmp_path / "data", *"abcd")
+    fewer = ["--set", "data.samples_per_epoch=0", "--set", "train.batch_size=8"]
+    command = ["train", "--dry-run", "--data", str(data), "--device", "cpu", "--output", str(tmp_path / "run"), *fewer]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    with pytest.raises(DataError, match=r"^[234] images or windows to train on are fewer than the 8 processes"):
+        CliRunner().invoke(app, [*command, "--processes", "8"], catch_exceptions=False)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(total=2**41, free=100))
+    with pytest.raises(CheckpointError, match="two checkpoints"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "Input/output error"), SystemExit(1)])
