@@ -111,13 +111,13 @@ class TrainingStep:
         # Checkpoints of before hold that of the one optimiser that there was.
         states = state["optimizers"] if "optimizers" in state else [state["optimizer"]]
         for optimizer, its_state in zip(self.optimizers, states, strict=True):
-            own: list[dict[str, Any]] = [
-                {name: group[name] for name in ("lr", "capturable", "fused") if name in group} for group in optimizer.param_groups
+            # How it is computed belongs to the device, not to the checkpoint, and says where PyTorch keeps the count of steps;
+            # the rate is set before every step.
+            groups = [
+                {**saved, **{name: own[name] for name in ("lr", "capturable", "fused") if name in own}}
+                for saved, own in zip(its_state["param_groups"], optimizer.param_groups, strict=True)
             ]
-            optimizer.load_state_dict(its_state)
-            for group, kept in zip(optimizer.param_groups, own, strict=True):
-                # How it is computed belongs to the device, not to the checkpoint; the rate is set before every step.
-                group.update(kept)
+            optimizer.load_state_dict({**its_state, "param_groups": groups})
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         if state["masks"].shape == self.masks.get_state().shape:

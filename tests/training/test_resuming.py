@@ -28,6 +28,7 @@ from auxmae.training import trainer
 from auxmae.training.checkpoint import load_state, random_state, set_random_state
 from auxmae.training.run import create_run, open_run
 from auxmae.training.session import train
+from auxmae.training.step import TrainingStep
 from tests.training.small_runs import Heard, folder_of_images, settings_for, weights
 
 
@@ -419,29 +420,48 @@ def test_a_run_with_its_best_checkpoint_alone_is_not_to_be_deleted(tmp_path):
     assert train(settings_for(tmp_path / "new", train={"max_steps": 1}), init_from=run).outcome.step == 1
 
 
+def small_step(optimizer="adamw"):
+    torch.manual_seed(0)
+    model = AuxMAE(2, image_size=8, patch_size=4, width=8, depth=1, heads=2)
+    options = {"optimizer": optimizer, "learning_rate": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.95), "clip_norm": 1.0}
+    return TrainingStep(model, **options, precision="fp32", seed=3, device=torch.device("cpu"))
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_checkpoint_of_a_gpu_goes_on_on_a_cpu(optimizer):
-    from auxmae.training.step import TrainingStep
-
-    def step():
-        torch.manual_seed(0)
-        model = AuxMAE(2, image_size=8, patch_size=4, width=8, depth=1, heads=2)
-        options = {"optimizer": optimizer, "learning_rate": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.95), "clip_norm": 1.0}
-        return TrainingStep(model, **options, precision="fp32", seed=3, device=torch.device("cpu"))
-
-    state = step().state_dict()
-    own = step()
+    state = small_step(optimizer).state_dict()
+    own = small_step(optimizer)
     assert own.load_state_dict(state)
     if optimizer == "adamw":
         # As checkpoints of before have it.
         before = {key: value for key, value in state.items() if key != "optimizers"}
-        assert step().load_state_dict({**before, "optimizer": state["optimizers"][0]})
+        assert small_step(optimizer).load_state_dict({**before, "optimizer": state["optimizers"][0]})
     state["masks"] = torch.arange(16, dtype=torch.uint8)  # as long as that of a GPU's generator
-    one, two = step(), step()
+    one, two = small_step(optimizer), small_step(optimizer)
     assert not one.load_state_dict(state)
     assert not two.load_state_dict(state)
     assert torch.equal(one.masks.get_state(), two.masks.get_state())
     assert not torch.equal(one.masks.get_state(), own.masks.get_state())
+
+
+@pytest.mark.parametrize(
+    ("saved_by", "kept_on"), [(False, "meta"), (True, "cpu")], ids=["from MPS to a GPU", "from a GPU to MPS"]
+)
+def test_the_count_of_steps_is_where_the_device_wants_it(saved_by, kept_on):
+    """With the optimiser's steps counted on the device (capturable) or on the host; the device stands in for a GPU."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    before = torch.optim.AdamW([parameter], capturable=False)
+    parameter.grad = torch.ones(3)
+    before.step()
+    saved = before.state_dict()
+    saved["param_groups"][0]["capturable"] = saved_by
+    step = small_step()
+    there = torch.nn.Parameter(torch.ones(3, device="meta"))
+    step.optimizers = [torch.optim.AdamW([there], lr=0.5, capturable=not saved_by)]
+    step.load_state_dict({**step.state_dict(), "optimizers": [saved]})
+    state, (group,) = step.optimizers[0].state[there], step.optimizers[0].param_groups
+    assert (state["step"].device.type, state["exp_avg"].device.type) == (kept_on, "meta")
+    assert (group["capturable"], group["lr"]) == (not saved_by, 0.5)
 
 
 def test_a_run_goes_on_on_a_machine_that_needs_other_settings(tmp_path):
