@@ -23,7 +23,7 @@ from auxmae.model.embedding import ChannelEmbedding, GroupLinear, sincos_positio
 from auxmae.model.embedding import channel_groups as split_into_groups
 from auxmae.model.inputs import Preparation, PreparedImage
 from auxmae.model.masking import Mask, draw_mask, everything_visible, known_visible, mask_from_keep, slots_of
-from auxmae.model.patches import from_patches, unnormalise
+from auxmae.model.patches import count_hidden, from_patches, unnormalise
 from auxmae.model.pooling import CHANNEL_BY_CHANNEL, WITH_EMBEDDING, pool_image, pool_places
 from auxmae.model.pretrained import Pretrained
 
@@ -37,12 +37,18 @@ class MAEOutput:
         prediction: (B, G, M, P), each hidden patch's pixels, ordered (channel in group, row, column).
         masked_index: (B, G, M) positions of the hidden patches, −1 as padding.
         keep: (B, G, K) positions of the visible patches, −1 as padding.
+        valid: (B, G·g, h', w') bool, of the image in whole patches, its channels in the order of groups; None: all pixels are.
     """
 
     loss: Tensor
     prediction: Tensor
     masked_index: Tensor
     keep: Tensor
+    valid: Tensor | None
+
+    def count(self) -> Tensor:
+        """How many pixels the loss is the mean of: an int64 scalar on the device."""
+        return count_hidden(self.masked_index, self.valid, self.prediction.shape[3])
 
 
 @dataclass
@@ -224,7 +230,7 @@ class AuxMAE(Pretrained):
             kind=self.config["loss_kind"],
             normalize=self.config["normalize"],
         )
-        return MAEOutput(loss, prediction, mask.masked_index, mask.keep)
+        return MAEOutput(loss, prediction, mask.masked_index, mask.keep, inputs.valid)
 
     def _prepare(
         self, image: Tensor, valid: Tensor | None, channels: Sequence[str] | Sequence[int] | Tensor | None

@@ -5,6 +5,8 @@ Shapes: B batch, G channel groups of g channels, N positions, M hidden ones, P =
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,6 +53,22 @@ def fill_patches(image: Tensor, valid: Tensor, patch_size: int) -> Tensor:
     patches, known = image.reshape(shape), valid.reshape(shape)
     mean = patches.sum((3, 5), keepdim=True) / known.sum((3, 5), keepdim=True).clamp(min=1)
     return torch.where(known, patches, mean.to(image.dtype)).reshape(image.shape)
+
+
+def count_hidden(masked_index: Tensor, valid: Tensor | None, pixels: int) -> Tensor:
+    """How many hidden pixels are valid: an int64 scalar, which nothing is read from a device for.
+
+    Args:
+        masked_index: (B, G, M) positions of the hidden patches, −1 as padding.
+        valid: (B, G·g, h, w) bool, whole patches; None: all are.
+        pixels: P.
+    """
+    hidden = masked_index >= 0
+    if valid is None:
+        return hidden.sum() * pixels
+    groups = masked_index.shape[1]
+    known = _to_patches(valid, groups, math.isqrt(pixels * groups // valid.shape[1])).sum(3)
+    return (known.gather(2, masked_index.clamp(min=0)) * hidden).sum()
 
 
 def _to_patches(image: Tensor, groups: int, patch_size: int) -> Tensor:

@@ -93,6 +93,15 @@ class Team:
         """The mean of a scalar over all processes, read from the device."""
         return self.total(float(value))[0] / self.size
 
+    def weight(self, count: Tensor) -> Tensor:
+        """By what each multiplies its mean over `count` values, so that the mean over all processes is that over all values.
+
+        A float64 scalar on the device, which nothing is read from: 1 where all count alike, 0 where nothing counts anywhere.
+        """
+        total = count.double()
+        dist.all_reduce(total)
+        return count * self.size / total.clamp(min=1)
+
     # ---- the model ---------------------------------------------------------------------------------------------------
 
     def parallel(self, model: nn.Module) -> nn.Module:

@@ -55,7 +55,11 @@ class TrainingStep:
         self.masks = torch.Generator(device).manual_seed(team.seed(seed))
 
     def __call__(self, batches: Sequence[Inputs], learning_rate: float) -> tuple[Tensor, Tensor]:
-        """One step on the mean of the batches' losses → (this process' loss, gradient norm), scalars on the device."""
+        """One step on the mean of the batches' losses → (loss, gradient norm), scalars on the device.
+
+        A batch's loss is the mean over the hidden valid pixels of all processes.  Of several batches each counts alike, however
+        many such pixels it has: those of the later ones are not known yet.  The loss is the mean of what all processes return.
+        """
         self.set_learning_rate(learning_rate)
         return self.compute(batches)
 
@@ -75,7 +79,11 @@ class TrainingStep:
         for number, (image, valid, channels) in enumerate(batches):
             with self._together(last=number + 1 == len(batches)):
                 with autocast(self.dtype, self.device):
-                    loss = self.parallel(image, valid=valid, channels=channels, generator=self.masks).loss
+                    output = self.parallel(image, valid=valid, channels=channels, generator=self.masks)
+                loss = output.loss
+                if self.team.size > 1:
+                    # Gradients become the mean over processes, and one with few valid pixels must not weigh as much as others.
+                    loss = loss * self.team.weight(output.count()).to(loss.dtype)
                 self.scaler.scale(loss / len(batches)).backward()
             total += loss.detach() / len(batches)
         self.scaler.unscale_(self.joint)  # type: ignore[arg-type]

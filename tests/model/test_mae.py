@@ -156,6 +156,20 @@ def test_invalid_pixels_do_not_count():
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("groups", [1, (("a", "c"), ("b", "d"), ("e",))], ids=["single", "groups"])
+@pytest.mark.parametrize("size", [(16, 16), (10, 13)])
+@pytest.mark.parametrize("known", [1.0, 0.6])
+@pytest.mark.parametrize("channels", [None, ("e", "c", "a")])
+def test_the_output_tells_how_many_pixels_its_loss_is_of(groups, size, known, channels):
+    model = tiny(tuple("abcde"), channel_groups=groups, mask_ratio=0.6)
+    image = torch.rand(2, len(channels or "abcde"), *size)
+    valid = torch.rand(image.shape) < known
+    image[0, 1, :5, :5] = torch.nan if known < 1 else 1.0
+    out = model(image, valid=valid, channels=channels)
+    hidden = model.reconstruct(image, out.keep, valid=valid, channels=channels).hidden
+    assert out.count().item() == (hidden & valid & image.isfinite()).sum().item() > 0
+
+
 def test_ragged_keep_equals_the_same_tokens_without_padding():
     """A channel that shows fewer patches than another changes nothing for an image where all show as few."""
     model = tiny()

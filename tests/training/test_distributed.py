@@ -11,8 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from auxmae.build import build_data, build_model
 from auxmae.cli.processes import _conclude, _free_port, _how_to_go_on
@@ -139,16 +141,25 @@ def test_what_the_first_computes_is_what_all_have():
     assert [finish(process)[:2] for process in processes] == [(0, "computed by 0\n")] * 2
 
 
-def test_two_processes_take_the_mean_of_their_gradients(tmp_path):
-    changes = {"train.accumulation": 2, "run.folder": "run", "train.max_steps": 4, "train.optimizer": "adamw"}
+@pytest.mark.parametrize("source", ["synthetic", "data"])
+def test_two_processes_train_as_one_does(tmp_path, source):
+    """The second time on images of which some have few valid pixels, or none."""
+    random = np.random.default_rng(0)
+    for number in range(60):
+        image = random.uniform(size=(2, 32, 32))
+        image[random.uniform(size=image.shape) < random.choice([0.0, 0.99, 1.0])] = np.nan
+        (tmp_path / "data").mkdir(exist_ok=True)
+        np.save(tmp_path / "data" / f"{number:02d}.npy", image)
+    changes = {"data.source": source, "train.accumulation": 2, "train.batch_size": 4, "train.max_steps": 4}
+    changes |= {"train.optimizer": "adamw", "train.learning_rate": 1e-3, "run.folder": "run"}
     code, out, err = finish(start(tmp_path, *options(changes), "--json"))
     assert code == 0, err
     document = json.loads(out)
     assert (document["steps"], document["reason"]) == (4, "finished")
-    steps = [record["step"] for record in open_run(tmp_path / "run").metrics() if record["kind"] == "train"]
-    assert steps == [1, 4]
+    logged = {record["step"]: record["loss"] for record in open_run(tmp_path / "run").metrics() if record["kind"] == "train"}
+    assert list(logged) == [1, 4]
 
-    # The same by hand, in one process and in fp64.
+    # The same by hand, in one process, whose batches are what the two have together, and in fp64.
     settings = open_run(tmp_path / "run").settings
     data = build_data(settings)
     torch.manual_seed(settings.train.seed)
@@ -159,10 +170,16 @@ def test_two_processes_take_the_mean_of_their_gradients(tmp_path):
     feeds = [iter([*data.train.dealt(team.rank, 2)]) for team in teams]
     masks = [torch.Generator().manual_seed(team.seed(train.seed)) for team in teams]
     for step in range(4):
+        total = 0.0
         for _ in range(2):
-            for feed, generator in zip(feeds, masks, strict=True):
-                batch = next(feed)
-                (model(batch.image.double(), valid=batch.valid, generator=generator).loss / 4).backward()
+            parts = [next(feed) for feed in feeds]
+            image, valid = (torch.cat([getattr(part, name) for part in parts]) for name in ("image", "valid"))
+            keep = torch.cat([model.draw_mask(part.image.shape, mask) for part, mask in zip(parts, masks, strict=True)])
+            loss = model(image.double(), keep, valid=valid).loss / 2
+            loss.backward()
+            total += loss.item()
+        if step + 1 in logged:
+            assert logged[step + 1] == pytest.approx(total, rel=1e-4)
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.clip_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(
@@ -172,7 +189,16 @@ def test_two_processes_take_the_mean_of_their_gradients(tmp_path):
         optimizer.zero_grad()
     found = weights(tmp_path / "run")
     for name, expected in model.state_dict().items():
-        assert torch.allclose(found[name].double(), expected, atol=2e-5), name
+        assert torch.allclose(found[name].double(), expected, atol=5e-5), name
+
+
+def test_where_all_count_alike_or_nothing_counts_weights_are_exact(monkeypatch):
+    """Three processes, whose counts a sum over all of them is made of."""
+    others = torch.tensor(0.0, dtype=torch.float64)
+    monkeypatch.setattr(dist, "all_reduce", lambda total: total.add_(others))
+    for count, rest, weight in ((3**30, 2 * 3**30, 1.0), (0, 0, 0.0), (0, 5, 0.0), (5, 0, 3.0)):
+        others.fill_(rest)
+        assert Team(0, 3).weight(torch.tensor(count)).item() == weight
 
 
 @pytest.mark.slow
