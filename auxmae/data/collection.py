@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auxmae.data.image import ImageFile, MultiChannelImage, Window, tiles
-from auxmae.data.labels import TILE, LabelRaster
+from auxmae.data.label_rasters import TILE, LabelRaster
 
 Layout = Literal["images", "array", "scenes"]
 

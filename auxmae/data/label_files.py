@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, diagonal
 from auxmae.errors import DataError
 
+MAX_CLASSES = 1000
 # Side of the windows in which a raster of several channels is looked at, px.
 _LOOK = 256
 
@@ -134,3 +136,9 @@ def _whole(array: NDArray[Any]) -> bool:
     sums: Counter[float] = Counter(np.unique(np.nansum(array, axis=2)).tolist())
     one_hot = set(np.unique(known).tolist()) <= {0, 1} and set(sums) <= {0, 1}
     return not one_hot
+
+
+def check_few(values: Sized, labels: str) -> None:
+    """Raises DataError where there are too many different values to be classes."""
+    if len(values) > MAX_CLASSES:
+        raise DataError(f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels")

@@ -6,7 +6,7 @@ Everywhere, classes are numbered 0, 1, … in the order of their original values
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -17,42 +17,15 @@ from numpy.typing import NDArray
 
 from auxmae.data.exclusion import Exclusion
 from auxmae.data.files import find_files, hint_for_place, relative_path
-from auxmae.data.georeference import describe_difference, describe_shift, same_place
-from auxmae.data.image import ImageFile, Window, diagonal, tiles
-from auxmae.data.label_files import LabelMap, labels_from_array, map_from_raster
-from auxmae.data.notices import said_once
+from auxmae.data.image import ImageFile
+from auxmae.data.label_files import LabelMap, check_few, labels_from_array, map_from_raster
+from auxmae.data.label_rasters import LabelRaster, pair_rasters
+from auxmae.data.notices import first_of, said_once
 from auxmae.data.pairing import ImageNames, composed
 from auxmae.data.plates import STORE
 from auxmae.data.tables import MISSING, PART_NAMES, TABLE_SUFFIXES, classes, numbered_labels, table_labels
 from auxmae.errors import DataError
 from auxmae.places import expanded
-
-MAX_CLASSES = 1000
-# A raster with more values than this among multi-channel images is rather an image (a panchromatic or elevation band).
-_FEW_VALUES = 64
-# A raster is read in tiles of this side, px.
-TILE = 2048
-
-
-@dataclass(frozen=True)
-class LabelRaster:
-    """A class for each pixel of an image.
-
-    Attributes:
-        file: one channel of original values.
-        values: the original values, ascending; a pixel's class is the place of its value.
-    """
-
-    file: ImageFile
-    values: tuple[int, ...]
-
-    def read(self, index: int, window: Window | None) -> NDArray[np.int64]:
-        """(h, w) classes of a window of image `index`, −1 where there is none."""
-        image = self.file.read(index if self.file.count > 1 else 0, window)
-        values = np.asarray(self.values, dtype=np.int64)
-        raw = image.pixels[0].astype(np.int64)
-        place = np.searchsorted(values, raw).clip(max=len(values) - 1)
-        return np.where(image.valid[0] & (values[place] == raw), place, -1).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -94,28 +67,12 @@ def folder_labels(relative_paths: Sequence[str], notices: list[str]) -> tuple[ND
         if len(beside) < inside:
             notices.append(
                 f"labels: {inside} files lie in {len(names)} folders as if these were classes, {len(beside)} beside them "
-                f"({_listed(beside)}): the folders are not taken as classes; where they are, leave these files out with "
+                f"({first_of(beside)}): the folders are not taken as classes; where they are, leave these files out with "
                 "data.exclude, or move them"
             )
         return None
     number = {name: place for place, name in enumerate(names)}
     return np.array([number[folder] for folder in folders], dtype=np.int64), tuple(names)
-
-
-def is_label_raster(file: ImageFile) -> bool:
-    """Whether a single-channel file looks like classes: integers, few values, read in a few windows only."""
-    if file.channels != 1 or not (np.issubdtype(file.dtype, np.integer) or file.dtype == np.bool_):
-        return False
-    values: set[float] = set()
-    for window in diagonal(file.height, file.width, 512):
-        try:
-            image = file.read(0, window)
-        except DataError:
-            return False
-        values.update(np.unique(image.pixels[image.valid]).tolist())
-        if len(values) > _FEW_VALUES:
-            return False
-    return True
 
 
 def label_size(labels: str) -> tuple[int, int] | None:
@@ -197,7 +154,7 @@ def load_labels(
                     f"labels {labels}: one label for each image is read from a single file, and there are {len(files)}",
                     hint="name one file with data.source",
                 )
-            return _finish([one for one in opened if isinstance(one, LabelMap)], files, labels, ignored, notices)
+            return _of_pixels(pair_rasters([one for one in opened if isinstance(one, LabelMap)], files, labels, ignored, notices))
         found = labels_from_array(files[0].path, labels[1:], notices, by_name=by_name)
     else:
         path, key = place
@@ -218,7 +175,12 @@ def load_labels(
         per_image, names = _image_classes(found, ignored, labels)
         return Labels(names, per_image)
     named = None if place is None else _called_like_one(place[0], image_names)
-    return _finish([found] * len(files), files, labels, ignored, notices, shared=True, named=named)
+    return _of_pixels(pair_rasters([found] * len(files), files, labels, ignored, notices, shared=True, named=named))
+
+
+def _of_pixels(found: tuple[tuple[str, ...], tuple[LabelRaster | None, ...]]) -> Labels:
+    class_names, rasters = found
+    return Labels(class_names, rasters=rasters)
 
 
 def _tell_order(labels: str, paths: Sequence[str], notices: list[str]) -> None:
@@ -256,7 +218,7 @@ def own_labels(
             without = [file.path.name for file in files if file.labels is None]
             notices.append(
                 f"labels: {len(found)} of {len(files)} files hold a label for each of their images, {len(without)} do not "
-                f"({_listed(without)}), so none is taken: add an array labels to these, or leave them out with data.exclude"
+                f"({first_of(without)}), so none is taken: add an array labels to these, or leave them out with data.exclude"
             )
         return None
     named = f"array {found[0][0]} of {files[0].path.name}" + (f" and of {len(files) - 1} more" if len(files) > 1 else "")
@@ -274,7 +236,7 @@ def _image_classes(entries: NDArray[Any], ignored: Sequence[int] | None, where: 
     if entries.dtype.kind == "U":
         texts = [text.strip() for text in entries.tolist()]
         found, names = classes(["" if text.lower() in MISSING else text for text in texts], ignored, where)
-        _few(names, where)
+        check_few(names, where)
         return found, names
     valid = np.isfinite(entries)
     if (entries[valid] != np.round(entries[valid])).any():
@@ -284,7 +246,7 @@ def _image_classes(entries: NDArray[Any], ignored: Sequence[int] | None, where: 
     if not known.any():
         raise DataError(f"{where}: no image has a label", hint="check data.labels and data.ignored_labels")
     values = np.unique(numbers[known])
-    _few(values, where)
+    check_few(values, where)
     return np.where(known, np.searchsorted(values, numbers), -1).astype(np.int64), tuple(str(value) for value in values)
 
 
@@ -314,7 +276,7 @@ def _from_table(
     else:
         texts = table_labels(path, column, image_names, notices)
     found, names = classes(texts, ignored, path)
-    _few(names, f"{path}:{column}" if column else str(path))
+    check_few(names, f"{path}:{column}" if column else str(path))
     return Labels(names, per_image=found) if numbered else Labels(names, per_file=found)
 
 
@@ -363,7 +325,7 @@ def _from_folder(
         few = f"; {len(strangers)} are called like no image ({', '.join(strangers[:3])})" if strangers else ""
         notices.append(f"labels: {len(used)} of {len(files)} files have a raster in {folder}{few}")
     notices.extend(said_once(told.items()))
-    return _finish(maps, files, str(folder), ignored, notices)
+    return _of_pixels(pair_rasters(maps, files, str(folder), ignored, notices))
 
 
 def _called_like_one(path: Path, image_names: ImageNames) -> int | None:
@@ -371,151 +333,3 @@ def _called_like_one(path: Path, image_names: ImageNames) -> int | None:
     called = image_names.called_like(path.absolute().as_posix())
     found = [] if called is None else image_names.find(called)
     return found[0] if len(found) == 1 else None
-
-
-def _finish(
-    maps: Sequence[LabelMap | None],
-    files: Sequence[ImageFile],
-    labels: str,
-    ignored: Sequence[int] | None,
-    notices: list[str],
-    *,
-    shared: bool = False,
-    named: int | None = None,
-) -> Labels:
-    """Checks sizes, finds the classes window by window, and pairs rasters with files.
-
-    A raster that is `shared` by all files which it fits is that of the file `named` alone where no georeference says that it lies
-    where others do.
-    """
-    rasters = [None if one is None else one.file for one in maps]
-    fits = [
-        raster is not None
-        and (raster.height, raster.width) == (file.height, file.width)
-        and raster.count in (1, file.count)
-        and same_place(raster, file)
-        for raster, file in zip(rasters, files, strict=True)
-    ]
-    unfit = [(raster, file) for raster, file, fit in zip(rasters, files, fits, strict=True) if raster is not None and not fit]
-    if not any(fits) or (not shared and unfit):
-        raise _misfit(*unfit[0], files, labels)
-    if shared:
-        fits = _of_one_raster(rasters[0], files, fits, labels, named, notices)
-    missing = [file.path.name for file, fit in zip(files, fits, strict=True) if not fit]
-    if missing and shared:
-        notices.append(
-            f"the labels apply to the {sum(fits)} images of their size and place; {len(missing)} others have none "
-            f"({_listed(missing)})"
-        )
-    shifts = [
-        (
-            file.path,
-            [f"{file.path.name}: the labels lie {shift} beside the image, and are taken for its pixels' (as up to half of one)"],
-        )
-        for raster, file, fit in zip(rasters, files, fits, strict=True)
-        if raster is not None and fit and (shift := describe_shift(raster, file)) is not None
-    ]
-    notices.extend(said_once(shifts))
-    unique = [raster for raster, fit in zip(rasters, fits, strict=True) if raster is not None and fit][: 1 if shared else None]
-    values: set[int] = set()
-    for raster in unique:
-        values |= _values(raster, labels)
-    values -= _unlabelled(values, ignored, all(one.zero_unlabelled for one in maps if one is not None), notices)
-    if not values:
-        raise DataError(f"{labels}: no pixel has a label", hint="check data.labels and data.ignored_labels")
-    _few(values, labels)
-    ordered = tuple(sorted(values))
-    told = {one.names for one in maps if one is not None}
-    called = told.pop() if len(told) == 1 else ()
-    names = tuple(called[value] if ordered[-1] < len(called) else str(value) for value in ordered)
-    paired = tuple(
-        LabelRaster(raster, ordered) if raster is not None and fit else None for raster, fit in zip(rasters, fits, strict=True)
-    )
-    return Labels(names, rasters=paired)
-
-
-def _misfit(raster: ImageFile, file: ImageFile, files: Sequence[ImageFile], labels: str) -> DataError:
-    """Why a raster's labels are not those of a file, one of the files that they may be of."""
-    if (raster.height, raster.width) == (file.height, file.width) and not same_place(raster, file):
-        return DataError(
-            f"{labels}: the labels lie elsewhere than {file.path.name}: {describe_difference(raster, file)}",
-            hint="warp them to the image's grid; where the pixels do match, save them without a georeference",
-        )
-    if (raster.height, raster.width) == (file.height, file.width):
-        return DataError(
-            f"{labels}: {raster.count} label maps, and {file.path.name} holds {file.count} image{'s' * (file.count > 1)}",
-            hint="one map is needed for each image, or one for all; set data.labels = 'none' to use no labels",
-        )
-    others = sorted({f"{file.height}×{file.width}" for file in files})
-    way = "name a label raster of the images' size with data.labels"
-    if raster.georeference is not None and file.georeference is not None:
-        way = "warp them to the image's grid, by nearest neighbour"
-    return DataError(
-        f"{labels}: the labels are {raster.height}×{raster.width} px, the images {', '.join(others[:3])} px ({file.path.name})",
-        hint=f"{way}, or set data.labels = 'none'",
-    )
-
-
-def _of_one_raster(
-    raster: ImageFile | None, files: Sequence[ImageFile], fits: list[bool], labels: str, named: int | None, notices: list[str]
-) -> list[bool]:
-    """Which of the files that one raster fits it is taken for: of the same size are those of other places too."""
-    assert raster is not None
-    unsure = [fit and (raster.georeference is None or file.georeference is None) for file, fit in zip(files, fits, strict=True)]
-    if named is not None:
-        sure = [fit and (index == named or not unsure[index]) for index, fit in enumerate(fits)]
-        if not any(sure):
-            misfit, name = _misfit(raster, files[named], [files[named]], labels), files[named].path.name
-            raise DataError(misfit.message, hint=f"{misfit.hint}; labels of other images must not be called like {name}")
-        if sure != fits:
-            notices.append(
-                f"labels: {raster.path.name} is called like {files[named].path.name}, and not taken for other images of its size "
-                "whose georeference does not say that they lie there"
-            )
-        return sure
-    if any(unsure) and sum(fits) > 1:
-        notices.append(
-            f"labels: {raster.path.name} is taken for {sum(unsure)} of the images of its size though no georeference says that "
-            "they lie there: right for dates of one place; else call it like the image that it is of (image_labels.tif)"
-        )
-    return fits
-
-
-def _unlabelled(values: set[int], ignored: Sequence[int] | None, by_convention: bool, notices: list[str]) -> set[int]:
-    """Those of a map's values that mean "no label"."""
-    if ignored is not None:
-        return set(ignored)
-    if 0 not in values or len(values) < 2:
-        return set()
-    if len(values) == 2:
-        # A mask, whose two values are classes.
-        if by_convention:
-            notices.append(f"labels: 0 and {max(values)} are two classes (set data.ignored_labels = [0] if 0 means 'no label')")
-        return set()
-    if by_convention:
-        notices.append("labels: 0 means 'no label', as such files have it (set data.ignored_labels = [] if it is a class)")
-        return {0}
-    notices.append("labels: 0 counts as a class (set data.ignored_labels = [0] if it means 'no label')")
-    return set()
-
-
-def _values(raster: ImageFile, labels: str) -> set[int]:
-    values: set[int] = set()
-    for index in range(raster.count):
-        for window in tiles(raster.height, raster.width, TILE):
-            image = raster.read(index, window)
-            found = np.unique(image.pixels[image.valid])
-            if (found != np.round(found)).any():
-                raise DataError(f"{labels}: the labels are no whole numbers", hint="check data.labels")
-            values.update(int(value) for value in found if value >= 0)
-            _few(values, labels)
-    return values
-
-
-def _few(values: Sized, labels: str) -> None:
-    if len(values) > MAX_CLASSES:
-        raise DataError(f"{labels}: more than {MAX_CLASSES} different values: these are no classes", hint="check data.labels")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""What is told of many files alike, in one line."""
+"""What is told of many files, in one line."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def said_once(told: Iterable[tuple[Path, Sequence[str]]]) -> list[str]:
             first.setdefault(what, notice)
             count[what] += 1
     return [notice if count[what] == 1 else f"{notice} ({count[what]} files)" for what, notice in first.items()]
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first three of names, for a sentence."""
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

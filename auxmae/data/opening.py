@@ -23,7 +23,8 @@ from auxmae.data.exclusion import Exclusion
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, ReadOptions
 from auxmae.data.joining import join_channels
-from auxmae.data.labels import check_label_file, folder_labels, is_label_raster, label_place, label_size, load_labels, own_labels
+from auxmae.data.label_rasters import is_label_raster
+from auxmae.data.labels import check_label_file, folder_labels, label_place, label_size, load_labels, own_labels
 from auxmae.data.notices import said_once
 from auxmae.data.pairing import ImageNames, shorter_names
 from auxmae.data.pixel_checks import check_pixels, how_to_do_without

@@ -45,7 +45,7 @@ def test_pixels_of_each_class_are_counted(tmp_path: Path) -> None:
 
 def test_a_large_raster_is_counted_tile_by_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("auxmae.data.collection.TILE", 17)
-    monkeypatch.setattr("auxmae.data.labels.TILE", 13)
+    monkeypatch.setattr("auxmae.data.label_rasters.TILE", 13)
     truth = RNG.integers(0, 5, (50, 64))
     np.save(tmp_path / "cube.npy", RNG.random((6, 50, 64)))
     np.save(tmp_path / "truth.npy", truth)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from auxmae.data.collection import Collection, memory_file
 from auxmae.data.dataset import ImageDataset
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window
-from auxmae.data.labels import LabelRaster
+from auxmae.data.label_rasters import LabelRaster
 from auxmae.data.loading import Loader
 from auxmae.data.opening import open_collection
 from auxmae.data.splits import Part, split_collection
