@@ -94,9 +94,9 @@ def check_backend() -> None:
 
 
 def overruled(settings: SettingsTree) -> list[str]:
-    """That AUXMAE_KERNELS stands over another kernels.backend, in a sentence for people; nothing where it does not."""
+    """That AUXMAE_KERNELS stands over a chosen kernels.backend, in a sentence for people; nothing where it does not."""
     wanted, used = settings.kernels.backend, os.environ.get("AUXMAE_KERNELS") or settings.kernels.backend
-    return [] if used == wanted else [f"AUXMAE_KERNELS={used} stands over kernels.backend = {wanted!r}"]
+    return [] if wanted in (used, "auto") else [f"AUXMAE_KERNELS={used} stands over kernels.backend = {wanted!r}"]
 
 
 def configure(settings: SettingsTree, local_rank: int | None = None) -> torch.device:

@@ -153,7 +153,7 @@ def main() -> int:
         documents.append(document)
     entries = table(documents)
     compared = sum(speedup(rows) is not None for rows in kernel_rows(documents))
-    if not compared:
+    if not compared and arguments.output.resolve() == TABLE.resolve():
         # An empty table would take away what was measured before.
         print("error: these documents hold no comparison of a Triton kernel with PyTorch", file=sys.stderr)
         return 1

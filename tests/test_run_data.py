@@ -263,10 +263,10 @@ def test_kernels_that_the_environment_chooses_in_place_of_the_settings_are_told(
     own = {"data": {"source": write_bands(tmp_path / "own.tif", 3)}}
     run = create_run(str(tmp_path / "run"), SettingsTree.model_validate(own))
     model, told = small_model(("C1", "C2", "C3")), "AUXMAE_KERNELS=torch stands over kernels.backend = 'triton'"
-    for variable, backend in (("torch", "triton"), ("torch", "torch"), ("", "triton")):
+    for variable, backend in (("torch", "triton"), ("torch", "torch"), ("torch", "auto"), ("", "triton")):
         monkeypatch.setenv("AUXMAE_KERNELS", variable)
         settings = settings_on_data(run, overrides=[f"kernels.backend={backend}"])
-        assert (told in open_run_collection(run, model, settings)[1].notices) == (bool(variable) and variable != backend)
+        assert (told in open_run_collection(run, model, settings)[1].notices) == (variable == "torch" and backend == "triton")
 
 
 @pytest.mark.parametrize(

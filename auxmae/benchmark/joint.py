@@ -145,21 +145,33 @@ class _Fused(nn.Module):
         return loss
 
 
+def has_vit_mae() -> bool:
+    """Whether transformers is installed.
+
+    Raises:
+        MissingDependencyError: it is, and its ViTMAE cannot be imported.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        return False
+    try:
+        from transformers import ViTMAEConfig, ViTMAEForPreTraining  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        raise MissingDependencyError(
+            f"transformers is installed and cannot be imported: {' '.join(str(error).split())[:200]}",
+            hint="pip install 'auxmae[peers]' mends it, pip uninstall transformers leaves its ViTMAE out",
+        ) from error
+    return True
+
+
 def vit_mae(case: ModelCase, decoder: Decoder | None = None) -> nn.Module | None:
     """transformers' ViTMAE with all channels in one token; None where transformers is not installed.
 
     Raises:
         MissingDependencyError: it is, and cannot be imported.
     """
-    if importlib.util.find_spec("transformers") is None:
+    if not has_vit_mae():
         return None
-    try:
-        from transformers import ViTMAEConfig, ViTMAEForPreTraining
-    except (ImportError, RuntimeError) as error:
-        raise MissingDependencyError(
-            f"transformers is installed and cannot be imported: {' '.join(str(error).split())[:200]}",
-            hint="pip install 'auxmae[peers]' mends it, pip uninstall transformers leaves its ViTMAE out",
-        ) from error
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     light = decoder or case
     config: Any = ViTMAEConfig(

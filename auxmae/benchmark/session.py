@@ -15,6 +15,7 @@ import torch
 
 from auxmae.benchmark import data_suite, kernel_suite, scaling, suites
 from auxmae.benchmark.environment import environment
+from auxmae.benchmark.joint import has_vit_mae
 from auxmae.benchmark.kernel_cases import kernel_cases
 from auxmae.benchmark.measure import Key, Visit
 from auxmae.benchmark.roofline import achieved, ceilings
@@ -87,6 +88,7 @@ def run(
 
     Raises:
         UsageError: a pattern means no case, or the device cannot run a suite.
+        MissingDependencyError: transformers is installed, and cannot be imported.
     """
     if "kernels" in request.suites and device.type == "mps":
         raise UsageError("the suite kernels compares with results in fp64, which MPS does not have", hint="give --device cpu")
@@ -99,6 +101,9 @@ def run(
         if progress:
             progress("opening the data")
         data()
+    if "model" in request.suites:
+        # Likewise a peer that cannot be imported.
+        has_vit_mae()
     if progress:
         progress("measuring the machine's ceilings")
     limits = ceilings(device, request.dtype, quick=request.quick)

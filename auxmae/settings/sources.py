@@ -445,6 +445,9 @@ def _value_fault(table: str, key: str, value: object, detail: ErrorDetails, orig
         # A shell takes away the quotes of a list; in a file and in Python quotes would make a text of it.
         in_shell = origin.rank > 1 and origin.label
         proposal = wording.did_you_mean(meant) if in_shell else f"; did you mean {meant}?" if meant else ""
+        if in_shell and meant == value:
+            # Inner quotes, which no shell has taken away.
+            proposal = f"; did you mean {meant}, without the inner quotes?"
     return f"{wrong} is wrong, expected {wording.expectation(table, key)}{proposal}"
 
 

@@ -119,6 +119,8 @@ def meant_value(table: str, key: str, text: str) -> str | None:
     array = kinds["array"]
     kind = (array.get("prefixItems") or [array["items"]])[0].get("type")
     parts = [part.strip(" '\"") for part in text.strip("[]() ").split(",")]
+    if not array.get("minItems", 0) <= len(parts) <= array.get("maxItems", len(parts)):
+        return None
     if kind == "string":
         items = [json.dumps(part, ensure_ascii=False) if part else None for part in parts]
     else:

@@ -53,7 +53,8 @@ def way_to_change(name: str) -> str:
     """What to do where --resume is given another value of a setting, "table.key", than the run's."""
     table, _, key = name.partition(".")
     if table == "train" and key in OF_THE_LENGTH:
-        return f"write it into the run's {SETTINGS_NAME}, then give --resume alone"
+        beside = ", beside train.max_minutes, which ends a training too" if key in ("epochs", "max_steps") else ""
+        return f"write it into the run's {SETTINGS_NAME}{beside}; then give --resume alone"
     return "to change something, start a new run with --init-from"
 
 

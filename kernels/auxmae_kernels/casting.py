@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from auxmae_kernels import boundary
+
 
 def product_type(x: Tensor) -> torch.dtype:
     """The type that x has as an operand of a matrix product: autocast's, or its own."""
@@ -30,7 +32,7 @@ def cast(x: Tensor) -> Tensor:
 def cast_weight(weight: Tensor) -> Tensor:
     """`cast`, of a weight that `cast_together` may have brought over already."""
     # A compiler joins the casts by itself, and cannot look into a thread's own variables.
-    if not torch.compiler.is_compiling() and torch.is_autocast_enabled("cuda"):
+    if not torch.compiler.is_compiling() and torch.is_autocast_enabled("cuda") and not boundary.differentiated_otherwise():
         group: _Group | None = getattr(_active, "group", None)
         if group is not None and weight in group:
             return group.get(weight)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from auxmae.benchmark.compare import compare, regressions
+from auxmae.benchmark.compare import compare, read_document, regressions
 from auxmae.benchmark.suites import OURS, PLAIN
 from auxmae.cli.app import app
 from auxmae.errors import DataError, UsageError
@@ -345,6 +345,16 @@ def test_what_others_are_compared_with_decides_by_its_time_where_no_ratio_does()
             each["rows"] += [row | {"pass": "forward"} for row in beside(fast, fast)["rows"]]
         found = {change.key[2:]: change.verdict for change in compare(before, after, 0.1)}
         assert (found[PLAIN, "step"], found[PLAIN, "forward"]) == ("slower", "the same")
+
+
+@pytest.mark.parametrize(
+    "path",
+    # The others are of other scripts.
+    [path for path in sorted(RECORDED.glob("*.json")) if {"rows", "device"} <= json.loads(path.read_text()).keys()],
+    ids=lambda path: path.stem,
+)
+def test_recordings_of_any_time_can_be_shown(path):
+    assert read_document(path, shown=True)["rows"]
 
 
 @pytest.mark.parametrize("first", sorted(RECORDED.glob("*-1.json")), ids=lambda path: path.stem)

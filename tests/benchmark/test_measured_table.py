@@ -152,17 +152,27 @@ def test_a_table_that_is_none_is_said(tmp_path, monkeypatch, content):
         dispatch._entries()
 
 
-@pytest.mark.parametrize(
-    ("content", "told"), [("[]", "{path}: no benchmark's document"), ('{"rows": []}', "these documents hold no comparison")]
-)
-def test_a_document_without_what_is_needed_is_one_line(repository, tmp_path, content, told):
-    (tmp_path / "in.json").write_text(content)
+def test_a_broken_document_is_one_line(repository, tmp_path):
+    (tmp_path / "in.json").write_text("[]")
     command = [sys.executable, str(repository / "benchmarks" / "measured.py"), str(tmp_path / "in.json"), "--output"]
     done = subprocess.run([*command, str(tmp_path / "out.json")], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: " + told.format(path=tmp_path / "in.json"))
+    assert line.startswith(f"error: {tmp_path / 'in.json'}")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_no_comparison_leaves_dispatchs_own_table_alone(measured, tmp_path, monkeypatch, capsys):
+    (tmp_path / "in.json").write_text('{"rows": []}')
+    (tmp_path / "table.json").write_text("what was measured before")
+    monkeypatch.setattr(measured, "TABLE", tmp_path / "table.json")
+    monkeypatch.setattr(sys, "argv", ["measured.py", str(tmp_path / "in.json")])
+    assert measured.main() == 1
+    assert "hold no comparison" in capsys.readouterr().err
+    assert (tmp_path / "table.json").read_text() == "what was measured before"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--output", str(tmp_path / "out.json")])
+    assert measured.main() == 0
+    assert json.loads((tmp_path / "out.json").read_text()) == []
 
 
 def test_the_usage_line_makes_the_committed_table(measured, repository, tmp_path):

@@ -45,6 +45,20 @@ def test_on_a_cpu_and_in_full_precision_weights_are_cast_alone(entered):
             assert casting.cast_weight(weight.double()).dtype == torch.float64
 
 
+def test_transforms_see_weights_that_are_cast_alone(monkeypatch):
+    """As on a GPU under autocast: `CastTogether` has no rule for vmap."""
+    monkeypatch.setattr(casting, "product_type", lambda x: torch.bfloat16)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device=None: True)
+
+    def loss(weight):
+        with cast_together([weight]):
+            return casting.cast_weight(weight).float().square().sum()
+
+    stacked = torch.randn(4, 3)
+    found = torch.func.vmap(torch.func.grad(loss))(stacked)
+    assert torch.equal(found, (2 * stacked.bfloat16().float()).bfloat16().float())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_one_launch_brings_all_of_them():

@@ -218,6 +218,7 @@ def test_a_fault_in_the_file_is_one_line_with_its_place(tmp_path, text, parts):
         ("train.compile=True", ["did you mean 'true'?"]),
         ("train.learning_rate=.5", ["train.learning_rate: '.5'", "did you mean '0.5'?"]),
         ("train.epochs=007", ["did you mean '7'?"]),
+        ('train.epochs="3"', ["train.epochs: '3'", "did you mean 3, without the inner quotes?"]),
         ("data.channels=B01,B 2", ["""; did you mean '["B01", "B 2"]'?"""]),
         # as a shell leaves it of ["B01", "B02"]
         ("data.channels=[B01, B02]", ["""; did you mean '["B01", "B02"]'?"""]),
@@ -236,7 +237,7 @@ def test_a_fault_on_the_command_line_names_the_option(tmp_path, override, parts)
 @pytest.mark.parametrize(
     "override",
     ["train.epochs=x", "train.epochs=3.5x", "train.epochs=", "data.channels=", "data.channels=a,,b", "data.nodata=inf_",
-     "data.ignored_labels=0,x", "model.channel_groups=a,b", "masking.mixture=shared"],
+     "data.ignored_labels=0,x", "train.betas=.9", "data.size=100,100,3", "model.channel_groups=a,b", "masking.mixture=shared"],
 )  # fmt: skip
 def test_no_value_is_proposed_where_none_was_meant(tmp_path, override):
     assert "did you mean" not in fault(tmp_path, overrides=[override])

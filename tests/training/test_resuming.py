@@ -35,12 +35,11 @@ from tests.training.small_runs import Heard, folder_of_images, settings_for, wei
 def test_what_the_environment_says_of_a_run_that_goes_on_is_told(tmp_path, monkeypatch):
     run = train(settings_for(tmp_path / "run", train={"max_steps": 1})).run
     heard = Heard()
-    monkeypatch.setenv("AUXMAE_KERNELS", "torch")
     monkeypatch.setenv("AUXMAE_RUN__THREADS", "1")
     monkeypatch.setenv("AUXMAE_TRAIN__MAX_STEPS", "2")
     assert train(SettingsTree(), resume=run, reporter=heard).outcome.step == 1
     words = "AUXMAE_RUN__THREADS, AUXMAE_TRAIN__MAX_STEPS: not read, since the run has its own settings"
-    assert {f"note: {words}", "note: AUXMAE_KERNELS=torch stands over kernels.backend = 'auto'"} <= set(heard.messages)
+    assert f"note: {words}" in heard.messages
     monkeypatch.setenv("AUXMAE_TRAIN__MAXSTEPS", "2")
     with pytest.raises(SettingsError, match=r"AUXMAE_TRAIN__MAXSTEPS: unknown variable.*'AUXMAE_TRAIN__MAX_STEPS'"):
         train(SettingsTree(), resume=run)
@@ -507,7 +506,10 @@ def test_a_run_goes_on_on_a_machine_that_needs_other_settings(tmp_path):
 
 
 def test_all_else_of_a_run_that_goes_on_is_as_before(tmp_path):
-    with pytest.raises(UsageError, match=r"--set train\.epochs cannot be given with it .*write it into the run's settings\.toml"):
+    with pytest.raises(
+        UsageError,
+        match=r"--set train\.epochs cannot be given with it .*write it into the run's settings\.toml, beside train\.max_minutes",
+    ):
         train(SettingsTree(), resume=tmp_path, overrides=["run.device=cpu", "train.epochs=3"])
     with pytest.raises(UsageError, match=r"--set loss\.kind cannot be given with it .*--init-from"):
         train(SettingsTree(), resume=tmp_path, overrides=["loss.kind=mse"])
