@@ -18,9 +18,9 @@ from auxmae.errors import DataError
 NO_SPREAD = "no spread"
 ANOTHER_SIZE = "another size"
 OF_A_BASE = "of what the others are compared with, a ratio cannot tell load from a change of its own"
-# What a row holds besides what identifies it and its times, if it is to be shown; one without times; and of some suites more.
-_SHOWN, _SHOWN_WITHOUT = ("peak_bytes", "images_per_second"), ("status", "reason")
-_SHOWN_OF = {"model": ("parameters",), "kernels": ("backend",), "scaling": ("axis", "sizes")}
+# What a row holds besides what identifies it and its times, if it is to be shown; of some suites more.
+_SHOWN = ("peak_bytes", "images_per_second")
+_SHOWN_OF = {"kernels": ("backend",), "scaling": ("axis", "sizes")}
 # Part by which a median may differ from that of its samples: a document may have been rounded.
 ROUNDED = 1e-6
 
@@ -103,7 +103,10 @@ def _fault(row: dict[str, Any], *, shown: bool) -> tuple[str, str] | None:
     length = row.get("samples_a_visit", 1)
     if not isinstance(length, int) or (length < 1 and row["samples_ms"]):
         return "samples_a_visit", "is no number of samples"
-    more = _SHOWN_WITHOUT if row["median_ms"] is None else ()
+    more = [
+        *(("status", "reason") if row["median_ms"] is None else ()),
+        *(("parameters",) if row["suite"] == "model" and row.get("flops") is not None else ()),
+    ]
     for key in (*_SHOWN, *_SHOWN_OF.get(row["suite"], ()), *more) if shown else ():
         if key not in row:
             return key, "is missing"

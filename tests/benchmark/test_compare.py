@@ -169,7 +169,9 @@ def test_what_no_measurement_writes_is_told(run, tmp_path, edited, told):
 
 @pytest.mark.parametrize("key", ["images_per_second", "peak_bytes", "parameters", "status"])
 def test_a_document_that_lacks_what_is_shown_is_told(tmp_path, key):
-    row = document([2.0])["rows"][0] | {"images_per_second": 1.0, "peak_bytes": None, "parameters": 1}
+    # Of what was counted nothing else is shown; and why there is no time, where there is none.
+    row = document([2.0])["rows"][0] | {"images_per_second": 1.0, "peak_bytes": None, "parameters": 1, "flops": 1}
+    row |= {"median_ms": None, "samples_ms": []} if key == "status" else {}
     (tmp_path / "a.json").write_text(json.dumps({"rows": [{name: value for name, value in row.items() if name != key}]}))
     done = CliRunner().invoke(app, ["benchmark", "--from", str(tmp_path / "a.json")])
     assert isinstance(done.exception, DataError)
