@@ -66,6 +66,7 @@ def pair_rasters(
     *,
     shared: bool = False,
     named: int | None = None,
+    stranger: str | None = None,
 ) -> tuple[tuple[str, ...], tuple[LabelRaster | None, ...]]:
     """Label rasters and the files that they are of → class names, and a raster for each file (None: it has none).
 
@@ -80,6 +81,8 @@ def pair_rasters(
         shared: they are one raster, of all files which it fits.
         named: the file that a shared raster is called like, and taken for alone where no georeference says that it lies where
             others do.
+        stranger: an image that is left out and that a shared raster is called like: it is taken for those alone of which
+            georeferences say that it lies there.
 
     Raises:
         DataError: a raster fits no image, or holds no classes.
@@ -96,7 +99,7 @@ def pair_rasters(
     if not any(fits) or (not shared and unfit):
         raise _misfit(*unfit[0], files, labels)
     if shared:
-        fits = _of_one_raster(rasters[0], files, fits, labels, named, notices)
+        fits = _of_one_raster(rasters[0], files, fits, labels, named, stranger, notices)
     missing = [file.path.name for file, fit in zip(files, fits, strict=True) if not fit]
     if missing and shared:
         notices.append(
@@ -153,19 +156,32 @@ def _misfit(raster: ImageFile, file: ImageFile, files: Sequence[ImageFile], labe
 
 
 def _of_one_raster(
-    raster: ImageFile | None, files: Sequence[ImageFile], fits: list[bool], labels: str, named: int | None, notices: list[str]
+    raster: ImageFile | None,
+    files: Sequence[ImageFile],
+    fits: list[bool],
+    labels: str,
+    named: int | None,
+    stranger: str | None,
+    notices: list[str],
 ) -> list[bool]:
     """Which of the files that one raster fits it is taken for: of the same size are those of other places too."""
     assert raster is not None
     unsure = [fit and (raster.georeference is None or file.georeference is None) for file, fit in zip(files, fits, strict=True)]
-    if named is not None:
+    called = files[named].path.name if named is not None else stranger
+    if called is not None:
         sure = [fit and (index == named or not unsure[index]) for index, fit in enumerate(fits)]
-        if not any(sure):
-            misfit, name = _misfit(raster, files[named], [files[named]], labels), files[named].path.name
-            raise DataError(misfit.message, hint=f"{misfit.hint}; labels of other images must not be called like {name}")
+        if not any(sure) and named is None:
+            raise DataError(
+                f"{labels}: it is called like {called}, which is left out, and no georeference says that it lies where another "
+                "image does",
+                hint=f"leave {called} in, or call the labels like the image that they are of",
+            )
+        if not any(sure) and named is not None:
+            misfit = _misfit(raster, files[named], [files[named]], labels)
+            raise DataError(misfit.message, hint=f"{misfit.hint}; labels of other images must not be called like {called}")
         if sure != fits:
             notices.append(
-                f"labels: {raster.path.name} is called like {files[named].path.name}, and not taken for other images of its size "
+                f"labels: {raster.path.name} is called like {called}, and not taken for other images of its size "
                 "whose georeference does not say that they lie there"
             )
         return sure

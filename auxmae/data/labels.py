@@ -175,7 +175,9 @@ def load_labels(
         per_image, names = _image_classes(found, ignored, labels)
         return Labels(names, per_image)
     named = None if place is None else _called_like_one(place[0], image_names)
-    return _of_pixels(pair_rasters([found] * len(files), files, labels, ignored, notices, shared=True, named=named))
+    stranger = None if place is None else image_names.left_out_like(place[0].absolute().as_posix())
+    maps = [found] * len(files)
+    return _of_pixels(pair_rasters(maps, files, labels, ignored, notices, shared=True, named=named, stranger=stranger))
 
 
 def _of_pixels(found: tuple[tuple[str, ...], tuple[LabelRaster | None, ...]]) -> Labels:

@@ -107,12 +107,21 @@ class ImageNames:
 
     def called_like(self, raster: str) -> str | None:
         """The longest of a label raster's `shorter_names` that may mean an image; None: there is none, or it is one left out."""
+        names, name = self._longest(raster)
+        return name if names is self else None
+
+    def left_out_like(self, raster: str) -> str | None:
+        """The relative path of an image left out that a label raster is called like; None: of none, or rather like one in use."""
+        names, name = self._longest(raster)
+        return None if names is None or names is self else names.relative_paths[names.find(name)[0]]
+
+    def _longest(self, raster: str) -> tuple[ImageNames | None, str]:
+        """The images, those in use or those left out, and the longest of a label raster's `shorter_names` that may mean one."""
         for name in shorter_names(raster):
-            if self.find(name):
-                return name
-            if self._left_out is not None and self._left_out.find(name):
-                return None
-        return None
+            for names in (self, self._left_out):
+                if names is not None and names.find(name):
+                    return names, name
+        return None, ""
 
 
 def composed(text: str) -> str:

@@ -87,9 +87,10 @@ def test_labels_of_an_image_that_is_left_out_are_no_others(tmp_path, how):
     assert collection.relative_paths == ("c.npy", "scene.npy")
     assert [collection.has_label_map(item) for item in range(2)] == [True, False]
     assert any("1 are called like no image (scene_2.png)" in notice for notice in collection.notices)
-    # Nor is such a raster by itself called like the other one.
-    alone = open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks" / "scene_2.png"), **options)
-    assert not any("is called like scene.npy" in notice for notice in alone.notices)
+    # Nor is such a raster by itself of any of them.
+    with pytest.raises(DataError, match=r"scene_2\.png: it is called like scene_2\.npy, which is left out") as told:
+        open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks" / "scene_2.png"), **options)
+    assert "call the labels like the image that they are of" in told.value.hint
 
 
 def test_what_is_left_out_beside_images_may_be_called_like_labels(tmp_path):

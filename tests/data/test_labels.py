@@ -290,6 +290,17 @@ def test_labels_called_like_one_image_are_not_those_of_others(tmp_path):
     assert [raster is not None for raster in found.label_rasters] == [False, True, False]
 
 
+def test_labels_called_like_an_image_left_out_are_those_of_its_place(tmp_path):
+    for name, east in (("first", 400_000), ("later", 400_000), ("there", 700_000)):
+        placed(tmp_path / f"{name}.tif", pixels(5, 90, 90), east)
+    write(tmp_path / "nowhere.tif", pixels(5, 90, 90))
+    labels = placed(tmp_path / "first_truth.tif", RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8), 400_000)
+    found = open_collection(str(tmp_path), labels=str(labels), exclude=("first.tif",))
+    assert found.relative_paths == ("later.tif", "nowhere.tif", "there.tif")
+    assert [raster is not None for raster in found.label_rasters] == [True, False, False]
+    assert any("first_truth.tif is called like first.tif, and not taken for other images" in one for one in found.notices)
+
+
 def test_a_picture_of_colours_says_no_classes(tmp_path):
     scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
     colours = RNG.integers(0, 2, (1, 90, 90), dtype=np.uint8) * np.array([255, 80, 0], dtype=np.uint8)[:, None, None]
