@@ -6,6 +6,7 @@ Everywhere, classes are numbered 0, 1, … in the order of their original values
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -26,6 +27,9 @@ from auxmae.data.plates import STORE
 from auxmae.data.tables import MISSING, PART_NAMES, TABLE_SUFFIXES, classes, numbered_labels, table_labels
 from auxmae.errors import DataError
 from auxmae.places import expanded
+
+# Share of the names that hold as many numbers as each other from which on they are numbered.
+_NUMBERED = 0.9
 
 
 @dataclass(frozen=True)
@@ -198,9 +202,11 @@ def _tell_order(labels: str, paths: Sequence[str], notices: list[str]) -> None:
         return tuple(re.sub(r"\d+", lambda number: number[0].zfill(digits), part) for part in PurePosixPath(path).parts)
 
     named, numbered = sorted(paths, key=lambda path: PurePosixPath(path).parts), sorted(paths, key=by_number)
-    # The digits of names that have nothing else in common, such as hashes, are no numbers.
+    # The digits of names that have nothing else in common, such as hashes, are no numbers; nor where they stand in more or fewer
+    # places from name to name, as in short hashes, of which many are the same but for their digits.
     alike = len({re.sub(r"\d+", "0", path) for path in paths}) <= len(paths) // 2
-    if alike and numbered not in (named, list(paths)):
+    places = Counter(len(re.findall(r"\d+", path)) for path in paths).most_common(1)[0][1]
+    if alike and places >= _NUMBERED * len(paths) and numbered not in (named, list(paths)):
         one, other = next(pair for pair in zip(named, numbered, strict=True) if pair[0] != pair[1])
         raise DataError(
             f"{labels}: which image is each entry of? By name {one} comes before {other}, by number behind it",

@@ -13,11 +13,15 @@ from auxmae.data.opening import open_collection
 from auxmae.errors import DataError
 from tests.data.small_files import RNG, pixels
 
+HASHES = sorted({f"{number:04x}" for number in np.random.default_rng(7).integers(16**4, size=300)})
+
 
 def pictures(folder: Path, *names: str, size: int = 160) -> str:
     folder.mkdir()
     for name in names:
-        Image.fromarray(RNG.integers(1, 255, (size, size, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+        path = folder / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(RNG.integers(1, 255, (size, size, 3), dtype=np.uint8)).save(path)
     return str(folder)
 
 
@@ -59,7 +63,8 @@ def test_labelled_images_are_no_scenes(tmp_path: Path, name: str, key: str) -> N
         (["a1", "a2", "b"], "a1.png, a2.png, b.png"),
         # No number tells these apart.
         (["a.b", "a", "a1", "A"], "A.png, a.b.png, …, a1.png"),
-        # Of hashes digits are no numbers.
+        # Of hashes digits are no numbers, though many short ones are the same but for them.
+        (HASHES, f"{HASHES[0]}.png, {HASHES[1]}.png, …, {HASHES[-1]}.png"),
         (["a3f9", "a12b", "c7"], "a12b.png, a3f9.png, c7.png"),
         ([f"img_{number:02}" for number in range(12)], "img_00.png, img_01.png, …, img_11.png"),
     ],
@@ -68,6 +73,21 @@ def test_the_order_of_entries_is_told(tmp_path: Path, names: list[str], order: s
     labels = array(tmp_path / "y.npy", len(names))
     collection = open_collection(pictures(tmp_path / "images", *names, size=24), labels=labels)
     assert f"labels: the entries of {labels} are taken for the images in this order: {order}" in collection.notices
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"img_{number}" for number in range(1, 301)],
+        [*(f"img_{number}" for number in range(1, 31)), "overview"],
+        [f"{animal}/{number}" for animal in ("cat", "dog") for number in range(1, 11)],
+    ],
+    ids=["many", "and another", "in folders"],
+)
+def test_numbered_images_are_told_from_hashes(tmp_path: Path, names: list[str]) -> None:
+    source = pictures(tmp_path / "images", *names, size=24)
+    with pytest.raises(DataError, match="which image is each entry of"):
+        open_collection(source, labels=array(tmp_path / "y.npy", len(names)))
 
 
 def test_entries_of_numbered_images_are_asked_about(tmp_path: Path) -> None:
