@@ -29,9 +29,12 @@ _APART, _CROWD = 100, 0.05
 
 
 class _Look(NamedTuple):
-    """What a look at an image tells: its value farthest from 0, and what copies of it have in common, as far as was asked."""
+    """What a look at an image tells: its value farthest from 0 where it was looked at, whether that was all of it, and what
+    copies of it have in common, where it was.
+    """
 
     farthest: float
+    whole: bool
     digest: bytes | None
 
 
@@ -101,7 +104,7 @@ def _look(collection: Collection, item: int) -> _Look | None:
         image = collection.read(item, window)
         if image.valid.any():
             whole = image.pixels.shape[1:] == (file.height, file.width)
-            return _Look(farthest(image.pixels), _digest(image.pixels) if whole else None)
+            return _Look(farthest(image.pixels), whole, _digest(image.pixels) if whole else None)
     return None
 
 
@@ -165,7 +168,8 @@ def _tell_of_outliers(collection: Collection, looks: Mapping[int, _Look]) -> Non
 
 def _tell_of_units(collection: Collection, looks: Mapping[int, _Look]) -> None:
     """Of two crowds of images whose values lie far apart, as files of reflectance among files of counts."""
-    reached = sorted((look.farthest, item) for item, look in looks.items() if look.farthest > 0)
+    # A window of a large image says little of it: of an elevation model it may be the sea.
+    reached = sorted((look.farthest, item) for item, look in looks.items() if look.whole and look.farthest > 0)
     least = max(2, math.ceil(_CROWD * len(reached)))
     for place in range(least, len(reached) - least + 1):
         (low, small), (high, large) = reached[place - 1 : place + 1]

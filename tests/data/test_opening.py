@@ -223,3 +223,13 @@ def test_images_of_other_units_are_told(tmp_path: Path) -> None:
         assert warning.startswith("4 of 12 images reach 0.")
         assert "and 8 at least " in warning
     assert not open_collection(str(tmp_path / "alike")).warnings
+
+
+def test_large_images_of_which_a_part_reaches_less_are_not_of_other_units(tmp_path: Path) -> None:
+    """Elevation models whose windows looked at are at sea level."""
+    for number in range(4):
+        heights = RNG.uniform(500, 2000, (1, 600, 600)).astype(np.float32)
+        if number < 2:
+            heights[:, 80:, 80:] = RNG.uniform(0, 4, (520, 520))
+        write(tmp_path / f"{number}.tif", heights)
+    assert not open_collection(str(tmp_path)).warnings
