@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import dropwhile
@@ -65,9 +66,10 @@ class ImageNames:
 
     @cached_property
     def wells(self) -> dict[str, list[int]]:
-        """The groups by `well`; empty where one is no well, or two are the same."""
-        wells = {well(name): indices for name, indices in self.groups.items()}
-        return {} if None in wells or len(wells) < len(self.groups) else {str(name): found for name, found in wells.items()}
+        """The groups that are wells, by `well`, but for those that are the same one."""
+        named = [(well(name), indices) for name, indices in self.groups.items()]
+        count = Counter(name for name, _ in named)
+        return {name: indices for name, indices in named if name is not None and count[name] == 1}
 
     def is_file_name(self, name: str) -> bool:
         """Whether an image's file is called exactly so."""

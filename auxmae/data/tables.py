@@ -221,18 +221,19 @@ def _rows(table: _Table, column: str, names: ImageNames) -> tuple[str, list[list
         except DataError as error:
             raise DataError(f"{table.path}: column {best}: {error.message}", hint=error.hint) from error
         return best, [[] if index is None else [index] for index in found]
-    # Of a table's A1 to A12 the last three alone are called exactly like A01 to A12.
-    counted = {
-        (name, exact): len(groups.keys() & {written(value) for value in values})
-        for exact, groups, written in ((True, names.groups, str.strip), (False, names.wells, well))
-        for name, values in table.columns.items()
-        if name != column
-    }
-    (best, exact), most = max(counted.items(), key=lambda item: item[1], default=(("", True), 0))
-    if most and exact:
-        return best, [names.groups.get(value.strip(), []) for value in table.columns[best]]
-    if most:
-        return best, [names.wells.get(well(value) or "", []) for value in table.columns[best]]
+
+    def group(value: str) -> list[int]:
+        # Of a table's A1 to A12 the last three alone are called exactly like A01 to A12.
+        return names.groups.get(value.strip()) or names.wells.get(well(value) or "", [])
+
+    def groups_named(name: str) -> tuple[int, int]:
+        """By a column, and how many of them exactly."""
+        values = {value.strip() for value in table.columns[name]}
+        return sum(map(bool, map(group, values))), len(names.groups.keys() & values)
+
+    best = max((name for name in table.columns if name != column), key=groups_named, default=None)
+    if best is not None and groups_named(best)[0]:
+        return best, [group(value) for value in table.columns[best]]
     for value in (value for name, values in table.columns.items() if name != column for value in values):
         if _differs_in_capitals(value, names):
             raise DataError(

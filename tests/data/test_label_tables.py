@@ -284,10 +284,20 @@ def test_wells_are_the_same_however_they_are_written(tmp_path, written, names, p
 
 
 def test_groups_that_are_the_same_well_are_told_apart_by_their_names_alone(tmp_path):
-    cubes(tmp_path / "data", "A1_s1", "A01_s1")
+    cubes(tmp_path / "data", "A1_s1", "A01_s1", "B02_s1")
     path = table(tmp_path / "plate.csv", "well,drug\nA-1,x\n")
     with pytest.raises(DataError, match="no row names an image"):
-        open_collection(str(tmp_path / "data"), labels=path, group_pattern=r"^(A\d+)")
+        open_collection(str(tmp_path / "data"), labels=path, group_pattern=r"^([AB]\d+)")
+    table(tmp_path / "plate.csv", "well,drug\nA-1,x\nA01,y\nB2,z\n")
+    found = labels_of(tmp_path / "data", path, group_pattern=r"^([AB]\d+)")
+    assert found == {"A1_s1": "", "A01_s1": "y", "B02_s1": "z"}
+
+
+def test_a_group_that_is_no_well_leaves_the_others_wells(tmp_path):
+    cubes(tmp_path / "data", "A01_s1", "A02_s1", "A10_s1", "QC_s1")
+    path = table(tmp_path / "plate.csv", "well,drug\nA1,a\nA2,b\nA10,c\nQC,none\n")
+    found = labels_of(tmp_path / "data", path, group_pattern="^([^_]+)_")
+    assert found == {"A01_s1": "a", "A02_s1": "b", "A10_s1": "c", "QC_s1": "none"}
 
 
 def test_the_entries_of_an_array_have_rows_in_order(tmp_path):
