@@ -169,12 +169,8 @@ def open_collection(
         # Of one image alone a label is of no use.
         if len(items) > 1:
             notices.append("labels: the files' own are of whole images, and not taken for scenes (set data.layout = 'images')")
-    elif (
-        # What an array says of each of its images is closer than the folder that its file is in.
-        labels == "auto"
-        and (classes is None or chosen == "array")
-        and (own := own_labels(files, ignored_labels, notices)) is not None
-    ):
+    # What an array says of each of its images is closer than the folder that its file is in.
+    elif labels == "auto" and (own := own_labels(files, ignored_labels, notices)) is not None:
         collection.labels, collection.class_names = own
     elif classes is not None:
         per_file, collection.class_names = classes

@@ -52,6 +52,23 @@ def test_labels_in_array_files_come_before_those_of_their_folders(tmp_path: Path
     assert not any("by folder" in notice for notice in collection.notices)
 
 
+def test_labels_in_array_files_of_one_image_come_before_those_of_their_folders(tmp_path: Path) -> None:
+    for number, name in enumerate(("site_a/1", "site_a/2", "site_b/1", "site_b/2")):
+        path = tmp_path / f"{name}.npz"
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, x=pixels(2, 24, 24)[None], labels=np.array([number % 2]))
+    collection = open_collection(str(tmp_path))
+    assert (collection.layout, collection.class_names) == ("images", ("0", "1"))
+    assert collection.labels is not None
+    assert collection.labels.tolist() == [0, 1, 0, 1]
+    assert not any("by folder" in notice for notice in collection.notices)
+    # Where one file says nothing, the folders do, and it is told.
+    np.savez(tmp_path / "site_b" / "3.npz", x=pixels(2, 24, 24)[None])
+    collection = open_collection(str(tmp_path))
+    assert collection.class_names == ("site_a", "site_b")
+    assert any("4 of 5 files hold a label for each of their images, 1 do not (3.npz)" in one for one in collection.notices)
+
+
 def test_files_beside_class_folders_are_told(tmp_path: Path) -> None:
     for name in ("a/1", "a/2", "b/1", "b/2", "more"):
         write(tmp_path / f"{name}.tif", pixels())
