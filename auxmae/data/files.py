@@ -57,7 +57,7 @@ def find_files(source: str, exclude: Exclusion, notices: list[str], *, tell_unre
         candidates = sorted(entry for entry in found if not any(one.suffix.lower() == STORE for one in found & {*entry.parents}))
         root = _outside(_fixed(path))
         if not candidates:
-            raise DataError(f"{source}: no file matches this pattern", hint="check data.source")
+            raise DataError(f"{source}: no file matches this pattern", hint=hint_for_place(source, "data.source (--data)"))
     else:
         raise DataError(f"{source}: no such file or folder", hint=hint_for_place(source, "data.source (--data)"))
     runs: dict[Path, bool] = {}

@@ -31,12 +31,20 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["s3://bucket/tiles", "file:///data/tiles", "https://example.org/a.tif", "/vsis3/bucket/a.tif"]
+    ("address", "what"),
+    [
+        ("s3://bucket/tiles", "no such file or folder"),
+        ("s3://bucket/tiles/*.tif", "no file matches this pattern"),
+        ("file:///data/tiles", "no such file or folder"),
+        ("https://example.org/a.tif", "no such file or folder"),
+        ("https://example.org/a.tif?token=x", "no file matches this pattern"),
+        ("/vsis3/bucket/a.tif", "no such file or folder"),
+    ],
 )
-def test_an_address_is_told_from_a_path(address: str, tmp_path: Path) -> None:
+def test_an_address_is_told_from_a_path(address: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         open_collection(address)
-    assert str(raised.value).startswith(f"{address}: no such file or folder (addresses are not read: copy or mount the files")
+    assert str(raised.value).startswith(f"{address}: {what} (addresses are not read: copy or mount the files")
     np.save(tmp_path / "x.npy", np.zeros((4, 16, 16), np.float32))
     with pytest.raises(DataError) as raised:
         open_collection(str(tmp_path), labels=address)
