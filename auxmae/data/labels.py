@@ -226,7 +226,8 @@ def own_labels(
             without = [file.path.name for file in files if file.labels is None]
             notices.append(
                 f"labels: {len(found)} of {len(files)} files hold a label for each of their images, {len(without)} do not "
-                f"({first_of(without)}), so none is taken: add an array labels to these, or leave them out with data.exclude"
+                f"({first_of(without)}), so none is taken: save these too with an array labels, and the images along an axis N, "
+                "of length 1 for one image; or leave them out with data.exclude"
             )
         return None
     named = f"array {found[0][0]} of {files[0].path.name}" + (f" and of {len(files) - 1} more" if len(files) > 1 else "")

@@ -118,7 +118,11 @@ def test_a_file_of_one_image_has_its_label(tmp_path: Path, suffix: str) -> None:
     assert collection.labels.tolist() == [0, 1, 0, 0, 1, 0, 0]
     # An image that is not one of N has no label by an array of one number.
     shard(tmp_path / f"d.{suffix}", x=pixels(3, 24, 24), labels=np.zeros(1, np.int64))
-    assert open_collection(str(tmp_path)).labels is None
+    without = open_collection(str(tmp_path))
+    assert without.labels is None
+    assert any("an array labels, and the images along an axis N, of length 1 for one image" in one for one in without.notices)
+    shard(tmp_path / f"d.{suffix}", x=pixels(3, 24, 24)[None], labels=np.zeros(1, np.int64))
+    assert len(open_collection(str(tmp_path)).labels) == 8
 
 
 def test_files_without_labels_beside_others_are_told(tmp_path: Path) -> None:
