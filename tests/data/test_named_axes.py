@@ -53,6 +53,14 @@ def test_ome_zarr_of_channels_and_planes_is_read_as_its_error_says(tmp_path: Pat
         open_image(path, ReadOptions(axes="CHW"))
 
 
+def test_an_axis_of_one_channel_is_no_other_ones_channels(tmp_path: Path) -> None:
+    for channels, told in ((1, False), (2, True)):
+        stored = np.stack([CUBE] * channels)
+        path = write_ome_zarr(tmp_path / f"{channels}.zarr", stored, [{"name": axis} for axis in "czyx"])
+        notices = open_image(path, ReadOptions(axes="NCHW")).notices
+        assert any("does not take C for the channels" in notice for notice in notices) == told
+
+
 def test_planes_of_ome_zarr_are_channels_and_told(tmp_path: Path) -> None:
     path = write_ome_zarr(tmp_path / "a.zarr", CUBE[None, None], [{"name": axis} for axis in "tczyx"])
     assert_reads(path, CUBE)

@@ -31,6 +31,11 @@ def test_axes_of_ome_tiff(tmp_path: Path) -> None:
     assert not [notice for notice in open_image(path, ReadOptions(axes="NCHW")).notices if "ZCYX" in notice]
     against = open_image(path, ReadOptions(axes="CNHW"))
     assert any("ZCYX" in notice and "CNHW" in notice for notice in against.notices)
+    # Samples of colour are no images more than channels are.
+    tifffile.imwrite(path, RNG.integers(0, 255, (4, 24, 30, 3), dtype=np.uint8), metadata={"axes": "CYXS"}, photometric="rgb")
+    with pytest.raises(DataError, match="CYXS") as caught:
+        open_image(path)
+    assert caught.value.hint == 'set data.axes = "NHWC" or "CHWN" (N: images, C: channels)'
     with tifffile.TiffWriter(path) as file:
         for image in stack:
             file.write(image, metadata={"axes": "CYX"})

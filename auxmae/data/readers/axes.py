@@ -269,7 +269,10 @@ def from_letters(
 
 def told_against(path: Path, letters: str, found: Axes) -> list[str]:
     """A notice where the axes that are set take others for the channels than the file's own letters do."""
-    if len(letters) != len(found.tokens) or "C" not in letters or found.tokens[letters.index("C")] in ("C", UNIT):
+    if len(letters) != len(found.tokens) or "C" not in letters:
+        return []
+    taken = found.tokens[letters.index("C")]
+    if taken == "C" or all(found.size(letter) == 1 for letter in taken):
         return []
     return [f"{path.name}: its axes are {letters}; data.axes = {str(found)!r} does not take C for the channels"]
 
@@ -281,7 +284,8 @@ def _letters_hint(axes: str, shape: tuple[int, ...]) -> str | None:
     if sorted(order) != ["?", "?", "H", "W"]:
         return None
     first, second = (order.replace("?", letter, 1).replace("?", other) for letter, other in ("NC", "CN"))
-    if "C" in long:
+    # Samples of colour (S) beside channels: either may be what an image has.
+    if "C" in long and "S" not in long:
         # The file says itself which axis holds the channels; the other order would take these for images.
         order = "".join({"Y": "H", "X": "W", "C": "C"}.get(axis, "N") for axis in long)
         counted = next(axis for axis in long if axis not in "CYX")
