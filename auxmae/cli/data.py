@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,6 +65,7 @@ def stats(
             samples=table.samples,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    share = _share(statistics, collection, splits.train)
     warnings = [*collection.warnings, *statistics_warnings(statistics, collection.dtype)]
     parts = {name: dataset.images for name, dataset in sets.items()}
     counts, unlabelled = collection.label_counts()
@@ -80,6 +82,7 @@ def stats(
                 "notices": collection.notices,
                 "warnings": warnings,
                 "statistics": statistics.to_dict(),
+                "share_of_pixels": share,
             }
         )
         return
@@ -87,9 +90,10 @@ def stats(
     counted = ", ".join(f"{count} {name}" for name, count in parts.items())
     out.print(f"crops of {size} px: {counted}; split: {splits.method}", highlight=False, soft_wrap=True)
     print_table(out, _table(statistics))
-    if (share := _share(statistics, collection, splits.train)) < 0.995:
+    if share < 0.995:
+        part = "less than 1%" if share < 0.01 else f"{share:.0%}"
         out.print(
-            f"computed, as the scaling is, from windows that hold {share:.0%} of these images' pixels",
+            f"computed, as the scaling is, from windows that hold {part} of the training part's pixels",
             highlight=False,
             soft_wrap=True,
         )
@@ -129,13 +133,12 @@ def _table(statistics: ChannelStatistics) -> Table:
 
 
 def _share(statistics: ChannelStatistics, collection: Collection, part: Part) -> float:
-    """The share of the pixels of a part's whole images that statistics were computed from; 1 where there are none."""
-    files = [collection.files[file] for file in collection.items[part.items, 0]]
-    whole = sum(file.height * file.width for file in files)
+    """The share of the pixels of a part's whole images, or of its blocks, that statistics were computed from."""
+    whole = sum(math.prod(collection.size_of(int(item))) for item in part.items) + int(part.blocks[:, 3:].prod(axis=1).sum())
     read = max(
         (count / valid for count, valid in zip(statistics.count, statistics.fraction_valid, strict=True) if valid), default=0
     )
-    return min(read / whole, 1.0) if whole else 1.0
+    return min(read / whole, 1.0)
 
 
 def _valid(s: ChannelStatistics, channel: int) -> str:

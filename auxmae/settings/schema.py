@@ -179,7 +179,7 @@ class ScalingSettings(Table):
     method: Literal["percentile", "standard", "minmax", "none"] = Field(
         default="percentile",
         description="percentile range to [0, 1], mean and standard deviation, minimum and maximum, or none; measured in windows "
-        "of the training part, which leave out pixels of large images and blocks",
+        "over the training part: four a side of an image at most, and 8 × scaling.samples pixels in all at most",
     )
     transform: Literal["none", "log1p", "arcsinh"] = Field(
         default="none", description="applied before scaling: log1p or arcsinh for heavy-tailed counts"

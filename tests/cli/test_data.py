@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -150,8 +151,24 @@ def test_the_share_of_the_pixels_that_statistics_are_of_is_told(tmp_path: Path) 
     source = (str(tmp_path / "images.npy"), "--set", "data.axes=NCHW", "--set")
     # Four windows a side at most.
     share = (4 * 8) ** 2 / (100 * 80)
-    assert f"from windows that hold {share:.0%} of these images' pixels" in stats(*source, "model.image_size=8")
+    assert f"from windows that hold {share:.0%} of the training part's pixels" in stats(*source, "model.image_size=8")
+    assert json.loads(stats(*source, "model.image_size=8", "--json"))["share_of_pixels"] == pytest.approx(share)
     assert "from windows" not in stats(*source, "model.image_size=104")
+    np.save(tmp_path / "large.npy", RNG.integers(0, 255, (8, 1, 700, 700), dtype=np.uint8))
+    printed = stats(str(tmp_path / "large.npy"), "--set", "data.axes=NCHW", "--set", "model.image_size=8")
+    assert "from windows that hold less than 1% of the training part's pixels" in printed
+
+
+def test_the_share_of_a_scene_that_statistics_are_of_is_told(tmp_path: Path) -> None:
+    np.save(tmp_path / "scene.npy", RNG.integers(0, 255, (2, 320, 256), dtype=np.uint8))
+    settings = ("data.axes=CHW", "data.block_size=64", "model.image_size=16")
+    source = (str(tmp_path / "scene.npy"), *(one for setting in settings for one in ("--set", setting)), "--set")
+    assert "from windows" not in stats(*source, "scaling.samples=20000")
+    # Eight times as many pixels are read, in windows of 16 × 16, which fill the blocks.
+    share = math.ceil(8 * 1000 / 16**2) / json.loads(stats(*source, "scaling.samples=1000", "--json"))["split"]["train"]
+    assert 0.1 < share < 0.2
+    printed = stats(*source, "scaling.samples=1000")
+    assert f"from windows that hold {share:.0%} of the training part's pixels" in printed
 
 
 def test_what_windows_leave_out_is_not_spoken_of(tmp_path: Path) -> None:
