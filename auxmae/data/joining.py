@@ -40,22 +40,20 @@ def join_channels(
         DataError: nothing matches, a file holds more than one channel, an image lacks a channel or has it twice in one size,
             sizes are no multiples of each other, or files lie elsewhere.
     """
-    expression = re.compile(pattern)
-    named = expression.groupindex.get("channel", 1)
     images: dict[str, dict[str, ImageFile]] = {}
     strangers, coarser = [], set[str]()
     for file, path in zip(files, relative_paths, strict=True):
-        found = expression.search(path)
-        name = None if found is None else found.group(named)
-        if found is None or not name:
+        found = find_channel(path, pattern)
+        if found is None:
             strangers.append(path)
             continue
+        image, name = found
         if file.channels != 1 or file.count != 1:
             raise DataError(
                 f"{path}: it holds {file.count} × {file.channels} channels, and data.channel_pattern joins files of one channel",
                 hint="leave it out with data.exclude, or correct the pattern",
             )
-        channels = images.setdefault(_common(path, found), {})
+        channels = images.setdefault(image, {})
         other = channels.get(name)
         if other is not None:
             if (other.height, other.width) == (file.height, file.width):
@@ -101,6 +99,13 @@ def join_channels(
     )
     notices.extend(_of_other_types(names, images.values()))
     return joined, paths
+
+
+def find_channel(path: str, pattern: str) -> tuple[str, str] | None:
+    """The path of the image that a file is of, and the channel's name, as `join_channels` has them; None where none is found."""
+    found = re.search(pattern, path)
+    name = None if found is None else found.group(found.re.groupindex.get("channel", 1))
+    return None if found is None or not name else (_common(path, found), name)
 
 
 def _of_other_types(names: Sequence[str], images: Iterable[dict[str, ImageFile]]) -> list[str]:

@@ -22,7 +22,7 @@ from auxmae.data.collection import Collection, Layout, memory_file
 from auxmae.data.exclusion import Exclusion
 from auxmae.data.files import find_files, relative_path
 from auxmae.data.image import ImageFile, ReadOptions
-from auxmae.data.joining import join_channels
+from auxmae.data.joining import find_channel, join_channels
 from auxmae.data.label_rasters import is_label_raster
 from auxmae.data.labels import check_label_file, folder_labels, label_place, label_size, load_labels, own_labels
 from auxmae.data.notices import said_once
@@ -109,7 +109,10 @@ def open_collection(
     left_out = [relative_path(path, root) for path in known if path not in opened and path.suffix.lower() in endings]
     relative = [relative_path(file.path, root) for file in files]
     if channel_pattern:
+        every = [find_channel(path, channel_pattern) for path in (*left_out, *relative)]
         files, relative = join_channels(files, relative, channel_pattern, allow_broken, notices)
+        # Images of which all files are left out, or which lack a channel.
+        left_out = sorted({found[0] for found in every if found is not None} - set(relative))
     elif (pattern := suggest_pattern(files, relative)) is not None:
         warnings.append(
             f"the files look like the channels of images, one a file, and each is read as an image of its own: --set "

@@ -93,6 +93,22 @@ def test_labels_of_an_image_that_is_left_out_are_no_others(tmp_path, how):
     assert "call the labels like the image that they are of" in told.value.hint
 
 
+@pytest.mark.parametrize("how", ["excluded", "incomplete"])
+def test_labels_of_a_joined_image_that_is_left_out_are_no_others(tmp_path, how):
+    for name in ("scene_B02", "scene_B03", "scene_B04", "scene_2_B02", "scene_2_B03"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", RNG.integers(1, 5000, (64, 64), dtype=np.uint16))
+    # A channel that is left out of every image leaves these in, and what is no channel is no image.
+    for name in ("scene_B09", "scene_mask", "scene_2_mask"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", RNG.integers(0, 3, (64, 64), dtype=np.uint8))
+    exclude = ("*_B09.tif", "scene_2_B*.tif") if how == "excluded" else ("*_B09.tif",)
+    options = {"channel_pattern": r"_(B\d+)\.tif", "exclude": exclude, "allow_broken": how == "incomplete"}
+    collection = open_collection(str(tmp_path), labels=str(tmp_path), **options)
+    assert collection.relative_paths == ("scene.tif",)
+    assert [raster.file.path.name for raster in collection.label_rasters] == ["scene_mask.tif"]
+    with pytest.raises(DataError, match=r"scene_2_mask\.tif: it is called like scene_2\.tif, which is left out"):
+        open_collection(str(tmp_path), labels=str(tmp_path / "scene_2_mask.tif"), **options)
+
+
 def test_what_is_left_out_beside_images_may_be_called_like_labels(tmp_path):
     cubes(tmp_path / "data", "a", "b", size=64)
     raster(tmp_path / "data" / "a_mask.png", 9)
