@@ -174,7 +174,7 @@ def _of_one_raster(
             raise DataError(
                 f"{labels}: it is called like {called}, which is left out, and no georeference says that it lies where another "
                 "image does",
-                hint=f"leave {called} in, or call the labels like the image that they are of",
+                hint=f"leave {called} in; where the labels are of other images, call them otherwise",
             )
         if not any(sure) and named is not None:
             misfit = _misfit(raster, files[named], [files[named]], labels)

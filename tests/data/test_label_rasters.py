@@ -90,7 +90,11 @@ def test_labels_of_an_image_that_is_left_out_are_no_others(tmp_path, how):
     # Nor is such a raster by itself of any of them.
     with pytest.raises(DataError, match=r"scene_2\.png: it is called like scene_2\.npy, which is left out") as told:
         open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks" / "scene_2.png"), **options)
-    assert "call the labels like the image that they are of" in told.value.hint
+    assert told.value.hint == "leave scene_2.npy in; where the labels are of other images, call them otherwise"
+    # By another name they are of all.
+    raster(tmp_path / "masks" / "truth.png", 7)
+    alone = open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks" / "truth.png"), **options)
+    assert [alone.has_label_map(item) for item in range(2)] == [True, True]
 
 
 @pytest.mark.parametrize("how", ["excluded", "incomplete"])
