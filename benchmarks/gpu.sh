@@ -20,7 +20,7 @@ cd "$(dirname "$0")/.." || exit 1
 python=${PYTHON:-python3}
 device=${AUXMAE_GPU_SH_DEVICE:-cuda}
 total=${AUXMAE_GPU_SH_SECONDS:-600}
-[[ $total =~ ^[0-9]+$ ]] || { echo "error: AUXMAE_GPU_SH_SECONDS=$total: no number of seconds" >&2; exit 2; }
+[[ $total =~ ^[1-9][0-9]*$ ]] || { echo "error: AUXMAE_GPU_SH_SECONDS=$total: no number of seconds" >&2; exit 2; }
 tune=${AUXMAE_GPU_SH_TUNE:-0}
 export PYTHONPATH=".:kernels${PYTHONPATH:+:$PYTHONPATH}"
 # No setting of the caller gets into the figures; AuxMAE would also refuse the variables of this script.

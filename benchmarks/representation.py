@@ -71,7 +71,7 @@ FILTERS = 256
 
 def numbers(text: str) -> str:
     """Whole numbers, separated by commas, none below 0; as they were given."""
-    if not all(part.isdecimal() for part in text.split(",")):
+    if not all(part.strip().isdecimal() for part in text.split(",")):
         raise argparse.ArgumentTypeError(f"not whole numbers, separated by commas: {text!r}")
     return text
 

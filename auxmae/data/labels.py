@@ -175,7 +175,7 @@ def load_labels(
         if len(found) != count:
             raise DataError(f"{labels}: {len(found)} labels for {count} images", hint="set data.labels")
         if len(files) > 1:
-            _tell_order(labels, image_names.relative_paths, notices)
+            _tell_order(labels, files, image_names.relative_paths, notices)
         per_image, names = _image_classes(found, ignored, labels)
         return Labels(names, per_image)
     named = None if place is None else _called_like_one(place[0], image_names)
@@ -189,7 +189,7 @@ def _of_pixels(found: tuple[tuple[str, ...], tuple[LabelRaster | None, ...]]) ->
     return Labels(class_names, rasters=rasters)
 
 
-def _tell_order(labels: str, paths: Sequence[str], notices: list[str]) -> None:
+def _tell_order(labels: str, files: Sequence[ImageFile], paths: Sequence[str], notices: list[str]) -> None:
     """Says in which order an array's entries, which name no images, are taken for those of several files.
 
     Raises:
@@ -210,7 +210,9 @@ def _tell_order(labels: str, paths: Sequence[str], notices: list[str]) -> None:
         one, other = next(pair for pair in zip(named, numbered, strict=True) if pair[0] != pair[1])
         raise DataError(
             f"{labels}: which image is each entry of? By name {one} comes before {other}, by number behind it",
-            hint="name the images in a table (CSV) with two columns, image and label",
+            hint="name the images in a table (CSV) with two columns, image and label"
+            if all(file.count == 1 for file in files)
+            else "write the files' numbers with leading zeros, or save in each file an array labels of its images",
         )
     shown = [*paths[:2], *["…"] * (len(paths) > 3), *paths[2:][-1:]]
     notices.append(f"labels: the entries of {labels} are taken for the images in this order: {', '.join(shown)}")

@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from auxmae.data.plates import store_of
 from auxmae.errors import DataError
 
+# The last words of the names of label files: one that is left out beside images is none of these.
+_LABEL_WORDS = frozenset({"gt", "groundtruth", "label", "labels", "mask", "masks", "seg", "segmentation", "truth"})
 # A well, perhaps behind its plate: A01, A1, A-1, and A/1 as plates of OME-Zarr have it.
 _WELL = re.compile(r"(?:(.*)[^A-Za-z0-9])?([A-Za-z]{1,2})[/_-]?([0-9]{1,2})")
 
@@ -26,7 +28,8 @@ class ImageNames:
         root: the folder that these start from: a name may hold some of its folders too.
         group_pattern: regular expression on the relative paths, whose first group names the group that an image is of; "": none.
         parts: of images that are joined from several files, the relative paths of these, which mean the image as well.
-        left_out: relative paths of images that are not used: their label rasters are no others'.
+        left_out: relative paths of images that are not used: their label rasters are no others'.  Label files among them count
+            for nothing.
 
     Attributes:
         relative_paths: as given.
@@ -41,6 +44,7 @@ class ImageNames:
         parts: Sequence[Sequence[str]] = (),
         left_out: Sequence[str] = (),
     ) -> None:
+        left_out = [path for path in left_out if re.split(r"[\W_]", PurePosixPath(path).stem.lower())[-1] not in _LABEL_WORDS]
         self._left_out = ImageNames(left_out, root) if left_out else None
         self.relative_paths, self._root, self._parts = tuple(relative_paths), root, parts
         self._above = PurePosixPath(composed(root.absolute().as_posix()))
@@ -113,9 +117,17 @@ class ImageNames:
         return name if names is self else None
 
     def left_out_like(self, raster: str) -> str | None:
-        """The relative path of an image left out that a label raster is called like; None: of none, or rather like one in use."""
+        """The relative path of an image left out that a label raster is called like; None: of none, or rather like one in use.
+
+        So are an image's whose name goes on after that of the one left out: x_gt is of x_corrected where x is left out.
+        """
         names, name = self._longest(raster)
-        return None if names is None or names is self else names.relative_paths[names.find(name)[0]]
+        if names is None or names is self:
+            return None
+        stem = PurePosixPath(name).name
+        if any(stem == PurePosixPath(shorter).name for path in self.relative_paths for shorter in shorter_names(path)[1:]):
+            return None
+        return names.relative_paths[names.find(name)[0]]
 
     def _longest(self, raster: str) -> tuple[ImageNames | None, str]:
         """The images, those in use or those left out, and the longest of a label raster's `shorter_names` that may mean one."""

@@ -214,13 +214,6 @@ def _read(path: Path) -> _Table:
 
 def _rows(table: _Table, column: str, names: ImageNames) -> tuple[str, list[list[int]]]:
     """The column that names images, or else groups of them, and the images that each row means."""
-    best = _name_column(table, column, names)
-    if best is not None:
-        try:
-            found = [names.one(value) for value in table.columns[best]]
-        except DataError as error:
-            raise DataError(f"{table.path}: column {best}: {error.message}", hint=error.hint) from error
-        return best, [[] if index is None else [index] for index in found]
 
     def group(value: str) -> list[int]:
         # Of a table's A1 to A12 the last three alone are called exactly like A01 to A12.
@@ -231,9 +224,19 @@ def _rows(table: _Table, column: str, names: ImageNames) -> tuple[str, list[list
         values = {value.strip() for value in table.columns[name]}
         return sum(map(bool, map(group, values))), len(names.groups.keys() & values)
 
-    best = max((name for name in table.columns if name != column), key=groups_named, default=None)
-    if best is not None and groups_named(best)[0]:
-        return best, [group(value) for value in table.columns[best]]
+    grouped = max((name for name in table.columns if name != column), key=groups_named, default=None)
+    most = 0 if grouped is None else groups_named(grouped)[0]
+    best = _name_column(table, column, names)
+    if best is not None:
+        try:
+            found = [names.one(value) for value in table.columns[best]]
+        except DataError as error:
+            raise DataError(f"{table.path}: column {best}: {error.message}", hint=error.hint) from error
+        # Of wells that are files, A10 to A12 alone are called like a table's.
+        if len({index for index in found if index is not None}) >= most:
+            return best, [[] if index is None else [index] for index in found]
+    if grouped is not None and most:
+        return grouped, [group(value) for value in table.columns[grouped]]
     for value in (value for name, values in table.columns.items() if name != column for value in values):
         if _differs_in_capitals(value, names):
             raise DataError(

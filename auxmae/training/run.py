@@ -35,8 +35,9 @@ OF_THE_LENGTH = (
     "checkpoint_minutes", "deterministic", "epochs", "figure_every", "max_minutes", "max_steps", "patience", "probe_every",
     "recompute", "tolerance", "validate_every", "validation_samples",
 )  # fmt: skip
-# Of [data], where images and labels lie, as they may have moved, and which labels count: what comes of it is compared itself.
-OF_THE_PLACE = ("ignored_labels", "labels", "source")
+# Of [data], where images and labels lie, as they may have moved, which other files lie there by now, and which labels count: what
+# comes of it is compared itself.
+OF_THE_PLACE = ("exclude", "ignored_labels", "labels", "source")
 
 
 def decisive(settings: SettingsTree) -> dict[str, Any]:
@@ -51,11 +52,15 @@ def decisive(settings: SettingsTree) -> dict[str, Any]:
 
 def way_to_change(name: str) -> str:
     """What to do where --resume is given another value of a setting, "table.key", than the run's."""
-    table, _, key = name.partition(".")
-    if table == "train" and key in OF_THE_LENGTH:
-        beside = ", beside train.max_minutes, which ends a training too" if key in ("epochs", "max_steps") else ""
-        return f"write it into the run's {SETTINGS_NAME}{beside}; then give --resume alone"
-    return "to change something, start a new run with --init-from"
+    defaults = SettingsTree()
+    known = {f"{table}.{key}" for table, own in defaults.model_dump().items() for key in own}
+    if name not in known or name in decisive(defaults) or name == "run.folder":
+        return "to change something, start a new run with --init-from"
+    beside = {
+        "train.epochs": " in place of train.max_steps, and raise train.max_minutes, which holds too",
+        "train.max_steps": ", and raise train.max_minutes, which holds too",
+    }
+    return f"write it into the run's {SETTINGS_NAME}{beside.get(name, '')}; then give --resume alone"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def array(path: Path, count: int, key: str = "") -> str:
 
 
 def shard(path: Path, **arrays: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
     if path.suffix == ".npz":
         np.savez(path, **arrays)
         return
@@ -95,6 +96,12 @@ def test_entries_of_numbered_images_are_asked_about(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"By name img_10\.png comes before img_2\.png, by number behind it") as told:
         open_collection(source, labels=array(tmp_path / "y.npy", 11))
     assert "CSV" in str(told.value.hint)
+    for number in range(11):
+        shard(tmp_path / f"shards/shard_{number}.npz", x=np.stack([pixels(3, 24, 24)] * 2))
+    with pytest.raises(DataError, match=r"shard_10\.npz comes before shard_2\.npz, by number behind it") as told:
+        open_collection(str(tmp_path / "shards"), labels=array(tmp_path / "y.npy", 22))
+    # A table names files, not the images in them.
+    assert "leading zeros" in str(told.value.hint)
     # One entry too few says nothing of the order.
     with pytest.raises(DataError, match="10 labels for 11 images"):
         open_collection(source, labels=array(tmp_path / "y.npy", 10))

@@ -121,6 +121,25 @@ def test_what_is_left_out_beside_images_may_be_called_like_labels(tmp_path):
     assert [collection.has_label_map(item) for item in range(2)] == [True, False]
 
 
+def test_labels_are_of_the_image_whose_name_goes_on_after_that_of_one_left_out(tmp_path):
+    """Indian Pines and Salinas are published so."""
+    cubes(tmp_path / "data", "pines", "pines_corrected", size=64)
+    raster(tmp_path / "pines_gt.png", 3)
+    options = {"labels": str(tmp_path / "pines_gt.png"), "exclude": ("pines.npy",)}
+    collection = open_collection(str(tmp_path / "data"), **options)
+    assert collection.relative_paths == ("pines_corrected.npy",)
+    assert collection.has_label_map(0)
+
+
+def test_labels_that_are_left_out_are_no_images(tmp_path):
+    cubes(tmp_path / "data", "a", "b", "old/a_mask", "old/b_GT", size=64)
+    for name, value in (("a_mask", 3), ("b_GT", 5)):
+        raster(tmp_path / "masks" / f"{name}.png", value)
+    collection = open_collection(str(tmp_path / "data"), labels=str(tmp_path / "masks"), exclude=("old/*",))
+    assert collection.relative_paths == ("a.npy", "b.npy")
+    assert [collection.has_label_map(item) for item in range(2)] == [True, True]
+
+
 def test_what_is_wrong_with_a_folder_of_rasters(tmp_path):
     cubes(tmp_path / "data", "a", "b", size=64)
     raster(tmp_path / "masks" / "z.png", 1)

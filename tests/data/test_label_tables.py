@@ -350,3 +350,11 @@ def test_scenes_are_not_labelled_as_a_whole(tmp_path):
     with pytest.raises(DataError, match="its labels are of whole images") as told:
         open_collection(str(tmp_path / "data"), labels=path, layout="scenes")
     assert told.value.hint == "set data.layout = 'images'"
+
+
+def test_a_table_names_wells_whose_fields_are_files_called_like_them(tmp_path):
+    """Of A01 to A12, files, a table's A1 to A12 calls the last three alone by their names."""
+    cubes(tmp_path / "data", *(f"A{number:02}" for number in range(1, 13)))
+    path = table(tmp_path / "plate.csv", "well,drug\n" + "".join(f"A{number},d{number}\n" for number in range(1, 13)))
+    found = labels_of(tmp_path / "data", f"{path}:drug", group_pattern="([A-H][0-9]+)")
+    assert found == {f"A{number:02}": f"d{number}" for number in range(1, 13)}

@@ -36,6 +36,7 @@ def test_axes_of_ome_tiff(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="CYXS") as caught:
         open_image(path)
     assert caught.value.hint == 'set data.axes = "NHWC" or "CHWN" (N: images, C: channels)'
+    assert not [notice for notice in open_image(path, ReadOptions(axes="NHWC")).notices if "CYXS" in notice]
     with tifffile.TiffWriter(path) as file:
         for image in stack:
             file.write(image, metadata={"axes": "CYX"})

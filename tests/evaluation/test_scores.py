@@ -67,6 +67,23 @@ def test_the_paired_test_agrees_with_mcnemar_and_is_seldom_wrong() -> None:
     assert wrong <= 9
 
 
+@pytest.mark.parametrize("draws", [2, 5])
+def test_the_luck_of_few_draws_is_seldom_taken_for_a_difference(draws: int) -> None:
+    """Two methods that are equally good over all draws of labels or seeds, and not in the few that there are."""
+    rng = np.random.default_rng(draws)
+    found, covered, trials = 0, 0, 300
+    for trial in range(trials):
+        # Test samples are hard or easy alike for both; a draw is good or bad for either.
+        hard, luck = rng.uniform(size=150), rng.normal(0.7, 0.06, (2, draws, 1))
+        first, second = (one > hard for one in luck)
+        result = paired_bootstrap(first, second, np.arange(150), resamples=199, seed=trial)
+        found += result.p_value < SIGNIFICANT
+        low, high = bootstrap_interval(first, np.arange(150), resamples=199, seed=trial)
+        covered += low <= 0.7 <= high
+    assert found / trials < 0.08
+    assert covered / trials > 0.92
+
+
 @pytest.mark.parametrize(("better", "worse"), [(4, 0), (5, 0), (6, 1), (7, 1), (5, 3), (0, 5), (0, 0)])
 @pytest.mark.parametrize("count", [12, 400])
 def test_few_differences_are_no_surer_than_mcnemar(better: int, worse: int, count: int) -> None:

@@ -508,9 +508,15 @@ def test_a_run_goes_on_on_a_machine_that_needs_other_settings(tmp_path):
 def test_all_else_of_a_run_that_goes_on_is_as_before(tmp_path):
     with pytest.raises(
         UsageError,
-        match=r"--set train\.epochs cannot be given with it .*write it into the run's settings\.toml, beside train\.max_minutes",
+        match=r"--set train\.epochs cannot be given .*write it into the run's settings\.toml in place of train\.max_steps, and",
     ):
         train(SettingsTree(), resume=tmp_path, overrides=["run.device=cpu", "train.epochs=3"])
+    for name in ("data.source=x", "data.exclude=['a']", "run.tensorboard=true", "eval.stride=2"):
+        with pytest.raises(UsageError, match=r"write it into the run's settings\.toml; then give --resume alone"):
+            train(SettingsTree(), resume=tmp_path, overrides=[name])
+    for name in ("train.epoch=3", "trian.epochs=3", "run.folder=x"):
+        with pytest.raises(UsageError, match="--init-from"):
+            train(SettingsTree(), resume=tmp_path, overrides=[name])
     with pytest.raises(UsageError, match=r"--set loss\.kind cannot be given with it .*--init-from"):
         train(SettingsTree(), resume=tmp_path, overrides=["loss.kind=mse"])
     with pytest.raises(UsageError, match="of a run that goes on"):

@@ -269,7 +269,8 @@ def from_letters(
 
 def told_against(path: Path, letters: str, found: Axes) -> list[str]:
     """A notice where the axes that are set take others for the channels than the file's own letters do."""
-    if len(letters) != len(found.tokens) or "C" not in letters:
+    # Samples of colour (S) beside channels: either may be what an image has.
+    if len(letters) != len(found.tokens) or "C" not in letters or "S" in letters:
         return []
     taken = found.tokens[letters.index("C")]
     if taken == "C" or all(found.size(letter) == 1 for letter in taken):
