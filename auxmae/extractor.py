@@ -36,7 +36,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     Nothing is learned in `fit`: it loads the model and checks the images.  Features are those of `auxmae embed`: images larger
     than the crops of training are cut into windows of their size, whose features are averaged; NaN, infinity, masked entries of
-    a numpy masked array, and in raw pixels the run's data.nodata, are not valid.
+    numpy masked arrays, and in raw pixels the run's data.nodata, are not valid.
 
     `fit` takes down what decides the features (model, channels, pool, scale): set anew, they count from the next `fit` on.
 
@@ -187,7 +187,10 @@ def _images(X: ArrayLike) -> NDArray[Any]:
                 f"X must be images of one size, not of {len(sizes)}, such as "
                 f"{' and '.join(f'{height}×{width}' for height, width in sorted(sizes)[:2])}: transform each size by itself"
             )
-    images = np.asanyarray(X) if np.ma.isMaskedArray(X) else np.asarray(X)
+        # np.asarray would drop the masks of the single images, and show what lies below them.
+        images = np.ma.stack(list(X)) if any(np.ma.isMaskedArray(one) for one in X) else np.asarray(X)
+    else:
+        images = np.asanyarray(X) if np.ma.isMaskedArray(X) else np.asarray(X)
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"X must be images (n, C, h, w), none of these 0, not an array of shape {images.shape}")
     if images.dtype.kind not in "buif":

@@ -92,6 +92,20 @@ def test_masked_entries_are_not_valid(folder):
     np.testing.assert_array_equal(plain, auxmae.FeatureExtractor(folder).fit_transform(x))
 
 
+def test_masks_of_single_images_count(folder):
+    x = images()
+    mask = x > 25
+    mask[1] = False
+    extractor = auxmae.FeatureExtractor(folder)
+    expected = extractor.fit_transform(np.where(mask, np.nan, x))
+    # The second image has no mask at all.
+    several = [np.ma.masked_array(np.where(m, -9999, one), m) if m.any() else one for one, m in zip(x, mask, strict=True)]
+    objects = np.empty(len(several), dtype=object)
+    objects[:] = several
+    for given in (several, tuple(several), objects):
+        np.testing.assert_array_equal(extractor.fit_transform(given), expected)
+
+
 def test_it_clones_pickles_and_works_in_a_searched_pipeline(folder):
     x, y = images(24), np.arange(24) % 2
     extractor = auxmae.FeatureExtractor(folder, pool="attention")
