@@ -38,15 +38,15 @@ def predict(
 ) -> dict[str, NDArray[np.int64]]:
     """Classes of test samples: probe → (m,).
 
-    k-NN: majority of the `neighbours` nearest by Euclidean distance.  Logistic regression: multinomial, L2 penalty, its
-    strength one of `STRENGTHS`, chosen by the accuracy on validation parts of the training samples that hold whole groups
-    (images or blocks), so that neighbours of one place lie on one side.  Both on features standardised by the training
-    samples, each for itself or all `together`.
+    k-NN: majority of the nearest by Euclidean distance, as many as `limit_neighbours` says.  Logistic regression:
+    multinomial, L2 penalty, its strength one of `STRENGTHS`, chosen by the accuracy on validation parts of the training
+    samples that hold whole groups (images or blocks), so that neighbours of one place lie on one side.  Both on features
+    standardised by the training samples, each for itself or all `together`.
 
     Args:
         train: features, classes and groups.
         x_test: (m, D).
-        neighbours: k.
+        neighbours: k, at most.
         probes: which of `PROBES`.
         together: features share a unit, so that the size of one beside another says something: one scale for all.
     """
@@ -57,7 +57,7 @@ def predict(
         if probe == "k-NN":
             from sklearn.neighbors import KNeighborsClassifier
 
-            nearest = KNeighborsClassifier(n_neighbors=min(neighbours, len(train)))
+            nearest = KNeighborsClassifier(n_neighbors=limit_neighbours(neighbours, train.y))
             with warnings.catch_warnings():
                 # Of one label for each of many classes scikit-learn suspects that they are no classes.
                 warnings.simplefilter("ignore", UserWarning)
@@ -66,6 +66,15 @@ def predict(
         else:
             found[probe] = fit_logistic(x, train.y, train.groups).predict(x_rest)
     return found
+
+
+def limit_neighbours(neighbours: int, y: NDArray[np.int64]) -> int:
+    """k of a k-NN on samples of classes y (n,): `neighbours`, at most as many as a class has samples, of which the median counts.
+
+    Beyond these, the nearest sample would be outvoted by those of other classes.  The median, as one rare class beside many
+    common ones would set k to 1 for all.
+    """
+    return min(neighbours, int(np.median(np.unique(y, return_counts=True)[1])))
 
 
 def standard(x: NDArray[np.float32], *, together: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -164,7 +164,7 @@ def run_probes(
     Args:
         train, test: kind of features → features; the rows of all kinds in a part are the same samples.
         labels_per_class: budgets; 0 means all.  The samples drawn are the same for every kind of features and probe.
-        neighbours: k; with fewer labels a class, as many as those.
+        neighbours: k; with fewer labels a class (the median of a draw's classes), as many as those.
         bootstrap: resamples behind the intervals.
         seed: of the draws and the resampling.
         class_names: for the sentences; may be empty.
@@ -212,14 +212,12 @@ def run_probes(
         notices.append(f"Classes with fewer training samples than asked for, of which all are used: {scarce}.")
     results, comparisons = [], []
     for budget, draws in drawn_rows.items():
-        # Beyond the labels of a class, k would have the nearest sample outvoted by samples of other classes.
-        k = min(neighbours, budget) if budget else neighbours
         found = {}
         for name, features in train.items():
             if progress is not None:
                 progress(f"{budget or 'all'} labels, {name}")
             together = name in COMMON_SCALE
-            found[name] = [predict(features.take(rows), test[name].x, neighbours=k, together=together) for rows in draws]
+            found[name] = [predict(features.take(rows), test[name].x, neighbours=neighbours, together=together) for rows in draws]
         for probe in PROBES:
             right: dict[str, NDArray[np.bool_]] = {}
             for name, drawn in found.items():

@@ -395,7 +395,7 @@ class EvalSettings(Table):
         default=(1, 5, 20, 0), description="labelled samples per class given to the probes (0: all)"
     )
     neighbours: int = Field(
-        default=5, ge=1, le=1000, description="k of the k-NN probe; with fewer labels per class, as many as those"
+        default=5, ge=1, le=1000, description="k of the k-NN probe; at most the labels per class (their median)"
     )
     max_samples: int = Field(default=4000, ge=10, description="labelled samples per part used by the probes, at most")
     # Of n resamples the paired test's least p-value is 2 / (n + 1): of few, no lead could ever be called beyond chance.

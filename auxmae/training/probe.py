@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from auxmae.data.loading import Loader
+from auxmae.evaluation.classifiers import limit_neighbours
 from auxmae.evaluation.features import Features, encoder_extractor, extract_features
 from auxmae.model.mae import AuxMAE
 
@@ -84,10 +85,10 @@ class Probe:
 
 
 def knn_accuracy(train: Features, held: Features) -> float:
-    """Accuracy of the majority of the 5 nearest training samples, features standardised."""
+    """Accuracy of the majority of the 5 nearest training samples (see `limit_neighbours`), features standardised."""
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train.x.astype(np.float64))
-    classifier = KNeighborsClassifier(min(NEIGHBOURS, len(train))).fit(scaler.transform(train.x), train.y)
+    classifier = KNeighborsClassifier(limit_neighbours(NEIGHBOURS, train.y)).fit(scaler.transform(train.x), train.y)
     return float((classifier.predict(scaler.transform(held.x)) == held.y).mean())

@@ -64,6 +64,18 @@ def test_nearest_neighbours_of_one_label_for_each_of_many_classes_warn_of_nothin
     assert not [one for one in recwarn if issubclass(one.category, UserWarning)]
 
 
+def test_k_is_at_most_the_labels_that_half_of_the_classes_have() -> None:
+    # One label a class, and a test sample at each: with three of them to ask, the first class would win every vote.
+    x = np.eye(3, dtype=np.float32)
+    one = Features(x, np.arange(3), np.arange(3))
+    assert predict(one, x, neighbours=3, probes=("k-NN",))["k-NN"].tolist() == [0, 1, 2]
+    # A rare class beside two common ones does not make k 1 for these: a stray label beside a sample is outvoted.
+    x = np.array([0.0, 0.1, 0.2, 0.3, 0.31, 9.0, 9.1, 9.2, 9.3, 5.0], dtype=np.float32)[:, None]
+    y = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 2])
+    rare = Features(x, y, np.arange(10))
+    assert predict(rare, np.array([[0.311]], dtype=np.float32), neighbours=3, probes=("k-NN",))["k-NN"].tolist() == [0]
+
+
 def test_a_weak_signal_in_many_dimensions_asks_for_a_strong_penalty() -> None:
     x, y = draw(90, 60, 4)
     chosen = classifiers.fit_logistic(StandardScaler().fit_transform(x), y, np.arange(90))

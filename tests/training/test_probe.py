@@ -44,6 +44,8 @@ def test_neighbours_find_what_is_there_and_only_that():
     assert knn_accuracy(*parts) > 0.97
     shuffled = Features(parts[0].x, rng.permutation(parts[0].y), parts[0].groups)
     assert knn_accuracy(shuffled, parts[1]) < 0.55
+    # Of one label a class the nearest one decides: a vote of all three would be the same for every sample.
+    assert knn_accuracy(Features(x[:3], y[:3], groups[:3]), parts[1]) > 0.8
 
 
 def test_a_collapse_is_said_once():
