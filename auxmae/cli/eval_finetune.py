@@ -15,16 +15,21 @@ if TYPE_CHECKING:
 def measure(model: AuxMAE, data: Data, settings: SettingsTree, device: Any, out: Console) -> dict[str, object]:
     """Trains, prints the table and the comparison in words; the content of "finetuning" in the document."""
     from auxmae.cli.console import print_table
+    from auxmae.cli.eval_probes import draw_labelled
     from auxmae.cli.eval_tables import finetune_table
     from auxmae.evaluation.finetuning import run_finetuning
 
     assert data.test is not None
     table = settings.eval
+    test = draw_labelled(data.test, table.max_samples, settings.train.seed)
+    if data.collection.has_label_maps or len(data.splits.test.blocks):
+        # Windows here, of which a sample is a part or the whole.
+        test = test.limited(table.max_samples)
     with out.status("Fine-tuning") as status:
         report = run_finetuning(
             model,
             data.train.limited(0),
-            data.test.limited(table.max_samples),
+            test,
             dense=data.collection.has_label_maps,
             pool=table.pool,
             labels_per_class=table.finetune_labels,

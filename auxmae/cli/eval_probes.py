@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from auxmae.build import Data
+    from auxmae.data.dataset import ImageDataset
     from auxmae.data.loading import Loader
     from auxmae.evaluation.features import Extractor, Features
     from auxmae.evaluation.probes import ProbeReport
@@ -43,7 +47,7 @@ def measure(
             train, test = (
                 extract_all(
                     extractors,
-                    _drawn(part, table.max_samples, seed),
+                    draw_labelled(part, table.max_samples, seed),
                     patch_size=patch_size,
                     limit=table.max_samples,
                     seed=seed,
@@ -78,24 +82,28 @@ def measure(
     return report, extractors, train
 
 
-def _drawn(part: Loader, limit: int, seed: int) -> Loader:
+def are_labelled(dataset: ImageDataset) -> NDArray[np.bool_]:
+    """(images of the part,) whether an image has a label, or a raster of labels."""
+    collection, items = dataset.collection, dataset.part.items
+    if collection.has_label_maps:
+        return np.array([collection.has_label_map(item) for item in items.tolist()], dtype=bool)
+    return np.zeros(len(items), dtype=bool) if collection.labels is None else collection.labels[items] >= 0
+
+
+def draw_labelled(part: Loader, limit: int, seed: int) -> Loader:
     """What samples are drawn from: of more labelled images than `limit` those that `extract_all` would keep, before any is read.
 
     How many patches of a window have a label is known when it is read: there, ten times as many windows as samples.
     """
-    import numpy as np
-
     dataset = part.dataset
-    labels = dataset.collection.labels
-    items, blocks = dataset.part.items, len(dataset.part.blocks)
-    if dataset.collection.has_label_maps:
-        mapped = np.flatnonzero([dataset.collection.has_label_map(item) for item in items.tolist()])
-        return (part if blocks or len(mapped) == len(items) else part.of_images(mapped)).limited(10 * limit)
-    if labels is None or blocks:
-        return part
-    labelled = np.flatnonzero(labels[items] >= 0)
-    if len(labelled) <= limit:
-        return part if len(labelled) == len(items) else part.of_images(labelled)
+    collection, blocks = dataset.collection, len(dataset.part.blocks)
+    if blocks or not (collection.has_label_maps or collection.labels is not None):
+        return part.limited(10 * limit) if collection.has_label_maps else part
+    known = are_labelled(dataset)
+    labelled = np.flatnonzero(known)
+    if collection.has_label_maps or len(labelled) <= limit:
+        found = part if known.all() else part.of_images(labelled)
+        return found.limited(10 * limit) if collection.has_label_maps else found
     keys = np.random.default_rng(seed).random(len(labelled))
     return part.of_images(labelled[np.sort(np.argsort(keys, kind="stable")[:limit])])
 

@@ -88,8 +88,10 @@ def measure(
 def _batches(data: Data, side: int | None, settings: SettingsTree) -> Loader | None:
     """Held-out images in windows of `side` px (None: the usual one); None where they are smaller.
 
-    Of images that are samples, whole ones are chosen: features are means over all windows of an image, as in training.
+    Of images that are samples, whole ones are chosen: features are means over all windows of an image, as in training.  Labelled
+    ones come first, as accuracies are theirs.
     """
+    from auxmae.cli.eval_probes import are_labelled
     from auxmae.data.dataset import ImageDataset
     from auxmae.data.loading import Loader
 
@@ -98,10 +100,16 @@ def _batches(data: Data, side: int | None, settings: SettingsTree) -> Loader | N
     limit = min(settings.eval.max_images or _IMAGES, _IMAGES)
     if side is not None and side > (int(part.blocks[:, 3:].min()) if len(part.blocks) else data.collection.smallest_side()):
         return None
-    if not len(part.blocks) and not data.collection.has_label_maps:
+    labelled = are_labelled(held.dataset)
+    if not len(part.blocks) and data.collection.has_label_maps and labelled.any() and not labelled.all():
+        held = held.of_images(np.flatnonzero(labelled))
+        part = held.dataset.part
+    elif not len(part.blocks) and not data.collection.has_label_maps:
         windows = len(held.dataset) / max(len(part.items), 1)
         limit = min(limit, max(round(_WINDOWS / max(windows, 1)), 1))
-        held = held.of_images(np.sort(np.random.default_rng((held.seed, 0)).permutation(len(part.items))[:limit]))
+        order = np.random.default_rng((held.seed, 0)).permutation(len(part.items))
+        order = order[np.argsort(~labelled[order], kind="stable")]
+        held = held.of_images(np.sort(order[:limit]))
         part, limit = held.dataset.part, 0
     if side is None:
         return held.limited(limit)

@@ -143,13 +143,18 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
         table.add_row(result.label, accuracy, best, floor or "", *errors)
         before = result.kind
     table.caption = "before: the error on the same channels when nothing is changed"
+    if results:
+        first = results[0]
+        accuracy = f"accuracy of {first.samples} labelled test samples, " if first.samples else ""
+        table.caption += f"\n{first.label}: {accuracy}error of {first.windows} images or windows"
     table.caption_justify = "left"
     return table
 
 
 def finetune_table(report: FinetuneReport) -> Table:
     """The whole network trained on labels, from pre-trained and from random weights."""
-    title = f"The whole network trained on labels: {report.seeds} seed{'s' * (report.seeds > 1)}"
+    samples = f"{report.train_samples} training, {report.test_samples} test samples"
+    title = f"The whole network trained on labels: {report.seeds} seed{'s' * (report.seeds > 1)}, {samples}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column("labels", no_wrap=True)
     table.add_column("weights")

@@ -49,6 +49,7 @@ class FinetuneReport:
         reason: why there is no result; empty where there is.
         steps: number of labels per class → optimiser steps of each training.
         seeds: trainings behind each figure.
+        train_samples, test_samples: labelled images, or patches, drawn from and tested on.
         notices: what the reader of the figures should know, one sentence each.
     """
 
@@ -58,6 +59,8 @@ class FinetuneReport:
     steps: dict[int, int] = field(default_factory=dict)
     seeds: int = 0
     notices: list[str] = field(default_factory=list)
+    train_samples: int = 0
+    test_samples: int = 0
 
     def to_dict(self) -> dict[str, object]:
         """The report as `auxmae eval --finetune --json` prints it."""
@@ -67,6 +70,7 @@ class FinetuneReport:
             "reason": self.reason,
             "steps": {str(budget): steps for budget, steps in self.steps.items()},
             "seeds": self.seeds,
+            "samples": {"train": self.train_samples, "test": self.test_samples},
             "notices": self.notices,
         }
 
@@ -141,7 +145,7 @@ def run_finetuning(
     classes, groups = np.unique(y), test_groups[test_rows]
     if len(classes) < 2 or not len(y_test):
         reason = "labels of at least two classes in the training part, and some in the test part, are needed"
-        return FinetuneReport([], [], f"No fine-tuning: {reason}.")
+        return FinetuneReport([], [], f"No fine-tuning: {reason}.", train_samples=len(y), test_samples=len(y_test))
     results, comparisons, notices = [], [], []
     taken: dict[int, int] = {}
     for budget in labels_per_class:
@@ -178,7 +182,7 @@ def run_finetuning(
         difference = paired_bootstrap(right[FINE_TUNED], right[FROM_SCRATCH], groups, resamples=bootstrap, seed=seed)
         ours, theirs = (float(right[name].mean()) for name in (FINE_TUNED, FROM_SCRATCH))
         comparisons.append(Comparison(PROBE, budget, f"network {FROM_SCRATCH}", ours, theirs, difference))
-    return FinetuneReport(results, comparisons, "", taken, min(seeds, _SEEDS), notices)
+    return FinetuneReport(results, comparisons, "", taken, min(seeds, _SEEDS), notices, len(y), len(y_test))
 
 
 def _tell(say: Callable[[str], None], what: str, done: str) -> None:

@@ -70,6 +70,8 @@ class RobustnessResult:
         masked_l1, floor_l1: error of the reconstruction, and of the best floor, on the channels that are left.
         unchanged_l1: the model's error on the same channels of unchanged images.
         draws: how many.
+        samples: labelled test images, or patches, behind the accuracies.
+        windows: images, or windows of them, behind the errors.
     """
 
     kind: str
@@ -80,6 +82,8 @@ class RobustnessResult:
     floor_l1: float | None = None
     unchanged_l1: float | None = None
     draws: int = 1
+    samples: int = 0
+    windows: int = 0
 
     def best_floor(self) -> str | None:
         """The floor with the highest accuracy under this change."""
@@ -178,14 +182,14 @@ def evaluate_robustness(
             continue
         say(change.label)
         changed = _Batches(partial(_changed, batches, change, scaling, fill, deviation, seed))
-        accuracy = {}
+        accuracy, samples = dict[str, float](), 0
         if classifiers:
             adapted = {
                 name: _adapt(name, extract, change, classifiers[name].mean, pool, model)
                 for name, extract in extractors.items()
                 if name in classifiers
             }
-            accuracy = _accuracies(classifiers, adapted, changed, patch_size, limit, seed)
+            accuracy, samples = _accuracies(classifiers, adapted, changed, patch_size, limit, seed)
         kept = [c for c in range(len(fill)) if c not in change.dropped]
         floors = {} if linear is None else {LINEAR: linear.select(kept)}
         left = (_without(batch, change) for batch in changed)
@@ -194,7 +198,7 @@ def evaluate_robustness(
         except DataError:
             # Of a single patch nothing can be hidden.
             found.setdefault((change.kind, change.value), []).append(
-                RobustnessResult(change.kind, change.label, change.value, accuracy)
+                RobustnessResult(change.kind, change.label, change.value, accuracy, samples=samples)
             )
             continue
         unchanged = unchanged or result
@@ -204,8 +208,9 @@ def evaluate_robustness(
             float(np.mean([errors[name] for name in channels]))
             for errors in (unchanged.per_channel, result.per_channel, *result.floors_per_channel.values())
         )
+        counts = {"samples": samples, "windows": result.windows}
         found.setdefault((change.kind, change.value), []).append(
-            RobustnessResult(change.kind, change.label, change.value, accuracy, ours, min(theirs), same)
+            RobustnessResult(change.kind, change.label, change.value, accuracy, ours, min(theirs), same, **counts)
         )
     return [_mean(results) for results in found.values()]
 
@@ -244,13 +249,15 @@ def _accuracies(
     patch_size: int | None,
     limit: int,
     seed: int,
-) -> dict[str, float]:
-    accuracy = {}
+) -> tuple[dict[str, float], int]:
+    """Kind of features → accuracy; of how many samples."""
+    accuracy, samples = {}, 0
     for name, features in extract_all(extractors, batches, patch_size=patch_size, limit=limit, seed=seed).items():
+        samples = len(features)
         # Raw pixels of another size are other features.
         if len(features) and features.x.shape[1] == len(classifiers[name].mean):
             accuracy[name] = float((classifiers[name].predict(features.x) == features.y).mean())
-    return accuracy
+    return accuracy, samples
 
 
 def _changed(
@@ -344,4 +351,6 @@ def _mean(results: Sequence[RobustnessResult]) -> RobustnessResult:
         average([result.floor_l1 for result in results]),
         average([result.unchanged_l1 for result in results]),
         len(results),
+        first.samples,
+        first.windows,
     )

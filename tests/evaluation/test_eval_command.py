@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from rich.console import Console
 
 from auxmae.errors import DataError, SettingsError, UsageError
 from auxmae.model.mae import AuxMAE
@@ -231,7 +233,7 @@ def test_missing_channels_are_an_error_by_name_or_dropped_on_purpose(run_folder:
 
 def test_of_many_images_those_are_read_that_the_probes_draw(run_folder: Path) -> None:
     from auxmae.build import build_data
-    from auxmae.cli.eval_probes import _drawn
+    from auxmae.cli.eval_probes import draw_labelled
     from auxmae.evaluation.features import extract_all, statistics_extractor
     from auxmae.training.run import open_run
 
@@ -240,7 +242,7 @@ def test_of_many_images_those_are_read_that_the_probes_draw(run_folder: Path) ->
     assert labels is not None
     data.collection.labels = np.where(np.arange(len(labels)) % 3 == 0, -1, labels)
     for limit in (10, 25, 10_000):
-        part = _drawn(data.train, limit, 7)
+        part = draw_labelled(data.train, limit, 7)
         extractors = {"": statistics_extractor()}
         expected, found = (extract_all(extractors, each, limit=limit, seed=7)[""] for each in (data.train, part))
         assert np.array_equal(found.x, expected.x)
@@ -344,6 +346,33 @@ def test_robustness_sees_all_windows_of_the_same_images_at_every_size(run_folder
     assert _batches(data, 65, settings) is None
 
 
+def test_robustness_and_finetuning_test_on_labelled_images_where_most_have_none(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from auxmae.build import build_data, build_model
+    from auxmae.cli import eval_finetune
+    from auxmae.cli.eval_robustness import _batches
+    from auxmae.training.run import open_run
+
+    settings = open_run(str(run_folder)).settings
+    changes = {"max_images": 12, "max_samples": 10, "finetune_steps": 1, "finetune_seeds": 1, "finetune_labels": (2,)}
+    settings = settings.model_copy(update={"eval": settings.eval.model_copy(update=changes)})
+    data = build_data(settings, augment=False)
+    labels, test = data.collection.labels, data.splits.test.items
+    assert labels is not None
+    # The last eleven test images have labels.
+    monkeypatch.setattr(data.collection, "labels", np.where(np.isin(np.arange(len(labels)), test[:-11]), -1, labels))
+    loader = _batches(data, None, settings)
+    assert loader is not None
+    seen = np.unique(loader.dataset.items(range(loader.samples)))
+    assert len(seen) == 12
+    assert set(test[-11:]) <= set(seen)
+    stream = io.StringIO()
+    document = eval_finetune.measure(build_model(settings, data), data, settings, "cpu", Console(file=stream, width=120))
+    assert document["samples"] == {"train": len(data.splits.train.items), "test": 10}
+    assert f"{len(data.splits.train.items)} training, 10 test samples" in stream.getvalue()
+
+
 @pytest.mark.slow
 def test_finetuning_and_robustness_are_measured_on_request(tmp_path: Path) -> None:
     run_folder = make_run(tmp_path / "run")
@@ -355,6 +384,8 @@ def test_finetuning_and_robustness_are_measured_on_request(tmp_path: Path) -> No
     assert [r["features"] for r in document["finetuning"]["results"]] == ["fine-tuned", "from scratch"]
     assert document["finetuning"]["steps"] == {"2": 3}
     changes = {r["kind"] for r in document["robustness"]["results"]}
+    assert {r["samples"] for r in document["robustness"]["results"]} == {document["robustness"]["results"][0]["windows"] // 16}
+    assert "labelled test samples" in result.stderr
     assert changes == {"unchanged", "left out", "channels", "size", "noise", "gain"}
     assert (run_folder / "figures" / "robustness.png").is_file()
     assert "robustness" in (run_folder / "report.html").read_text()
