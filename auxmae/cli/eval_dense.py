@@ -245,7 +245,8 @@ class TestLabels:
         testing: the same images with the labels to test on.
 
     Raises:
-        DataError: the latter are no label rasters, or label every pixel that could be trained on.
+        DataError: the latter are no label rasters, are of other images than the former, or label every pixel that could be
+            trained on.
     """
 
     def __init__(self, collection: Collection, testing: Collection, name: str) -> None:
@@ -261,12 +262,24 @@ class TestLabels:
         trained = collection.class_names
         self.class_names = (*trained, *(each for each in testing.class_names if each not in trained))
         self._place = np.array([self.class_names.index(each) for each in testing.class_names] + [-1])
-        tested = [item for item in labelled_scenes(collection) if self.read(item) is not None]
-        if tested and not any(self._leaves(item) for item in tested):
+        tested = [item for item in labelled_scenes(collection) if self._is_tested(item)]
+        if not tested:
+            raise DataError(
+                f"{name}: no scene with labels to train on (--labels) has any to test on",
+                hint="--test-labels is of other pixels of the same scenes; to test on other scenes, name one folder with the "
+                "label rasters of all of them with --labels alone: one half of the scenes is tested by the other "
+                "(data.group_pattern keeps scenes together)",
+            )
+        if not any(self._leaves(item) for item in tested):
             raise DataError(
                 f"{name}: every pixel with a label to train on has one to test on, and is not trained on: none is left",
                 hint="leave the pixels to test on out of --labels, or those to train on out of --test-labels",
             )
+
+    def _is_tested(self, item: int) -> bool:
+        """Whether an image has a pixel to test on."""
+        tested = self.read(item)
+        return tested is not None and bool((tested >= 0).any())
 
     def _leaves(self, item: int) -> bool:
         """Whether an image that is tested on has a pixel to train on that is not."""

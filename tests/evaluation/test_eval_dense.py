@@ -231,6 +231,27 @@ def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path, monkeypa
     assert "no label for each pixel" in str(none.exception)
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_test_labels_of_other_scenes_are_refused_before_anything_is_measured(
+    run_folder: Path, tmp_path: Path, empty: bool
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run, ignore=shutil.ignore_patterns("eval*"))
+    scenes = write_scenes(tmp_path, ("one.tif", "two.tif"))
+    (tmp_path / "tested").mkdir()
+    shutil.move(tmp_path / "labels" / "two.tif", tmp_path / "tested" / "two.tif")
+    if empty:
+        # There is a raster of the scene that is trained on, without a label.
+        tifffile.imwrite(tmp_path / "tested" / "one.tif", np.zeros((48, 48), dtype=np.uint8))
+    given = ("--test-labels", str(tmp_path / "tested"), "--set", "data.ignored_labels=[0]")
+    error = invoke(str(run), *scenes, *QUICK_DENSE, *given).exception
+    assert isinstance(error, DataError)
+    assert "no scene with labels to train on (--labels) has any to test on" in error.message
+    assert error.hint is not None
+    assert "with --labels alone" in error.hint
+    assert not (run / "eval.json").exists()
+
+
 @pytest.mark.slow
 def test_pixels_measured_on_other_test_labels_are_set_aside_with_their_maps(run_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
