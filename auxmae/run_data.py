@@ -11,6 +11,9 @@ import torch
 from auxmae.build import Data, build_data, open_data
 from auxmae.data.collection import Collection
 from auxmae.data.digests import digest_names
+from auxmae.data.exclusion import Exclusion
+from auxmae.data.files import would_find
+from auxmae.data.opening import SYNTHETIC
 from auxmae.data.splits import Splits
 from auxmae.data.statistics import Scaling
 from auxmae.device import overruled
@@ -202,14 +205,30 @@ def otherwise_held_out(
 ) -> str | None:
     """That other images are held out than in the run's training, and what it means for a part, in a sentence for people.
 
-    None where they are the same ones, or of another data set.
+    None where they are the same ones, or of another data set that has no file of the run's own.
     """
-    trained_on = run.changed_data(splits.digest, digest_names(collection)) if is_own_source(run, used.source) else None
+    if not is_own_source(run, used.source):
+        shared = 0 if part == "train" else _count_shared(run, collection)
+        if not shared:
+            return None
+        files = f"{shared} of the {len(collection.files)} files here are of the run's own data set ({run.settings.data.source})"
+        return f"{files}: what is taken for held out here may have been trained on."
+    trained_on = run.changed_data(splits.digest, digest_names(collection))
     if trained_on is None:
         return None
     held_out = "some of what is held out here may have been trained on"
     consequence = "this may not be what was trained on" if part == "train" else held_out
     return f"Files, labels or the split are others than in training ({trained_on}): {consequence}."
+
+
+def _count_shared(run: RunFolder, collection: Collection) -> int:
+    """How many of a collection's files the run's own source finds, as far as their places tell: copies are other files."""
+    own = run.settings.data
+    if SYNTHETIC in (own.source, collection.source):
+        return 0
+    exclusion = Exclusion(own.exclude)
+    places = [file.path.resolve() for file in collection.files]
+    return sum(would_find(own.source, place) and not exclusion.leaves_out(place) for place in places)
 
 
 def left_behind(run: RunFolder, used: SettingsTree, overrides: Sequence[str] = ()) -> list[str]:

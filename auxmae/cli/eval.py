@@ -129,7 +129,7 @@ def command(
         "source": reading["data.source"],
         "labels": reading["data.labels"],
         "own_images": are_own_images(folder.settings, settings) and changed is None,
-        "held_out_as_in_training": changed is None if own_source and folder.knows_data else None,
+        "held_out_as_in_training": changed is None if changed is not None or (own_source and folder.knows_data) else None,
         "settings": reading,
         "digests": digests,
         "eval": settings.eval.model_dump(mode="json"),

@@ -425,6 +425,12 @@ def test_other_images_than_in_training_are_told(tmp_path: Path) -> None:
     assert told("--data", str(data)) == (False, True)
     assert told("--labels", str(table)) == (True, False)
     assert told("--data", str(shutil.copytree(data, tmp_path / "other"))) == (False, None)
+    # A part of the run's own files, and a folder above them, are told too.
+    for source, shared in ((data / "1*.npy", "11 of the 11"), (tmp_path / "*" / "?.npy", "10 of the 20")):
+        result = invoke(str(run), "--json", "--data", str(source), "--set", "eval.mask_ratios=[]")
+        assert result.exit_code == 0, result.output
+        assert f"{shared} files here are of the run's own data set ({data})" in result.stderr
+        assert json.loads(result.stdout)["details"]["held_out_as_in_training"] is False
     add(60)
     assert told() == (True, False)
     # What was measured on other data is there still.
