@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from auxmae.evaluation.classifiers import FEWEST_TO_FOLD
 from auxmae.evaluation.features import Features
 from auxmae.evaluation.pixel_probes import PixelProbes, describe_splits
 from auxmae.evaluation.pixel_windows import FIT_WINDOWS, LabelledScene, PixelWindows
@@ -35,7 +36,8 @@ class AcrossResult:
         halves: the names of the scenes of each half.
         labelled, used: valid pixels that have a label, of the scenes that were read, and those of them that were drawn for the
             probes.
-        resampled: what intervals resample and the choice of the penalty keeps together: "scenes" or "windows".
+        resampled: what intervals resample: "scenes" or "windows".
+        folded: what the choice of the penalty keeps together: "scenes" or "windows".
     """
 
     reports: dict[str, ProbeReport]
@@ -44,6 +46,7 @@ class AcrossResult:
     labelled: int
     used: int
     resampled: str
+    folded: str
 
     def to_dict(self) -> dict[str, object]:
         """The result as `auxmae eval --dense --json` prints it."""
@@ -52,6 +55,7 @@ class AcrossResult:
             "labelled_pixels": self.labelled,
             "used_pixels": self.used,
             "resampled": self.resampled,
+            "folded": self.folded,
             "splits": describe_splits(self.reports, self.digests),
         }
 
@@ -68,8 +72,8 @@ def evaluate_across(
     """Probes pixels of one half of the scenes by what was learned from the labels of the other half, and the other way round.
 
     Features and floors are those of `evaluate_scene`; PCA and filters are fitted on windows of 16 scenes at most.  Every scene
-    gives as many labelled pixels, as far as it has them.  Where a half has ten groups or more, intervals resample whole groups,
-    else windows.
+    gives as many labelled pixels, as far as it has them.  Where each half has ten groups or more, intervals resample whole
+    groups, else windows, which is told; the penalty is chosen on whole groups where each half has six or more, else on windows.
 
     Args:
         model: the encoder, left in the mode in which it came.
@@ -121,10 +125,14 @@ def evaluate_across(
 
     table = np.concatenate(drawn) if drawn else np.zeros((0, 5), dtype=np.int64)
     in_first = first[table[:, 0]]
-    by_scene = min(len(np.unique(groups[table[part, 0]])) for part in (in_first, ~in_first)) >= FEWEST_GROUPS
-    units = groups[table[:, 0]] if by_scene else np.unique(table[:, [0, 4]], axis=0, return_inverse=True)[1]
+    least = min(len(np.unique(groups[table[part, 0]])) for part in (in_first, ~in_first))
+    together = {
+        "scenes": groups[table[:, 0]].astype(np.int64),
+        "windows": np.unique(table[:, [0, 4]], axis=0, return_inverse=True)[1].astype(np.int64),
+    }
+    resampled, folded = ("scenes" if least >= fewest else "windows" for fewest in (FEWEST_GROUPS, FEWEST_TO_FOLD))
     x = {kind: np.concatenate(parts) if parts else np.zeros((0, 1), np.float32) for kind, parts in found.items()}
-    samples = {kind: Features(features, table[:, 3], units.astype(np.int64)) for kind, features in x.items()}
+    samples = {kind: Features(features, table[:, 3], together[resampled]) for kind, features in x.items()}
     halves = (
         [name for name, chosen in zip(names, first, strict=True) if chosen],
         [name for name, chosen in zip(names, first, strict=True) if not chosen],
@@ -137,8 +145,14 @@ def evaluate_across(
             train,
             ~train,
             lambda what, split=split: say(f"{split}: {what}"),  # type: ignore[misc]
+            folded=together[folded],
         )
-    return AcrossResult(reports, digests, halves, labelled, len(table), "scenes" if by_scene else "windows")
+        if reports[split].results and resampled == "windows":
+            reports[split].notices.append(
+                f"A half has {least} scene{'s' * (least > 1)} or groups of scenes, fewer than {FEWEST_GROUPS}: intervals and "
+                "tests are of windows, and tell nothing of other scenes."
+            )
+    return AcrossResult(reports, digests, halves, labelled, len(table), resampled, folded)
 
 
 def _quota(first: NDArray[np.bool_], most: int, seed: int) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ PROBES = ("k-NN", "logistic regression")
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 3
 # Below so many groups single samples are folded.
-_FEWEST_TO_FOLD = 2 * _FOLDS
+FEWEST_TO_FOLD = 2 * _FOLDS
 # Above this many samples one validation part (a third) is as good as three, and takes a third of the time.
 _ONE_FOLD = 600
 _SEED = 0
@@ -115,7 +115,7 @@ def validation_folds(y: NDArray[np.int64], groups: NDArray[np.int64]) -> list[tu
     if not len(rows):
         return []
     own = groups[rows]
-    if len(np.unique(own)) >= _FEWEST_TO_FOLD:
+    if len(np.unique(own)) >= FEWEST_TO_FOLD:
         folds = min(_FOLDS, int(counts.max()))
         splits = StratifiedGroupKFold(folds, shuffle=True, random_state=_SEED).split(rows, y[rows], own)
     else:
@@ -132,7 +132,7 @@ def validation_folds(y: NDArray[np.int64], groups: NDArray[np.int64]) -> list[tu
 def folds_single_samples(y: NDArray[np.int64], groups: NDArray[np.int64]) -> bool:
     """Whether `validation_folds` parts samples of one group, since there are too few groups."""
     own = groups[_frequent(y)[0]]
-    return len(np.unique(own)) < min(_FEWEST_TO_FOLD, len(own))
+    return len(np.unique(own)) < min(FEWEST_TO_FOLD, len(own))
 
 
 def _frequent(y: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,6 +69,8 @@ class PixelProbes:
         train: NDArray[np.bool_],
         test: NDArray[np.bool_],
         progress: Callable[[str], None],
+        *,
+        folded: NDArray[np.int64] | None = None,
     ) -> tuple[ProbeReport, str]:
         """The probes of one split, and a hex digest of which pixels it trains and tests on.
 
@@ -77,11 +79,12 @@ class PixelProbes:
             places: (n, k) what names a pixel: row and column, and its scene before them where there are several.
             train, test: (n,).
             progress: told what is being done.
+            folded: (n,) what the choice of the penalty keeps together; None: the samples' groups, which intervals resample.
         """
         fit, held = np.flatnonzero(train), np.flatnonzero(test)
         order = np.concatenate([places[fit], np.full((1, places.shape[1]), -1), places[held]])
         report = run_probes(
-            {kind: features.take(fit) for kind, features in samples.items()},
+            {kind: _in_groups(features, folded).take(fit) for kind, features in samples.items()},
             {kind: features.take(held) for kind, features in samples.items()},
             labels_per_class=self.labels_per_class,
             neighbours=self.neighbours,
@@ -91,6 +94,10 @@ class PixelProbes:
             progress=progress,
         )
         return report, hashlib.sha256(order.astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def _in_groups(features: Features, groups: NDArray[np.int64] | None) -> Features:
+    return features if groups is None else replace(features, groups=groups)
 
 
 def describe_splits(reports: Mapping[str, ProbeReport], digests: Mapping[str, str]) -> dict[str, object]:

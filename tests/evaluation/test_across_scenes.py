@@ -101,6 +101,32 @@ def test_every_scene_gives_its_share_and_many_are_resampled_whole(model: AuxMAE)
     assert set(result.reports) == {"22 scenes → 22 scenes", "22 scenes → 22 scenes, back"}
 
 
+@pytest.mark.parametrize(("scenes", "folded"), [(12, "scenes"), (10, "windows")])
+def test_the_penalty_is_chosen_on_whole_scenes_and_intervals_of_windows_are_told(
+    model: AuxMAE, monkeypatch: pytest.MonkeyPatch, scenes: int, folded: str
+) -> None:
+    from auxmae.evaluation import classifiers
+
+    parts: list[int] = []
+
+    def noted(y: np.ndarray, groups: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        parts.append(len(np.unique(groups)))
+        return validation_folds(y, groups)
+
+    validation_folds = classifiers.validation_folds
+    monkeypatch.setattr(classifiers, "validation_folds", noted)
+    names = [f"scene {number}" for number in range(scenes)]
+    result = evaluate_across(model, scene, names, np.arange(scenes), PROBES)
+    assert (result.resampled, result.folded) == ("windows", folded)
+    assert parts
+    # Several windows a scene.
+    assert all((count == scenes // 2) == (folded == "scenes") for count in parts)
+    for report in result.reports.values():
+        (notice,) = report.notices
+        assert notice.startswith(f"A half has {scenes // 2} scenes")
+        assert "tell nothing of other scenes" in notice
+
+
 def test_a_scene_without_valid_pixels_costs_nothing(model: AuxMAE) -> None:
     def read(number: int) -> LabelledScene:
         found = scene(number)
