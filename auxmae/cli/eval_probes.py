@@ -66,6 +66,11 @@ def measure(
                 class_names=data.class_names,
                 progress=lambda what: status.update(f"Probing: {what}"),
             )
+    if data.collection.has_label_maps and not report.reason:
+        report.notices.append(
+            "Here the floors, but for the untrained network, see a patch alone, where the encoder sees the crop around it: "
+            "--dense takes channel statistics and random convolutions of the encoder's window."
+        )
     if copies:
         report.notices.append(
             f"{copies} of {report.test_samples} test images have the same pixels as a training image: they flatter every kind of "

@@ -240,8 +240,11 @@ def floor_extractors(
         batches: training images, not augmented.
         channels: C.
         patch_size: p, of the encoder.
-        components: of PCA: the encoder's number of features.
-        dense: features of each patch instead of each image.
+        components: of PCA, at most: the encoder's width, which pooled features have several times (`AuxMAE.forward_features`), as
+            do those of PCA of whole images twice.
+        dense: features of each patch instead of each image.  They are of the patch alone (of a patch of less than 3 px and of
+            filters, a pixel around it too), while the encoder's token of a patch attends to the whole crop; in `window_floors`,
+            statistics and filters see as much as the encoder does.
         seed: of the patches and the filters.
     """
     patches = sample_patches(batches, {patch_size, _KERNEL}, seed=seed)

@@ -75,6 +75,9 @@ def test_images_with_a_label_a_pixel_are_probed_patch_by_patch(run_folder: Path,
     document = json.loads(result.stdout)
     # Two of the images are validated on; each has four patches of 8 px.
     assert document["details"]["probe_samples"] == {"train": 4 * 10, "test": 4 * 8}
+    # What the encoder has and the floors lack here is told.
+    assert any("see a patch alone" in notice for notice in document["details"]["probe_notices"])
+    assert "see a patch alone" in result.stderr
     assert all(probe["accuracy"] > 0.9 for probe in document["probes"] if probe["features"] == "channel statistics")
     assert document["finetuning"]["results"][0]["accuracy"] > 0.9
     if layout == "array":
