@@ -91,15 +91,19 @@ def _unwritable(folder: Path, error: Exception, code: int | None) -> CheckpointE
     return CheckpointError(f"{folder}: the checkpoint cannot be written: {reason}", hint=mended + kept)
 
 
-def load_state(folder: Path) -> dict[str, Any]:
+def load_state(folder: Path, *, mapped: bool = False) -> dict[str, Any]:
     """The training state of a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        mapped: tensors stay in the file, and are read where they are used.
 
     Raises:
         CheckpointError: missing or broken.
     """
     path = find_checkpoint(folder) / STATE_NAME
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: no training state to resume from", hint="use --init-from to take the weights only"

@@ -113,7 +113,8 @@ class RunFolder:
             UsageError: somebody has changed one.
         """
         now = decisive(settings)
-        trained_with = load_state(self.checkpoint("last")).get("settings", {})  # not in checkpoints of before, or not all
+        # Not in checkpoints of before, or not all.  The optimiser's numbers are not needed here.
+        trained_with = load_state(self.checkpoint("last"), mapped=True).get("settings", {})
         for name, before in trained_with.items():
             if name in now and now[name] != before:
                 raise UsageError(

@@ -147,28 +147,26 @@ def test_what_cannot_work_is_told(run_folder: Path, arguments: tuple[str, ...], 
     assert words in str(error)
 
 
+def run_on_scene(folder: Path, height: int, width: int) -> str:
+    """A training on scene.mat of 30 channels, whose label map is truth.mat."""
+    rng = np.random.default_rng(0)
+    scipy.io.savemat(folder / "scene.mat", {"cube": rng.uniform(size=(height, width, 30))})
+    scipy.io.savemat(folder / "truth.mat", {"gt": rng.integers(0, 4, (height, width)).astype(np.uint8)})
+    data = {"source": str(folder / "scene.mat"), "labels": str(folder / "truth.mat")}
+    model = {"patch_size": 4, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "channel_groups": "auto"}
+    tables = {"data": data, "model": model, "train": {"max_steps": 1}, "run": {"folder": str(folder / "run"), "device": "cpu"}}
+    return str(train(SettingsTree.model_validate(tables)).run)
+
+
 def test_a_scene_that_its_labels_make_readable(tmp_path: Path) -> None:
     """The label map tells which axis holds the channels, and had a part in what is held out."""
-    rng = np.random.default_rng(0)
-    scipy.io.savemat(tmp_path / "scene.mat", {"cube": rng.uniform(size=(24, 24, 30))})
-    scipy.io.savemat(tmp_path / "truth.mat", {"gt": rng.integers(0, 4, (24, 24)).astype(np.uint8)})
-    data = {"source": str(tmp_path / "scene.mat"), "labels": str(tmp_path / "truth.mat")}
-    model = {"patch_size": 4, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "channel_groups": "auto"}
-    tables = {"data": data, "model": model, "train": {"max_steps": 1}, "run": {"folder": str(tmp_path / "run"), "device": "cpu"}}
-    run = train(SettingsTree.model_validate(tables)).run
-    result = invoke(str(run))
+    result = invoke(run_on_scene(tmp_path, 24, 24))
     assert result.exit_code == 0, result.output
 
 
 def test_labels_that_are_set_for_other_images_tell_how_to_read_them(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
     # Two axes are as long as there are channels.
-    scipy.io.savemat(tmp_path / "scene.mat", {"cube": rng.uniform(size=(30, 24, 30))})
-    scipy.io.savemat(tmp_path / "truth.mat", {"gt": rng.integers(0, 4, (30, 24)).astype(np.uint8)})
-    data = {"source": str(tmp_path / "scene.mat"), "labels": str(tmp_path / "truth.mat")}
-    model = {"patch_size": 4, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1, "channel_groups": "auto"}
-    tables = {"data": data, "model": model, "train": {"max_steps": 1}, "run": {"folder": str(tmp_path / "run"), "device": "cpu"}}
-    run = str(train(SettingsTree.model_validate(tables)).run)
+    run = run_on_scene(tmp_path, 30, 24)
     other = shutil.copy(tmp_path / "scene.mat", tmp_path / "other.mat")
     arguments = (run, "--data", str(other), "--images", "1")
     assert isinstance(invoke(*arguments).exception, DataError)
