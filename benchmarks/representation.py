@@ -34,6 +34,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from auxmae.benchmark.environment import environment
 from auxmae.build import Data, build_data
 from auxmae.data.statistics import Scaling
 from auxmae.errors import AuxMAEError
@@ -204,6 +205,15 @@ def scene_floors(x: Tensor, patch_size: int, seed: int) -> dict[str, Array]:
     }
 
 
+def relations(images: Array) -> Array:
+    """(n, C, h, w) → (n, D): correlations of pairs of channels, root mean squares of the differences of neighbours."""
+    pairs = np.triu_indices(images.shape[1], 1)
+    with np.errstate(invalid="ignore"):  # a constant channel correlates with nothing
+        related = np.stack([np.nan_to_num(np.atleast_2d(np.corrcoef(image.reshape(len(image), -1)))[pairs]) for image in images])
+    changes = [np.sqrt(np.square(np.diff(images, axis=axis)).mean((2, 3))) for axis in (2, 3)]
+    return np.concatenate([related, *changes], 1)
+
+
 def image_floors(images: Tensor, fit: Array, seed: int) -> dict[str, Array]:
     """Features of whole images (n, C, h, w) that need no training: name → (n, D); PCA is fitted on the rows `fit`."""
     flat = images.flatten(1).numpy()
@@ -211,9 +221,11 @@ def image_floors(images: Tensor, fit: Array, seed: int) -> dict[str, Array]:
     filters, centred = random_filters(images.shape[1], seed), (images - images.mean((0, 2, 3))[:, None, None]) / deviation
     responses = torch.cat([F.relu(F.conv2d(part, filters)).mean((2, 3)) for part in centred.split(64)])
     components = PCA(min(64, len(fit), flat.shape[1]), random_state=seed).fit(flat[fit])
+    statistics = torch.cat([images.mean((2, 3)), images.std((2, 3))], 1).numpy()
     return {
         "raw pixels": flat,
-        "statistics": torch.cat([images.mean((2, 3)), images.std((2, 3))], 1).numpy(),
+        "statistics": statistics,
+        "channel relations": np.concatenate([statistics, relations(images.double().numpy())], 1),
         "PCA of images": components.transform(flat),
         "random convolutions": responses.numpy(),
     }
@@ -346,7 +358,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     figures.setdefault(name, {}).setdefault(cell, []).extend(values)
     # Where the figures are written says nothing about them.
     asked = {key: value for key, value in vars(args).items() if key != "json"}
-    return {"arguments": asked, "trainings": trainings, "average_accuracy": figures}
+    where = environment(torch.device("cpu"))
+    return {"arguments": asked, "environment": where, "trainings": trainings, "average_accuracy": figures}
 
 
 def table(result: dict[str, Any]) -> str:

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from auxmae.build import build_model
+from auxmae.data.loading import Batch
+from auxmae.evaluation.feature_floors import relations_extractor
 from auxmae.settings.schema import SettingsTree
 
 
@@ -32,6 +34,16 @@ def test_scene_floors_read_the_centre_of_every_patch(script):
     assert np.array_equal(spectrum[2, 2], x[:, 6, 7])  # the last patch's centre lies beyond the edge
     around = floors["3 × 3 patch"].reshape(3, 3, 4, 3, 3)
     assert np.array_equal(around[1, 1], x[:, 3:6, 3:6])
+
+
+def test_channel_relations_are_those_of_the_evaluation(script):
+    images = torch.rand(3, 4, 5, 6) * torch.tensor([1.0, 2.0, 3.0, 0.0])[:, None, None]
+    ours = relations_extractor()(Batch(images, torch.ones_like(images, dtype=torch.bool), torch.full((3,), -1), None))
+    found = script.image_floors(images, np.arange(3), seed=0)["channel relations"]
+    assert found.shape == tuple(ours.shape) == (3, 2 * 4 + 6 + 2 * 4)
+    deviations = slice(4, 8)  # of samples in the script, as torch has it, of all pixels in the evaluation
+    ours[:, deviations] *= (30 / 29) ** 0.5
+    assert np.allclose(found, ours, atol=1e-6)
 
 
 @pytest.mark.parametrize("probe", ["logistic", "ridge", "knn"])
