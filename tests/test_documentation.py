@@ -1,4 +1,7 @@
-"""Every command block of the README runs; CONTRIBUTING.md says what the marks before a block mean."""
+"""Every command block of the README and of `docs` runs, and every link there leads somewhere.
+
+CONTRIBUTING.md says what the marks before a block mean.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ import pytest
 import scipy.io
 import tifffile
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(?:<!-- test: (?P<mark>[^>]*?) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)```\n", re.S)
 FRESH = ("fresh-install", "fresh-tests")
 MARKS = ("", "slow", "own-files", *FRESH)
@@ -23,13 +27,14 @@ FEW_STEPS, FEW_IMAGES = "12", "400"
 
 
 def blocks():
-    for number, found in enumerate(BLOCK.finditer(README.read_text(encoding="utf-8"))):
-        mark = found["mark"] or ""
-        name = f"{number}-{mark or found['code'].split()[0]}"
-        marks = [pytest.mark.slow] if mark else []
-        if mark == "fresh-install":
-            marks.append(pytest.mark.alone)
-        yield pytest.param(found["language"], mark, found["code"], id=name, marks=marks)
+    for page in PAGES:
+        for number, found in enumerate(BLOCK.finditer(page.read_text(encoding="utf-8"))):
+            mark = found["mark"] or ""
+            name = f"{page.stem}-{number}-{mark or found['code'].split()[0]}"
+            marks = [pytest.mark.slow] if mark else []
+            if mark == "fresh-install":
+                marks.append(pytest.mark.alone)
+            yield pytest.param(found["language"], mark, found["code"], id=name, marks=marks)
 
 
 def environment(mark):
@@ -67,9 +72,9 @@ def own_files(folder):
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("language", "mark", "code"), list(blocks()))
-def test_block_of_the_readme(language, mark, code, tmp_path, repository):
+def test_block_runs(language, mark, code, tmp_path, repository):
     assert language in ("bash", "python"), "a block that no test can run"
-    assert mark in MARKS, f"unknown mark in the README: {mark!r}"
+    assert mark in MARKS, f"unknown mark: {mark!r}"
     if mark in FRESH:
         tracked = subprocess.run(["git", "ls-files"], cwd=repository, capture_output=True, text=True, check=True).stdout
         for name in tracked.splitlines():
@@ -89,3 +94,11 @@ def test_block_of_the_readme(language, mark, code, tmp_path, repository):
     if mark == "fresh-tests":
         assert re.search(r"\d+ passed", done.stdout)
         assert "failed" not in done.stdout
+
+
+@pytest.mark.parametrize("folder", [".", "docs", "kernels", "benchmarks"])
+def test_links_lead_somewhere(folder):
+    pages = list((ROOT / folder).glob("*.md"))
+    links = [(page, link) for page in pages for link in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8"))]
+    assert pages
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
