@@ -103,6 +103,9 @@ def command(
     testing = None
     if test_labels is not None:
         labelled = eval_dense.open_test_labels(settings, test_labels)
+        for notice in labelled.notices:
+            if notice not in held.collection.notices:
+                out.print(f"note: --test-labels: {notice}", **plain)
         digests["test_labels"] = eval_dense.digest_test_labels(labelled)
         testing = eval_dense.TestLabels(held.collection, labelled, test_labels)
     reading = describe_reading(settings.data)

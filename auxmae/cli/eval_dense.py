@@ -273,7 +273,8 @@ class TestLabels:
         if not any(self._leaves(item) for item in tested):
             raise DataError(
                 f"{name}: every pixel with a label to train on has one to test on, and is not trained on: none is left",
-                hint="leave the pixels to test on out of --labels, or those to train on out of --test-labels",
+                hint="leave the pixels to test on out of --labels, or those to train on out of --test-labels; "
+                "where a number means 'no label', name it: --set data.ignored_labels=[0]",
             )
 
     def _is_tested(self, item: int) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
 from auxmae.data.footprints import Footprints, connected, overlapping_pairs
-from auxmae.data.georeference import transform_of
+from auxmae.data.georeference import pixel_area, transform_of
 from auxmae.data.image import ImageFile
 from auxmae.errors import SettingsError
 
@@ -151,8 +151,9 @@ def follow_ground(
         return assigned
     # Small blocks take over from large ones, within which they may lie.
     largest = np.zeros(places.max() + 1)
-    pixel_area = np.abs(np.linalg.det([transform_of(file)[:, :2] for file in files]))
-    np.maximum.at(largest, places[placed], pixel_area * footprints.pixels)
+    scenes, which = np.unique(blocks[placed, 0], return_inverse=True)
+    area = np.array([pixel_area(collection.file_of(scene)) for scene in scenes.tolist()])[which.reshape(-1)]
+    np.maximum.at(largest, places[placed], area * footprints.pixels)
     rank = np.argsort(np.argsort(-largest, kind="stable"))
     part_of, rank_of = (np.zeros(units.max() + 1, dtype=np.int64) for _ in range(2))
     part_of[units], rank_of[units] = assigned, rank[places]

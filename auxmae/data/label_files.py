@@ -73,7 +73,9 @@ def _read_argmax(file: ImageFile, index: int, window: Window | None) -> MultiCha
     return MultiChannelImage(image.pixels.argmax(axis=0)[None].astype(np.float32), known)
 
 
-def labels_from_array(path: Path, key: str, notices: list[str], *, by_name: bool) -> NDArray[Any] | LabelMap:
+def labels_from_array(
+    path: Path, key: str, notices: list[str], *, by_name: bool, columns_first: tuple[int, int] | None = None
+) -> NDArray[Any] | LabelMap:
     """(N,) numbers or texts of images, or a file in memory of (H, W), (H, W, K) or (N, H, W) labels.
 
     A last axis of one, the channel, may follow; a first one, the map, may precede.  Values that the file calls missing are no
@@ -83,6 +85,7 @@ def labels_from_array(path: Path, key: str, notices: list[str], *, by_name: bool
         path, key: the file, and its array; "": the only one.
         notices: told what was inferred.
         by_name: take axes that have names by them, as the images' are; else in their order, as the images' are.
+        columns_first: (H, W) of images whose columns come before their rows in the same file: maps that fit then are alike.
     """
     from auxmae.data.readers import array_meaning, read_array
     from auxmae.data.readers.encoding import without_missing
@@ -90,6 +93,7 @@ def labels_from_array(path: Path, key: str, notices: list[str], *, by_name: bool
     array = np.asarray(read_array(path, key or None))
     axes, encoding = array_meaning(path, key or None)
     if axes is not None and by_name:
+        columns_first = None
         array = array.transpose([axes.letters.index(letter) for letter in "NHWC" if letter in axes.letters])
     array = without_missing(array, encoding)
     where = f"{path}:{key}" if key else str(path)
@@ -120,6 +124,9 @@ def labels_from_array(path: Path, key: str, notices: list[str], *, by_name: bool
         maps = array[None]
     else:
         raise DataError(f"{where}: labels of {array.ndim} axes; expected (N,), (H, W), (H, W, K) or (N, H, W)")
+    if columns_first is not None and not abundances and maps.shape[:0:-1] == columns_first:
+        notices.append(f"{path.name}: the labels' columns come before their rows, as the images' do (data.axes)")
+        maps = maps.swapaxes(1, 2)
     from auxmae.data.collection import memory_file
 
     data = np.where(np.isfinite(maps) & (maps >= 0), maps, np.nan).astype(np.float32)

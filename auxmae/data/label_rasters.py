@@ -16,6 +16,8 @@ from auxmae.errors import DataError
 
 # A raster with more values than this among multi-channel images is rather an image (a panchromatic or elevation band).
 _FEW_VALUES = 64
+# Label numbers are read as float32, which tells whole ones below this from each other.
+_EXACT = 2**24
 # A raster is read in tiles of this side, px.
 TILE = 2048
 
@@ -122,6 +124,11 @@ def pair_rasters(
     values -= _unlabelled(values, ignored, all(one.zero_unlabelled for one in maps if one is not None), notices)
     if not values:
         raise DataError(f"{labels}: no pixel has a label", hint="check data.labels and data.ignored_labels")
+    if max(values) >= _EXACT:
+        raise DataError(
+            f"{labels}: label numbers such as {max(values)} cannot be told from their neighbours ({_EXACT} and more)",
+            hint="number the classes anew, from 0 on; data.ignored_labels names a number that means 'no label'",
+        )
     check_few(values, labels)
     ordered = tuple(sorted(values))
     told = {one.names for one in maps if one is not None}
@@ -143,12 +150,14 @@ def _misfit(raster: ImageFile, file: ImageFile, files: Sequence[ImageFile], labe
     if (raster.height, raster.width) == (file.height, file.width):
         return DataError(
             f"{labels}: {raster.count} label maps, and {file.path.name} holds {file.count} image{'s' * (file.count > 1)}",
-            hint="one map is needed for each image, or one for all; set data.labels = 'none' to use no labels",
+            hint="one map is needed for each image, or one for all, or set data.labels = 'none'",
         )
     others = sorted({f"{file.height}×{file.width}" for file in files})
     way = "name a label raster of the images' size with data.labels"
     if raster.georeference is not None and file.georeference is not None:
         way = "warp them to the image's grid, by nearest neighbour"
+    elif (raster.height, raster.width) == (file.width, file.height):
+        way = "labels are read as rows × columns, and fit when turned: save them transposed"
     return DataError(
         f"{labels}: the labels are {raster.height}×{raster.width} px, the images {', '.join(others[:3])} px ({file.path.name})",
         hint=f"{way}, or set data.labels = 'none'",
@@ -196,7 +205,8 @@ def _of_one_raster(
 def _unlabelled(values: set[int], ignored: Sequence[int] | None, by_convention: bool, notices: list[str]) -> set[int]:
     """Those of a map's values that mean "no label"."""
     if ignored is not None:
-        return set(ignored)
+        # As they are read: 4294967295 as 4294967296.
+        return {int(np.float32(value)) for value in ignored}
     if 0 not in values or len(values) < 2:
         return set()
     if len(values) == 2:

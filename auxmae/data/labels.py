@@ -127,6 +127,7 @@ def load_labels(
     notices: list[str],
     ignored: Sequence[int] | None = None,
     exclude: Exclusion | None = None,
+    axes: str | None = None,
 ) -> Labels:
     """Reads what `data.labels` names.
 
@@ -139,6 +140,7 @@ def load_labels(
         ignored: values that mean "no label", beside negative ones and a raster's own nodata; None: 0, where the format's
             convention says so and two classes are left.
         exclude: files to leave out of a folder of label rasters.
+        axes: order of the images' axes, as set.
 
     Raises:
         DataError: the labels are not there, are no labels, or fit no image.
@@ -149,9 +151,7 @@ def load_labels(
     if place is None:
         if len(files) > 1:
             told: list[list[str]] = [[] for _ in files]
-            opened = [
-                labels_from_array(file.path, labels[1:], own, by_name=by_name) for file, own in zip(files, told, strict=True)
-            ]
+            opened = [_of_image_file(file, labels, own, by_name, axes) for file, own in zip(files, told, strict=True)]
             notices.extend(said_once(zip((file.path for file in files), told, strict=True)))
             if any(isinstance(one, np.ndarray) for one in opened):
                 raise DataError(
@@ -159,7 +159,7 @@ def load_labels(
                     hint="name one file with data.source",
                 )
             return _of_pixels(pair_rasters([one for one in opened if isinstance(one, LabelMap)], files, labels, ignored, notices))
-        found = labels_from_array(files[0].path, labels[1:], notices, by_name=by_name)
+        found = _of_image_file(files[0], labels, notices, by_name, axes)
     else:
         path, key = place
         if path.suffix.lower() in TABLE_SUFFIXES:
@@ -182,6 +182,13 @@ def load_labels(
     stranger = None if place is None else image_names.left_out_like(place[0].absolute().as_posix())
     maps = [found] * len(files)
     return _of_pixels(pair_rasters(maps, files, labels, ignored, notices, shared=True, named=named, stranger=stranger))
+
+
+def _of_image_file(file: ImageFile, labels: str, notices: list[str], by_name: bool, axes: str | None) -> NDArray[Any] | LabelMap:
+    """:KEY of an image's own file, whose maps have their axes in the order that is set for the image's."""
+    columns_first = axes is not None and "WH" in axes.replace("C", "").replace("N", "") and "(" not in axes
+    size = (file.height, file.width) if columns_first else None
+    return labels_from_array(file.path, labels[1:], notices, by_name=by_name, columns_first=size)
 
 
 def _of_pixels(found: tuple[tuple[str, ...], tuple[LabelRaster | None, ...]]) -> Labels:

@@ -134,7 +134,7 @@ def open_collection(
     classes = folder_labels(relative, notices) if labels == "auto" and layout != "scenes" else None
     parts = [[relative_path(part, root) for part in file.parts] for file in files]
     names = ImageNames(relative, root, group_pattern, parts, left_out)
-    found = load_labels(labels, files, names, notices, ignored_labels, exclusion)
+    found = load_labels(labels, files, names, notices, ignored_labels, exclusion, options.axes)
     if idle := exclusion.idle():
         notices.append(f"data.exclude: no file is called like {', '.join(idle)}")
     own_of_all = labels == "auto" and all(file.labels is not None for file in files)

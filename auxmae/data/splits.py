@@ -456,18 +456,16 @@ def _assign_blocks(
 
 
 def scene_groups(collection: Collection, group_pattern: str = "") -> NDArray[np.int64]:
-    """(items,) number of each image's group: by the pattern where there is one, else of those that share ground or a label map.
+    """(items,) number of each image's group: of those that share ground or a label map, or that the pattern, if any, joins.
 
     Unlike in blocks, equal size alone makes no group: of scenes without a georeference it would leave nothing to measure.
 
     Raises:
         DataError: a path has no group.
     """
-    if group_pattern:
-        names = np.array(_groups(collection, group_pattern))
-        return np.unique(names, return_inverse=True)[1].astype(np.int64)
     files = [collection.file_of(item) for item in range(len(collection))]
-    first: dict[tuple[int, int], int] = {}
-    one_map = [(first.setdefault(key, item), item) for item in range(len(collection)) if (key := collection.label_map_of(item))]
-    pairs = np.concatenate([connecting_pairs(files), np.array(one_map, dtype=np.int64).reshape(-1, 2)])
-    return connected(pairs, len(files))
+    first: dict[object, int] = {}
+    alike = [(first.setdefault(key, item), item) for item in range(len(collection)) if (key := collection.label_map_of(item))]
+    if group_pattern:
+        alike += [(first.setdefault(name, item), item) for item, name in enumerate(_groups(collection, group_pattern))]
+    return connected(np.concatenate([connecting_pairs(files), np.array(alike, dtype=np.int64).reshape(-1, 2)]), len(files))

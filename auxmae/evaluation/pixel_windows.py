@@ -120,7 +120,8 @@ class Positions:
 
     Attributes:
         stride: px between those of the grid.
-        grid: (n, 2) row and column of the grid's valid pixels.
+        grid: (n, 2) row and column of one pixel in each of the grid's squares that has a valid one: its middle, or the valid
+            pixel nearest to that.
         on_grid: indices of those of them that have a label.
         places: (m, 2) the labelled pixels that are drawn from: the grid's, or all where `whole`.
         whole: all labels are drawn from, since the grid misses some that are wanted.
@@ -156,16 +157,36 @@ def find_positions(
         every_label: draw from all labelled pixels, however many of them the grid meets.
     """
     height, width = labels.shape
-    stride = stride or max(1, math.ceil(math.sqrt(height * width / _MOST_POSITIONS)))
-    rows, columns = (_centres(side, stride) for side in (height, width))
-    grid = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
-    grid = grid[valid[grid[:, 0], grid[:, 1]]]
+    if not stride:
+        stride = max(1, math.isqrt(height * width // _MOST_POSITIONS))
+        # Rounding up along each side adds some, to a narrow strip many.
+        while -(-height // stride) * -(-width // stride) > _MOST_POSITIONS:
+            stride += 1
+    grid = _grid(valid, stride)
     labelled = (labels >= 0) & valid
     on_grid = np.flatnonzero(labelled[grid[:, 0], grid[:, 1]])
     missed = len(on_grid) < labelled.sum()
     whole = missed and (every_label or _is_sparse(len(on_grid), labels[labelled], int(valid.sum()), labels_per_class))
     places = np.argwhere(labelled) if whole else grid[on_grid]
     return Positions(stride, grid, on_grid, places, whole, int(labelled.sum()))
+
+
+def _grid(valid: NDArray[np.bool_], stride: int) -> NDArray[np.int64]:
+    """`Positions.grid` of a scene, square by square in reading order."""
+    rows, columns = (_centres(side, stride) for side in valid.shape)
+    middles = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)
+    missed = ~valid[middles[:, 0], middles[:, 1]]
+    if not missed.any() or stride == 1:
+        return middles[~missed]
+    others = np.argwhere(valid)
+    square = others[:, 0] // stride * len(columns) + others[:, 1] // stride
+    others, square = others[missed[square]], square[missed[square]]
+    away = np.square(others - middles[square]).sum(axis=1)
+    order = np.lexsort((away, square))
+    first, nearest = np.unique(square[order], return_index=True)
+    middles[first] = others[order[nearest]]
+    missed[first] = False
+    return middles[~missed]
 
 
 def _centres(side: int, stride: int) -> NDArray[np.int64]:

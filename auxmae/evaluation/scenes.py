@@ -40,9 +40,9 @@ class SceneResult:
     Attributes:
         reports: split → probes; both halves and random pixels, or the given pixels alone.
         digests: split → hex digest of which pixels were trained and tested on.
-        prediction: (H, W) int64 class of every pixel by logistic regression on the encoder's features: each half from all
-            labels of the other half, or everything from the given training pixels; −1 where the scene has no valid pixel or
-            nothing could be fitted.
+        prediction: (H, W) int64 class of every pixel by logistic regression on the encoder's features, each square of the grid
+            by one pixel of it: each half from what the probes of that split are trained on, all of its labels, or everything
+            from the given training pixels; −1 where the scene has no valid pixel or nothing could be fitted.
         labels: (H, W) int64, −1: none; of given test pixels, theirs.
         window, stride: px.
         gap: columns next to the border between the halves that nothing is trained on, so that no window of a training

@@ -171,6 +171,19 @@ def test_blocks_of_the_smaller_area_follow_those_of_the_larger_however_long_they
     assert not (sum(of_part[1] for of_part in maps) == 1).all()
 
 
+def test_small_scenes_within_one_in_degrees_follow_it() -> None:
+    """A degree counts as the metres that it has: by numbers alone the large scene would be the smallest."""
+    large = (300, 300, "EPSG:4326", [0.001, 0, 15.0, 0, -0.001, 52.0])
+    small = [
+        (100, 100, "EPSG:32633", [20.0, 0, 5e5 + 2500 * column, 0, -20.0, 5.757e6 - 2500 * row])
+        for row in range(6)
+        for column in range(6)
+    ]
+    splits = split_collection(placed([large, *small]), image_size=24)
+    parts = (splits.train, splits.validation, splits.test)
+    assert sum(painted(part, [large[:2]] * 37)[0] for part in parts).min() == 1  # nothing of the large one is left out
+
+
 def test_scenes_of_two_zones_hold_out_the_same_ground() -> None:
     """Beside the meridian that parts UTM zones 33 and 34, where their grids are at an angle of five degrees."""
     from rasterio.warp import transform
@@ -293,6 +306,13 @@ def test_scenes_of_one_ground_or_one_group_belong_together() -> None:
     named = replace(plain, relative_paths=("a/1.tif", "b/1.tif", "b/2.tif"))
     one, two, three = scene_groups(named, r"^(\w)/").tolist()
     assert one != two == three
+    # Years of two places: held out by years, the places still stay whole.
+    years = replace(
+        georeferenced([(0, 0, 60, 60), (0, 0, 60, 60), (200, 0, 60, 60)], ["EPSG:32633"] * 3),
+        relative_paths=("2020/a.tif", "2021/a.tif", "2021/b.tif"),
+    )
+    assert len(set(scene_groups(years, r"^(\d+)/").tolist())) == 1
+    assert len(set(scene_groups(years, r"/(\w)\.").tolist())) == 2
 
 
 def test_scenes_that_share_a_label_map_belong_together(tmp_path: Path) -> None:

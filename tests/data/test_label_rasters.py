@@ -317,6 +317,22 @@ def test_a_label_array_is_read_by_names_beside_an_image_whose_axes_are_set(tmp_p
     assert np.array_equal(data.read_labels(0), truth)
 
 
+@pytest.mark.parametrize("columns", [60, 50])
+def test_a_label_array_of_the_images_own_file_has_its_columns_first_where_the_image_has(tmp_path: Path, columns: int) -> None:
+    scene, truth = RNG.random((4, 60, columns)).astype(np.float32), RNG.integers(0, 3, (60, columns)).astype(np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["refl"], file["mask"] = scene.transpose(0, 2, 1), truth.T
+    data = open_collection(str(tmp_path / "a.h5"), labels=":mask", options=ReadOptions(key="refl", axes="CWH"))
+    assert np.array_equal(data.read(0).pixels, scene)
+    assert np.array_equal(data.read_labels(0), truth)
+    assert any("columns come before their rows" in notice for notice in data.notices)
+    np.save(tmp_path / "turned.npy", truth.T)
+    np.save(tmp_path / "scene.npy", scene)
+    if columns != 60:
+        with pytest.raises(DataError, match="fit when turned: save them transposed"):
+            open_collection(str(tmp_path / "scene.npy"), labels=str(tmp_path / "turned.npy"))
+
+
 def test_float_maps_with_a_fill_value_are_no_abundances(tmp_path: Path) -> None:
     images, masks = RNG.random((20, 3, 48, 52)), RNG.integers(0, 4, (20, 48, 52)).astype(np.float32)
     filled = masks.copy()

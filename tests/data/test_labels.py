@@ -262,6 +262,39 @@ def test_labels_beside_the_pixels_are_told(tmp_path):
         )
 
 
+@pytest.mark.parametrize(("rows", "columns", "fits"), [(0.5, 0.5, True), (0.6, 0, False), (1.0, 0, False), (0, 0.6, False)])
+def test_half_a_pixel_is_half_of_a_row_and_of_a_column(tmp_path, rows, columns, fits):
+    """As of elevation models of high latitudes, whose pixels are three times as wide as they are high."""
+    truth = RNG.integers(0, 3, (1, 60, 60), dtype=np.uint8)
+    for name, data, x, y in (("scene", pixels(3, 60, 60), 10.0, 70.0), ("truth", truth, 10 + 0.003 * columns, 70 - 0.001 * rows)):
+        profile = {"driver": "GTiff", "count": len(data), "height": 60, "width": 60, "dtype": data.dtype, "crs": "EPSG:4326"}
+        with rasterio.open(
+            tmp_path / f"{name}.tif", "w", transform=rasterio.transform.from_origin(x, y, 0.003, 0.001), **profile
+        ) as file:
+            file.write(data)
+    if fits:
+        collection = open_collection(str(tmp_path / "scene.tif"), labels=str(tmp_path / "truth.tif"))
+        assert any("lie 0.50 of a pixel beside" in notice for notice in collection.notices)
+        return
+    with pytest.raises(DataError, match="lie elsewhere than"):
+        open_collection(str(tmp_path / "scene.tif"), labels=str(tmp_path / "truth.tif"))
+
+
+@pytest.mark.parametrize("kind", ["npz", "tif"])
+def test_numbers_that_cannot_be_told_apart_are_no_labels(tmp_path, kind):
+    write(tmp_path / "scene.tif", pixels(3, 60, 60))
+    codes = np.array([3301010101, 3301010102, 7], np.uint32)[RNG.integers(0, 3, (60, 60))]
+    if kind == "npz":
+        np.savez(tmp_path / "codes.npz", gt=codes)
+    else:
+        write(tmp_path / "codes.tif", codes[None])
+    labels = str(tmp_path / ("codes.npz:gt" if kind == "npz" else "codes.tif"))
+    with pytest.raises(DataError, match=r"label numbers such as 3301010\d+ cannot be told .* \(number the classes anew"):
+        open_collection(str(tmp_path / "scene.tif"), labels=labels)
+    found = open_collection(str(tmp_path / "scene.tif"), labels=labels, ignored_labels=(3301010101, 3301010102))
+    assert found.class_names == ("7",)
+
+
 def test_the_same_numbers_in_another_zone_are_another_place(tmp_path):
     scene = placed(tmp_path / "scene.tif", pixels(5, 90, 90), 400_000)
     labels = placed(tmp_path / "truth.tif", RNG.integers(0, 3, (1, 90, 90), dtype=np.uint8), 400_000, epsg=32634)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import tifffile
 
 from auxmae.cli.eval_dense import check_measurable
@@ -232,6 +233,20 @@ def test_a_benchmarks_own_test_pixels(run_folder: Path, tmp_path: Path, monkeypa
         assert "data.labels" not in wrong.hint
     none = invoke(str(run), *scenes, *QUICK_DENSE, "--test-labels", "none")
     assert "no label for each pixel" in str(none.exception)
+
+
+def test_what_is_inferred_of_test_labels_is_told(run_folder: Path, tmp_path: Path) -> None:
+    """0 means "no label" in a MATLAB file of labels, and is a class in a TIFF."""
+    write_scenes(tmp_path, ("one.tif",))
+    full = tifffile.imread(tmp_path / "labels" / "one.tif")
+    near = np.arange(48) < 16
+    scipy.io.savemat(tmp_path / "train.mat", {"gt": np.where(near, full, 0)})
+    tifffile.imwrite(tmp_path / "tested.tif", np.where(near, 0, full))
+    scene = ("--data", str(tmp_path / "scenes" / "one.tif"), "--labels", str(tmp_path / "train.mat"))
+    result = invoke(str(run_folder), *scene, *QUICK_DENSE, "--test-labels", str(tmp_path / "tested.tif"))
+    assert isinstance(result.exception, DataError)
+    assert "note: --test-labels: labels: 0 counts as a class (set data.ignored_labels = [0]" in result.stderr
+    assert "data.ignored_labels=[0]" in result.exception.hint
 
 
 @pytest.mark.parametrize("empty", [False, True])

@@ -10,7 +10,7 @@ import pytest
 import rasterio
 import torch
 
-from auxmae.evaluation.pixel_windows import LabelledScene, PixelWindows, _centres, centre_of
+from auxmae.evaluation.pixel_windows import LabelledScene, PixelWindows, _centres, centre_of, find_positions
 from auxmae.evaluation.probes import ENCODER, RANDOM
 from auxmae.evaluation.scenes import AT_RANDOM, GIVEN, LEFT_RIGHT, RIGHT_LEFT, SceneResult, evaluate_scene
 from auxmae.model.mae import AuxMAE
@@ -89,6 +89,31 @@ def test_positions_reach_the_last_pixels(side: int, stride: int) -> None:
     places = _centres(side, stride)
     assert (places // stride).tolist() == list(range(-(-side // stride)))
     assert (places < side).all()
+
+
+def test_every_square_with_a_valid_pixel_has_a_position() -> None:
+    random = np.random.default_rng(0)
+    for height, width, stride in ((50, 41, 3), (30, 30, 7), (9, 200, 4), (40, 40, 1)):
+        valid = random.random((height, width)) < 0.3
+        valid[:7, :7] = False
+        grid = find_positions(valid, np.zeros((height, width), np.int64), stride=stride, labels_per_class=(1,)).grid
+        squares = {(row // stride, column // stride) for row, column in np.argwhere(valid).tolist()}
+        assert [(row // stride, column // stride) for row, column in grid.tolist()] == sorted(squares)
+        assert valid[grid[:, 0], grid[:, 1]].all()
+        middles = np.stack(np.meshgrid(_centres(height, stride), _centres(width, stride), indexing="ij"), -1)
+        for row, column in grid.tolist():
+            top, left = row // stride * stride, column // stride * stride
+            own = np.argwhere(valid[top : top + stride, left : left + stride]) + np.array([top, left])
+            middle = middles[row // stride, column // stride]
+            assert np.square((row, column) - middle).sum() == np.square(own - middle).sum(axis=1).min()
+
+
+@pytest.mark.parametrize("size", [(281, 284), (1, 90_000), (5, 100_000), (141, 141), (10, 10)])
+def test_the_stride_leaves_so_many_positions_at_most(size: tuple[int, int]) -> None:
+    found = find_positions(np.ones(size, bool), np.zeros(size, np.int64), stride=0, labels_per_class=(1,))
+    assert len(found.grid) <= 20_000
+    finer = found.stride - 1
+    assert finer == 0 or -(-size[0] // finer) * -(-size[1] // finer) > 20_000
 
 
 def test_given_test_pixels_are_tested_on_and_all_others_trained_on(model: AuxMAE) -> None:
