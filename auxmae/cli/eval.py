@@ -53,10 +53,9 @@ def command(
     from auxmae.cli import eval_dense, eval_finetune, eval_probes, eval_reconstruction, eval_robustness
     from auxmae.cli.console import console, print_json
     from auxmae.cli.eval_files import are_own_images, take_earlier, with_earlier_sections
-    from auxmae.data.digests import digest_files, digest_labels
+    from auxmae.data.digests import digest_files, digest_labels, digest_weights
     from auxmae.device import configure
     from auxmae.errors import AuxMAEError, DataError, SettingsError
-    from auxmae.export.embed import digest_model
     from auxmae.places import absolute_place
     from auxmae.run_data import (
         check_named,
@@ -128,7 +127,7 @@ def command(
     details = {
         "run": str(folder.path.absolute()),
         "checkpoint": taken,
-        "model": digest_model(model),
+        "model": digest_weights(model.state_dict()),
         "source": reading["data.source"],
         "labels": reading["data.labels"],
         "own_images": are_own_images(folder.settings, settings) and changed is None,

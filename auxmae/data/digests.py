@@ -1,11 +1,14 @@
-"""What tells whether the files and labels of a collection are those of an earlier call."""
+"""What tells whether the files and labels of a collection, or a model's weights, are those of an earlier call."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from auxmae.data.collection import Collection
 from auxmae.data.opening import SYNTHETIC
@@ -17,6 +20,15 @@ def digest(parts: Iterable[Any]) -> str:
     for part in parts:
         found.update(part if isinstance(part, bytes) else f"{part}\n".encode(errors="surrogateescape"))
     return found.hexdigest()
+
+
+def digest_weights(state: Mapping[str, Tensor]) -> str:
+    """Hex digest of a model's weights, from its `state_dict()`."""
+    return digest(
+        piece
+        for name in sorted(state)
+        for piece in (name, state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    )
 
 
 def digest_labels(collection: Collection) -> str:

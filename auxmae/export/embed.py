@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from auxmae.data.collection import Collection
-from auxmae.data.digests import digest, digest_files, digest_labels
+from auxmae.data.digests import digest, digest_files, digest_labels, digest_weights
 from auxmae.data.splits import Part
 from auxmae.errors import DataError
 from auxmae.export.extract import UnitEncoder
@@ -95,7 +95,7 @@ def embed(
     }
     identity = {
         **said,
-        "the model": digest_model(model),
+        "the model": digest_weights(model.state_dict()),
         "the files": digest_files(collection),
         "the labels": digest_labels(collection),
         "the rows": digest(f"{unit.item} {unit.box}" for unit in units),
@@ -146,13 +146,3 @@ def _unit_of(units: Sequence[Unit], row: int) -> Unit:
     """The unit that a row is of."""
     ends = np.cumsum([unit.rows for unit in units])
     return units[int(np.searchsorted(ends, row, side="right"))]
-
-
-def digest_model(model: AuxMAE) -> str:
-    """Hex digest of a model's weights."""
-    state = model.state_dict()
-    return digest(
-        piece
-        for name in sorted(state)
-        for piece in (name, state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    )

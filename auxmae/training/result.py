@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import math
 import time
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from auxmae.build import Data
+from auxmae.data.digests import digest_weights
 from auxmae.data.splits import how_to_hold_out
 from auxmae.errors import DataError, ResourceError
 from auxmae.model.mae import AuxMAE
@@ -120,5 +122,16 @@ def conclude(
         curves_figure(run.metrics(), run.figures / "curves.png")
     result = TrainingResult(run.path, outcome, masked_l1, floors, figure, per_channel)
     run.write_json("result.json", {**result.to_dict(), "evaluation_seconds": round(time.monotonic() - began, 3)})
-    write_report(run.path)
+    write_report(run.path, trained_on=_measured_before(run, best))
     return result
+
+
+def _measured_before(run: RunFolder, best: AuxMAE) -> bool:
+    """Whether eval.json, which `auxmae eval` writes, is of weights that the run had before this training."""
+    try:
+        details = json.loads((run.path / "eval.json").read_text(encoding="utf-8"))["details"]
+        checkpoint, weights = details["checkpoint"], details["model"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    model = best if checkpoint == "best" else run.load_model("last")
+    return bool(weights != digest_weights(model.state_dict()))

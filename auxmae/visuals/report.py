@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 
+from auxmae.visuals.report_accuracy import accuracy_tables
 from auxmae.writing import write_text
 
 # In this order, then whatever else there is.
@@ -27,8 +28,12 @@ _FLOORS = {
 _CHANNEL_FLOORS = ("linear in all channels", "interpolation")
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, *, trained_on: bool = False) -> Path:
     """Writes report.html from what the run folder holds; what is missing or unreadable is left out.
+
+    Args:
+        run_folder: of the run.
+        trained_on: whether eval.json is of weights that the run no longer has; that is said on the page.
 
     Raises:
         AuxMAEError: the page cannot be written.
@@ -55,6 +60,9 @@ def write_report(run_folder: Path) -> Path:
         name=run_folder.resolve().name,
         result=result,
         sections=sections,
+        trained_on=trained_on,
+        accuracy=f"Accuracy, auxmae eval{f' on {other}' if other else ''}, {_words(details.get('checkpoint'))} checkpoint",
+        accuracies=accuracy_tables(evaluation) if own or other else [],
         settings=settings.read_text(encoding="utf-8", errors="replace") if settings.is_file() else "",
         figures=_figures(run_folder / "figures", _drawn(evaluation), other),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from auxmae import api
+from auxmae.data.digests import digest_weights
 from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import session, trainer
@@ -127,6 +129,20 @@ def test_a_training_that_ran_out_of_time_goes_on_as_it_says(tmp_path):
     longer = train(SettingsTree(), resume=result.run, reporter=heard)
     assert result.outcome.step < longer.outcome.step == 30
     assert len([text for text in heard.messages if "ended the training" in text]) == 1
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_a_report_says_where_its_evaluation_is_of_earlier_weights(tmp_path, checkpoint):
+    run = train(settings_for(tmp_path / "run", train={"max_steps": 2, "validate_every": 1})).run
+    weights = digest_weights(AuxMAE.from_pretrained(run / "checkpoints" / checkpoint).state_dict())
+    (run / "eval.json").write_text(json.dumps({"details": {"checkpoint": checkpoint, "model": weights}}))
+    file = run / "settings.toml"
+    told = []
+    for steps in (2, 8):
+        file.write_text(re.sub(r"max_steps = \d+", f"max_steps = {steps}", file.read_text()))
+        train(SettingsTree(), resume=run)
+        told.append("earlier weights" in (run / "report.html").read_text())
+    assert told == [False, True]
 
 
 def test_from_python_with_plain_dicts(tmp_path):

@@ -112,6 +112,48 @@ def test_eval_on_other_data_has_tables_of_its_own(run: Path) -> None:
     assert not any(_embedded(name) in other for name in ("map-old", "robustness-2026-11-28-101500"))
 
 
+def probe(features: str, accuracy: float, labels: int = 5) -> dict[str, object]:
+    interval = [accuracy - 0.1, accuracy + 0.1]
+    return {"features": features, "probe": "k-NN", "labels_per_class": labels, "accuracy": accuracy, "interval": interval}
+
+
+def test_eval_says_what_its_probes_found(run: Path) -> None:
+    split = {"train": 30, "test": 40, "probes": [probe("encoder", 0.7), probe("raw <spectrum>", 0.8)], "verdict": "It loses."}
+    evaluation = {
+        "probes": [probe("encoder", 0.61), probe("encoder", 0.71, 0), probe("channel statistics", 0.51)],
+        "verdict": "It wins.\nclosest: by little",
+        "finetuning": {"results": [{**probe("pre-trained", 0.9), "probe": ""}], "samples": {"train": 5, "test": 6}},
+        "dense": {"scene & co": {"splits": {"left → right": split, "random pixels": split}, "warning": "It leaks."}},
+        "across_scenes": {"splits": {"one half → the other": {**split, "reason": "Too few labels."}}},
+        "details": {"own_images": True, "source": "/own", "checkpoint": "best", "probe_samples": {"train": 10, "test": 20}},
+    }
+    (run / "eval.json").write_text(json.dumps(evaluation))
+    page = write_report(run).read_text()
+    own = page.partition("<h2>Accuracy, auxmae eval, best checkpoint</h2>")[2]
+    assert "<h3>Probes on frozen features: 10 training, 20 test samples</h3>" in own
+    assert "<p>It wins.</p>" in own
+    assert "<th>k-NN, 5 a class</th><th>k-NN, all labels</th>" in own
+    assert '<td>encoder</td><td class="number">0.610 (0.51–0.71)</td><td class="number">0.710 (0.61–0.81)</td>' in own
+    assert '<td>channel statistics</td><td class="number">0.510</td><td class="number">–</td>' in own
+    assert "<h3>The whole network trained on labels: 5 training, 6 test samples</h3>" in own
+    assert "<td>raw &lt;spectrum&gt;</td>" in own
+    halves, _, random = own.partition("<h3>Pixels of scene &amp; co, random pixels: 30 training, 40 test samples</h3>")
+    assert "<h3>Pixels of scene &amp; co, left → right: 30" in halves
+    assert "It leaks." not in halves
+    assert "It leaks." in random
+    assert "Too few labels." in random
+    assert "earlier weights" not in page
+    assert "earlier weights" in write_report(run, trained_on=True).read_text()
+
+
+@pytest.mark.parametrize("broken", [None, 3, "x", [], [3], {"a": 3}, {"splits": 3}, [{"accuracy": 0.5, "interval": ["a", None]}]])
+def test_an_evaluation_of_another_form_is_left_out(run: Path, broken: object) -> None:
+    for key in ("probes", "verdict", "finetuning", "dense", "across_scenes"):
+        content = {key: broken, "details": {"own_images": True, "probe_samples": broken, "probe_notices": broken}}
+        (run / "eval.json").write_text(json.dumps(content))
+        assert "AuxMAE run" in write_report(run).read_text()
+
+
 def test_an_evaluation_that_does_not_say_of_what_is_left_out(run: Path) -> None:
     (run / "eval.json").write_text(json.dumps({"details": {"floors_per_channel": {"interpolation": {"B02": 0.1234}}}}))
     assert "0.1234" not in write_report(run).read_text()
