@@ -32,11 +32,12 @@ class PeerEncoder(nn.Module):
     Args:
         name: of PEERS.
         case: sizes; decoder: those of its decoder.
+        scaling: of the images that it is trained on.
     """
 
-    def __init__(self, name: str, case: ModelCase, decoder: Decoder) -> None:
+    def __init__(self, name: str, case: ModelCase, decoder: Decoder, scaling: dict[str, Any]) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.scaling = name, scaling
         network = JointMAE(case, decoder) if name == "joint" else vit_mae(case, decoder)
         if network is None:
             raise SystemExit("vit-mae needs transformers: pip install 'auxmae[peers]'")
@@ -76,7 +77,7 @@ def train_peer(name: str, settings: SettingsTree) -> tuple[PeerEncoder, int]:
     )  # fmt: skip
     torch.manual_seed(train.seed)
     decoder = Decoder(sizes["decoder_width"], sizes["decoder_hidden"], sizes["decoder_heads"])
-    encoder = PeerEncoder(name, case, decoder).train()
+    encoder = PeerEncoder(name, case, decoder, data.scaling.to_dict()).train()
     optimizers = make_optimizers(
         encoder.network,
         train.optimizer,

@@ -112,6 +112,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--minutes is above 0, or --steps is given")
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.json and args.json.is_dir():
+        parser.error(f"--json {args.json}: that is a folder; name a file")
     return args
 
 
@@ -314,9 +316,12 @@ def measured_images(
     first = sum(len(batch.image) for batch in parts[0])
     rows = np.arange(len(y))
     directions: list[Direction] = [("test part", rows[(y >= 0) & (rows < first)], rows[(y >= 0) & (rows >= first)])]
-    results = {
-        name: measure(image_features(model, images, args.pool), y, directions, args, seed) for name, model in models.items()
-    }
+    results = {}
+    for name, model in models.items():
+        # Everybody sees images as those that it was trained on were scaled.
+        own = data.scaling if model.scaling is None else Scaling.from_dict(model.scaling)
+        seen = images if own.to_dict() == data.scaling.to_dict() else own.apply(data.scaling.invert(images))
+        results[name] = measure(image_features(model, seen, args.pool), y, directions, args, seed)
     if not args.no_floors:
         for floor, features in image_floors(images, directions[0][1], seed).items():
             results[floor] = measure(features, y, directions, args, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -300,12 +300,29 @@ def _compare(before: Path, after: Path, threshold: float, json_output: bool) -> 
         for line in ratio_words(pairs):
             wide.print(line, highlight=False)
     if not count:
-        raise DataError(
-            f"{before} and {after}: nothing was compared, for no measurement has a figure in both",
-            hint="measure the same suites and cases for either",
-        )
+        why, remedy = _why_nothing([change.verdict for change in changes if change.ratio is not None], bool(pairs))
+        raise DataError(f"{before} and {after}: nothing was compared, for {why}", hint=remedy)
     if slower or lost:
         raise typer.Exit(1)
+
+
+def _why_nothing(verdicts: Sequence[str], has_ratios: bool) -> tuple[str, str]:
+    """Why no two figures could be compared, and what to do.
+
+    Args:
+        verdicts: of those figures that are in both documents.
+        has_ratios: whether both documents hold ratios of the same providers.
+    """
+    from auxmae.benchmark.compare import ANOTHER_SIZE
+
+    if not verdicts:
+        return "no measurement has a figure in both", "measure the same suites and cases for either"
+    if set(verdicts) == {ANOTHER_SIZE}:
+        return "all that is in both was measured at other sizes or types", "measure with the same --batch-size, sizes and types"
+    machines = "they are of different machines, of which only ratios are compared, and "
+    if not has_ratios:
+        return machines + "no provider was measured beside the same other one", "measure the same providers in either"
+    return machines + "those of fewer than three samples have no spread", "measure with --visits 3 or more"
 
 
 def _ratio(ratio: Ratio) -> dict[str, Any]:

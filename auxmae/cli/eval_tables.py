@@ -63,8 +63,8 @@ def ratio_table(results: Mapping[str, ReconstructionResult], measured: str) -> T
             cells += [_cell(value, digits), _cell(best(known) if len(known) == len(floors) else None, digits)]
         table.add_row(ratio, *cells)
     table.caption = (
-        f"best floor: of {', '.join(first.floors)}, by each measure. Angle: between spectra. SSIM: of the filled-in images, so "
-        "what was visible counts."
+        f"best floor: of {', '.join(first.floors)}, by each measure. All in scaled units, for a range of 1: not to be set beside "
+        "published figures. Angle: between scaled spectra. SSIM: of the filled-in images, so what was visible counts."
     )
     table.caption_justify = "left"
     return table
@@ -123,6 +123,7 @@ def probe_table(report: ProbeReport) -> Table:
 def robustness_table(results: Sequence[RobustnessResult]) -> Table:
     """What is left under changes of the images: the encoder's figure and the best floor's."""
     from auxmae.evaluation.probes import ENCODER
+    from auxmae.evaluation.robustness import LEFT_OUT, MOST_LEFT_OUT
 
     title = "Changed images: logistic regression and model know unchanged ones only"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -143,6 +144,8 @@ def robustness_table(results: Sequence[RobustnessResult]) -> Table:
         table.add_row(result.label, accuracy, best, floor or "", *errors)
         before = result.kind
     table.caption = "before: the error on the same channels when nothing is changed"
+    if max((result.value for result in results if result.kind == LEFT_OUT), default=0) >= MOST_LEFT_OUT:
+        table.caption += f"\nof the channels or groups {MOST_LEFT_OUT} at equal distances are left out, not each"
     if results:
         first = results[0]
         accuracy = f"accuracy of {first.samples} labelled test samples, " if first.samples else ""

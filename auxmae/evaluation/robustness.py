@@ -38,7 +38,7 @@ NOISES = (0.1, 0.3, 1.0)
 GAINS = (0.7, 0.9, 1.1, 1.4)
 SIZES = (0.5, 0.75, 1.5, 2.0)
 # Channel groups that are left out one by one, at most, and draws of which ones stay where only some do.
-_MOST_LEFT_OUT = 32
+MOST_LEFT_OUT = 32
 _DRAWS = 3
 
 
@@ -107,7 +107,7 @@ def plan_changes(groups: Sequence[Sequence[int]], names: Sequence[str], sizes: S
     changes = [Change(UNCHANGED, "unchanged", 0.0)]
     count = len(groups)
     if count > 1:
-        for g in np.unique(np.linspace(0, count - 1, min(count, _MOST_LEFT_OUT)).round().astype(int)).tolist():
+        for g in np.unique(np.linspace(0, count - 1, min(count, MOST_LEFT_OUT)).round().astype(int)).tolist():
             members = groups[g]
             label = names[members[0]] if len(members) == 1 else f"{names[members[0]]} … {names[members[-1]]}"
             changes.append(Change(LEFT_OUT, f"without {label}", g, tuple(members)))

@@ -65,7 +65,8 @@ def _accuracies(
         labels = result.get("labels_per_class")
         case = ", ".join(filter(None, (str(result.get("probe") or ""), f"{labels} a class" if labels else "all labels")))
         row = cells.setdefault(str(result.get("features")), {})
-        row[case] = f"{accuracy:.3f}" + (_interval(result.get("interval")) if len(cells) == 1 else "")
+        first = row is next(iter(cells.values()))
+        row[case] = f"{accuracy:.3f}" + (_interval(result.get("interval")) if first else "")
     counts = _table(samples, key)
     if cells and {"train", "test"} <= counts.keys():
         title += f": {counts['train']} training, {counts['test']} test samples"

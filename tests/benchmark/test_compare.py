@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def test_what_has_another_size_is_not_compared(run, one, other):
     done = run(sized(both, **one), sized(slow, **other))
     assert isinstance(done.exception, DataError)
     assert "nothing was compared" in done.exception.message
+    assert "all that is in both was measured at other sizes or types" in done.exception.message
     assert "2 of another size or type, and not compared." in done.stdout
     assert "0 compared, 0 regressions" in " ".join(done.stdout.split())
     # The same size, or a document of before, which does not tell.
@@ -181,6 +183,20 @@ def test_a_document_that_lacks_what_is_shown_is_told(tmp_path, key):
 def test_a_threshold_without_end_is_refused(run):
     done = run(document([1.0]), document([1.0]), "--threshold", "inf", "--json")
     assert isinstance(done.exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("providers", "told"),
+    [((OURS, PLAIN), r"fewer than three samples have no spread .*--visits 3"), ((OURS,), "no provider was measured beside the")],
+)
+def test_few_samples_of_another_machine_are_the_reason_why_nothing_is_compared(run, providers, told):
+    one, other = (
+        {"device": {"name": name}, "rows": [document([1.0, 2.0], provider=provider)["rows"][0] for provider in providers]}
+        for name in ("x", "y")
+    )
+    done = run(one, other)
+    assert isinstance(done.exception, DataError)
+    assert re.search(told, str(done.exception))
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])

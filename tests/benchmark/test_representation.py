@@ -84,6 +84,28 @@ def test_features_of_a_scene_lie_where_its_patches_do(script):
             assert np.allclose(row, model.dense_features(window, pool="concat")[0, :, 2, 2], atol=1e-5)
 
 
+def test_every_encoder_sees_images_as_those_that_it_was_trained_on_were_scaled(script, monkeypatch):
+    given = {"data": {"synthetic_images": 40, "split": "auto"}, "model": {"image_size": 16, "width": 16, "depth": 1, "heads": 2}}
+    settings = SettingsTree.model_validate(given)
+    data = script.build_data(settings, augment=False)
+    standard = script.build_data(
+        settings.model_copy(update={"scaling": settings.scaling.model_copy(update={"method": "standard"})})
+    )
+    models = {}
+    for name, scaling in (("first", data.scaling), ("other", standard.scaling)):
+        models[name] = build_model(settings, data)
+        models[name].scaling = scaling.to_dict()
+    seen = []
+    monkeypatch.setattr(script, "image_features", lambda model, images, pool: seen.append(images))
+    monkeypatch.setattr(script, "measure", lambda *_: {})
+    args = script.arguments(["--no-floors"])
+    script.measured_images(models, data, args, 0)
+    first, other = seen
+    raw = data.scaling.invert(first)
+    assert torch.allclose(other, standard.scaling.apply(raw), atol=1e-4)
+    assert abs(float(other.mean())) < 0.1 < abs(float(first.mean()))
+
+
 @pytest.mark.parametrize("name", ["joint", "vit-mae"])
 def test_peers_are_trained_and_read_at_any_size(script, name):
     if name == "vit-mae":
@@ -124,6 +146,7 @@ def test_peers_are_trained_and_read_at_any_size(script, name):
         (["--draws", "0"], "--draws: not a whole number of at least 1"),
         (["--minutes", "0"], "--minutes is above 0"),
         (["--json", "no/such/out.json"], "there is no folder"),
+        (["--json", "/"], "that is a folder"),
     ],
 )
 def test_wrong_arguments_are_told_before_anything_is_trained(script, monkeypatch, capsys, argv, told):

@@ -120,7 +120,7 @@ def probe(features: str, accuracy: float, labels: int = 5) -> dict[str, object]:
 def test_eval_says_what_its_probes_found(run: Path) -> None:
     split = {"train": 30, "test": 40, "probes": [probe("encoder", 0.7), probe("raw <spectrum>", 0.8)], "verdict": "It loses."}
     evaluation = {
-        "probes": [probe("encoder", 0.61), probe("encoder", 0.71, 0), probe("channel statistics", 0.51)],
+        "probes": [probe("encoder", 0.61), probe("channel statistics", 0.51), probe("encoder", 0.71, 0)],
         "verdict": "It wins.\nclosest: by little",
         "finetuning": {"results": [{**probe("pre-trained", 0.9), "probe": ""}], "samples": {"train": 5, "test": 6}},
         "dense": {"scene & co": {"splits": {"left → right": split, "random pixels": split}, "warning": "It leaks."}},
