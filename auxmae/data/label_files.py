@@ -94,7 +94,8 @@ def labels_from_array(
     axes, encoding = array_meaning(path, key or None)
     if axes is not None and by_name:
         columns_first = None
-        array = array.transpose([axes.letters.index(letter) for letter in "NHWC" if letter in axes.letters])
+        # Without axes of length one that mean nothing.
+        array = array.reshape(axes.sizes).transpose([axes.letters.index(letter) for letter in "NHWC" if letter in axes.letters])
     array = without_missing(array, encoding)
     where = f"{path}:{key}" if key else str(path)
     # A map's only channel, and the only map of a stack.

@@ -178,6 +178,46 @@ def test_axes_of_length_one_need_no_letter(tmp_path: Path) -> None:
         assert_reads(tmp_path / "a.npy", CUBE, ReadOptions(axes=axes))
 
 
+def test_more_than_four_axes_of_which_some_are_of_length_one(tmp_path: Path) -> None:
+    write = {"a.npy": lambda path, array: np.save(path, array), "a.h5": write_h5}
+    for name, stored in ((name, CUBE[None, :, None]) for name in write):
+        write[name](tmp_path / name, stored)
+        assert_reads(tmp_path / name, CUBE)
+        assert any("1 × 4 × 1 × 17 × 23 is read as CHW; set data.axes" in text for text in open_image(tmp_path / name).notices)
+        assert_reads(tmp_path / name, CUBE, ReadOptions(axes="CHW"))
+        write[name](tmp_path / name, np.zeros((1, 12, 1, 20, 30)))
+        with pytest.raises(DataError, match=r'of 1 × 12 × 1 × 20 × 30 holds .*set data\.axes = "CHW" \(12 channels of 20 × 30'):
+            open_image(tmp_path / name)
+        write[name](tmp_path / name, np.zeros((1, 1, 1, 20, 30)))
+        with pytest.raises(DataError, match=r'data\.axes = "HW" for one channel'):
+            open_image(tmp_path / name)
+        with pytest.raises(DataError, match=r"data\.axes = 'NCHW' fits none of its arrays.*each that is longer than one"):
+            open_image(tmp_path / name, ReadOptions(axes="NCHW"))
+        write[name](tmp_path / name, np.zeros((2, 2, 2, 20, 30)))
+        for key in (None, "array" if name == "a.npy" else "x"):
+            with pytest.raises(DataError, match="2 to 4 axes longer than one") as caught:
+                open_image(tmp_path / name, ReadOptions(key=key))
+            assert "data.key" not in str(caught.value)
+
+
+def write_h5(path: Path, array: np.ndarray) -> None:
+    with h5py.File(path, "w") as file:
+        file["x"] = array
+
+
+def test_coordinates_and_flags_are_not_what_a_question_recommends(tmp_path: Path) -> None:
+    places, stored = RNG.random((2, 40, 50)), RNG.random((2, 37, 40, 50)).astype(np.float32)
+    for name, arrays, key in (
+        ("swath", {"latitude": places[0], "longitude": places[1], "qc": np.ones((40, 50), np.int8), "sst": places[1]}, "sst"),
+        ("cubes", {"qc": np.ones(stored[0].shape, np.int8), "sst": stored[0]}, "sst"),
+        ("x", {"x": stored, "y": RNG.random((2, 37, 20, 25))}, "x"),
+        ("places", {"lat": places[0], "lon": places[1]}, "lat"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        with pytest.raises(DataError, match=rf'set data\.key = "{key}"'):
+            open_image(tmp_path / f"{name}.npz")
+
+
 def test_decoded_arrays_are_kept_up_to_a_size() -> None:
     cache, decoded = DecodedCache(budget=250), []
 

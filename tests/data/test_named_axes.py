@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from auxmae.data.image import ReadOptions
+from auxmae.data.opening import open_collection
 from auxmae.data.readers import open_image
 from auxmae.errors import DataError
 from tests.data.reader_fixtures import CUBE, RNG, assert_reads
@@ -140,6 +141,76 @@ def test_an_axis_of_levels_beside_times_rows_and_columns_holds_the_channels(tmp_
     assert not file.notices
 
 
+@pytest.mark.parametrize(
+    ("names", "letters", "told"),
+    [
+        (["member", "time", "lat", "lon"], "CNHW", True),
+        (["time", "nav_lev", "lon", "lat"], "NCWH", True),
+        (["member", "lon", "lat"], "CWH", True),
+        (["lon", "lat", "level"], "WHC", False),
+        (["time", "height", "lat", "lon"], "NCHW", False),
+        (["lon", "month", "lat"], "WCH", True),
+    ],
+)
+def test_the_one_axis_whose_name_says_nothing_holds_the_channels(
+    tmp_path: Path, names: list[str], letters: str, told: bool
+) -> None:
+    sizes = {"N": 12, "C": 13, "H": 40, "W": 50}
+    stored = RNG.random(tuple(sizes[letter] for letter in letters)).astype(np.float32)
+    file = open_image(write_named(tmp_path / "a.nc", {"t": (stored, names)}))
+    images = stored.transpose([letters.index(letter) for letter in "NCHW" if letter in letters]).reshape(-1, 13, 40, 50)
+    assert np.array_equal(file.read(file.count - 1, None).pixels, images[-1])
+    notice = f"a.nc: its axis {names[letters.index('C')]} is read as channels ({letters}); set data.axes if that is wrong"
+    assert file.notices == ((notice,) if told else ())
+    file = open_image(tmp_path / "a.nc", ReadOptions(axes="CHW" if len(names) == 3 else "NCHW"))
+    assert not [notice for notice in file.notices if "is read as channels" in notice]
+
+
+@pytest.mark.parametrize("name", ["tile", "number"])
+def test_an_axis_that_may_count_images_is_asked_about(tmp_path: Path, name: str) -> None:
+    stored = RNG.random((30 if name == "tile" else 60, 40, 50)).astype(np.float32)
+    with pytest.raises(DataError, match="holds the channels"):
+        open_image(write_named(tmp_path / "a.nc", {"t": (stored, [name, "y", "x"])}))
+
+
+@pytest.mark.parametrize(
+    ("names", "shape"),
+    [
+        (["time", "number", "level", "lat", "lon"], (2, 1, 4, 17, 23)),
+        (["time", "number", "height", "band", "lat", "lon"], (2, 1, 1, 4, 17, 23)),
+        (["valid_time", "level", "lat", "lon", "sample"], (2, 4, 17, 23, 1)),
+    ],
+)
+def test_named_axes_of_length_one_need_no_letter(tmp_path: Path, names: list[str], shape: tuple[int, ...]) -> None:
+    images = np.stack([CUBE, CUBE + 1])
+    path = write_named(tmp_path / "a.nc", {"t": (images.reshape(shape), names)})
+    assert not open_image(path).notices
+    for options in (ReadOptions(), ReadOptions(axes="NCHW"), ReadOptions(axes="NCHW", key="t")):
+        assert_reads(path, images[1], options, index=1)
+
+
+def test_labels_whose_axes_of_length_one_have_names(tmp_path: Path) -> None:
+    classes = RNG.integers(0, 3, (17, 23))
+    arrays = {
+        "t": (CUBE.transpose(0, 2, 1)[:, None], ["band", "number", "lon", "lat"]),
+        "gt": (classes.T[None], ["number", "lon", "lat"]),
+    }
+    collection = open_collection(str(write_named(tmp_path / "a.nc", arrays)), labels=":gt")
+    assert np.array_equal(collection.read(0).pixels, CUBE)
+    assert np.array_equal(collection.read_labels(0), classes)
+
+
+@pytest.mark.parametrize("axes", [list("tczyx"), None])
+def test_ome_zarr_before_axes_were_described(tmp_path: Path, axes: list[str] | None) -> None:
+    group = pytest.importorskip("zarr").open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    for level, stored in enumerate((CUBE, CUBE[:, ::2, ::2])):
+        group.create_array(str(level), data=stored[None, :, None])
+    described = {"version": "0.3", "datasets": [{"path": "0"}, {"path": "1"}], **({} if axes is None else {"axes": axes})}
+    group.attrs["multiscales"] = [described]
+    assert_reads(tmp_path / "a.zarr", CUBE)
+    assert not open_image(tmp_path / "a.zarr").notices
+
+
 def test_the_places_of_rows_are_no_labels(tmp_path: Path) -> None:
     stored = RNG.random((20, 20, 24)).astype(np.float32)
     path = write_named(tmp_path / "a.nc", {"tas": (stored, ["time", "y", "x"])})
@@ -163,6 +234,11 @@ def test_arrays_whose_axes_have_names_are_asked_for_by_their_key_alone(tmp_path:
     write_named(path, {"latitudes": places, "longitudes": places, "tas": (stored[:1], names)})
     with pytest.raises(DataError, match=r'\(set data\.key = "tas"\)'):
         open_image(path)
+    # Nor are flags.
+    flags = np.ones((37, 53), np.int8)
+    write_named(tmp_path / "b.nc", {"flags": (flags, names[1:]), "latitude": places, "sst": (stored[0], names[1:])})
+    with pytest.raises(DataError, match=r'\(set data\.key = "sst"'):
+        open_image(tmp_path / "b.nc")
     np.savez(tmp_path / "a.npz", t1=stored[0], t2=stored[1])
     with pytest.raises(DataError, match=r'data\.key = "t1" and data\.axes = "HW" for one channel'):
         open_image(tmp_path / "a.npz")

@@ -18,6 +18,8 @@ from auxmae.data.readers.axes import (
     axes_settings,
     flat_settings,
     guess_axes,
+    is_place,
+    lettered,
     missing_size,
     resolve_axes,
     split_axes,
@@ -33,7 +35,15 @@ ONLY = "array"
 _LISTED = 8
 
 
-def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Callable[[str], Axes | None] = lambda key: None) -> str:
+# (name, notices) → the axes of an array that says what its own mean, and what is to be told of them; else None.
+Known = Callable[[str, list[str]], Axes | None]
+
+
+def _unknown(key: str, notices: list[str]) -> None:
+    """Of a format whose arrays do not say what their axes mean."""
+
+
+def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Known = _unknown) -> str:
     """The array that holds the image: the named one, or the only one that can be an image cube.
 
     A smaller array of two axes beside one cube is a label map or the like, and that of the labels is named.  Arrays whose axes
@@ -77,17 +87,26 @@ def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Callable
                 f"{path}: no array that can be an image; it holds {_listed(arrays)}, of {odd[0]}",
                 hint=f"an image is an array of real numbers: {out}" if odd[0].kind == "c" else "store real numbers",
             )
+        if options.axes is not None and any(_can_be_image(shape) for shape, _ in arrays.values()):
+            raise DataError(
+                f"{path}: data.axes = {options.axes!r} fits none of its arrays; it holds {_listed(arrays)}",
+                hint="give a letter to each axis, or to each that is longer than one",
+            )
         objects = any(np.dtype(kind).kind == "O" and len(shape) == 1 for shape, kind in arrays.values())
         raise DataError(
             f"{path}: no array that can be an image; it holds {_listed(arrays) or 'nothing'}",
-            hint="an image is an array of real numbers with 2 to 4 axes"
+            hint="an image is an array of real numbers with 2 to 4 axes longer than one"
             + ", none of Python objects: store images of several sizes each in a file of its own" * objects,
         )
-    likeliest = max(fitting, key=lambda name: (math.prod(fitting[name]), len(fitting[name])))
-    axes, shape = known(likeliest), fitting[likeliest]
+    likely = [name for name in fitting if not _tells_places(name, fitting[name])] or list(fitting)
+    # Of two alike, one of flags is likelier whole numbers.
+    likeliest = max(
+        likely, key=lambda name: (math.prod(fitting[name]), len(fitting[name]), np.dtype(arrays[name][1]).kind == "f")
+    )
+    axes, shape = known(likeliest, []), fitting[likeliest]
     setting = f'data.key = "{likeliest}"' if axes else _settings(path, likeliest, arrays, options)
     single = len(shape) == 2 or (axes is not None and "C" not in axes.letters)
-    alike, instead = list(fitting.values()).count(shape), ""
+    alike, instead = [fitting[name] for name in likely].count(shape), ""
     if single and alike > 1:
         instead = "; arrays that are the channels of one image are to be stored as one array"
     elif alike > 2:
@@ -99,7 +118,13 @@ def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Callable
 
 
 def _can_be_image(shape: tuple[int, ...]) -> bool:
-    return 2 <= len(shape) <= 4 and sum(size > 1 for size in shape) >= 2
+    return 2 <= sum(size > 1 for size in shape) <= 4
+
+
+def _tells_places(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether an array is called as the coordinates of pixels are, and has no more axes than these; Y and X may be anything."""
+    called = name.rsplit("/", 1)[-1]
+    return sum(size > 1 for size in shape) <= 2 and len(called) > 1 and is_place(called)
 
 
 def _has_axes(shape: tuple[int, ...], axes: str | None) -> bool:
@@ -113,7 +138,7 @@ def _listed(arrays: Shapes) -> str:
 
 def _settings(path: Path, name: str, arrays: Shapes, options: ReadOptions) -> str:
     """Every setting that an array needs to be read as the image, so that one more try is enough."""
-    shape, key = arrays[name][0], f'data.key = "{name}"'
+    shape, key = lettered(arrays[name][0]), f'data.key = "{name}"'
     if options.axes is not None:
         size = missing_size(shape, options, arrays)
         return f"{key} and {size}" if size else key
@@ -255,10 +280,10 @@ def described_names(attributes: Sequence[Mapping[str, Any]], count: int) -> tupl
     return next((names for names in found if names is not None and len(names) == count), None)
 
 
-def _is_set_against(key: str, axes: Axes, known: Callable[[str], Axes | None]) -> bool:
+def _is_set_against(key: str, axes: Axes, known: Known) -> bool:
     """Whether axes that the user has set have rows and columns in another order than their names say."""
     try:
-        named = known(key)
+        named = known(key, [])
     except DataError:
         return False  # the names do not tell: therefore they are set
     return named is not None and [x for x in named.letters if x in "HW"] != [x for x in axes.letters if x in "HW"]
@@ -270,7 +295,7 @@ def array_file(
     options: ReadOptions,
     load: Callable[[str], NDArray[Any]],
     read: Callable[..., MultiChannelImage],
-    known: Callable[[str], Axes | None] = lambda key: None,
+    known: Known = _unknown,
     described: Callable[[str, int], tuple[str, ...] | None] = lambda key, count: None,
 ) -> ImageFile:
     """The ImageFile of the array that holds the image.
@@ -281,7 +306,7 @@ def array_file(
         options: the settings.
         load: load(name) → one whole array, for labels.  Text is of any kind that `as_text` takes.
         read: read(key, axes, index, window) → pixels; picklable.
-        known: known(name) → the axes of an array that says what its own mean, else None.
+        known: see `Known`.
         described: described(name, C) → the names that the file's attributes give the C channels of an array, else None.
 
     Raises:
@@ -290,7 +315,7 @@ def array_file(
     key = choose_key(path, arrays, options, known)
     shape, kind = arrays[key]
     notices = list[str]()
-    axes = named = known(key) if options.axes is None else None
+    axes = named = known(key, notices) if options.axes is None else None
     if axes is None:
         axes = resolve_axes(path, shape, options, arrays)
         if options.axes is None:

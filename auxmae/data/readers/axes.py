@@ -60,7 +60,7 @@ def times(shape: tuple[int, ...]) -> str:
 def resolve_axes(path: Path, shape: tuple[int, ...], options: ReadOptions, arrays: Shapes | None = None) -> Axes:
     """What the axes of an array mean: as the settings say, or inferred where only one reading is plausible.
 
-    The settings may name all axes, or all but those of length one.
+    The settings may name all axes, or all but those of length one, which mean nothing where there are more than four axes.
     Three axes: the channels are first or last, fewer than the rows and the columns, and either these are equal or the
     channels at most a quarter of both; or the channels are that axis which alone is as long as the list of configured
     names; or only one reading has the rows and columns of the label map, or of another array of the file with two axes.
@@ -71,13 +71,14 @@ def resolve_axes(path: Path, shape: tuple[int, ...], options: ReadOptions, array
     """
     if options.axes is not None:
         return _given(path, shape, options, arrays)
+    stored, shape = shape, lettered(shape)
     # Beside its label map a scene can only be read so that both have the same rows and columns.
     plane = options.plane or (arrays or {}).get(options.plane_key or "", ((), ""))[0][:2]
     known = _beside(shape, {plane}) if plane else None
     planes: Collection[tuple[int, ...]] = {other for other, _ in (arrays or {}).values() if len(other) == 2 and min(other) > 1}
     guess = known or guess_axes(shape, options.channels) or _beside(shape, planes)
     if guess is not None:
-        return Axes(tuple(guess), shape)
+        return _spread(_over(tuple(guess), stored), stored)
     if len(shape) == 2:
         raise DataError(
             f"{path}: an array of {times(shape)} is bands by pixels, or one channel",
@@ -86,8 +87,30 @@ def resolve_axes(path: Path, shape: tuple[int, ...], options: ReadOptions, array
     if len(shape) in (3, 4):
         unlike = plane and len(shape) == 3 and tuple(plane) not in {shape[:2], shape[1:], (shape[0], shape[2])}
         labelled = f" (its labels are {times(plane)} px: none leaves such an image)" if unlike else ""
-        raise DataError(f"{path}: which axis of {times(shape)} holds the channels?{labelled}", hint=f"set {axes_settings(shape)}")
-    raise DataError(f"{path}: an array of {times(shape)} is no image", hint="2 to 4 axes can be read; choose with data.key")
+        asked = f"which axis of {times(stored)} holds the channels?{labelled}"
+        raise DataError(f"{path}: {asked}", hint=f"set {axes_settings(shape)}")
+    raise DataError(
+        f"{path}: an array of {times(stored)} is no image",
+        hint="2 to 4 axes longer than one can be read" + "; choose another array with data.key" * (len(arrays or ()) > 1),
+    )
+
+
+def lettered(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The lengths of the axes that have letters: all of four and fewer, of more those longer than one."""
+    return shape if len(shape) <= 4 else tuple(size for size in shape if size != 1)
+
+
+def _over(tokens: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Tokens of all axes from those of all that are longer than one; as they are where they are not as many."""
+    if len(tokens) == len(shape) or len(tokens) != sum(size != 1 for size in shape):
+        return tokens
+    rest = iter(tokens)
+    return tuple(UNIT if size == 1 else next(rest) for size in shape)
+
+
+def _spread(tokens: tuple[str, ...], shape: tuple[int, ...]) -> Axes:
+    """The axes of a shape by a token each, none of which stands for two."""
+    return Axes(tokens, tuple(size for token, size in zip(tokens, shape, strict=True) if token != UNIT))
 
 
 def guess_axes(shape: tuple[int, ...], channels: int | None = None) -> str | None:
@@ -189,9 +212,7 @@ def _given(path: Path, shape: tuple[int, ...], options: ReadOptions, arrays: Sha
             f"{path}: data.axes = {axes!r} is no axis order",
             hint='use each of H and W once, with C and N where they are: "HWC", "NCHW", "C(WH)"',
         )
-    if len(tokens) != len(shape) and len(tokens) == sum(size > 1 for size in shape):
-        rest = iter(tokens)
-        tokens = tuple(UNIT if size == 1 else next(rest) for size in shape)
+    tokens = _over(tokens, shape)
     if len(tokens) != len(shape):
         raise DataError(f"{path}: data.axes = {axes!r} has {len(tokens)} axes, the array {len(shape)} ({times(shape)})")
     sizes: list[int] = []
@@ -264,7 +285,7 @@ def from_letters(
         # Where another axis counts images already, no setting makes images of planes.
         instead = "" if "N" in tokens else f'; set data.axes = "{order}" if they are images'
         notices.append(f"{path.name}: its {planes} planes (Z) are read as channels{instead}")
-    return Axes(tuple(tokens), tuple(size for token, size in zip(tokens, shape, strict=True) if token != UNIT))
+    return _spread(tuple(tokens), shape)
 
 
 def told_against(path: Path, letters: str, found: Axes) -> list[str]:
@@ -303,10 +324,20 @@ _NAMES = {
 }
 # Of the air, of the sea, and of models.
 _LEVELS = frozenset({
-    "level", "levels", "lev", "plev", "pressure", "pressure_level", "isobaricinhpa", "altitude", "depth", "model_level", "hybrid",
-    "sigma", "bottom_top",
+    "level", "levels", "lev", "plev", "pressure", "pressure_level", "isobaricinhpa", "altitude", "height", "depth", "model_level",
+    "hybrid", "sigma", "bottom_top",
+})  # fmt: skip
+# Of images beside which times may be the channels.
+_COUNTED = frozenset({
+    "patch", "patches", "tile", "tiles", "chip", "chips", "crop", "crops", "scene", "scenes", "frame", "frames", "batch", "index",
+    "id",
 })  # fmt: skip
 _LETTERS = {name: letter for letter, names in _NAMES.items() for name in names}
+
+
+def is_place(name: str) -> bool:
+    """Whether a dimension, or the array of its coordinates, is called as one along rows or columns is."""
+    return _LETTERS.get(name.lower(), "") in ("X", "Y")
 
 
 def axis_letter(name: str, kind: str | None) -> str:
@@ -315,17 +346,45 @@ def axis_letter(name: str, kind: str | None) -> str:
     return {"channel": "C", "time": "T"}.get(kind or "", "?") if letter == "?" else letter
 
 
-def from_names(names: Sequence[str | None], shape: tuple[int, ...]) -> Axes | None:
+def from_names(path: Path, names: Sequence[str | None], shape: tuple[int, ...], notices: list[str] | None = None) -> Axes | None:
     """Axes by the names of an array's dimensions; None where they do not tell all of them.
 
-    Beside times, rows and columns an axis of levels holds the channels.
+    Beside rows and columns, and times, an axis of levels holds the channels.  Axes of length one whose name says nothing, or what
+    that of another does, mean nothing.
+
+    Args:
+        path: for notices.
+        names: of each axis; None: it has none.
+        shape: their lengths.
+        notices: told of an axis of another name that is taken for the channels as levels are, unless it may count images; None:
+            it is not.
     """
-    letters = "".join(_LETTERS.get((name or "").lower(), "?") for name in names)
-    if sorted(letters) == ["?", "T", "X", "Y"] and (names[letters.index("?")] or "").lower() in _LEVELS:
-        letters = letters.replace("?", "C")
-    if len(letters) != len(shape) or "?" in letters or len(set(letters)) != len(letters) or not {"Y", "X"} <= set(letters):
+    words = [(name or "").lower() for name in names]
+    letters = [_LETTERS.get(word, "?") for word in words]
+    if len(letters) != len(shape):
         return None
-    return Axes(tuple({"Y": "H", "X": "W", "T": "N"}.get(letter, letter) for letter in letters), shape)
+    letters = [
+        UNIT if size == 1 and (letter == "?" or letters.count(letter) > 1) else letter
+        for letter, size in zip(letters, shape, strict=True)
+    ]
+    if letters.count("Y") > 1:  # a height above the ground, where the rows are called otherwise
+        letters = ["?" if word == "height" and letter == "Y" else letter for word, letter in zip(words, letters, strict=True)]
+    taken = None
+    if "C" not in letters and letters.count("?") == 1:
+        place = letters.index("?")
+        # The longest axis beside no times may count images.
+        may_count = words[place] in {"", *_COUNTED} or ("T" not in letters and shape.index(max(shape)) == place)
+        if words[place] in _LEVELS:
+            letters[place] = "C"
+        elif notices is not None and not may_count:
+            letters[place], taken = "C", names[place]
+    stored = [letter for letter in letters if letter != UNIT]
+    if "?" in stored or len(set(stored)) != len(stored) or not {"Y", "X"} <= set(stored):
+        return None
+    found = _spread(tuple({"Y": "H", "X": "W", "T": "N"}.get(letter, letter) for letter in letters), shape)
+    if notices is not None and taken is not None:
+        notices.append(f"{path.name}: its axis {taken} is read as channels ({found}); set data.axes if that is wrong")
+    return found
 
 
 def cut(array: Any, axes: Axes, index: int, window: Window | None) -> NDArray[Any]:

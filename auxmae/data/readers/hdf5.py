@@ -143,18 +143,18 @@ def _labels(path: Path, key: str) -> NDArray[Any]:
 def meaning(path: Path, key: str) -> tuple[Axes | None, Encoding]:
     """The axes and the encoding that an array's attributes and dimensions tell."""
     with _dataset(path, key) as dataset:
-        return _named_axes(dataset), _encoding(dataset)
+        return _named_axes(path, dataset), _encoding(dataset)
 
 
-def _known(path: Path, key: str) -> Axes | None:
+def _known(path: Path, key: str, notices: list[str]) -> Axes | None:
     with _dataset(path, key) as dataset:
-        return _named_axes(dataset)
+        return _named_axes(path, dataset, notices)
 
 
-def _named_axes(dataset: Any) -> Axes | None:
+def _named_axes(path: Path, dataset: Any, notices: list[str] | None = None) -> Axes | None:
     """Axes by the labels of the dimensions, or by the scales attached to them, as netCDF does; MATLAB has neither."""
     names = [dimension.label or (dimension[0].name.split("/")[-1] if len(dimension) else None) for dimension in dataset.dims]
-    return from_names(names, dataset.shape)
+    return from_names(path, names, dataset.shape, notices)
 
 
 def _described(path: Path, key: str, count: int) -> tuple[str, ...] | None:

@@ -61,12 +61,10 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     if full is not None and options.key in (None, full[0]) and full[0] in shapes:
         options = replace(options, key=full[0])
 
-    told: list[str] = []
-
-    def known(key: str) -> Axes | None:
+    def known(key: str, notices: list[str]) -> Axes | None:
         if full is not None and key == full[0] and len(full[1]) == len(shapes[key][0]):
-            return from_letters(path, full[1], shapes[key][0], told)
-        return from_names(_dimensions(members[key]), shapes[key][0])
+            return from_letters(path, full[1], shapes[key][0], notices)
+        return from_names(path, _dimensions(members[key]), shapes[key][0], notices)
 
     def described(key: str, count: int) -> tuple[str, ...] | None:
         if full is not None and key == full[0] and full[2] is not None and len(full[2]) == count:
@@ -76,8 +74,9 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
     read = partial(_read, path, options.nodata)
     file = array_file(path, shapes, options, partial(_labels, path), read, known, described)
     if options.axes is not None and full is not None and full[0] == options.key:
-        told.extend(told_against(path, full[1], resolve_axes(path, shapes[full[0]][0], options)))
-    return replace(file, notices=(*file.notices, *told))
+        told = told_against(path, full[1], resolve_axes(path, shapes[full[0]][0], options))
+        return replace(file, notices=(*file.notices, *told))
+    return file
 
 
 def _labels(path: Path, key: str) -> NDArray[Any]:
@@ -90,7 +89,8 @@ def meaning(path: Path, key: str) -> tuple[Axes | None, Encoding]:
     Zarr's libraries fill with 0 where nothing is said, and that is a class.
     """
     node = _members(_root(path))[key]
-    return from_names(_dimensions(node), node.shape), cf_encoding(dict(node.attrs)) if node.fill_value == 0 else _encoding(node)
+    encoding = cf_encoding(dict(node.attrs)) if node.fill_value == 0 else _encoding(node)
+    return from_names(path, _dimensions(node), node.shape), encoding
 
 
 def _dimensions(node: Any) -> list[str | None]:
@@ -99,12 +99,14 @@ def _dimensions(node: Any) -> list[str | None]:
 
 
 def _full_resolution(root: Any) -> tuple[str, str, tuple[str, ...] | None] | None:
-    """Key, axis letters and channel names of an OME-Zarr image (OME-NGFF 0.4 and 0.5), largest level; None: it is none."""
+    """Key, axis letters and channel names of an OME-Zarr image (OME-NGFF 0.1 to 0.5), largest level; None: it is none."""
     attributes = dict(root.attrs)
     attributes = attributes.get("ome", attributes)
     try:
         scales = attributes["multiscales"][0]
-        letters = "".join(axis_letter(axis["name"], axis.get("type")) for axis in scales["axes"])
+        # Versions before 0.4 name axes by letters alone, and those before 0.3 have always the same.
+        axes = [{"name": axis} if isinstance(axis, str) else axis for axis in scales.get("axes", "tczyx")]
+        letters = "".join(axis_letter(axis["name"], axis.get("type")) for axis in axes)
         key = scales["datasets"][0]["path"]
     except (KeyError, IndexError, TypeError, AttributeError):
         return None
