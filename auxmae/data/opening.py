@@ -379,8 +379,8 @@ def _decoded_again(files: Sequence[ImageFile]) -> list[str]:
         return []
     return [
         f"{len(sizes)} files of a format that is not read by windows are {sum(sizes) / 2**20:.0f} MiB, more than the "
-        f"{cache.BUDGET / 2**20:.0f} MiB that a process keeps: most samples decode a whole file; store them as npy, Zarr or "
-        "MATLAB v7.3"
+        f"{cache.BUDGET / 2**20:.0f} MiB that a process keeps: most samples decode a whole file; store them as npy, Zarr, "
+        "MATLAB v7.3 or tiled GeoTIFF"
     ]
 
 

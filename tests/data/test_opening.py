@@ -198,6 +198,19 @@ def test_scenes_that_are_decoded_again_for_each_crop_are_told(tmp_path, monkeypa
     assert len(told) == (suffix != ".npy" and count == 3 and budget == 1.5 and layout == "scenes")
 
 
+@pytest.mark.parametrize(("budget", "layout"), [(2.9, "scenes"), (3, "scenes"), (2.9, "images")])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_pictures_that_are_decoded_again_for_each_crop_are_told(tmp_path, monkeypatch, mode, budget, layout):
+    stored = RNG.integers(1, 256, (90, 80, len(mode)), dtype=np.uint8)
+    for index in range(3):
+        Image.fromarray(stored.squeeze(), mode).save(tmp_path / f"{index}.png")
+    monkeypatch.setattr("auxmae.data.readers.cache.BUDGET", budget * stored.nbytes)
+    notices = open_collection(str(tmp_path), layout=layout).notices
+    told = [notice for notice in notices if "most samples decode a whole file" in notice]
+    assert len(told) == (budget == 2.9 and layout == "scenes")
+    assert all("tiled GeoTIFF" in notice for notice in told)
+
+
 @pytest.mark.parametrize("checked", [2000, 3])
 def test_files_of_one_byte_a_pixel_among_others_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked: int) -> None:
     monkeypatch.setattr("auxmae.data.pixel_checks.CHECKED_IMAGES", checked)

@@ -56,7 +56,8 @@ def open_file(path: Path, options: ReadOptions) -> ImageFile:
         notices.append(f"{path.name}: the colours of its palette are read as red, green and blue")
     if mode == "CMYK":
         notices.append(geotiff.CMYK.format(path.name))
-    return ImageFile(path, 1, channels, height, width, np.dtype(np.uint8), read, names, notices=tuple(notices))
+    whole = (channels + (mode in _ALPHA or masked)) * height * width
+    return ImageFile(path, 1, channels, height, width, np.dtype(np.uint8), read, names, notices=tuple(notices), whole=whole)
 
 
 def _sixteen_bits(path: Path) -> bool:
