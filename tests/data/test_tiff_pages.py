@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from auxmae.data.image import ReadOptions
 from auxmae.data.readers import open_image
 from auxmae.errors import DataError
-from tests.data.reader_fixtures import CUBE, RNG, assert_reads, write_raster
+from tests.data.reader_fixtures import CUBE, RNG, WINDOW, assert_reads, write_raster
 
 
 def test_pages_written_one_by_one_are_channels(tmp_path: Path) -> None:
@@ -82,6 +83,31 @@ def test_descriptions_that_are_not_of_the_pages(tmp_path: Path, description: str
         for number, plane in enumerate(CUBE[:pages]):
             file.write(plane, description=None if number else description, metadata=None)
     assert_reads(tmp_path / "a.tif", CUBE[:pages])
+
+
+@pytest.mark.parametrize("description", ['{"shape": [4, 8, 9]}', '<?xml version="1.0"?><OME><Image></OME>'])
+def test_what_does_no_harm_stays_off_the_terminal(tmp_path: Path, description: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for number, plane in enumerate(CUBE):
+            file.write(plane, description=None if number else description, metadata=None, photometric="minisblack")
+    told: list[str] = []
+
+    class Terminal(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told.append(record.getMessage())
+
+    # What Python writes where no handler takes it; those of the tests' own runner do.
+    monkeypatch.setattr(logging, "lastResort", Terminal(logging.WARNING))
+    monkeypatch.setattr(logging.getLogger("tifffile"), "propagate", False)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tiff:
+        assert tiff.series
+    assert len(told) == 1
+    file = open_image(tmp_path / "a.tif")
+    for window in (None, WINDOW):
+        file.read(0, window)
+    assert len(told) == 1
+    logging.getLogger("tifffile").error("another's")
+    assert told[1:] == ["another's"]
 
 
 @pytest.mark.parametrize(("tag", "needed"), [(65000, False), (273, True)])

@@ -134,6 +134,8 @@ def _sides(series: Any) -> tuple[int, int]:
 def _errors_raised() -> Iterator[None]:
     """tifffile only logs that a file ends too early, and goes on with the pages that are left; here that is an error.
 
+    What it logs besides stays off the terminal, where Python writes what no handler takes.
+
     Raises:
         ValueError: tifffile has logged an error, and not one in spite of which it has every page.
     """
@@ -195,7 +197,7 @@ def _read(
 ) -> MultiChannelImage:
     import tifffile
 
-    with reading(path), tifffile.TiffFile(path) as tiff:
+    with reading(path), _errors_raised(), tifffile.TiffFile(path) as tiff:
         series, masks = _series(tiff)
         pixels = cut(Planes(path, [series[place] for place in chosen]), axes, index, window)
         valid = _valid(path, masks, axes, window) if masked else None
