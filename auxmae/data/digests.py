@@ -12,6 +12,7 @@ from torch import Tensor
 
 from auxmae.data.collection import Collection
 from auxmae.data.opening import SYNTHETIC
+from auxmae.data.readers.geotiff import read_beside
 
 
 def digest(parts: Iterable[Any]) -> str:
@@ -51,9 +52,12 @@ def digest_names(collection: Collection) -> str:
 
 
 def digest_files(collection: Collection) -> str:
-    """Hex digest of the names, sizes and times of the files, label rasters among them; their pixels are not read."""
+    """Hex digest of the names, sizes and times of the files, label rasters among them, and of the files beside them that say how
+    they are read; their pixels are not read.
+    """
     paths = {path for file in collection.files for path in file.paths}
     paths |= {raster.file.path for raster in collection.label_rasters if raster is not None}
+    paths |= {beside for path in paths for beside in read_beside(path)}
 
     def facts() -> Iterator[str]:
         yield f"{len(collection)}"

@@ -147,6 +147,13 @@ def test_bad_bands_of_an_envi_header_are_told(tmp_path: Path, flags: str, told: 
     assert told in notices if told else "bbl" not in notices
 
 
+@pytest.mark.parametrize("kind", ["complex_int16", "complex64", "complex128"])
+def test_complex_numbers_are_no_broken_file(tmp_path: Path, kind: str) -> None:
+    write_raster(tmp_path / "a.tif", CUBE.astype(np.complex64), dtype=kind)
+    with pytest.raises(DataError, match=rf"pixels of type {kind} are not supported \(.*abs\(\).*real and imaginary parts"):
+        open_image(tmp_path / "a.tif")
+
+
 def test_erdas_imagine(tmp_path: Path) -> None:
     assert_reads(write_raster(tmp_path / "a.img", CUBE, "HFA"), CUBE)
 

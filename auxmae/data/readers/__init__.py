@@ -23,7 +23,7 @@ from auxmae.data.image import ImageFile, ReadOptions
 from auxmae.data.plates import is_group
 from auxmae.data.readers.arrays import as_text
 from auxmae.data.readers.axes import Axes, Shapes
-from auxmae.data.readers.encoding import Encoding
+from auxmae.data.readers.encoding import Encoding, real_numbers
 from auxmae.data.readers.envi import DATA_SUFFIXES, HEADER, has_header
 from auxmae.errors import AuxMAEError, DataError, MissingDependencyError, ResourceError
 
@@ -251,7 +251,7 @@ def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  
     if min(file.count, file.channels, file.height, file.width) < 1:
         raise DataError(f"{path}: holds no pixels: an axis is 0 ({file.count} × {file.channels} × {file.height} × {file.width})")
     if file.dtype.kind not in "uifb":
-        raise DataError(f"{path}: pixels of type {file.dtype} are not supported", hint="store real numbers")
+        raise DataError(f"{path}: pixels of type {file.dtype} are not supported", hint=real_numbers(str(file.dtype)))
     return file
 
 

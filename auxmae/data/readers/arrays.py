@@ -25,6 +25,7 @@ from auxmae.data.readers.axes import (
     split_axes,
     times,
 )
+from auxmae.data.readers.encoding import real_numbers
 from auxmae.errors import DataError
 
 LABEL_NAMES = ("y", "label", "labels", "target", "targets")
@@ -82,10 +83,9 @@ def choose_key(path: Path, arrays: Shapes, options: ReadOptions, known: Known = 
             )
         odd = [np.dtype(kind) for shape, kind in arrays.values() if _can_be_image(shape) and np.dtype(kind).kind not in "uifb"]
         if odd:
-            out = "take abs() of it, or store real and imaginary parts as channels"
             raise DataError(
                 f"{path}: no array that can be an image; it holds {_listed(arrays)}, of {odd[0]}",
-                hint=f"an image is an array of real numbers: {out}" if odd[0].kind == "c" else "store real numbers",
+                hint=real_numbers(str(odd[0])),
             )
         if options.axes is not None and any(_can_be_image(shape) for shape, _ in arrays.values()):
             raise DataError(

@@ -20,6 +20,13 @@ from numpy.typing import NDArray
 from auxmae.data.image import MultiChannelImage
 
 
+def real_numbers(kind: str) -> str:
+    """The hint where pixels are none: what to do with those of a type, by its name."""
+    if not kind.startswith("complex"):
+        return "store real numbers"
+    return "an image is an array of real numbers: take abs() of it, or store real and imaginary parts as channels"
+
+
 @dataclass(frozen=True)
 class Encoding:
     """physical = stored · scale + offset, but for what is missing.

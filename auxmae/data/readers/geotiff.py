@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from auxmae.data.channels import shortened
 from auxmae.data.image import ImageFile, MultiChannelImage, ReadOptions, Window, diagonal
 from auxmae.data.readers import reading
-from auxmae.data.readers.encoding import gdal_encoding, to_image
-from auxmae.data.readers.envi import data_file
+from auxmae.data.readers.encoding import gdal_encoding, real_numbers, to_image
+from auxmae.data.readers.envi import data_file, pair
 from auxmae.data.readers.pages import full_pages
 from auxmae.data.readers.wavelengths import SENTINEL2, band_wavelengths
 from auxmae.errors import DataError
@@ -35,6 +35,16 @@ def _open(name: str | Path) -> Iterator[Any]:
     warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
     with rasterio.open(name) as source:
         yield source
+
+
+def read_beside(path: Path) -> list[Path]:
+    """The files beside a raster that change what is read of it: ENVI's headers, and what GDAL keeps of nodata values, scales and
+    masks.  Its overviews do not.
+    """
+    if path.is_dir():
+        return []
+    kept = [path.with_name(path.name + ending) for ending in (".aux.xml", ".msk")]
+    return [one for one in (*pair(path), *kept) if one != path and one.is_file()]
 
 
 def open_file(path: Path, options: ReadOptions) -> ImageFile:
@@ -67,6 +77,8 @@ def _pages(path: Path, found: list[str]) -> tuple[tuple[str, ...], list[str]]:
 
 
 def _describe(path: Path, source: Any, pages: tuple[str, ...], options: ReadOptions, notices: list[str]) -> ImageFile:
+    if source.dtypes[0].startswith("complex_int"):  # which numpy does not have
+        raise DataError(f"{path}: pixels of type {source.dtypes[0]} are not supported", hint=real_numbers(source.dtypes[0]))
     _check_length(path, source)
     transparency = source.count > 1 and source.colorinterp[-1].name == "alpha"
     # PNG leaves no doubt.
