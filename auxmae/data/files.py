@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from auxmae.data.exclusion import Exclusion
-from auxmae.data.plates import STORE, fields, store_of, wells
+from auxmae.data.plates import STORE, fields, is_row, series, store_of, wells
 from auxmae.errors import DataError
 from auxmae.places import expanded
 
@@ -44,6 +44,8 @@ def find_files(source: str, exclude: Exclusion, notices: list[str], *, tell_unre
     listed = ", ".join(supported_suffixes())
     path = expanded(source)
     exists = path_exists(path)
+    if exists:
+        _refuse_row(path)
     if exists and path.is_dir() and not is_readable(path):
         candidates = _walk(path, notices)
         root = path
@@ -137,11 +139,19 @@ def _outside(folder: Path) -> Path:
 
 
 def _images(source: str, paths: list[Path], exclude: Exclusion, notices: list[str]) -> list[Path]:
-    """The same, with a plate's or a well's fields in its place; wells without a list of them as they are: opening them tells."""
-    images, field_count, well_count = list[Path](), 0, 0
+    """The same, with the fields of a plate or a well, or the series of a store, in its place; wells without a list of fields as
+    they are: opening them tells.
+    """
+    images, field_count, well_count, numbered = list[Path](), 0, 0, list[list[Path]]()
     for path in paths:
-        listed = wells(path) if store_of(path) is not None and path.is_dir() else None
-        if listed is None:
+        within = store_of(path) is not None and path.is_dir()
+        listed = wells(path) if within else None
+        own = series(path) if within and listed is None else None
+        if own is not None:
+            numbered.append([one for one in own if not exclude.leaves_out_field(one)])
+            images.extend(numbered[-1])
+        elif listed is None:
+            _refuse_row(path)
             images.append(path)
         for well in listed or ():
             if exclude.leaves_out_field(well):
@@ -159,12 +169,23 @@ def _images(source: str, paths: list[Path], exclude: Exclusion, notices: list[st
             f"{source}: each of the {field_count} fields of {well_count} well{'s' * (well_count > 1)} is an image; "
             r"data.group_pattern = '([^/]+/[^/]+)/[^/]+$' keeps a well's together"
         )
+    if any(len(kept) > 1 for kept in numbered):
+        notices.append(
+            f"{source}: each of the {sum(map(len, numbered))} series that bioformats2raw has numbered is an image; "
+            r"data.group_pattern = '([^/]+)/[^/]+$' keeps a store's together"
+        )
     if not images:
         raise DataError(
-            f"{source}: the plate has no fields, or data.exclude leaves out all of them",
+            f"{source}: the store has no images, or data.exclude leaves out all of them",
             hint="check data.source (--data) and data.exclude",
         )
     return images
+
+
+def _refuse_row(path: Path) -> None:
+    """Raises DataError for a row of a plate, which is neither an image nor lists its wells."""
+    if store_of(path.parent) is not None and is_row(path):
+        raise DataError(f"{path}: is a row of a plate", hint=f"name the plate, {path.parent}, or the row's wells, {path}/*")
 
 
 def _walk(folder: Path, notices: list[str]) -> list[Path]:

@@ -1,4 +1,6 @@
-"""Plates of OME-NGFF (0.4 and 0.5, section "High-content screening"): a Zarr store of wells, whose fields are images."""
+"""Zarr stores of several images: plates of OME-NGFF (0.4 and 0.5, section "High-content screening"), whose wells have fields, and
+what bioformats2raw makes of other files (section "bioformats2raw.layout"), which has series.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,19 @@ def wells(path: Path) -> list[Path] | None:
         return [path / well["path"] for well in attributes["plate"]["wells"]]
     except (KeyError, TypeError):
         return None if fields(path) is None else [path]  # other things are called so too
+
+
+def series(path: Path) -> list[Path] | None:
+    """The images of a store as bioformats2raw lays it out, numbered from 0; None where the path is none, or a plate."""
+    attributes = _attributes(path)
+    if "bioformats2raw.layout" not in attributes or "plate" in attributes:
+        return None
+    return [path / name for name in sorted((one.name for one in path.iterdir() if one.name.isdecimal()), key=int)]
+
+
+def is_row(path: Path) -> bool:
+    """Whether a path is a row of wells of the plate above it."""
+    return any(well.parent == path for well in wells(path.parent) or ())
 
 
 def fields(well: Path) -> list[Path] | None:

@@ -81,6 +81,56 @@ def test_a_field_that_is_not_there(tmp_path):
     assert len(open_collection(str(tmp_path / "p.zarr"), layout="images", allow_broken=True)) == 5
 
 
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("source", ["A", "B", "?"])
+def test_a_row_says_what_to_name(tmp_path, version, source):
+    store_plate(tmp_path / "p.zarr", version)
+    if source == "?":  # with metadata of its own, as most have
+        pytest.importorskip("zarr").open_group(str(tmp_path / "p.zarr" / "A"), mode="a", zarr_format=version)
+    with pytest.raises(DataError, match=r"p\.zarr/[AB]: is a row of a plate") as told:
+        open_collection(str(tmp_path / "p.zarr" / source))
+    for place in re.search(r"the plate, (.*), or the row's wells, (.*)", told.value.hint).groups():
+        assert len(open_collection(place, layout="images")) in (2, 4, 6)
+
+
+def store_series(path: Path, version: int, count: int) -> list[np.ndarray]:
+    """As bioformats2raw lays a file of several images out: the series by their numbers, and their description beside them."""
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(str(path), mode="w", zarr_format=version)
+
+    def describe(group, **attributes: object) -> None:
+        group.attrs.update(attributes if version == 2 else {"ome": {"version": "0.5", **attributes}})
+
+    describe(root, **{"bioformats2raw.layout": 3})
+    describe(root.create_group("OME"), series=[str(number) for number in range(count)])
+    (path / "OME" / "METADATA.ome.xml").write_text("<OME/>")
+    images = [RNG.integers(1, 5000, (2, 24, 20)).astype(np.uint16) for _ in range(count)]
+    for number, image in enumerate(images):
+        group = root.create_group(str(number))
+        for level, pixels in enumerate((image, image[:, ::2, ::2])):
+            group.create_array(str(level), data=pixels[None, :, None])
+        levels = [{"path": "0"}, {"path": "1"}]
+        describe(group, multiscales=[{"axes": [{"name": axis} for axis in "tczyx"], "datasets": levels}])
+    return images
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("count", [1, 11])
+def test_the_series_of_a_store_are_images(tmp_path, version, count):
+    stores = {name: store_series(tmp_path / name, version, count) for name in ("a.zarr", "b.zarr")}
+    for source, names in (("", stores), ("b.zarr", ["b.zarr"]), ("*.zarr", stores)):
+        collection = open_collection(str(tmp_path / source), layout="images")
+        assert collection.relative_paths == tuple(f"{name}/{number}" for name in names for number in range(count))
+        images = [image for name in names for image in stores[name]]
+        assert all(np.array_equal(collection.read(item).pixels, image) for item, image in enumerate(images))
+        told = f"each of the {len(images)} series that bioformats2raw has numbered is an image"
+        assert any(told in notice for notice in collection.notices) == (count > 1)
+    collection = open_collection(str(tmp_path), layout="images", exclude=("a.zarr/0", "0"))
+    assert collection.relative_paths[0] == ("b.zarr/0" if count == 1 else "a.zarr/1")
+    with pytest.raises(DataError, match=r"data\.exclude"):
+        open_collection(str(tmp_path), exclude=("*.zarr/*",))
+
+
 @pytest.mark.parametrize("source", ["", "p.zarr", "p.zarr/*/*", "*/A/1"])
 def test_fields_and_wells_are_left_out_by_their_paths(tmp_path, source):
     store_plate(tmp_path / "p.zarr", 2)
