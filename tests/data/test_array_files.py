@@ -205,6 +205,34 @@ def write_h5(path: Path, array: np.ndarray) -> None:
         file["x"] = array
 
 
+def test_links_of_hdf5(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file["d"] = CUBE
+        file["deep/d"] = CUBE[:1]
+        file["back"] = h5py.ExternalLink("a.h5", "/")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["scan/data"] = CUBE + 1
+        file["entry/data"] = h5py.SoftLink("/scan/data")
+        file["again"] = h5py.SoftLink("/")
+        file["broken"] = h5py.SoftLink("/nothing")
+        file["gone"] = h5py.ExternalLink("gone.h5", "/d")
+    # The same by two names is one.
+    assert list(list_arrays(tmp_path / "a.h5")) == ["scan/data"]
+    for key in (None, "scan/data", "entry/data", "/entry/data", "again/entry/data"):
+        assert_reads(tmp_path / "a.h5", CUBE + 1, ReadOptions(key=key))
+    assert np.array_equal(read_array(tmp_path / "a.h5", "entry/data"), CUBE + 1)
+    with pytest.raises(DataError, match="no array 'broken'; it holds scan/data 4"):
+        open_image(tmp_path / "a.h5", ReadOptions(key="broken"))
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["entry/raw"] = h5py.ExternalLink("raw.h5", "/d")
+        file["entry/all"] = h5py.ExternalLink("raw.h5", "/")
+    assert set(list_arrays(tmp_path / "a.h5")) == {"scan/data", "entry/all/d", "entry/all/deep/d"}
+    with pytest.raises(DataError, match="which array is the image"):
+        open_image(tmp_path / "a.h5")
+    assert_reads(tmp_path / "a.h5", CUBE, ReadOptions(key="entry/raw"))
+    assert_reads(tmp_path / "a.h5", CUBE, ReadOptions(key="entry/all/d"))
+
+
 def test_coordinates_and_flags_are_not_what_a_question_recommends(tmp_path: Path) -> None:
     places, stored = RNG.random((2, 40, 50)), RNG.random((2, 37, 40, 50)).astype(np.float32)
     for name, arrays, key in (

@@ -255,15 +255,20 @@ def open_image(path: Path, options: ReadOptions = ReadOptions()) -> ImageFile:  
     return file
 
 
-def list_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def list_arrays(path: Path, key: str | None = None) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name → (shape, type) of every array of numbers or text in an npy, npz, HDF5, MATLAB or Zarr file.
+
+    Args:
+        path: the file.
+        key: the name that an array goes by where it has several, as HDF5's links give it; None: its own.
 
     Raises:
         DataError: unreadable.
     """
     with reading(path):
         module = _reader(path)
-        arrays: dict[str, tuple[tuple[int, ...], str]] = module.list_arrays(path)
+        several = key is not None and module.__name__.endswith((".hdf5", ".matlab"))
+        arrays: dict[str, tuple[tuple[int, ...], str]] = module.list_arrays(path, *([[key]] if several else []))
     return arrays
 
 
@@ -292,8 +297,9 @@ def read_array(path: Path, key: str | None = None, options: ReadOptions | None =
     if _suffix(path) not in ARRAY_SUFFIXES:
         raise DataError(f"{path}: holds no named arrays", hint=f"expected one of {', '.join(sorted(ARRAY_SUFFIXES))}")
     module = _reader(path)
-    arrays = list_arrays(path)
-    key = key or (options.key if options else None) or _only(arrays)
+    key = key or (options.key if options else None)
+    arrays = list_arrays(path, key)
+    key = key or _only(arrays)
     if key not in arrays:
         listed = ", ".join(f"{name} {shape}" for name, (shape, _) in arrays.items()) or "none"
         problem = "say which array" if key is None else f"no array {key!r}"

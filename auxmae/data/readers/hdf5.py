@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,14 @@ class _ColumnMajor:
         return np.asarray(self.dataset[index[::-1]]).T
 
 
-def list_arrays(path: Path, matlab: bool = False) -> Shapes:
-    """Path inside the file → (shape, type) of every data set of numbers or text; `matlab`: shapes in MATLAB's order."""
+def list_arrays(path: Path, called: Collection[str] = (), matlab: bool = False) -> Shapes:
+    """Path inside the file → (shape, type) of every data set of numbers or text, those that links lead to among them.
+
+    Args:
+        path: the file.
+        called: names that a data set of several goes by; it is listed once.
+        matlab: give shapes in MATLAB's order.
+    """
     import h5py
 
     found: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -56,8 +62,50 @@ def list_arrays(path: Path, matlab: bool = False) -> Shapes:
 
     _refuse_classic(path)
     with h5py.File(path, "r") as file:
-        file.visititems(visit)
+        _visit_once(file, called, visit)
     return found
+
+
+def _visit_once(file: Any, called: Collection[str], visit: Callable[[str, Any], None]) -> None:
+    """Calls visit(name, node) for every group and data set: by a name in `called`, else by its own, else by that of a link to it.
+
+    Links may lead to other files, or in circles; those that lead to nothing are passed over.
+    """
+    import h5py
+
+    # What is kept here stays open, so that h5py knows it again.
+    seen, links = {file["/"]}, list[str]()
+
+    def see(name: str, node: Any) -> None:
+        if node not in seen:
+            seen.add(node)
+            visit(name, node)
+
+    def note(name: str, link: Any) -> None:
+        if not isinstance(link, h5py.HardLink):
+            links.append(name)
+
+    for name in called:
+        if isinstance(node := _found(file, name), h5py.Dataset):
+            see(name, node)
+    file.visititems(see)
+    file.visititems_links(note)
+    for name in links:  # which grow
+        node = _found(file, name)
+        if node is None or node in seen:
+            continue
+        see(name, node)
+        if isinstance(node, h5py.Group):
+            node.visititems(lambda below, one, above=name: see(f"{above}/{below}", one))
+            node.visititems_links(lambda below, link, above=name: note(f"{above}/{below}", link))
+
+
+def _found(file: Any, name: str) -> Any:
+    """What a name leads to; None: nothing."""
+    try:
+        return file[name]
+    except (KeyError, OSError, ValueError):
+        return None
 
 
 def _refuse_classic(path: Path) -> None:
@@ -131,9 +179,10 @@ def _filled(shape: tuple[int, ...], values: Sequence[Any]) -> NDArray[Any]:
 def open_file(path: Path, options: ReadOptions, matlab: bool = False) -> ImageFile:
     """Opens an array of one or N images; windows are read, not the whole."""
     read = partial(_read, path, options.nodata, matlab)
+    called = [name for name in (options.key, options.plane_key) if name]
     known, described = partial(_known, path), partial(_described, path)
     labels = partial(load, path, matlab=True) if matlab else partial(_labels, path)
-    return array_file(path, list_arrays(path, matlab), options, labels, read, known, described)
+    return array_file(path, list_arrays(path, called, matlab), options, labels, read, known, described)
 
 
 def _labels(path: Path, key: str) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -58,10 +59,10 @@ def _all(path: Path) -> Arrays:
     return decoded.get(file_key(path), partial(_variables, path))
 
 
-def list_arrays(path: Path) -> Shapes:
-    """Variable → (shape, type) of every variable; the type of what is neither numbers nor text is "V1"."""
+def list_arrays(path: Path, called: Collection[str] = ()) -> Shapes:
+    """Variable → (shape, type) of every variable; the type of what is neither numbers nor text is "V1".  `called`: see `hdf5`."""
     if _is_hdf5(path):
-        return hdf5.list_arrays(path, matlab=True)
+        return hdf5.list_arrays(path, called, matlab=True)
     return {name: (value.shape, value.dtype.str) for name, value in _all(path).items()}
 
 
