@@ -289,7 +289,7 @@ def test_a_label_array_is_read_by_the_names_of_its_axes_and_its_fill_value(tmp_p
     assert np.array_equal(image.pixels[0][:50], truth[:50])
 
 
-@pytest.mark.parametrize(("names", "axes"), [(["lon", "lat", "wl"], None), (["lon", "lat", "band"], "HWC")])
+@pytest.mark.parametrize(("names", "axes"), [(["lon", "lat", ""], None), (["lon", "lat", "band"], "HWC")])
 def test_a_label_array_lies_as_its_image_where_that_is_not_read_by_names(
     tmp_path: Path, names: list[str], axes: str | None
 ) -> None:

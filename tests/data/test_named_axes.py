@@ -189,10 +189,11 @@ def test_named_axes_of_length_one_need_no_letter(tmp_path: Path, names: list[str
         assert_reads(path, images[1], options, index=1)
 
 
-def test_labels_whose_axes_of_length_one_have_names(tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", ["band", "wl"])
+def test_labels_whose_axes_of_length_one_have_names(tmp_path: Path, channels: str) -> None:
     classes = RNG.integers(0, 3, (17, 23))
     arrays = {
-        "t": (CUBE.transpose(0, 2, 1)[:, None], ["band", "number", "lon", "lat"]),
+        "t": (CUBE.transpose(0, 2, 1)[:, None], [channels, "number", "lon", "lat"]),
         "gt": (classes.T[None], ["number", "lon", "lat"]),
     }
     collection = open_collection(str(write_named(tmp_path / "a.nc", arrays)), labels=":gt")
