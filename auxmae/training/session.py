@@ -281,14 +281,26 @@ def _fit(
     again_from = None if run is None else trainer.step + 1
     with tensorboard(str(folder.path / "tensorboard"), purge_step=again_from) if tensorboard else nullcontext() as log:
         outcome = trainer.fit()
-    if outcome.reason == "finished" and outcome.step < trainer.plan.steps and not fast:
-        # A preset's limit too: the run's own file has it as one that somebody set, which holds beside any epochs or steps.
-        reporter.message(
-            f"note: train.max_minutes = {settings.train.max_minutes:g} ended the training after {outcome.step} of "
-            f"{trainer.plan.steps} steps: to train longer, raise it in {folder.path / SETTINGS_NAME} (0: no limit), then "
-            f"auxmae train --resume {quoted(folder.path)}"
-        )
+    if outcome.reason != "interrupted" and outcome.step < trainer.plan.steps and not fast:
+        reporter.message(_why_so_early(settings, folder, outcome, trainer))
     return _Trained(data, folder, outcome)
+
+
+def _why_so_early(settings: SettingsTree, run: RunFolder, outcome: Outcome, trainer: Trainer) -> str:
+    """A note on what ended a training before its last step, and how to go on."""
+    if outcome.reason == "stopped early":
+        setting, waited = f"train.patience = {settings.train.patience}", trainer.stopping.waited
+        why = (
+            f" ({waited} validation{'s' * (waited > 1)} without an improvement of train.tolerance = {settings.train.tolerance:g})"
+        )
+        zero = "never ends early"
+    else:
+        # A preset's limit too: the run's own file has it as one that somebody set, which holds beside any epochs or steps.
+        setting, why, zero = f"train.max_minutes = {settings.train.max_minutes:g}", "", "no limit"
+    return (
+        f"note: {setting} ended the training after {outcome.step} of {trainer.plan.steps} steps{why}: to train longer, raise it "
+        f"in {run.path / SETTINGS_NAME} (0: {zero}), then auxmae train --resume {quoted(run.path)}"
+    )
 
 
 def _data_like(model: AuxMAE, settings: SettingsTree, progress: Progress | None) -> Data:

@@ -145,6 +145,31 @@ def test_a_report_says_where_its_evaluation_is_of_earlier_weights(tmp_path, chec
     assert told == [False, True]
 
 
+@pytest.mark.parametrize("patience", [0, 2])
+def test_a_training_that_stopped_early_goes_on_as_it_says(tmp_path, patience):
+    tables = {"train": {"max_steps": 12, "patience": 1, "tolerance": 0.9}, "data": {"samples_per_epoch": 0}}
+    said = []
+    for resume in (None, tmp_path / "run"):
+        heard = Heard()
+        assert train(settings_for(tmp_path / "run", **tables), resume=resume, reporter=heard).outcome.step == 8
+        said += [text for text in heard.messages if "ended the training" in text]
+    # One that is taken up again, and stops at once, says so too.
+    first, again = said
+    assert first == again
+    assert first.startswith(
+        "note: train.patience = 1 ended the training after 8 of 12 steps (1 validation without an improvement of "
+        "train.tolerance = 0.9)"
+    )
+    file, zero = re.search(r"raise it in (\S+) \((\d): never ends early\)", first).groups()
+    assert first.endswith(f"auxmae train --resume {tmp_path / 'run'}")
+    assert zero == "0"
+    written = Path(file).read_text()
+    Path(file).write_text(written.replace("patience = 1", f"patience = {patience}"))
+    heard = Heard()
+    assert train(SettingsTree(), resume=tmp_path / "run", reporter=heard).outcome.step == 12
+    assert not [text for text in heard.messages if "ended the training" in text]
+
+
 def test_from_python_with_plain_dicts(tmp_path):
     result = api.train(
         {
