@@ -15,20 +15,22 @@ PATIENCE_SECONDS = 1.0
 
 
 def stopping_signals() -> list[signal.Signals]:
-    """The signals that ask a training to stop; that of a closed terminal only where nohup does not say to go on.
+    """The signals that ask a training to stop.
 
-    None that a host program of another language handles: its handler could not be put back.
+    None that is ignored, as nohup has it for a closed terminal, and a shell's script for Ctrl-C where it starts something in the
+    background.  None that a host program of another language handles: its handler could not be put back.
     """
-    asked_by = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup is not None and signal.getsignal(hangup) not in (signal.SIG_IGN, None):
-        asked_by.append(hangup)
-    return asked_by
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last one not on Windows
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) not in (signal.SIG_IGN, None)]
 
 
 @contextmanager
 def graceful_stop() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C, SIGTERM and a closed terminal finish the step; a second one stops at once.  Yields whether one came."""
+    """Ctrl-C, SIGTERM and a closed terminal finish the step; a second one stops at once.  Yields whether one came.
+
+    See `stopping_signals` for those that are ignored.
+    """
     asked = threading.Event()
     previous: dict[signal.Signals, Any] = {}
     since = 0.0

@@ -83,14 +83,19 @@ def test_a_missing_compiler_is_told_before_there_is_a_run_folder(tmp_path, monke
     assert json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)["compiler"] == f"uses {name}"
 
 
-def test_nohup_outlives_a_closed_terminal(monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_ignored_stays_so(number):
+    """As nohup does with that of a closed terminal, and a shell's script with Ctrl-C for what it starts in the background."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
-        assert signal.SIGHUP not in stopping_signals()
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        assert signal.SIGHUP in stopping_signals()
+        assert number not in stopping_signals()
+        with graceful_stop() as asked:
+            signal.raise_signal(number)
+            assert not asked()
+        signal.signal(number, signal.SIG_DFL)
+        assert number in stopping_signals()
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 def test_a_handler_of_another_language_stays_in_place(monkeypatch):
