@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -174,11 +175,12 @@ def _examine() -> dict[str, Any]:
     device, fault = _device()
     if fault and "torch" not in missing:
         problems.append(fault)
-    kernels, fault = _kernels()
+    backend, wrong_settings = _settings()
+    kernels, fault = _kernels(backend)
     if fault:
         problems.append(fault)
     readers, faults = _readers(dependencies, versions, too_old)
-    problems += faults + _settings()
+    problems += faults + wrong_settings
     return {
         "versions": {"auxmae": __version__, "python": platform.python_version(), **versions},
         "minimums": {name: dependency.minimum for name, dependency in dependencies.items()},
@@ -227,6 +229,8 @@ def _device() -> tuple[str, str | None]:
         return "PyTorch cannot be imported", f"PyTorch cannot be imported ({_first_line(error)}); see https://pytorch.org"
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())), None
+    if torch.backends.mps.is_available():
+        return "an Apple GPU (MPS)", None
     return f"CPU, {torch.get_num_threads()} threads (no CUDA GPU is seen)", None
 
 
@@ -238,15 +242,35 @@ def _compiler() -> str:
     return f"on a CPU it needs the C++ compiler {name}, and it is not there (install it, or set CXX to another)"
 
 
-def _kernels() -> tuple[dict[str, str], str | None]:
-    """What runs for each function, and what is wrong with AUXMAE_KERNELS."""
+def _kernels(chosen: str) -> tuple[dict[str, str], str | None]:
+    """What runs for each function, and what is wrong with the backend: that of AUXMAE_KERNELS, else the `chosen` one."""
     try:
         import torch
-        from auxmae_kernels import KernelUnavailableError, dispatch
+        from auxmae_kernels import dispatch
     # What ails PyTorch is told with the device.
     except Exception:
         return {}, None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if os.environ.get("AUXMAE_KERNELS"):
+        return _decisions(device, "AUXMAE_KERNELS=triton", "set AUXMAE_KERNELS=auto, or unset it")
+    before = dispatch.backend()
+    dispatch.set_backend(chosen)
+    try:
+        return _decisions(device, "kernels.backend = 'triton'", "set kernels.backend = 'auto'")
+    finally:
+        dispatch.set_backend(before)
+
+
+def _decisions(device: str, asked: str, remedy: str) -> tuple[dict[str, str], str | None]:
+    """What runs for each function by the backend in force, and what is wrong with it.
+
+    Args:
+        device: where.
+        asked: how Triton is asked for, where it is.
+        remedy: what to do where it cannot run, or where there is no such backend.
+    """
+    from auxmae_kernels import KernelUnavailableError, dispatch
+
     decisions = {}
     unavailable = 0
     fault = None
@@ -259,28 +283,24 @@ def _kernels() -> tuple[dict[str, str], str | None]:
             unavailable += 1
             fault = str(error)
             if dispatch.backend() == "triton":
-                fault = (
-                    f"AUXMAE_KERNELS=triton, and {unavailable} of {len(dispatch.FUNCTIONS)} kernels cannot run here; "
-                    "set AUXMAE_KERNELS=auto, or unset it"
-                )
+                fault = f"{asked}, and {unavailable} of {len(dispatch.FUNCTIONS)} kernels cannot run here; {remedy}"
         except ValueError as error:
             decisions[name] = f"error: {error}"
-            fault = f"{error}; set AUXMAE_KERNELS=auto, or unset it"
+            fault = f"{error}; {remedy}"
     return decisions, fault
 
 
-def _settings() -> list[str]:
-    """What is wrong with ./auxmae.toml and with variables, which stops the commands that read them."""
+def _settings() -> tuple[str, list[str]]:
+    """The kernels' backend, and what is wrong with ./auxmae.toml and with variables, which stops the commands that read them."""
     try:
         from auxmae.settings import load_settings
 
-        load_settings()
+        return load_settings().settings.kernels.backend, []
     except AuxMAEError as error:
-        return list(error.lines)
+        return "auto", list(error.lines)
     # What is missing is told with the packages.
     except ImportError:
-        pass
-    return []
+        return "auto", []
 
 
 def _products() -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from auxmae_kernels import KernelUnavailableError, dispatch
 
 from auxmae.build import Data
 from auxmae.compiler import cpp_compiler
@@ -25,6 +27,8 @@ from auxmae.training.optimization import autocast_dtype, make_optimizers, state_
 def check_settings(settings: SettingsTree, device: torch.device, processes: int = 1) -> None:
     """Finds, before there is a run folder, what else a step, a probe or a log would find wrong.
 
+    `auxmae.device.configure` has applied what is global to the process.
+
     Raises:
         MissingDependencyError: run.tensorboard without TensorBoard.
         SettingsError: what is asked for cannot be on this device, or by this model; or the run's settings, which are UTF-8,
@@ -38,6 +42,7 @@ def check_settings(settings: SettingsTree, device: torch.device, processes: int 
                 f"data.{key}: {wording.show(place, longest=10_000)} is not valid UTF-8 text, which a run's settings are",
                 hint="rename the folder whose name is not",
             )
+    _check_kernels(settings, device)
     graphs_wanted(settings, device, processes)
     autocast_dtype(settings.train.precision, device)
     if settings.train.compile and device.type == "cpu":
@@ -54,6 +59,17 @@ def check_settings(settings: SettingsTree, device: torch.device, processes: int 
             "eval.pool = 'cls', by which train.probe_every pools too, needs a model with CLS tokens",
             hint="set eval.pool = 'mean', or model.cls_tokens = true",
         )
+
+
+def _check_kernels(settings: SettingsTree, device: torch.device) -> None:
+    """Raises SettingsError where a hot function cannot run on this device by the backend in force."""
+    for function in dispatch.FUNCTIONS:
+        try:
+            dispatch.explain(function, device=device)
+        except KernelUnavailableError as error:
+            if os.environ.get("AUXMAE_KERNELS") or settings.kernels.backend != "triton":
+                raise SettingsError(str(error)) from error
+            raise SettingsError(f"kernels.backend = 'triton': {error.message}", hint="set kernels.backend = 'auto'") from error
 
 
 def check_probe(settings: SettingsTree, data: Data) -> None:

@@ -40,7 +40,16 @@ _chosen = "auto"
 
 
 class KernelUnavailableError(RuntimeError):
-    """The Triton kernel was asked for, and cannot run here."""
+    """The Triton kernel was asked for, and cannot run here.
+
+    Args:
+        message: why.
+        hint: what to do about it, by the environment.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}; {hint}" if hint else message)
+        self.message, self.hint = message, hint
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ def explain(
     if chosen == "triton":
         if obstacle is not None:
             raise KernelUnavailableError(
-                f"the Triton kernel of {function} cannot run: {obstacle}; set AUXMAE_KERNELS=auto or torch"
+                f"the Triton kernel of {function} cannot run: {obstacle}", "set AUXMAE_KERNELS=auto or torch"
             )
         return Decision("triton", "Triton was asked for")
     if obstacle is not None:

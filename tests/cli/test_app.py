@@ -255,14 +255,26 @@ def test_a_used_run_folder_is_refused_before_any_work(auxmae, tmp_path):
     assert (tmp_path / "used" / "mine.txt").read_text() == "keep me"
 
 
-def test_a_kernel_that_cannot_run_is_one_line_with_what_to_do(auxmae):
-    environment = {"AUXMAE_KERNELS": "triton", "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
-    done = auxmae("train", "--output", "run", "--fast-dev-run", environment=environment)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert line.startswith("error: the Triton kernel of ")
+@pytest.mark.parametrize("how", ["--fast-dev-run", "--dry-run"])
+@pytest.mark.parametrize("chosen", ["AUXMAE_KERNELS", "kernels.backend"])
+def test_a_kernel_that_cannot_run_is_one_line_before_there_is_a_run_folder(auxmae, tmp_path, how, chosen):
+    environment = {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
+    given = []
+    if chosen == "AUXMAE_KERNELS":
+        environment[chosen] = "triton"
+    else:
+        given = ["--set", f"{chosen}=triton"]
+    done = auxmae("train", "--output", "run", how, *given, environment=environment)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    begin, end = {
+        "AUXMAE_KERNELS": ("error: the Triton kernel of ", "set AUXMAE_KERNELS=auto or torch"),
+        "kernels.backend": ("error: kernels.backend = 'triton': the Triton kernel of ", "(set kernels.backend = 'auto')"),
+    }[chosen]
+    assert line.startswith(begin)
     assert "cannot run" in line
-    assert line.endswith("set AUXMAE_KERNELS=auto or torch")
+    assert line.endswith(end)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("how", [[], ["--dry-run"]])

@@ -10,6 +10,7 @@ import tomllib
 from importlib import metadata
 
 import pytest
+import torch
 from auxmae_kernels import dispatch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -160,6 +161,32 @@ def test_a_backend_that_cannot_run(run, monkeypatch, backend):
     assert backend in advice[0]
     document = json.loads(run("--json").stdout)
     assert [problem.strip() for problem in advice] == document["problems"]
+
+
+@pytest.mark.parametrize("variable", [None, "torch"])
+def test_a_backend_of_the_settings_that_cannot_run(run, monkeypatch, tmp_path, variable):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "auxmae.toml").write_text("[kernels]\nbackend = 'triton'\n")
+    monkeypatch.setattr(dispatch, "_obstacle", lambda *_: "no kernel runs here")
+    if variable is not None:
+        monkeypatch.setenv("AUXMAE_KERNELS", variable)
+    done = run("--json")
+    count = len(dispatch.FUNCTIONS)
+    said = f"kernels.backend = 'triton', and {count} of {count} kernels cannot run here; set kernels.backend = 'auto'"
+    assert json.loads(done.stdout)["problems"] == ([] if variable else [said])
+    assert done.exit_code == (0 if variable else 1)
+    # Whoever goes on in this process has the backend that it had.
+    monkeypatch.delenv("AUXMAE_KERNELS", raising=False)
+    assert dispatch.backend() == "auto"
+
+
+def test_an_apple_gpu_is_seen(run, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    document = json.loads(run("--json").stdout)
+    assert document["device"] == "an Apple GPU (MPS)"
+    assert all("MPS" in decision for decision in document["kernels"].values())
+    assert document["problems"] == []
 
 
 def test_settings_that_no_command_takes(run, monkeypatch, tmp_path):
