@@ -326,7 +326,11 @@ class TrainSettings(Table):
     min_learning_rate: float = Field(default=1e-5, ge=0, le=10, description="learning rate at the end of the cosine")
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="part of the steps with a linearly rising learning rate")
     weight_decay: float = Field(
-        default=0.05, ge=0, le=10, description="weight decay of matrices (never of norms, biases, embeddings)"
+        default=0.05,
+        ge=0,
+        le=10,
+        description="weight decay of the matrices of linear maps, of those that embed patches too (never of norms, biases, "
+        "learned tokens, embeddings of channels)",
     )
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
         default=(0.9, 0.95), description="Adam's moment coefficients"

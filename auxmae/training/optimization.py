@@ -16,7 +16,8 @@ from auxmae.training.muon import Muon
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay for the matrices of linear maps; none for norms, biases, tokens and embeddings."""
+    """Weight decay for the matrices of linear maps, of those that embed patches and tokens too; none for norms, biases, learned
+    tokens and the embeddings of channels."""
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

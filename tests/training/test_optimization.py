@@ -20,7 +20,7 @@ def test_schedule_rises_then_falls():
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
-def test_norms_biases_and_embeddings_are_not_decayed():
+def test_norms_biases_tokens_and_embeddings_of_channels_are_not_decayed():
     model = AuxMAE(3, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1, channel_groups=2)
     decayed, others = (set(map(id, group["params"])) for group in parameter_groups(model, 0.1))
     for name, parameter in model.named_parameters():
