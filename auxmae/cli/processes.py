@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -69,14 +69,18 @@ def run_together(count: int, arguments: Sequence[str], *, run: str, is_new: bool
         port = _free_port()
         processes: list[subprocess.Popen[bytes]] = []
         try:
-            with _passing_on(processes):
+            with _passing_on(processes) as passed_on:
                 processes.extend(_start(rank, count, port, arguments, said[rank]) for rank in range(count))
+                for number in [*passed_on]:
+                    # It came while they were started, so some may not have got it; to others twice is the same wish.
+                    _tell(processes, number)
                 ended_by_us = _wait(processes)
         finally:
             for process in processes:
                 if process.poll() is None:
                     process.kill()
-        return _conclude([process.returncode for process in processes], ended_by_us, said, _how_to_go_on(run, since))
+        codes = [process.returncode for process in processes]
+        return _conclude(codes, ended_by_us, said, _how_to_go_on(run, since), passed_on)
 
 
 def _how_to_go_on(run: str, since: float) -> str:
@@ -97,7 +101,7 @@ def _start(rank: int, count: int, port: int, arguments: Sequence[str], said: Pat
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     environment = {
         # Together they have as many threads as there are cores.
-        "OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // count, 1)),
+        "OMP_NUM_THREADS": str(max(_cores() // count, 1)),
         **os.environ,
         **{name: str(value) for name, value in place.items()},
         "MASTER_ADDR": "127.0.0.1",
@@ -111,6 +115,13 @@ def _start(rank: int, count: int, port: int, arguments: Sequence[str], said: Pat
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
 
 
+def _cores() -> int:
+    """How many cores this process may use: a job on a shared machine has some of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -118,20 +129,26 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """What asks this one to stop goes to the processes, which finish their step and save."""
+def _passing_on(processes: list[subprocess.Popen[bytes]]) -> Iterator[set[int]]:
+    """What asks this one to stop goes to the processes, which finish their step and save.  Yields the signals that came."""
+    came = set[int]()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(number)
+        came.add(number)
+        _tell(processes, number)
 
     previous: dict[signal.Signals, Any] = {number: signal.signal(number, pass_on) for number in stopping_signals()}
     try:
-        yield
+        yield came
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _tell(processes: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> set[int]:
@@ -158,11 +175,19 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> set[int]:
     return ended_by_us
 
 
-def _conclude(codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path], going_on: str) -> int:
-    """The exit code of all: of the first process where it failed by itself, else of another one, whose words are shown."""
+def _conclude(
+    codes: Sequence[int], ended_by_us: set[int], said: Sequence[Path], going_on: str, passed_on: Collection[int] = ()
+) -> int:
+    """The exit code of all: of the first process where it failed by itself, else of another one, whose words are shown.
+
+    That of an interruption where one of the signals that were `passed_on` ended one, as it does before the first step.
+    """
     own = [rank for rank, code in enumerate(codes) if code not in (0, PeerLostError.exit_code) and rank not in ended_by_us]
     # One that the system killed while they met leaves others that find no way to it.
     killed = [rank for rank in own if codes[rank] == -getattr(signal, "SIGKILL", 9)]
+    if not killed and codes[0] != 130 and any(-codes[rank] in passed_on for rank in own):
+        print(f"interrupted; {going_on}", file=sys.stderr)
+        return 130
     failed = killed or own or [rank for rank, code in enumerate(codes) if code != 0]
     if not failed:
         return 0

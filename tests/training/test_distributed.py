@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from auxmae.build import build_data, build_model
-from auxmae.cli.processes import _conclude, _free_port, _how_to_go_on
+from auxmae.cli.processes import _conclude, _free_port, _how_to_go_on, _passing_on, _start
 from auxmae.errors import AuxMAEError, PeerLostError, ResourceError, SettingsError
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.distributed import Team, find_team, joined
@@ -333,6 +333,66 @@ def test_who_was_killed_while_they_met_is_told_before_who_found_no_way(tmp_path,
         _conclude((1, -9), set(), [tmp_path / "0", tmp_path / "1"], "run")
 
 
+@pytest.mark.parametrize(
+    ("codes", "ended_by_us", "told"),
+    [
+        ((-15, -15), (), True),
+        # One that was told while it was started has lost the others, or was ended then.
+        ((-15, 1), (), True),
+        ((-15, 75), (), True),
+        ((-15, -15), (1,), True),
+        ((0, -15), (), True),
+        # The first one has spoken itself.
+        ((130, -15), (), False),
+    ],
+)
+def test_what_was_passed_on_is_an_interruption(tmp_path, capsys, codes, ended_by_us, told):
+    said = [tmp_path / str(rank) for rank in range(2)]
+    said[1].write_text("words of 1")
+    assert _conclude(codes, set(ended_by_us), said, "nothing was saved yet", {signal.SIGTERM}) == 130
+    assert capsys.readouterr().err == ("interrupted; nothing was saved yet\n" if told else "")
+
+
+def test_who_was_killed_by_another_signal_than_was_passed_on_is_told(tmp_path):
+    said = [tmp_path / "0", tmp_path / "1"]
+    said[1].write_text("")
+    with pytest.raises(AuxMAEError, match="process 2 of 2 was killed by SIGKILL"):
+        _conclude((-15, -9), set(), said, "run", {signal.SIGTERM})
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for processes under /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_they_start_is_passed_on_and_told(tmp_path, number):
+    process = start(tmp_path, *options({"run.folder": "run", "train.max_steps": 100_000}))
+    while not _children(process.pid) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert finish(process) == (130, "", "interrupted; nothing was saved yet\n")
+
+
+def test_a_signal_that_is_ignored_is_not_passed_on():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with _passing_on([]) as passed_on:
+            signal.raise_signal(signal.SIGINT)
+            assert passed_on == set()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_they_share_the_cores_of_the_job_not_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    given = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **_: given.append(env["OMP_NUM_THREADS"]))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7, 9}, raising=False)
+    _start(0, 2, 1, [], tmp_path / "0")
+    # As where a process cannot be kept to some of the cores.
+    monkeypatch.delattr(os, "sched_getaffinity")
+    _start(0, 2, 1, [], tmp_path / "0")
+    assert given == ["2", "32"]
+
+
 @pytest.mark.parametrize(("codes", "ended_by_us"), [((75, 75), ()), ((75, -15), (1,)), ((0, 75), ())])
 def test_where_each_leaves_the_word_to_another_one_it_is_said(tmp_path, capsys, codes, ended_by_us):
     said = [tmp_path / str(rank) for rank in range(len(codes))]
@@ -368,9 +428,14 @@ def test_a_network_interface_that_is_not_there_is_told(tmp_path):
     assert len(err.strip().splitlines()) == 1, err
 
 
+def _children(parent):
+    """The process ids of those that it has started."""
+    return [*map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())]
+
+
 def _child(parent, rank):
     """The process id of the started process of that rank."""
-    for child in map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()):
+    for child in _children(parent):
         if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
             return child
     raise AssertionError(f"no process of rank {rank}")
