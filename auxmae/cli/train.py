@@ -187,7 +187,7 @@ def _dry_run(settings: SettingsTree, out: Console, json_output: bool, processes:
     check_probe(settings, data)
     check_shares(data, processes)
     model = new_model(settings, data, weights)
-    check_space(Path(settings.run.folder), model, settings.train.optimizer)
+    check_space(Path(settings.run.folder), model, settings.train.optimizer, validated=data.validation is not None)
     batch = next(iter(data.train))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     train = settings.train

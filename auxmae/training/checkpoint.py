@@ -74,21 +74,25 @@ def _cause(folder: Path, error: Exception) -> int | None:
 
 def _unwritable(folder: Path, error: Exception, code: int | None) -> CheckpointError:
     reason = first_line(error) if code is None else os.strerror(code)
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        mended = "free some space"
-    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        mended = "see to it that you may write there"
-    elif code is None or code == errno.EFBIG:
-        # torch.save says "unexpected pos" of all that ends a file early.
-        mended = "see whether a quota or a limit on file sizes (ulimit -f) is reached, and whether the file system is in order"
-    else:
-        mended = "see whether the file system is in order"
+    # Whichever cannot be written, a run goes on from the last one.
     kept = (
         ", then go on with --resume: the checkpoint from before is untouched"
-        if find_checkpoint(folder).is_dir()
+        if find_checkpoint(folder.with_name("last")).is_dir()
         else ", or choose another --output"
     )
-    return CheckpointError(f"{folder}: the checkpoint cannot be written: {reason}", hint=mended + kept)
+    return CheckpointError(f"{folder}: the checkpoint cannot be written: {reason}", hint=way_to_write(code) + kept)
+
+
+def way_to_write(code: int | None) -> str:
+    """What to do where the system could not write, for that error number of it, None where it is not known."""
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space"
+    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "see to it that you may write there"
+    if code is None or code == errno.EFBIG:
+        # torch.save says "unexpected pos" of all that ends a file early.
+        return "see whether a quota or a limit on file sizes (ulimit -f) is reached, and whether the file system is in order"
+    return "see whether the file system is in order"
 
 
 def load_state(folder: Path, *, mapped: bool = False) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from auxmae_kernels import KernelUnavailableError, dispatch
 from auxmae.build import Data
 from auxmae.compiler import cpp_compiler
 from auxmae.errors import CheckpointError, DataError, MissingDependencyError, SettingsError
-from auxmae.model.folders import RUNS
+from auxmae.model.folders import RUNS, find_checkpoint
 from auxmae.model.mae import AuxMAE
 from auxmae.places import expanded
 from auxmae.run_data import with_absolute_places
@@ -118,8 +118,13 @@ def tensorboard_writer() -> Any:
     return SummaryWriter
 
 
-def check_space(folder: Path, model: AuxMAE, optimizer: str) -> None:
+def check_space(folder: Path, model: AuxMAE, optimizer: str, *, validated: bool) -> None:
     """Says before any step that what is learned could not be saved: one checkpoint is written before the other is deleted.
+
+    Args:
+        folder: of the run, which may not have been made; "auto" for a new one.
+        model, optimizer: what is saved of them.
+        validated: whether the weights of the best validation are kept too.
 
     Raises:
         CheckpointError: there is too little space.
@@ -129,13 +134,14 @@ def check_space(folder: Path, model: AuxMAE, optimizer: str) -> None:
     weights = sum(parameter.nbytes for parameter in model.parameters())
     # Gradients are not saved.
     size = state_bytes(model, optimizers) - weights
-    last = folder / "checkpoints" / "last"
-    needed = 2 * size - (sum(path.stat().st_size for path in last.iterdir()) if last.is_dir() else 0)
+    last, best = (find_checkpoint(folder / "checkpoints" / which) for which in ("last", "best"))
+    there = sum(path.stat().st_size for checkpoint in (last, best) if checkpoint.is_dir() for path in checkpoint.iterdir())
+    needed = 2 * size + (weights if validated else 0) - there
     place = (RUNS if str(folder) == "auto" else expanded(folder)).absolute()
     usage = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.is_dir()))
     if usage.total > 0 and usage.free < needed:  # some network file systems tell nothing
         raise CheckpointError(
-            f"{place}: two checkpoints, the last and the next one, take {needed / 2**20:.1f} MiB more, and "
-            f"{usage.free / 2**20:.1f} MiB are free there",
+            f"{place}: two checkpoints, the last and the next one{', and the best one' if validated else ''}, take "
+            f"{needed / 2**20:.1f} MiB more, and {usage.free / 2**20:.1f} MiB are free there",
             hint="free some space" if last.is_dir() else "free some space, or choose another --output",
         )

@@ -21,7 +21,7 @@ from auxmae.model.mae import AuxMAE
 from auxmae.places import expanded, quoted
 from auxmae.settings import check_run_settings, settings_from_toml, wording, write_settings
 from auxmae.settings.schema import SettingsTree
-from auxmae.training.checkpoint import load_state
+from auxmae.training.checkpoint import load_state, way_to_write
 from auxmae.writing import replacing
 
 # A file of this name marks the folder of a training that stopped after a few steps on purpose.
@@ -227,11 +227,18 @@ class RunFolder:
         """Appends one line to metrics.jsonl.
 
         Raises:
-            CheckpointError: the run folder is gone.
+            CheckpointError: the run folder is gone, or the disk is full or not writable.
         """
         self.check_there()
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            saved = self.checkpoint("last").is_dir() and not self.is_fast_dev_run
+            going_on = f", then go on with: auxmae train --resume {quoted(self.path)}" if saved else "; nothing was saved yet"
+            raise CheckpointError(
+                f"{self.metrics_path}: cannot be written: {error.strerror}", hint=way_to_write(error.errno) + going_on
+            ) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics.jsonl that are whole."""
@@ -293,7 +300,11 @@ def check_unused(folder: str) -> None:
         trial = RunFolder(path).is_fast_dev_run
         others = [f"delete {quoted(path)}"] if trial else []
         if not trial and (path / SETTINGS_NAME).is_file():
-            others = [f"go on with it: auxmae train --resume {quoted(path)}"]
+            last, best = (RunFolder(path).checkpoint(which).is_dir() for which in ("last", "best"))
+            # What is in a run that has only a best checkpoint is worth keeping, and not to be gone on with.
+            others = [f"go on with it: auxmae train --resume {quoted(path)}"] if last else []
+            if not last and not best:
+                others = [f"delete {quoted(path)}, a run that has no checkpoint"]
         raise UsageError(
             f"{path} {'holds a trial by --fast-dev-run' if trial else 'is not empty'}, and a run overwrites nothing",
             hint=", or ".join(["choose another --output", *others]),

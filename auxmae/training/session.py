@@ -240,7 +240,8 @@ def _fit(
         return new
 
     if team.first:
-        check_space(Path(settings.run.folder) if run is None else run.path, model, settings.train.optimizer)
+        place = Path(settings.run.folder) if run is None else run.path
+        check_space(place, model, settings.train.optimizer, validated=data.validation is not None)
     folder = team.by_first(lambda: run or begun())
 
     def draw_figure(epoch: int) -> None:

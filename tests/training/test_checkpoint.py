@@ -139,20 +139,48 @@ def test_a_checkpoint_that_cannot_be_written_says_why_and_what_to_do(tmp_path, m
     assert ("free some space" in told.value.hint) == (hint == "free some space")
 
 
+@pytest.mark.parametrize("which", ["best", "last"])
+@pytest.mark.parametrize("there", [(), ("last",), ("best",), (".last.old",)])
+def test_a_run_is_gone_on_with_where_its_last_checkpoint_is(tmp_path, monkeypatch, which, there):
+    model = AuxMAE(2, patch_size=4, width=16, depth=1, heads=2, decoder_depth=1)
+    for name in there:
+        checkpoints.save_checkpoint(model, tmp_path / name)
+
+    def full(self, *args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(AuxMAE, "_save_pretrained", full)
+    with pytest.raises(CheckpointError) as told:
+        checkpoints.save_checkpoint(model, tmp_path / which)
+    resumable = there in (("last",), (".last.old",))
+    assert told.value.hint == (
+        "free some space, then go on with --resume: the checkpoint from before is untouched"
+        if resumable
+        else "free some space, or choose another --output"
+    )
+
+
+@pytest.mark.parametrize("held_out", [0.0, 0.2], ids=["no best", "a best"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_too_little_space_for_checkpoints_is_said_before_training(tmp_path, monkeypatch, optimizer):
+def test_too_little_space_for_checkpoints_is_said_before_training(tmp_path, monkeypatch, optimizer, held_out):
     tables = {"train": {"max_steps": 2, "optimizer": optimizer}, "model": {"width": 128}}
+    tables["data"] = {"validation_fraction": held_out}
     first = train(settings_for(tmp_path / "first", **tables)).run
-    saved = sum(path.stat().st_size for path in (first / "checkpoints" / "last").iterdir())
+    saved, best = (sum(path.stat().st_size for path in (first / "checkpoints" / which).glob("*")) for which in ("last", "best"))
+    assert (best > 0.3 * saved) == (held_out > 0)
     free = 0
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(total=2**41, free=free))
-    free = int(1.5 * saved)
-    with pytest.raises(CheckpointError, match=rf"two checkpoints.* [\d.]+ MiB more, and {free / 2**20:.1f} MiB are free"):
-        train(settings_for(tmp_path / "second", **tables))
+    for free in (int(1.5 * saved), int(1.9 * saved + best)):
+        with pytest.raises(
+            CheckpointError, match=rf"two checkpoints.* [\d.]+ MiB more, and {free / 2**20:.1f} MiB are free"
+        ) as told:
+            train(settings_for(tmp_path / "second", **tables))
+        assert ("the best one" in told.value.message) == (held_out > 0)
     assert not (tmp_path / "second").exists()
-    # One of the two is there.
+    # One of the two is there, and the best one.
+    free = int(1.1 * saved)
     assert train(SettingsTree(), resume=first).outcome.step == 2
-    free = int(2.1 * saved)
+    free = int(2.1 * saved + best)
     assert train(settings_for(tmp_path / "second", **tables)).outcome.step == 2
 
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from auxmae.model.mae import AuxMAE
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import run as runs
 from auxmae.training import trainer
-from auxmae.training.run import create_run, open_run
+from auxmae.training.run import check_unused, create_run, open_run
 from auxmae.training.session import train
 from tests.training.small_runs import Heard, settings_for
 
@@ -128,6 +129,39 @@ def test_damaged_metrics_are_left_out_with_one_note(tmp_path):
     told = f"note: {run.metrics_path}: 4 lines are damaged and left out"
     assert [text for text in heard.messages if "are damaged" in text] == [told]
     assert [json.loads(line) for line in run.metrics_path.read_text().splitlines()] == whole
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_full_disk_under_the_metrics_says_how_to_go_on(tmp_path, saved):
+    run = create_run(str(tmp_path / "run"), SettingsTree())
+    if saved:
+        (run.path / "checkpoints" / "last").mkdir()
+    run.metrics_path.symlink_to("/dev/full")
+    with pytest.raises(CheckpointError) as told:
+        run.log({"kind": "train", "step": 1})
+    assert told.value.message == f"{run.metrics_path}: cannot be written: No space left on device"
+    how = f", then go on with: auxmae train --resume {run.path}" if saved else "; nothing was saved yet"
+    assert told.value.hint == f"free some space{how}"
+
+
+@pytest.mark.parametrize(
+    ("there", "how"),
+    [
+        ((), "or delete {}"),
+        (("last",), "or go on with it: auxmae train --resume {}"),
+        (("best",), ""),
+        (("best", "last"), "or go"),
+    ],
+)
+def test_a_run_is_gone_on_with_where_there_is_something_to_go_on_from(tmp_path, there, how):
+    run = create_run(str(tmp_path / "run"), SettingsTree())
+    for name in there:
+        (run.path / "checkpoints" / name).mkdir()
+    with pytest.raises(UsageError, match="is not empty") as told:
+        check_unused(str(run.path))
+    assert told.value.hint.startswith(f"choose another --output, {how.format(run.path)}" if how else "choose another --output")
+    assert how or told.value.hint == "choose another --output"
 
 
 def test_a_full_folder_is_refused(tmp_path):
