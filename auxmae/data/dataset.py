@@ -123,6 +123,17 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         part = replace(self.part, items=self.part.items[chosen], groups=groups)
         return ImageDataset(self.collection, part, image_size=self.image_size, scaling=self.scaling, seed=self.seed)
 
+    def measured(self) -> ImageDataset:
+        """The same part as it is measured: nothing is drawn, images are seen in full, and windows cover the blocks of scenes.
+
+        Images that either of the two has decoded and keeps are those of both.
+        """
+        other = ImageDataset(
+            self.collection, self.part, image_size=self.image_size, scaling=self.scaling, cover=True, seed=self.seed
+        )
+        other._cache = self._cache
+        return other
+
     @property
     def in_parts(self) -> bool:
         """Whether several samples are windows of one image, which belong together."""

@@ -104,6 +104,11 @@ class Loader:
         workers = self.workers if workers is None else workers
         return self._like(shuffle=False, drop_last=False, channel_sampling=0.0, samples=samples, workers=workers, lasting=lasting)
 
+    def measured(self) -> Loader:
+        """Batches in a fixed order of what the data set's part holds, as it is measured: see `ImageDataset.measured`."""
+        dataset = self.dataset.measured()
+        return self._like(dataset=dataset, shuffle=False, drop_last=False, channel_sampling=0.0, samples=len(dataset))
+
     def of_images(self, chosen: NDArray[np.int64]) -> Loader:
         """Batches in a fixed order of some of the images alone, by their places among those of the data set's part."""
         dataset = self.dataset.of_images(chosen)

@@ -50,7 +50,7 @@ class Probe:
 
     Args:
         model: on `device`.
-        train: labelled batches in a fixed order, whose features the neighbours are looked for in; None: no k-NN.
+        train: labelled batches in a fixed order, whose features the neighbours are looked for in, each image once; None: no k-NN.
         held: batches that are not trained on, in a fixed order.
         pool: see `AuxMAE.forward_features`.
         dense: label maps, one sample a patch, instead of one label an image.
@@ -63,7 +63,7 @@ class Probe:
         self.model, self.pool, self.dense, self.device = model, pool, dense, device
         # Between two probes lie epochs: processes that waited for the next one would only take memory from training.
         most = 0 if dense else SAMPLES
-        self.train = None if train is None else train.limited(most, lasting=False)
+        self.train = None if train is None else train.limited(train.samples if dense else most, lasting=False)
         self.held, self.rank_part = held.limited(most, lasting=False), held.limited(RANK_IMAGES, workers=0)
 
     def __call__(self) -> dict[str, float]:

@@ -360,6 +360,10 @@ def _probe(model: AuxMAE, data: Data, settings: SettingsTree, device: torch.devi
     """The probe on held-out images; without labels or without a validation part only the rank is measured."""
     from auxmae.training.probe import Probe
 
-    labelled = data.train if can_classify(data) else None
     dense = data.collection.has_label_maps
+    # Images as they are, each once: drawn again and cut otherwise, a neighbour's copies would be its whole vote.
+    labelled = data.train.measured() if can_classify(data) else None
+    if labelled is not None and dense:
+        # A probe takes no more windows than an epoch.
+        labelled = labelled.limited(data.train.samples)
     return Probe(model, labelled, data.validation or data.train, pool=settings.eval.pool, dense=dense, device=device)

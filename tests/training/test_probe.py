@@ -15,10 +15,10 @@ from auxmae.evaluation.features import Features
 from auxmae.settings.schema import SettingsTree
 from auxmae.training.probe import Probe, effective_rank, knn_accuracy
 from auxmae.training.run import open_run
-from auxmae.training.session import train
+from auxmae.training.session import _probe, train
 from auxmae.training.watch import CollapseWatch
 from auxmae.visuals.figures import batch_to_show
-from tests.training.small_runs import Heard, settings_for
+from tests.training.small_runs import Heard, folder_of_images, settings_for
 
 
 def test_effective_rank_is_the_exponential_of_the_entropy():
@@ -87,6 +87,59 @@ def test_probes_are_logged_and_change_nothing(tmp_path, workers):
     assert not [record for record in open_run(plain.run).metrics() if record["kind"] == "probe"]
     first, second = (open_run(result.run).load_model("last").state_dict() for result in (probed, plain))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def probe_for(settings):
+    data = build_data(settings)
+    return data, _probe(build_model(settings, data), data, settings, torch.device("cpu"))
+
+
+def test_neighbours_are_looked_for_among_the_training_images_each_once(tmp_path):
+    data, probe = probe_for(settings_for(tmp_path / "run", data={"synthetic_images": 30, "samples_per_epoch": 512}))
+    assert data.train.samples == 512
+    features = probe._labelled(probe.train)
+    items = data.splits.train.items
+    assert sorted(features.groups.tolist()) == [*range(len(items))]
+    assert len({*features.pixels.tolist()}) == len(items)
+    assert features.y.tolist() == data.collection.labels[items].tolist()
+    # As they are: neither cut nor flipped, by whatever epoch the training is in.
+    data.train.dataset.set_epoch(3)
+    again = probe._labelled(probe.train)
+    assert np.array_equal(again.pixels, features.pixels)
+    assert data.train.dataset.epoch == 3
+
+
+@pytest.mark.parametrize("samples", [0, 512])
+def test_neighbours_in_scenes_are_of_the_windows_that_cover_the_training_blocks(tmp_path, samples):
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "scene.npy", random.uniform(size=(3, 96, 96)).astype(np.float32))
+    np.save(tmp_path / "labels.npy", random.integers(0, 3, size=(96, 96)))
+    source = {"source": str(tmp_path / "scene.npy"), "labels": str(tmp_path / "labels.npy"), "layout": "scenes"}
+    tables = {
+        "data": {**source, "axes": "CHW", "block_size": 24, "samples_per_epoch": samples},
+        "model": {"image_size": 16, "patch_size": 4},
+    }
+    data, probe = probe_for(settings_for(tmp_path / "run", **tables))
+    windows = list(probe.train)
+    held = sum(int((batch.label_map >= 0).sum()) for batch in windows)
+    own = sum(int(height * width) for *_, height, width in data.splits.train.blocks.tolist())
+    count = sum(len(batch.image) for batch in windows)
+    # No pixel counts twice, and a probe takes no more windows than an epoch: here of a block's four, or one.
+    blocks = len(data.splits.train.blocks)
+    assert count == (4 * blocks if samples else blocks)
+    assert held == own if samples else held < own
+
+
+def test_images_that_were_read_are_kept_once(tmp_path):
+    source = folder_of_images(tmp_path / "data", *"abcdefghij")
+    data = build_data(settings_for(tmp_path / "run", data={"source": str(source), "axes": "CHW"}))
+    for _ in data.train:
+        pass
+    kept = dict(data.train.dataset._cache)
+    assert len(kept) == data.train.dataset.images
+    measured = data.train.measured()
+    assert sum(len(batch.image) for batch in measured) == len(kept)
+    assert all(measured.dataset._cache[item] is image for item, image in kept.items())
 
 
 @pytest.mark.slow
