@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Tensors of tests are so small that a second thread costs more than it does, five times as much on a machine that others use.
 torch.set_num_threads(1)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    # A shell starts what runs in the background so, and a training that inherits it would not heed the tests' Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
     # Whether a kernel is interpreted is settled for the whole process when it is defined, so they are all defined here, ahead

@@ -304,7 +304,7 @@ def check_unused(folder: str) -> None:
             # What is in a run that has only a best checkpoint is worth keeping, and not to be gone on with.
             others = [f"go on with it: auxmae train --resume {quoted(path)}"] if last else []
             if not last and not best:
-                others = [f"delete {quoted(path)}, a run that has no checkpoint"]
+                others = [f"delete {quoted(path)}, which has no checkpoint, where no training is writing it"]
         raise UsageError(
             f"{path} {'holds a trial by --fast-dev-run' if trial else 'is not empty'}, and a run overwrites nothing",
             hint=", or ".join(["choose another --output", *others]),
