@@ -55,7 +55,7 @@ class _GeluLinear(torch.autograd.Function):
         rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
         return (
             torch.ops.aten.gelu_backward(linear(rows, weight.t()).view_as(hidden), hidden) if of_hidden else None,
-            weight_gradient(rows, F.gelu(hidden).flatten(0, -2)) if of_weight else None,
+            weight_gradient(rows, F.gelu(hidden).reshape(-1, hidden.shape[-1])) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 
@@ -153,6 +153,10 @@ def embed_visible(
     """See `auxmae_kernels.embed_visible`."""
     index = keep.clamp(min=0)
     x_BGKP = _patches_at(image, index, patch_size).flatten(3)
+    full = _known_full(keep)
+    if not full:
+        # Padding was read at place 0, which may be hidden: NaN there times a gradient of zero would be in every weight's.
+        x_BGKP = torch.where(keep[..., None] < 0, 0.0, x_BGKP)
     if weight.ndim == 2:  # noqa: SIM108
         x = linear(x_BGKP, weight, bias)
     else:
@@ -160,7 +164,7 @@ def embed_visible(
     if activation == "gelu":
         x = F.gelu(x)
     x = x + position[index] + channel[:, None]
-    return x if _known_full(keep) else torch.where(keep[..., None] < 0, 0.0, x)
+    return x if full else torch.where(keep[..., None] < 0, 0.0, x)
 
 
 def assemble(latent: Tensor, keep: Tensor, mask_token: Tensor, position: Tensor, channel: Tensor) -> Tensor:

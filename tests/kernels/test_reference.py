@@ -174,7 +174,6 @@ def test_embed_visible_reads_visible_patches_only():
             for k in range(3):
                 n = int(keep[b, g, k])
                 if n < 0:
-                    poisoned[b, g * 2 : g * 2 + 2, :4, :4] = image[b, g * 2 : g * 2 + 2, :4, :4]
                     continue
                 rows, columns = slice(n // 3 * 4, n // 3 * 4 + 4), slice(n % 3 * 4, n % 3 * 4 + 4)
                 patch = image[b, g * 2 : g * 2 + 2, rows, columns]
@@ -184,6 +183,36 @@ def test_embed_visible_reads_visible_patches_only():
     assert torch.allclose(out, expected, atol=1e-10)
     (gradient,) = torch.autograd.grad(out.sum(), weight)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("untied", [False, True])
+def test_embed_visible_takes_no_gradient_from_a_hidden_patch(triton, monkeypatch, backend, activation, untied):
+    """Padding stands for no place at all, place 0 neither, whatever that holds."""
+    monkeypatch.setenv("AUXMAE_KERNELS", backend)
+    keep = torch.tensor([[[1, 2, -1], [0, 3, 5], [4, -1, -1]]], device=triton)
+    shapes = [(1, 3, 8, 12), (5, 16), (5,), (6, 5), (3, 5)]
+    if untied:
+        shapes[1:3] = (3, 5, 16), (3, 5)
+    clean, *parts = (torch.randn(shape, device=triton) for shape in shapes)
+    hidden = torch.tensor([[1, 0, 0, 1, 1, 1], [0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 0, 1]], dtype=torch.bool, device=triton)
+    pixels = hidden.view(1, 3, 2, 3).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    poisoned = torch.where(pixels, torch.nan, clean)
+    upstream, found = torch.randn(1, 3, 3, 5, device=triton), []
+    for image in (poisoned, clean):
+        leaves = [tensor.clone().requires_grad_() for tensor in (image, *parts)]
+        out = kernels.embed_visible(leaves[0], keep, *leaves[1:], 4, activation)
+        found.append([out, *torch.autograd.grad(out, leaves, upstream)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_feed_forward_sublayer_of_a_single_token():
+    x = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    shapes = ((4,), (4,), (6, 4), (6,), (4, 6), (4,))
+    parameters = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(kernels.feed_forward, (x, *parameters))
 
 
 def test_assemble_against_loops():
