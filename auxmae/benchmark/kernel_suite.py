@@ -158,10 +158,7 @@ def _triton_runs(case: KernelCase, device: torch.device) -> bool:
     first = next(iter(case.tensors.values()))
     try:
         return bool(
-            _with_triton(dispatch.explain)(
-                case.function, shape=first.shape, dtype=first.dtype, device=device, key=case.key
-            ).backend
-            == TRITON
+            _with_triton(dispatch.explain)(case.function, dtype=first.dtype, device=device, key=case.key).backend == TRITON
         )
     except KernelUnavailableError:
         return False
@@ -346,10 +343,10 @@ def _arithmetic(case: KernelCase, upstream: Results) -> Mapping[str, int | None]
 def _row(
     case: KernelCase, name: str, provider: _Provider, pass_: str, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
-    first = next(iter(case.tensors.values()))
     backend = TRITON if name == TRITON else "torch"
     if name == OURS:
-        backend = dispatch.explain(case.function, shape=first.shape, dtype=first.dtype, device=device, key=case.key).backend
+        first = next(iter(case.tensors.values()))
+        backend = dispatch.explain(case.function, dtype=first.dtype, device=device, key=case.key).backend
     return {
         "suite": "kernels",
         "case": case.name,

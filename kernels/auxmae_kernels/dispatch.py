@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,7 +94,6 @@ def triton_installed() -> bool:
 def explain(
     function: str,
     *,
-    shape: Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     key: Mapping[str, int | str] | None = None,
@@ -103,7 +102,7 @@ def explain(
 
     Args:
         function: one of `FUNCTIONS`.
-        shape, dtype, device: of the first argument; None stands for any.
+        dtype, device: of the first argument; None stands for any.
         key: the shape class, of which what is left out stands for any: for attention {"axis", "length", "head_dim"}: tokens of
             a sequence, channels of a head; for other functions {"width"}, for the attention block all four, for the feed-forward
             sublayer {"hidden"} too; for the embedding {"width", "pixels"}, of a token; for the loss {"pixels"}, and
