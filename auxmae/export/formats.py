@@ -22,7 +22,7 @@ from auxmae.data.files import would_find
 from auxmae.data.readers import is_readable
 from auxmae.errors import MissingDependencyError, UsageError
 from auxmae.export.extract import FACTS
-from auxmae.export.workspace import workspace_folder
+from auxmae.export.workspace import has_all_rows
 from auxmae.places import expanded, quoted
 
 COLUMNS = ("path", "index", "top", "left", "height", "width", "label", "class", "valid")
@@ -85,8 +85,8 @@ def check_format(output: Path, *, overwrite: bool) -> None:
             raise MissingDependencyError(
                 f"{output}: writing {suffix} needs {package}, which is not installed", hint=f"pip install 'auxmae[{suffix[1:]}]'"
             ) from error
-    # An interruption between the two may have left the CSV alone: it is this export's own.
-    beside = [sidecar(output)] if suffix == ".npy" and not workspace_folder(output).exists() else []
+    # An interruption between the two, when all rows are there, may have left the CSV alone: it is this export's own.
+    beside = [sidecar(output)] if suffix == ".npy" and not has_all_rows(output) else []
     for path in () if overwrite else (output, *beside):
         if path.exists():
             raise UsageError(f"{path} exists", hint="choose another --output, or add --overwrite")

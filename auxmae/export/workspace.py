@@ -41,6 +41,12 @@ def workspace_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.part")
 
 
+def has_all_rows(output: Path) -> bool:
+    """Whether the workspace of an output holds every row: an interrupted export may have begun to publish them."""
+    state = _read_json(workspace_folder(output) / "progress.json") or {}
+    return bool(state.get("rows")) and state["rows"] == state.get("total")
+
+
 class Workspace:
     """Features and facts of the rows done so far, beside the output as `.NAME.part/`.
 
@@ -69,11 +75,16 @@ class Workspace:
                 self._lock = take_lock(self.folder / "lock")
             except BlockingIOError as error:
                 raise UsageError(f"{output}: another export is writing it", hint="wait, or choose another --output") from error
-            if restart:
-                for path in self.folder.iterdir():
-                    if path.name != "lock":
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
-            self._take_up(dict(identity))
+            try:
+                if restart:
+                    for path in self.folder.iterdir():
+                        if path.name != "lock":
+                            shutil.rmtree(path) if path.is_dir() else path.unlink()
+                self._take_up(dict(identity))
+            except BaseException:
+                # Whoever holds on to the exception holds on to this workspace, and with it to the lock.
+                self._close()
+                raise
 
     @property
     def features_path(self) -> Path:
@@ -89,7 +100,6 @@ class Workspace:
         stored = _read_json(self.folder / "identity.json") if state.get("rows") else None
         if stored is not None and stored != identity:
             changed = sorted(name for name in {*stored, *identity} if stored.get(name) != identity.get(name))
-            self._lock.close()
             raise UsageError(
                 f"{self.output}: an interrupted export lies in {self.folder}, and since then there changed: {', '.join(changed)}",
                 hint="add --restart to begin anew, or choose another --output",
@@ -132,7 +142,7 @@ class Workspace:
             for stream in self._streams:
                 stream.flush()
                 os.fsync(stream.fileno())
-            state = {"units": self.units, "rows": self.rows, "width": self.width, "header": self.header}
+            state = {"units": self.units, "rows": self.rows, "total": self.total, "width": self.width, "header": self.header}
             _write_json(self.folder / "progress.json", state)
             self.saved = time.monotonic()
 

@@ -112,6 +112,47 @@ def test_a_call_that_failed_before_the_first_row_is_no_obstacle_to_the_next(run,
     assert np.load(tmp_path / "out.npy").shape == (7, 16)
 
 
+def test_a_csv_that_no_export_wrote_is_not_replaced_without_being_asked(tmp_path, monkeypatch):
+    write_tiles(tmp_path / "tiles")
+    model, collection, output = make_model(), open_collection(str(tmp_path / "tiles")), tmp_path / "out.npy"
+
+    def stop(rows, total):
+        if rows >= stop.at:
+            raise KeyboardInterrupt
+
+    # Before the first row, and after some.
+    for stop.at in (0, 3):
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, collection, output, batch_size=2, progress=stop)
+        (tmp_path / "out.csv").write_text("my own")
+        with pytest.raises(UsageError, match=r"out\.csv exists"):
+            embed(model, collection, output)
+        assert (tmp_path / "out.csv").read_text() == "my own"
+        (tmp_path / "out.csv").unlink()
+    # With all rows, and the CSV in its place, it is the export's own.
+    with monkeypatch.context() as patch:
+        patch.setattr("auxmae.export.formats._swap", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, collection, output)
+    assert (tmp_path / "out.csv").exists()
+    assert embed(model, collection, output).resumed == 7
+
+
+def test_a_damaged_workspace_is_left_unlocked(tmp_path, monkeypatch):
+    write_tiles(tmp_path / "tiles")
+    model, collection, output = make_model(), open_collection(str(tmp_path / "tiles")), tmp_path / "out.npy"
+    with monkeypatch.context() as patch:
+        patch.setattr("auxmae.export.embed.publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, collection, output)
+    os.truncate(tmp_path / ".out.npy.part" / "features.npy", 200)
+    # An exception that is kept keeps what raised it.
+    with pytest.raises(UsageError, match="shorter than what was written") as refused:
+        embed(model, collection, output)
+    assert embed(model, collection, output, restart=True).rows == 7
+    assert "--restart" in refused.value.hint
+
+
 def test_changed_labels_of_the_images_are_refused(tmp_path, monkeypatch):
     write_tiles(tmp_path / "tiles")
     model, output = make_model(), tmp_path / "out.npy"
