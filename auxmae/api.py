@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from auxmae.errors import UsageError
 from auxmae.settings import Loaded, load_settings
 from auxmae.settings.schema import SettingsTree
 from auxmae.training import session
@@ -22,7 +23,7 @@ def train(settings: Loaded | SettingsTree | Mapping[str, Any] | str | Path | Non
     Args:
         settings: what `load_settings` gave, or its settings tree; or {"table": {"key": value}} over the defaults and the
             environment, without any file; or the path of a TOML file; or None for `auxmae.toml` in the working directory, if
-            there is one.
+            there is one.  None with `resume`, which goes on with the run's own and reads no other.
         options: `resume`, `overrides`, `init_from`, `fast_dev_run`, `reporter`, `progress` of `training.session.train`.  Without
             a reporter nothing is printed, and what looks wrong is a Python warning; `training.progress.LineReporter` prints
             lines as the command does, and any object with the methods of `training.progress.Reporter` is told every step.
@@ -31,6 +32,13 @@ def train(settings: Loaded | SettingsTree | Mapping[str, Any] | str | Path | Non
         AuxMAEError: whatever the user can mend, with a hint.
         TypeError: settings of another type.
     """
+    if options.get("resume") is not None:
+        if settings is not None:
+            raise UsageError(
+                "resume goes on exactly as before, so settings cannot be given with it",
+                hint='overrides=["table.key=value"] changes those of the machine; for others, start a new run with init_from',
+            )
+        settings = SettingsTree()  # in whose place come the run's own
     if isinstance(settings, Mapping):
         settings = load_settings(None, tables=settings)
     elif settings is None or isinstance(settings, (str, Path)):

@@ -9,7 +9,7 @@ from auxmae_kernels import dispatch
 
 import auxmae
 from auxmae import api
-from auxmae.errors import SettingsError
+from auxmae.errors import SettingsError, UsageError
 from auxmae.settings import load_settings
 from auxmae.training import session
 from auxmae.training.progress import SilentReporter
@@ -47,6 +47,19 @@ def test_settings_in_every_form(monkeypatch, tmp_path):
     for wrong in (7, ["some.toml"], {"train"}):
         with pytest.raises(TypeError, match="settings must be"):
             api.train(wrong)
+
+
+def test_a_run_that_goes_on_takes_and_reads_no_other_settings(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "train", lambda settings, **options: options["resume"])
+    for given in ({"train": {"max_steps": 4}}, {}, load_settings(), load_settings().settings, "some.toml"):
+        with pytest.raises(UsageError, match="settings cannot be given with it"):
+            api.train(given, resume="run")
+    (tmp_path / "auxmae.toml").write_text("[train]\nmax_stepss = 3\n")
+    monkeypatch.setenv("AUXMAE_TRAIN__EPOCHS", "many")
+    assert api.train(resume="run") == "run"
+    with pytest.raises(SettingsError):
+        api.train(resume=None)
 
 
 def test_a_training_leaves_threads_determinism_and_backend_as_they_were(tmp_path, monkeypatch):
