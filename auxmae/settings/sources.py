@@ -94,7 +94,7 @@ class Layer:
 
     def put(self, path: KeyPath, value: object, origin: Origin) -> None:
         """Take a value, or record why its key or it is none; a third part of the path is a key of [masking.mixture]."""
-        fault = _path_fault(path, value)
+        fault = _path_fault(path, value, python=not origin.label)
         if fault is None and not wording.is_utf8(value):
             fault = f"{'.'.join(path)}: {wording.show(value)} is not valid UTF-8 text, expected a name that is"
         if fault is not None:
@@ -338,12 +338,17 @@ def _from_text(path: KeyPath, text: str) -> object:
     return value
 
 
-def _path_fault(path: KeyPath, value: object) -> str | None:
+def _path_fault(path: KeyPath, value: object, *, python: bool = False) -> str | None:
     """Why a path names no setting: "train.epoch: unknown setting; did you mean 'train.epochs'?"; None where it does."""
     shown = wording.show(".".join(path))[1:-1]
     tables = wording.tables()
     if len(path) == 1 and path[0] in tables:
         return f"{shown}: {wording.show(value)} is not a table, expected settings such as {shown}.{_first_key(path[0])}"
+    both = wording.meant_key("", path[0]) if len(path) == 1 and "." in path[0] else None
+    if both is not None and not isinstance(value, dict):
+        # The table and the setting in one name.
+        form = _nested(both, value) if python else f"{both} without quotes"
+        return f"{shown}: unknown setting outside a table, expected {form}"
     if len(path) == 1 and not isinstance(value, (dict, list)):
         meant = wording.meant_key("", path[0]) or wording.nearest(path[0], tables)
         return f"{shown}: unknown setting outside a table, expected TABLE.KEY{wording.did_you_mean(meant)}"
@@ -361,6 +366,14 @@ def _path_fault(path: KeyPath, value: object) -> str | None:
         setting = ".".join(path[:2])
         return f"{shown}: {setting} is no table{wording.did_you_mean(setting)}"
     return None
+
+
+def _nested(setting: str, value: object) -> str:
+    """A `table.key` and its value as `load_settings` takes them from Python."""
+    table, _, key = setting.partition(".")
+    written = repr(value)
+    short = len(written) <= wording.LONGEST_VALUE and written.isprintable()
+    return f'{{"{table}": {{"{key}": {written if short else "…"}}}}}'
 
 
 def _first_key(table: str) -> str:

@@ -273,6 +273,15 @@ def test_typed_options_are_named(tmp_path):
         ({"trian": {}}, "trian: unknown table 'trian'; did you mean 'train'?"),
         ({"trian": {"max_steps": 3}}, "trian.max_steps: unknown table 'trian'; did you mean 'train.max_steps'?"),
         ({"trian": 5}, "trian: unknown setting outside a table, expected TABLE.KEY; did you mean 'train'?"),
+        (
+            {"train.max_steps": 3},
+            'train.max_steps: unknown setting outside a table, expected {"train": {"max_steps": 3}}',
+        ),
+        (
+            {"train.max_step": True},
+            'train.max_step: unknown setting outside a table, expected {"train": {"max_steps": True}}',
+        ),
+        ({"data.channels": ["a" * 80]}, 'data.channels: unknown setting outside a table, expected {"data": {"channels": …}}'),
         ({"train": 5}, "train: 5 is not a table, expected settings such as train."),
         ({"train": {"max_step": None}}, "train.max_step: unknown setting; did you mean 'train.max_steps'?"),
         ({"train": {"max_steps": -1}}, "train.max_steps: -1 is wrong, expected an integer ≥ 0"),
@@ -286,6 +295,12 @@ def test_a_fault_of_tables_from_python_names_the_setting(tmp_path, tables, said)
     line = fault(tmp_path, tables=tables)
     assert line.startswith(said)
     assert "--" not in line
+
+
+def test_a_table_and_its_setting_in_one_quoted_name_of_a_file(tmp_path):
+    (tmp_path / "auxmae.toml").write_text('"train.max_steps" = 3\n')
+    said = "auxmae.toml:1: train.max_steps: unknown setting outside a table, expected train.max_steps without quotes"
+    assert fault(tmp_path) == said
 
 
 def test_tables_from_python_stand_over_the_environment(tmp_path):
