@@ -36,7 +36,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     Nothing is learned in `fit`: it loads the model and checks the images.  Features are those of `auxmae embed`: images larger
     than the crops of training are cut into windows of their size, whose features are averaged; NaN, infinity, masked entries of
-    numpy masked arrays, and in raw pixels the run's data.nodata, are not valid.
+    numpy masked arrays, and in raw pixels the run's data.nodata (in float64 its nearest float32 too), are not valid.
 
     `fit` takes down what decides the features (model, channels, pool, scale): set anew, they count from the next `fit` on.
 
@@ -128,25 +128,26 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         return np.array([f"auxmae{number}" for number in range(self.n_features_out_)], dtype=object)
 
-    @torch.inference_mode()
     def _features(self, images: NDArray[Any]) -> NDArray[np.float32]:
         here = next(self.model_.parameters()).device
         device = here if self.device is None else select_device(str(self.device))
         if self.model_ is self.model and device != here:
             # The caller's own.
             self.model_ = copy.deepcopy(self.model_)
+        # Not in inference mode, where it might not learn any more.
         model = self.model_.to(device)
         # As the readers do it, which take one image's channels; those of all images are alike here.
         stored = images.reshape(-1, *images.shape[2:])
         given = ~np.ma.getmaskarray(stored)
-        read = to_image(np.ma.getdata(stored), Encoding().with_nodata(self.nodata_), valid=given)
+        read = to_image(np.ma.getdata(stored), _encoding(self.nodata_, stored.dtype), valid=given)
         x, valid = (torch.from_numpy(part.reshape(images.shape)) for part in (read.pixels, read.valid))
         if self.scaling_ is not None:
             x = self.scaling_.apply(x).masked_fill(~valid, 0.0)
         was_training = model.training
         model.eval()
         try:
-            features = self._encode(x.to(device), valid.to(device))
+            with torch.inference_mode():
+                features = self._encode(x.to(device), valid.to(device))
         finally:
             model.train(was_training)
         result: NDArray[np.float32] = features.numpy()
@@ -179,6 +180,14 @@ def _run_settings(source: AuxMAE | Path) -> SettingsTree | None:
     return settings_from_toml(path)
 
 
+def _encoding(nodata: float | None, dtype: np.dtype[Any]) -> Encoding:
+    """Pixels of which one value means "no data"; a wider copy of float32 pixels holds it as float32 does."""
+    if nodata is None or dtype.kind != "f" or dtype.itemsize <= 4:
+        return Encoding().with_nodata(nodata)
+    with np.errstate(over="ignore"):
+        return Encoding(((nodata, float(np.float64(nodata).astype(np.float32))),))
+
+
 def _images(X: ArrayLike) -> NDArray[Any]:
     if isinstance(X, list | tuple) or (isinstance(X, np.ndarray) and X.dtype.kind == "O" and X.ndim == 1):
         sizes = {np.shape(one)[-2:] for one in X}
@@ -188,7 +197,7 @@ def _images(X: ArrayLike) -> NDArray[Any]:
                 f"{' and '.join(f'{height}×{width}' for height, width in sorted(sizes)[:2])}: transform each size by itself"
             )
         # np.asarray would drop the masks of the single images, and show what lies below them.
-        images = np.ma.stack(list(X)) if any(np.ma.isMaskedArray(one) for one in X) else np.asarray(X)
+        images = np.ma.stack(list(X)) if any(np.ma.isMaskedArray(one) for one in X) else np.asarray(list(X))
     else:
         images = np.asanyarray(X) if np.ma.isMaskedArray(X) else np.asarray(X)
     if images.ndim != 4 or 0 in images.shape:

@@ -104,6 +104,9 @@ def test_masks_of_single_images_count(folder):
     objects[:] = several
     for given in (several, tuple(several), objects):
         np.testing.assert_array_equal(extractor.fit_transform(given), expected)
+    # No image has one.
+    objects[:] = list(np.where(mask, np.nan, x))
+    np.testing.assert_array_equal(extractor.fit_transform(objects), expected)
 
 
 def test_it_clones_pickles_and_works_in_a_searched_pipeline(folder):
@@ -162,6 +165,42 @@ def test_the_callers_model_stays_where_it_is(folder, monkeypatch):
     with pytest.raises(RuntimeError):
         auxmae.FeatureExtractor(model, device="meta").fit(images())
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+def test_the_callers_model_learns_afterwards():
+    torch.manual_seed(0)
+    sizes = {"image_size": 8, "patch_size": 4, "width": 16, "depth": 1, "heads": 2, "decoder_depth": 1}
+    model = auxmae.AuxMAE(NAMES, channel_embedding="wavelength", wavelengths=[450, 560, 665], **sizes)
+    auxmae.FeatureExtractor(model).fit_transform(images())
+    assert model.training
+    model(torch.from_numpy(images())).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("nodata", "stored", "others"),
+    [
+        (1e20, (np.float32(1e20), np.float64(1e20), np.float64(np.float32(1e20))), (np.float64(1e19),)),
+        (0.1, (np.float32(0.1), np.float64(0.1), np.float64(np.float32(0.1))), (np.float64(0.1) + 1e-12,)),
+        # Lowest float64, which float32 does not hold.
+        (-1.7976931348623157e308, (np.float64(-1.7976931348623157e308),), (np.float64(-5.0),)),
+        # A whole number that float32 does not hold, beside its neighbour, which it does.
+        (2**24 + 1, (np.int32(2**24 + 1), np.float64(2**24 + 1)), (np.int32(2**24),)),
+    ],
+)
+def test_nodata_is_found_in_pixels_of_any_type(folder, tmp_path, nodata, stored, others):
+    run = create_run(str(tmp_path / "run"), SettingsTree.model_validate({"data": {"nodata": nodata}}))
+    auxmae.AuxMAE.from_pretrained(folder).save_pretrained(run.path / "checkpoints" / "last")
+    extractor = auxmae.FeatureExtractor(run.path)
+    x = images().round()
+    missing = x.copy()
+    missing[0, 1, 2:4, 3] = np.nan
+    expected = extractor.fit_transform(missing)
+    for value in (*stored, *others):
+        given = x.astype(value.dtype)
+        given[0, 1, 2:4, 3] = value
+        alike = np.allclose(extractor.transform(given), expected, rtol=1e-5, atol=1e-5)
+        assert alike == any(value is each for each in stored), repr(value)
 
 
 class AsTable(auxmae.FeatureExtractor):
