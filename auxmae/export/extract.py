@@ -127,7 +127,7 @@ def _patch_shares(valid: Tensor, patch: int) -> Tensor:
     height, width = valid.shape[1:]
     pad = (0, -width % patch, 0, -height % patch)
     share = F.pad(valid.float().mean(0), pad)[None, None]
-    inside = F.pad(torch.ones(1, 1, height, width), pad)
+    inside = F.pad(torch.ones(1, 1, height, width, device=valid.device), pad)
     return (F.avg_pool2d(share, patch) / F.avg_pool2d(inside, patch)).flatten()
 
 

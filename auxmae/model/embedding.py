@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from auxmae.errors import DataError, SettingsError
 
+# Position tables that are remembered: the encoder's and the decoder's of sixteen image sizes.
+_REMEMBERED = 32
+
 
 def channel_groups(names: Sequence[str], groups: int | Sequence[Sequence[str]]) -> list[list[str]]:
     """The names of the channels in every group.
@@ -95,12 +98,52 @@ def sincos_positions(rows: int, columns: int, width: int) -> Tensor:
 
     They depend on the patch's row and column alone, so every image size and aspect has them.
     """
-    frequency = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    row = torch.arange(rows, dtype=torch.float64)[:, None] * frequency
-    column = torch.arange(columns, dtype=torch.float64)[:, None] * frequency
+    # On the CPU, whatever PyTorch's default device is.
+    quarter, row, column = (torch.arange(count, dtype=torch.float64, device="cpu") for count in (width // 4, rows, columns))
+    frequency = 1.0 / 10000 ** (quarter / (width / 4))
+    row, column = row[:, None] * frequency, column[:, None] * frequency
     row_RD = torch.cat([row.sin(), row.cos()], 1)[:, None].expand(rows, columns, -1)
     column_RD = torch.cat([column.sin(), column.cos()], 1)[None].expand(rows, columns, -1)
     return torch.cat([row_RD, column_RD], 2).reshape(rows * columns, width)
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being made of what is called."""
+    return device.type == "cuda" and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
+
+
+class PositionTables:
+    """`sincos_positions` as a network adds them, each made once; they are left out of copies and of what is pickled.
+
+    Args:
+        leading: rows of zeros before those of the grid, for CLS tokens.
+    """
+
+    def __init__(self, leading: int) -> None:
+        self._leading = leading
+        self._tables: dict[tuple[object, ...], Tensor] = {}
+        self._captured: dict[tuple[object, ...], Tensor] = {}
+
+    def __call__(self, grid: tuple[int, int], width: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """(leading + N, D) for a grid of (rows, columns)."""
+        key = (*grid, width, device, dtype)
+        table = self._tables.get(key)
+        if table is None:
+            # A table made for inference could not take part in a backward pass later.
+            with torch.inference_mode(False):
+                table = nn.functional.pad(sincos_positions(*grid, width).to(dtype), (0, 0, self._leading, 0)).to(device)
+            if type(table) is not Tensor:
+                return table  # one without numbers, as `torch.export` traces with
+            if len(self._tables) - len(self._captured) >= _REMEMBERED:
+                self._tables = dict(self._captured)
+            self._tables[key] = table
+        if _capturing(device):
+            # The graph will read this one in its place, for as long as it lives.
+            self._captured[key] = table
+        return table
+
+    def __reduce__(self) -> tuple[type[PositionTables], tuple[int]]:
+        return PositionTables, (self._leading,)
 
 
 class ChannelEmbedding(nn.Module):
@@ -133,18 +176,20 @@ class ChannelEmbedding(nn.Module):
         self.register_buffer("features", self._features().float(), persistent=False)
         self.projection = nn.Linear(16, width)
 
-    def _features(self) -> Tensor:
-        """(G, 16) float64."""
+    def _features(self, device: str | None = None) -> Tensor:
+        """(G, 16) float64, on PyTorch's default device unless one is given."""
         # Log scale: 10 nm matter more at 450 nm than at 2 200 nm.  Octaves from the whole range down to about 1%.
-        centre = torch.tensor(self.centres, dtype=torch.float64)
-        phase = centre.log()[:, None] * 2.0 ** torch.arange(8)[None] * math.pi / 4
+        centre = torch.tensor(self.centres, dtype=torch.float64, device=device)
+        phase = centre.log()[:, None] * 2.0 ** torch.arange(8, device=device)[None] * math.pi / 4
         return torch.cat([phase.sin(), phase.cos()], 1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.kind == "wavelength":
-            # In a wider type they are not the rounded ones of a narrower.
-            self.features = self._features().to(self.features.dtype).to(self.features.device)
+            # In a wider type they are not the rounded ones of a narrower.  Made for inference, as when a model is moved
+            # there, they could not take part in a backward pass later.
+            with torch.inference_mode(False):
+                self.features = self._features("cpu").to(self.features.dtype).to(self.features.device)
         return self
 
     def forward(self, index: Tensor | None = None) -> Tensor:

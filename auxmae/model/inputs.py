@@ -44,6 +44,16 @@ class PreparedImage:
     selection: ChannelSelection
 
 
+def check_tensor(name: str, given: object) -> None:
+    """Says that an argument is no tensor.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(given).__name__}: torch.from_numpy makes one of an array")
+
+
 class Preparation:
     """Prepares images for one model.
 
@@ -67,8 +77,8 @@ class Preparation:
     ) -> PreparedImage:
         """Prepares an image, in the type of the network's parameters; arguments and errors as in `AuxMAE.forward`."""
         for name, given in (("image", image), ("valid", valid)):
-            if given is not None and not isinstance(given, Tensor):
-                raise TypeError(f"{name} must be a tensor, not {type(given).__name__}: torch.from_numpy makes one of an array")
+            if given is not None:
+                check_tensor(name, given)
         if image.ndim != 4:
             raise ValueError(f"image must be (B, C, h, w), not {tuple(image.shape)}")
         if 0 in image.shape[2:]:
@@ -119,11 +129,13 @@ class Preparation:
             names = tuple(self._name(entry) for entry in entries)
             if len(names) != given:
                 raise DataError(f"{len(names)} channels are named for an image of {given}")
-        if names not in self._selections:
+        selection = self._selections.get(names)
+        if selection is None:
+            selection = ChannelSelection(self._groups, self._names, names)
             if len(self._selections) >= _REMEMBERED:
                 self._selections.clear()
-            self._selections[names] = ChannelSelection(self._groups, self._names, names)
-        return self._selections[names]
+            self._selections[names] = selection
+        return selection
 
     def _name(self, entry: object) -> str:
         """The channel at an index, of Python's or of numpy's; whatever else `entry` is, it is the name itself."""
@@ -141,7 +153,7 @@ class Preparation:
             return self._indices[key]
         # Indices made for inference could not take part in a backward pass later.
         with torch.inference_mode(False):
-            index = torch.tensor(values)
+            index = torch.tensor(values, device="cpu")
             # From page-locked memory, so that the host need not wait for a GPU to take them.
             index = index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
         if keep:

@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from auxmae.model.arguments import complete_arguments
 from auxmae.model.blocks import NORM_EPS, MacaronBlock, initialise, linear_parts
-from auxmae.model.embedding import ChannelEmbedding, GroupLinear, sincos_positions
+from auxmae.model.embedding import ChannelEmbedding, GroupLinear, PositionTables
 from auxmae.model.embedding import channel_groups as split_into_groups
-from auxmae.model.inputs import Preparation, PreparedImage
+from auxmae.model.inputs import Preparation, PreparedImage, check_tensor
 from auxmae.model.masking import Mask, draw_mask, everything_visible, known_visible, mask_from_keep, slots_of
 from auxmae.model.patches import count_hidden, from_patches, unnormalise
 from auxmae.model.pooling import CHANNEL_BY_CHANNEL, WITH_EMBEDDING, pool_image, pool_places
@@ -168,7 +168,7 @@ class AuxMAE(Pretrained):
         self.scaling = scaling
         self.groups = split_into_groups(names, config["channel_groups"])
         self.group_size = max(len(group) for group in self.groups)
-        self._tables: dict[tuple[int, int, int, torch.device, torch.dtype], Tensor] = {}
+        self._tables = PositionTables(int(config["cls_tokens"]))
         self._preparation = Preparation(self.channel_names, self.groups, patch_size)
         self._recompute = False
         self._embed_visible, self._assemble, self._masked_loss = embed_visible, assemble, masked_loss
@@ -216,7 +216,7 @@ class AuxMAE(Pretrained):
 
         Raises:
             DataError: the image's channels are not the model's.
-            TypeError: an array of numpy's in place of a tensor.
+            TypeError: an array of numpy's, or a list, in place of a tensor.
             ValueError: `keep` is no mask, or `valid` is not bool or of a shape that does not broadcast to the image's.
         """
         inputs = self._prepare(image, valid, channels)
@@ -290,6 +290,7 @@ class AuxMAE(Pretrained):
         return self._draw(inputs.image.shape[0], inputs.count, inputs.grid, None, generator, device)
 
     def _given(self, inputs: PreparedImage, keep: Tensor) -> Mask:
+        check_tensor("keep", keep)
         if keep.shape[:2] != (inputs.image.shape[0], inputs.count):
             raise ValueError(
                 f"keep is {tuple(keep.shape)}, expected ({inputs.image.shape[0]}, {inputs.count}, K): one row for every "
@@ -299,15 +300,7 @@ class AuxMAE(Pretrained):
 
     def _positions(self, grid: tuple[int, int], width: int, device: torch.device) -> Tensor:
         """(N, D) sine-cosine positions, with a leading row of zeros for the CLS token where there is one."""
-        key = (*grid, width, device, self._dtype)
-        if key not in self._tables:
-            # A table made for inference could not take part in a backward pass later.
-            with torch.inference_mode(False):
-                table = sincos_positions(*grid, width).to(self._dtype)
-                if self.cls_token is not None:
-                    table = nn.functional.pad(table, (0, 0, 1, 0))
-                self._tables[key] = table.to(device)
-        return self._tables[key]
+        return self._tables(grid, width, device, self._dtype)
 
     def _token_keep(self, mask: Mask) -> Tensor:
         """Places of the tokens (B, G, T) among the decoder's: with CLS tokens, place 0 is theirs."""

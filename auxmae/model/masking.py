@@ -130,7 +130,7 @@ def draw_mask(
     if strategy == "mixed":
         # Drawn on the CPU: the choice steers Python, and a GPU would have to be waited for.
         cpu = generator if generator is not None and generator.device.type == "cpu" else None
-        strategy = list(usable)[int(torch.multinomial(torch.tensor(list(usable.values())), 1, generator=cpu))]
+        strategy = list(usable)[int(torch.multinomial(torch.tensor(list(usable.values()), device="cpu"), 1, generator=cpu))]
     if strategy == "channel":
         shown = visible_count(channels, ratio)
         visible = _smallest(_draw(torch.rand, batch, channels, generator=generator, device=device), shown)
@@ -159,7 +159,7 @@ def mask_from_keep(keep: Tensor, positions: int) -> Mask:
     Raises:
         ValueError: a position is out of range or named twice in a channel, or nothing at all is visible.
     """
-    if keep.ndim != 3 or keep.is_floating_point():
+    if keep.ndim != 3 or keep.dtype == torch.bool or keep.is_floating_point() or keep.is_complex():
         raise ValueError(f"keep must be integers of shape (B, C, K), not {keep.dtype} {tuple(keep.shape)}")
     keep = keep.long()
     if keep.numel() == 0 or not (keep >= 0).any():

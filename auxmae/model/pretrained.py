@@ -15,8 +15,9 @@ from typing import Any, Self
 import safetensors.torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from auxmae.errors import CheckpointError, SettingsError
+from auxmae.errors import CheckpointError, SettingsError, UsageError
 from auxmae.model.embedding import channel_groups
 from auxmae.model.folders import CONFIG_NAME, WEIGHTS_NAME, find_model
 
@@ -30,6 +31,28 @@ class Pretrained(nn.Module, PyTorchModelHubMixin):
     """`save_pretrained`, `from_pretrained` and `push_to_hub` for a module that keeps its arguments in `config`."""
 
     config: dict[str, Any]
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Writes the model into a folder, from which `from_pretrained` loads it.
+
+        Args:
+            save_directory: the folder, made where there is none.
+            options: those of `huggingface_hub.PyTorchModelHubMixin.save_pretrained`.
+
+        Raises:
+            UsageError: a weight is parametrised (`torch.nn.utils.parametrize`): a new model has no such weights to load.
+        """
+        # Before the folder is touched: it may hold another model.
+        for name, module in self.named_modules():
+            if is_parametrized(module):
+                tensor = next(iter(module.parametrizations))
+                weight = f"{name}.{tensor}" if name else tensor
+                raise UsageError(
+                    f"{save_directory}: not saved: {weight} is parametrised, and could not be loaded",
+                    hint=f'call torch.nn.utils.parametrize.remove_parametrizations(layer, "{tensor}") first; its value stays',
+                )
+        saved: str | None = super().save_pretrained(save_directory, **options)
+        return saved
 
     def _save_pretrained(self, save_directory: Path) -> None:
         from auxmae import __version__

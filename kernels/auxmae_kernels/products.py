@@ -51,7 +51,7 @@ def explain() -> tuple[str, str]:
 @cache
 def _available() -> bool:
     """Tried, since the operator is none of PyTorch's public ones: another version may lack it, or have it otherwise."""
-    one = torch.ones(1, 1)
+    one = torch.ones(1, 1, device="cpu")
     try:
         return bool(torch.backends.mkldnn.is_available() and _compute(one, one, one[0]).item() == 2)
     except (AttributeError, RuntimeError, TypeError):

@@ -153,6 +153,12 @@ def test_other_types_autocast_and_small_products_are_left_to_pytorch(taken, monk
     assert not taken
 
 
+def test_the_default_device_decides_nothing():
+    products._available.cache_clear()
+    with torch.device("meta"):
+        assert products._available()
+
+
 def test_the_vendor_decides(monkeypatch):
     monkeypatch.delenv("AUXMAE_ONEDNN")
     for vendor, capability, expected in (

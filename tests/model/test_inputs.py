@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from auxmae_kernels import boundary
 
 from auxmae.errors import DataError
+from auxmae.model import embedding
 from auxmae.model.embedding import ChannelSelection, sincos_positions
 from auxmae.model.inputs import Preparation
 from auxmae.model.mae import AuxMAE
@@ -128,6 +131,18 @@ def test_empty_batches_and_arrays_in_place_of_tensors():
         model(torch.zeros(1, 5, 16, 16), valid=array > 0)
 
 
+def test_a_keep_that_is_no_tensor_of_integers_is_told():
+    model, image = tiny(), torch.rand(2, 5, 16, 16)
+    keep = model.draw_mask(image.shape)
+    for function in (model, model.reconstruct):
+        for given, kind in ((keep.numpy(), "ndarray"), (keep.tolist(), "list")):
+            with pytest.raises(TypeError, match=f"keep must be a tensor, not {kind}"):
+                function(image, given)
+        for wrong in (torch.ones(2, 5, 16, dtype=torch.bool), keep.float(), keep.to(torch.complex64)):
+            with pytest.raises(ValueError, match=r"keep must be integers of shape \(B, C, K\), not torch\."):
+                function(image, wrong)
+
+
 def test_images_without_pixels_and_channels_named_by_one_text_are_told():
     model = tiny(["red", "green"])
     for function in (model, model.reconstruct, model.forward_features, model.dense_features):
@@ -160,6 +175,41 @@ def test_what_inference_left_behind_serves_training():
         model.forward_features(image)
     model(image).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_model_that_was_moved_for_inference_learns():
+    model = tiny(3, channel_embedding="wavelength", wavelengths=[450, 560, 665])
+    with torch.inference_mode():
+        model.to("cpu")
+    model(torch.rand(2, 3, 16, 16)).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_position_tables_do_not_pile_up_and_are_no_part_of_copies(monkeypatch):
+    model = tiny(1)
+    expected = {side: model.forward_features(torch.ones(1, 1, side, side)) for side in (4, 8)}
+    sizes = [len(pickle.dumps(model))]
+    for rows, columns in itertools.product(range(1, 9), repeat=2):
+        model.forward_features(torch.ones(1, 1, 4 * rows, 4 * columns))
+    assert 2 <= len(held_tables(model)) <= 40
+    sizes.append(len(pickle.dumps(model)))
+    assert sizes[0] == sizes[1]
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert not held_tables(other)
+        for side, features in expected.items():
+            assert torch.equal(other.forward_features(torch.ones(1, 1, side, side)), features)
+    # What a CUDA graph reads stays where it is.
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "_capturing", lambda device: True)
+        captured = model._positions((3, 2), 16, torch.device("cpu"))
+    for rows, columns in itertools.product(range(1, 9), repeat=2):
+        model._positions((rows, columns), 16, torch.device("cpu"))
+        assert model._positions((3, 2), 16, torch.device("cpu")) is captured
+    assert len(held_tables(model)) <= 40
+
+
+def held_tables(model):
+    return [table for held in vars(model._tables).values() if isinstance(held, dict) for table in held.values()]
 
 
 def test_sets_of_channels_do_not_pile_up():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
+from auxmae.errors import UsageError
 from auxmae.model.mae import AuxMAE
 from tests.model.small import tiny
 
@@ -51,6 +54,33 @@ def test_a_model_without_memory_tells_shapes():
         out.loss.backward()
         assert model.forward_features(torch.rand(2, 5, 15, 16)).shape == (2, 16)
     assert (out.loss.shape, out.prediction.shape) == ((), (2, 5, 12, 16))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"channel_groups": [["5", "2"], ["1"], ["3", "4"]], "normalize": True},
+        {"mask_strategy": "mixed", "mask_mixture": {"independent": 1, "channel": 1}},
+        {"channel_attention": "slotwise", "channel_embedding": "wavelength", "wavelengths": [450, 560, 665, 842, 1610]},
+    ],
+    ids=["plain", "groups", "mixed", "wavelength"],
+)
+def test_tensors_lie_where_the_model_does_whatever_the_default_device(options):
+    """Of a default device without memory nothing can be copied."""
+    model, images = tiny(**options), torch.rand(2, 5, 13, 16)
+    found = []
+    for device in ("cpu", "meta"):
+        generator = torch.Generator().manual_seed(0)
+        model = copy.deepcopy(model)  # without its tables
+        with torch.device(device):
+            model.to("cpu")
+            out = model(images, generator=generator)
+            out.loss.backward()
+            picture = model.reconstruct(images.flip(1), channels=["5", "4", "3", "2", "1"], generator=generator).prediction
+            found.append([out.loss, picture, model.forward_features(images, pool="moments"), model.dense_features(images)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 class Adapted(torch.nn.Module):
@@ -106,3 +136,24 @@ def test_an_adapter_that_would_have_no_effect_is_told_and_one_of_the_weight_has_
         with pytest.raises(TypeError, match="LowRank stands for"):
             model(images)
         setattr(module, called, layer)
+
+
+def test_a_model_with_an_adapter_is_saved_once_that_is_taken_in(tmp_path):
+    model, images = tiny(), torch.rand(2, 5, 16, 16)
+    layer = model.encoder[1].patch_attention.qkv
+
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    torch.nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    features = model.forward_features(images)
+    other = tiny(3)
+    other.save_pretrained(tmp_path / "model")
+    with pytest.raises(UsageError, match=r"not saved: encoder\.1\.patch_attention\.qkv\.weight is parametrised") as refused:
+        model.save_pretrained(tmp_path / "model")
+    assert 'remove_parametrizations(layer, "weight")' in refused.value.hint
+    assert AuxMAE.from_pretrained(tmp_path / "model").channel_names == other.channel_names
+    torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    model.save_pretrained(tmp_path / "model")
+    assert torch.equal(AuxMAE.from_pretrained(tmp_path / "model").forward_features(images), features)
