@@ -333,6 +333,7 @@ def measured_images(
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Trains and measures everything that was asked for."""
+    where = environment(torch.device("cpu"))  # as it is before anything is measured
     names = args.variants.split(",")
     unknown = [name for name in names if name not in ALL_VARIANTS]
     if unknown:
@@ -363,7 +364,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                     figures.setdefault(name, {}).setdefault(cell, []).extend(values)
     # Where the figures are written says nothing about them.
     asked = {key: value for key, value in vars(args).items() if key != "json"}
-    where = environment(torch.device("cpu"))
     return {"arguments": asked, "environment": where, "trainings": trainings, "average_accuracy": figures}
 
 

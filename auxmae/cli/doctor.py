@@ -175,8 +175,8 @@ def _examine() -> dict[str, Any]:
     device, fault = _device()
     if fault and "torch" not in missing:
         problems.append(fault)
-    backend, wrong_settings = _settings()
-    kernels, fault = _kernels(backend)
+    backend, chosen_device, wrong_settings = _settings()
+    kernels, fault = _kernels(backend, chosen_device)
     if fault:
         problems.append(fault)
     readers, faults = _readers(dependencies, versions, too_old)
@@ -242,15 +242,19 @@ def _compiler() -> str:
     return f"on a CPU it needs the C++ compiler {name}, and it is not there (install it, or set CXX to another)"
 
 
-def _kernels(chosen: str) -> tuple[dict[str, str], str | None]:
-    """What runs for each function, and what is wrong with the backend: that of AUXMAE_KERNELS, else the `chosen` one."""
+def _kernels(chosen: str, device: str) -> tuple[dict[str, str], str | None]:
+    """What runs for each function, and what is wrong with the backend: that of AUXMAE_KERNELS, else the `chosen` one.
+
+    `device` is the settings' one; "auto": what is there.
+    """
     try:
         import torch
         from auxmae_kernels import dispatch
     # What ails PyTorch is told with the device.
     except Exception:
         return {}, None
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if os.environ.get("AUXMAE_KERNELS"):
         return _decisions(device, "AUXMAE_KERNELS=triton", "set AUXMAE_KERNELS=auto, or unset it")
     before = dispatch.backend()
@@ -290,17 +294,18 @@ def _decisions(device: str, asked: str, remedy: str) -> tuple[dict[str, str], st
     return decisions, fault
 
 
-def _settings() -> tuple[str, list[str]]:
-    """The kernels' backend, and what is wrong with ./auxmae.toml and with variables, which stops the commands that read them."""
+def _settings() -> tuple[str, str, list[str]]:
+    """The kernels' backend, the device, and what is wrong with ./auxmae.toml and variables, which stops commands."""
     try:
         from auxmae.settings import load_settings
 
-        return load_settings().settings.kernels.backend, []
+        settings = load_settings().settings
+        return settings.kernels.backend, settings.run.device, []
     except AuxMAEError as error:
-        return "auto", list(error.lines)
+        return "auto", "auto", list(error.lines)
     # What is missing is told with the packages.
     except ImportError:
-        return "auto", []
+        return "auto", "auto", []
 
 
 def _products() -> str:

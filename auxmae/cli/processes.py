@@ -185,8 +185,9 @@ def _conclude(
     own = [rank for rank, code in enumerate(codes) if code not in (0, PeerLostError.exit_code) and rank not in ended_by_us]
     # One that the system killed while they met leaves others that find no way to it.
     killed = [rank for rank in own if codes[rank] == -getattr(signal, "SIGKILL", 9)]
-    if not killed and codes[0] != 130 and any(-codes[rank] in passed_on for rank in own):
-        print(f"interrupted; {going_on}", file=sys.stderr)
+    if not killed and any(-codes[rank] in passed_on for rank in own):
+        if codes[0] != 130:  # else the first one has said so
+            print(f"interrupted; {going_on}", file=sys.stderr)
         return 130
     failed = killed or own or [rank for rank, code in enumerate(codes) if code != 0]
     if not failed:

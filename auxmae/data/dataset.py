@@ -124,7 +124,7 @@ class ImageDataset(torch.utils.data.Dataset[Sample]):
         return ImageDataset(self.collection, part, image_size=self.image_size, scaling=self.scaling, seed=self.seed)
 
     def measured(self) -> ImageDataset:
-        """The same part as it is measured: nothing is drawn, images are seen in full, and windows cover the blocks of scenes.
+        """The same part as it is measured: nothing is drawn, images are seen in their windows, and windows cover scenes' blocks.
 
         Images that either of the two has decoded and keeps are those of both.
         """

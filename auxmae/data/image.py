@@ -106,8 +106,8 @@ class ImageFile:
         whole: bytes that are decoded for any window of it, those of all of it; 0 where the format is read by windows.
         guessed_axes: whether which axis is which was guessed, or set against the axes' names: those of the labels' axes say
             nothing then.
-        parts: the files that it is read from where these are several, one a channel or those of one OME-TIFF; empty where `path`
-            is the file.
+        parts: the files that it is read from where these are several, one a channel, those of one OME-TIFF or those that links
+            of an HDF5 file lead to; empty where `path` is the file.
     """
 
     path: Path

@@ -125,7 +125,7 @@ def labels_from_array(
         maps = array[None]
     else:
         raise DataError(f"{where}: labels of {array.ndim} axes; expected (N,), (H, W), (H, W, K) or (N, H, W)")
-    if columns_first is not None and not abundances and maps.shape[:0:-1] == columns_first:
+    if columns_first is not None and maps.shape[:0:-1] == columns_first:
         notices.append(f"{path.name}: the labels' columns come before their rows, as the images' do (data.axes)")
         maps = maps.swapaxes(1, 2)
     from auxmae.data.collection import memory_file

@@ -151,7 +151,7 @@ def load_labels(
     if place is None:
         if len(files) > 1:
             told: list[list[str]] = [[] for _ in files]
-            opened = [_of_image_file(file, labels, own, by_name, axes) for file, own in zip(files, told, strict=True)]
+            opened = [_of_image_file(file, labels[1:], own, by_name, axes) for file, own in zip(files, told, strict=True)]
             notices.extend(said_once(zip((file.path for file in files), told, strict=True)))
             if any(isinstance(one, np.ndarray) for one in opened):
                 raise DataError(
@@ -159,14 +159,16 @@ def load_labels(
                     hint="name one file with data.source",
                 )
             return _of_pixels(pair_rasters([one for one in opened if isinstance(one, LabelMap)], files, labels, ignored, notices))
-        found = _of_image_file(files[0], labels, notices, by_name, axes)
+        found = _of_image_file(files[0], labels[1:], notices, by_name, axes)
     else:
         path, key = place
         if path.suffix.lower() in TABLE_SUFFIXES:
             return _from_table(path, composed(key), files, image_names, notices, ignored)
         if path.is_dir() and not _holds_arrays(path):
             return _from_folder(path, files, image_names, notices, ignored, exclude or Exclusion())
-        if key or _holds_arrays(path):
+        if len(files) == 1 and key and files[0].path.resolve() == path.resolve():
+            found = _of_image_file(files[0], key, notices, by_name, axes)
+        elif key or _holds_arrays(path):
             found = labels_from_array(path, key, notices, by_name=by_name)
         else:
             found = map_from_raster(path, notices)
@@ -184,11 +186,11 @@ def load_labels(
     return _of_pixels(pair_rasters(maps, files, labels, ignored, notices, shared=True, named=named, stranger=stranger))
 
 
-def _of_image_file(file: ImageFile, labels: str, notices: list[str], by_name: bool, axes: str | None) -> NDArray[Any] | LabelMap:
-    """:KEY of an image's own file, whose maps have their axes in the order that is set for the image's."""
+def _of_image_file(file: ImageFile, key: str, notices: list[str], by_name: bool, axes: str | None) -> NDArray[Any] | LabelMap:
+    """An array of an image's own file, whose maps have their axes in the order that is set for the image's."""
     columns_first = axes is not None and "WH" in axes.replace("C", "").replace("N", "") and "(" not in axes
     size = (file.height, file.width) if columns_first else None
-    return labels_from_array(file.path, labels[1:], notices, by_name=by_name, columns_first=size)
+    return labels_from_array(file.path, key, notices, by_name=by_name, columns_first=size)
 
 
 def _of_pixels(found: tuple[tuple[str, ...], tuple[LabelRaster | None, ...]]) -> Labels:

@@ -33,11 +33,18 @@ def wells(path: Path) -> list[Path] | None:
 
 
 def series(path: Path) -> list[Path] | None:
-    """The images of a store as bioformats2raw lays it out, numbered from 0; None where the path is none, or a plate."""
+    """The images of a store as bioformats2raw lays it out: those that its group OME names, else those numbered from 0.
+
+    None where the path is no such store, or holds none of them, or is a plate or itself an image, whose numbers are its levels.
+    """
     attributes = _attributes(path)
-    if "bioformats2raw.layout" not in attributes or "plate" in attributes:
+    if "bioformats2raw.layout" not in attributes or not attributes.keys().isdisjoint({"plate", "multiscales"}):
         return None
-    return [path / name for name in sorted((one.name for one in path.iterdir() if one.name.isdecimal()), key=int)]
+    named = _attributes(path / "OME").get("series")
+    if isinstance(named, list) and named and all(isinstance(name, str) for name in named):
+        return [path / name for name in named]
+    numbers = sorted((one.name for one in path.iterdir() if one.name.isdecimal()), key=int)
+    return [path / number for number in numbers] or None
 
 
 def is_row(path: Path) -> bool:

@@ -139,11 +139,9 @@ def evaluate_scene(
     # Whole windows are resampled, and kept on one side when the penalty is chosen.
     groups = windows.tiles(drawn)
     say("the floors' features")
-    # A coarse grid may miss every valid pixel.
-    around = grid if len(grid) else np.argwhere(valid.any(dim=0).numpy())
-    picked = np.random.default_rng([probes.seed, 2]).permutation(len(around))[:FIT_WINDOWS]
+    picked = np.random.default_rng([probes.seed, 2]).permutation(len(grid))[:FIT_WINDOWS]
     of_drawn = encoder[found.on_grid[chosen]] if not found.whole else windows.extract(drawn, {ENCODER: encode})[ENCODER]
-    rows = {ENCODER: of_drawn, **windows.extract(drawn, probes.floors(model, [windows.batch(around[picked])]))}
+    rows = {ENCODER: of_drawn, **windows.extract(drawn, probes.floors(model, [windows.batch(grid[picked])]))}
     samples = {name: Features(x, y, groups) for name, x in rows.items()}
 
     column, half = drawn[:, 1], width // 2

@@ -344,8 +344,10 @@ def _path_fault(path: KeyPath, value: object, *, python: bool = False) -> str | 
     tables = wording.tables()
     if len(path) == 1 and path[0] in tables:
         return f"{shown}: {wording.show(value)} is not a table, expected settings such as {shown}.{_first_key(path[0])}"
+    if len(path) == 2 and path[0] in wording.keys():  # noqa: SIM118
+        return _path_fault(path[:1], {path[1]: value}, python=python)
     both = wording.meant_key("", path[0]) if len(path) == 1 and "." in path[0] else None
-    if both is not None and not isinstance(value, dict):
+    if both is not None and (both == path[0] or not isinstance(value, dict)):
         # The table and the setting in one name.
         form = _nested(both, value) if python else f"{both} without quotes"
         return f"{shown}: unknown setting outside a table, expected {form}"

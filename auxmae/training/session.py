@@ -361,7 +361,7 @@ def _probe(model: AuxMAE, data: Data, settings: SettingsTree, device: torch.devi
     from auxmae.training.probe import Probe
 
     dense = data.collection.has_label_maps
-    # Images as they are, each once: drawn again and cut otherwise, a neighbour's copies would be its whole vote.
+    # Neither cut at random nor flipped, each once: drawn again, a neighbour's copies would be its whole vote.
     labelled = data.train.measured() if can_classify(data) else None
     if labelled is not None and dense:
         # A probe takes no more windows than an epoch.

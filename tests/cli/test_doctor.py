@@ -183,10 +183,21 @@ def test_a_backend_of_the_settings_that_cannot_run(run, monkeypatch, tmp_path, v
 def test_an_apple_gpu_is_seen(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr("auxmae_kernels.dispatch.triton_installed", lambda: True)
     document = json.loads(run("--json").stdout)
     assert document["device"] == "an Apple GPU (MPS)"
     assert all("MPS" in decision for decision in document["kernels"].values())
     assert document["problems"] == []
+
+
+def test_kernels_are_those_of_the_device_that_is_set(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "auxmae.toml").write_text('[kernels]\nbackend = "triton"\n[run]\ndevice = "cpu"\n')
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("auxmae_kernels.dispatch.triton_installed", lambda: True)
+    document = json.loads(run("--json").stdout)
+    assert any("kernels.backend = 'triton', and" in problem for problem in document["problems"])
 
 
 def test_settings_that_no_command_takes(run, monkeypatch, tmp_path):

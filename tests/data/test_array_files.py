@@ -12,7 +12,7 @@ import scipy.io
 
 from auxmae.data.image import ReadOptions, Window
 from auxmae.data.opening import open_collection
-from auxmae.data.readers import list_arrays, open_image, read_array
+from auxmae.data.readers import hdf5, list_arrays, open_image, read_array
 from auxmae.data.readers.axes import guess_axes
 from auxmae.data.readers.cache import DecodedCache
 from auxmae.errors import DataError
@@ -216,6 +216,7 @@ def test_links_of_hdf5(tmp_path: Path) -> None:
         file["again"] = h5py.SoftLink("/")
         file["broken"] = h5py.SoftLink("/nothing")
         file["gone"] = h5py.ExternalLink("gone.h5", "/d")
+        file["itself"], file["to"], file["fro"] = (h5py.SoftLink(target) for target in ("/itself", "/fro", "/to"))
     # The same by two names is one.
     assert list(list_arrays(tmp_path / "a.h5")) == ["scan/data"]
     for key in (None, "scan/data", "entry/data", "/entry/data", "again/entry/data"):
@@ -229,8 +230,28 @@ def test_links_of_hdf5(tmp_path: Path) -> None:
     assert set(list_arrays(tmp_path / "a.h5")) == {"scan/data", "entry/all/d", "entry/all/deep/d"}
     with pytest.raises(DataError, match="which array is the image"):
         open_image(tmp_path / "a.h5")
+    assert open_image(tmp_path / "a.h5", ReadOptions(key="scan/data")).paths == (tmp_path / "a.h5", tmp_path / "raw.h5")
     assert_reads(tmp_path / "a.h5", CUBE, ReadOptions(key="entry/raw"))
     assert_reads(tmp_path / "a.h5", CUBE, ReadOptions(key="entry/all/d"))
+
+
+def test_many_data_sets_are_not_held_open(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number in range(300):
+            file[f"{number}/x"] = np.zeros((2, 3))
+        file["again"] = h5py.SoftLink("/0")
+    held = []
+    with h5py.File(tmp_path / "a.h5", "r") as file:
+        hdf5._visit_once(file, (), lambda name, node: held.append(h5py.h5f.get_obj_count(file.id, h5py.h5f.OBJ_ALL)))
+    assert max(held) < 20
+
+
+def test_what_lies_beside_an_array_is_found_by_either_form_of_its_name(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["e/x"], file["e/labels"], file["o/labels"] = RNG.random((5, 4, 20, 20)), np.arange(5), np.arange(5)
+        file["o/q"] = np.zeros(3)
+    for key in ("e/x", "/e/x"):
+        assert open_image(tmp_path / "a.h5", ReadOptions(key=key)).labels[0] == "e/labels"
 
 
 def test_coordinates_and_flags_are_not_what_a_question_recommends(tmp_path: Path) -> None:
@@ -240,6 +261,7 @@ def test_coordinates_and_flags_are_not_what_a_question_recommends(tmp_path: Path
         ("cubes", {"qc": np.ones(stored[0].shape, np.int8), "sst": stored[0]}, "sst"),
         ("x", {"x": stored, "y": RNG.random((2, 37, 20, 25))}, "x"),
         ("places", {"lat": places[0], "lon": places[1]}, "lat"),
+        ("canopy", {"height": places[0], "mask": np.ones((40, 50), np.uint8)}, "height"),
     ):
         np.savez(tmp_path / f"{name}.npz", **arrays)
         with pytest.raises(DataError, match=rf'set data\.key = "{key}"'):

@@ -326,6 +326,14 @@ def test_a_label_array_of_the_images_own_file_has_its_columns_first_where_the_im
     assert np.array_equal(data.read(0).pixels, scene)
     assert np.array_equal(data.read_labels(0), truth)
     assert any("columns come before their rows" in notice for notice in data.notices)
+    named = open_collection(
+        str(tmp_path / "a.h5"), labels=f"{tmp_path / 'a.h5'}:mask", options=ReadOptions(key="refl", axes="CWH")
+    )
+    assert np.array_equal(named.read_labels(0), truth)
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["shares"] = 0.9 * np.eye(3)[truth.T] + 0.05
+    shares = open_collection(str(tmp_path / "a.h5"), labels=":shares", options=ReadOptions(key="refl", axes="CWH"))
+    assert np.array_equal(shares.read_labels(0), truth)
     np.save(tmp_path / "turned.npy", truth.T)
     np.save(tmp_path / "scene.npy", scene)
     if columns != 60:

@@ -166,6 +166,14 @@ def test_the_one_axis_whose_name_says_nothing_holds_the_channels(
     assert not [notice for notice in file.notices if "is read as channels" in notice]
 
 
+@pytest.mark.parametrize(("sites", "letters"), [(60, "NCHW"), (5, "CNHW")])
+def test_beside_times_more_of_another_kind_are_images(tmp_path: Path, sites: int, letters: str) -> None:
+    """Sixty sites of twelve months each are no twelve images of sixty channels."""
+    stored = RNG.random((sites, 12, 64, 64)).astype(np.float32)
+    file = open_image(write_named(tmp_path / "a.nc", {"t": (stored, ["site", "time", "y", "x"])}))
+    assert (file.count, file.channels) == ((60, 12) if letters == "NCHW" else (12, 5))
+
+
 @pytest.mark.parametrize("name", ["tile", "number"])
 def test_an_axis_that_may_count_images_is_asked_about(tmp_path: Path, name: str) -> None:
     stored = RNG.random((30 if name == "tile" else 60, 40, 50)).astype(np.float32)

@@ -114,6 +114,29 @@ def store_series(path: Path, version: int, count: int) -> list[np.ndarray]:
     return images
 
 
+def test_a_store_that_is_itself_an_image_has_levels_and_no_series(tmp_path):
+    """What bioformats2raw writes with --scale-format-string '%2$d/'."""
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2)
+    image = RNG.integers(1, 5000, (2, 64, 60)).astype(np.uint16)
+    for level, pixels in enumerate((image, image[:, ::2, ::2])):
+        root.create_array(str(level), data=pixels[None, :, None])
+    levels = [{"axes": [{"name": axis} for axis in "tczyx"], "datasets": [{"path": "0"}, {"path": "1"}]}]
+    root.attrs.update({"bioformats2raw.layout": 3, "multiscales": levels})
+    collection = open_collection(str(tmp_path / "a.zarr"), layout="images")
+    assert len(collection) == 1
+    assert np.array_equal(collection.read(0).pixels, image)
+
+
+def test_series_are_those_that_are_named_beside_them(tmp_path):
+    (image,) = store_series(tmp_path / "a.zarr", 2, 1)
+    (tmp_path / "a.zarr" / "0").rename(tmp_path / "a.zarr" / "scan")
+    (tmp_path / "a.zarr" / "OME" / ".zattrs").write_text('{"series": ["scan"]}')
+    collection = open_collection(str(tmp_path / "a.zarr"), layout="images")
+    assert collection.relative_paths == ("a.zarr/scan",)
+    assert np.array_equal(collection.read(0).pixels, image)
+
+
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("count", [1, 11])
 def test_the_series_of_a_store_are_images(tmp_path, version, count):

@@ -282,6 +282,10 @@ def test_typed_options_are_named(tmp_path):
             'train.max_step: unknown setting outside a table, expected {"train": {"max_steps": True}}',
         ),
         ({"data.channels": ["a" * 80]}, 'data.channels: unknown setting outside a table, expected {"data": {"channels": …}}'),
+        (
+            {"masking.mixture": {"shared": 1}},
+            'masking.mixture: unknown setting outside a table, expected {"masking": {"mixture": {\'shared\': 1}}}',
+        ),
         ({"train": 5}, "train: 5 is not a table, expected settings such as train."),
         ({"train": {"max_step": None}}, "train.max_step: unknown setting; did you mean 'train.max_steps'?"),
         ({"train": {"max_steps": -1}}, "train.max_steps: -1 is wrong, expected an integer ≥ 0"),

@@ -344,6 +344,8 @@ def test_who_was_killed_while_they_met_is_told_before_who_found_no_way(tmp_path,
         ((0, -15), (), True),
         # The first one has spoken itself.
         ((130, -15), (), False),
+        # Also where it is told once more, for it waits for one that is gone.
+        ((130, -15), (0,), False),
     ],
 )
 def test_what_was_passed_on_is_an_interruption(tmp_path, capsys, codes, ended_by_us, told):

@@ -122,9 +122,12 @@ def _can_be_image(shape: tuple[int, ...]) -> bool:
 
 
 def _tells_places(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether an array is called as the coordinates of pixels are, and has no more axes than these; Y and X may be anything."""
+    """Whether an array is called as the coordinates of pixels are, and has no more axes than these.
+
+    Y and X may be anything, and a height is that of what is seen.
+    """
     called = name.rsplit("/", 1)[-1]
-    return sum(size > 1 for size in shape) <= 2 and len(called) > 1 and is_place(called)
+    return sum(size > 1 for size in shape) <= 2 and len(called) > 1 and called.lower() != "height" and is_place(called)
 
 
 def _has_axes(shape: tuple[int, ...], axes: str | None) -> bool:
@@ -184,10 +187,11 @@ def entries_of(
         and np.dtype(kind).kind in kinds
         and shape
         and max(shape) == math.prod(shape)
-        and name != beside
+        and name.strip("/") != beside.strip("/")
     }
     fitting = [name for name, size in found.items() if size == count]
-    siblings = [name for name in fitting if name.rpartition("/")[0] == beside.rpartition("/")[0]]
+    group = beside.strip("/").rpartition("/")[0]
+    siblings = [name for name in fitting if name.strip("/").rpartition("/")[0] == group]
     chosen = siblings or fitting
     if len(chosen) == 1:
         return chosen[0]

@@ -327,6 +327,8 @@ _LEVELS = frozenset({
     "level", "levels", "lev", "plev", "pressure", "pressure_level", "isobaricinhpa", "altitude", "height", "depth", "model_level",
     "hybrid", "sigma", "bottom_top",
 })  # fmt: skip
+# Of forecasts, and of what a model gives beside each other.
+_MEMBERS = frozenset({"member", "members", "ensemble", "ensemble_member", "realization", "number", "step", "lead_time"})
 # Of images beside which times may be the channels.
 _COUNTED = frozenset({
     "patch", "patches", "tile", "tiles", "chip", "chips", "crop", "crops", "scene", "scenes", "frame", "frames", "batch", "index",
@@ -349,15 +351,15 @@ def axis_letter(name: str, kind: str | None) -> str:
 def from_names(path: Path, names: Sequence[str | None], shape: tuple[int, ...], notices: list[str] | None = None) -> Axes | None:
     """Axes by the names of an array's dimensions; None where they do not tell all of them.
 
-    Beside rows and columns, and times, an axis of levels holds the channels.  Axes of length one whose name says nothing, or what
-    that of another does, mean nothing.
+    Beside rows and columns, and times, an axis of levels holds the channels.  So does one of another name, unless it may count
+    images: it is called so, or is the longest axis, or longer than that of times and not called as members of an ensemble are.
+    Axes of length one whose name says nothing, or what that of another does, mean nothing.
 
     Args:
         path: for notices.
         names: of each axis; None: it has none.
         shape: their lengths.
-        notices: told of an axis of another name that is taken for the channels as levels are, unless it may count images; None:
-            it is not.
+        notices: told of an axis of another name that is taken for the channels as levels are; None: it is not.
     """
     words = [(name or "").lower() for name in names]
     letters = [_LETTERS.get(word, "?") for word in words]
@@ -372,8 +374,12 @@ def from_names(path: Path, names: Sequence[str | None], shape: tuple[int, ...], 
     taken = None
     if "C" not in letters and letters.count("?") == 1:
         place = letters.index("?")
-        # The longest axis beside no times may count images.
-        may_count = words[place] in {"", *_COUNTED} or ("T" not in letters and shape.index(max(shape)) == place)
+        if "T" in letters:
+            beside_each_other = words[place] in _MEMBERS or re.search("lev|depth", words[place]) is not None
+            may_count = not beside_each_other and shape[place] > shape[letters.index("T")]
+        else:
+            may_count = shape.index(max(shape)) == place
+        may_count |= words[place] in {"", *_COUNTED}
         if words[place] in _LEVELS:
             letters[place] = "C"
         elif notices is not None and not may_count:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,11 @@ def list_arrays(path: Path, called: Collection[str] = (), matlab: bool = False) 
         called: names that a data set of several goes by; it is listed once.
         matlab: give shapes in MATLAB's order.
     """
+    return _listed(path, called, matlab)[0]
+
+
+def _listed(path: Path, called: Collection[str], matlab: bool) -> tuple[Shapes, list[Path]]:
+    """`list_arrays`, and the other files that links lead to."""
     import h5py
 
     found: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -62,23 +68,23 @@ def list_arrays(path: Path, called: Collection[str] = (), matlab: bool = False) 
 
     _refuse_classic(path)
     with h5py.File(path, "r") as file:
-        _visit_once(file, called, visit)
-    return found
+        others = _visit_once(file, called, visit)
+    return found, others
 
 
-def _visit_once(file: Any, called: Collection[str], visit: Callable[[str, Any], None]) -> None:
+def _visit_once(file: Any, called: Collection[str], visit: Callable[[str, Any], None]) -> list[Path]:
     """Calls visit(name, node) for every group and data set: by a name in `called`, else by its own, else by that of a link to it.
 
-    Links may lead to other files, or in circles; those that lead to nothing are passed over.
+    Links may lead to other files, which are returned, or in circles; those that lead to nothing are passed over.
     """
     import h5py
 
-    # What is kept here stays open, so that h5py knows it again.
-    seen, links = {file["/"]}, list[str]()
+    # What links lead to is kept open: the number of a file that is closed may become another's.
+    seen, links, held = {_identity(file["/"])}, list[str](), list[Any]()
 
     def see(name: str, node: Any) -> None:
-        if node not in seen:
-            seen.add(node)
+        if (identity := _identity(node)) not in seen:
+            seen.add(identity)
             visit(name, node)
 
     def note(name: str, link: Any) -> None:
@@ -87,24 +93,35 @@ def _visit_once(file: Any, called: Collection[str], visit: Callable[[str, Any], 
 
     for name in called:
         if isinstance(node := _found(file, name), h5py.Dataset):
+            held.append(node)
             see(name, node)
     file.visititems(see)
     file.visititems_links(note)
     for name in links:  # which grow
         node = _found(file, name)
-        if node is None or node in seen:
+        if node is None or _identity(node) in seen:
             continue
+        held.append(node)
         see(name, node)
         if isinstance(node, h5py.Group):
             node.visititems(lambda below, one, above=name: see(f"{above}/{below}", one))
             node.visititems_links(lambda below, link, above=name: note(f"{above}/{below}", link))
+    return sorted({Path(node.file.filename) for node in held} - {Path(file.filename)})
+
+
+def _identity(node: Any) -> tuple[int, int]:
+    """Number of the file, and place in it, of a group or data set, by which it is the same under any name."""
+    import h5py
+
+    told = h5py.h5o.get_info(node.id)
+    return told.fileno, told.addr
 
 
 def _found(file: Any, name: str) -> Any:
     """What a name leads to; None: nothing."""
     try:
         return file[name]
-    except (KeyError, OSError, ValueError):
+    except (KeyError, OSError, RuntimeError, ValueError):  # RuntimeError: of links that lead to themselves
         return None
 
 
@@ -182,7 +199,9 @@ def open_file(path: Path, options: ReadOptions, matlab: bool = False) -> ImageFi
     called = [name for name in (options.key, options.plane_key) if name]
     known, described = partial(_known, path), partial(_described, path)
     labels = partial(load, path, matlab=True) if matlab else partial(_labels, path)
-    return array_file(path, list_arrays(path, called, matlab), options, labels, read, known, described)
+    arrays, others = _listed(path, called, matlab)
+    file = array_file(path, arrays, options, labels, read, known, described)
+    return replace(file, parts=(path, *others)) if others else file
 
 
 def _labels(path: Path, key: str) -> NDArray[Any]:
