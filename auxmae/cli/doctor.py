@@ -248,13 +248,14 @@ def _kernels(chosen: str, device: str) -> tuple[dict[str, str], str | None]:
     `device` is the settings' one; "auto": what is there.
     """
     try:
-        import torch
         from auxmae_kernels import dispatch
+
+        from auxmae.device import select_device
     # What ails PyTorch is told with the device.
     except Exception:
         return {}, None
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = select_device(device).type
     if os.environ.get("AUXMAE_KERNELS"):
         return _decisions(device, "AUXMAE_KERNELS=triton", "set AUXMAE_KERNELS=auto, or unset it")
     before = dispatch.backend()

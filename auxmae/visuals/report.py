@@ -12,7 +12,7 @@ from typing import Any
 
 import jinja2
 
-from auxmae.visuals.report_accuracy import accuracy_tables
+from auxmae.visuals.report_accuracy import accuracy_tables, table_in
 from auxmae.writing import write_text
 
 # In this order, then whatever else there is.
@@ -42,18 +42,18 @@ def write_report(run_folder: Path, *, trained_on: bool = False) -> Path:
     environment.filters["figure"] = _figure
     source = resources.files("auxmae.visuals").joinpath("report.html.jinja").read_text(encoding="utf-8")
     result, evaluation = _read(run_folder / "result.json"), _read(run_folder / "eval.json")
-    details = _table(evaluation, "details")
-    channel_floors = _table(details, "floors_per_channel")
+    details = table_in(evaluation, "details")
+    channel_floors = table_in(details, "floors_per_channel")
     # Figures of other images, or of other parts of them, stand in tables of their own.
     own = details.get("own_images") is True
     if own:
         # Training measures beside the floors that need no fitting; `auxmae eval` has one more on the same images.
-        result["floors"] = {**_table(_table(evaluation, "reconstruction"), "floors"), **_table(result, "floors")}
+        result["floors"] = {**table_in(table_in(evaluation, "reconstruction"), "floors"), **table_in(result, "floors")}
     sections = [{"title": "Held-out images", "channel_title": "By channel", **_errors(result, channel_floors if own else {})}]
     other = "" if own else _words(details.get("source"))
     if other:
         title = f"auxmae eval on {other}, {_words(details.get('checkpoint'))} checkpoint"
-        errors = _errors(_table(evaluation, "reconstruction"), channel_floors)
+        errors = _errors(table_in(evaluation, "reconstruction"), channel_floors)
         sections.append({"title": title, "channel_title": f"By channel, {other}", **errors})
     settings = run_folder / "settings.toml"
     page = environment.from_string(source).render(
@@ -73,21 +73,24 @@ def _errors(content: dict[str, Any], channel_floors: dict[str, Any]) -> dict[str
     """What a table of errors needs, from "masked_l1", "floors" and "per_channel"."""
     measured = _number(content.get("masked_l1"))
     floors = [
-        (text, value) for name, text in _FLOORS.items() if (value := _number(_table(content, "floors").get(name))) is not None
+        (text, value) for name, text in _FLOORS.items() if (value := _number(table_in(content, "floors").get(name))) is not None
     ]
     best = min((value for _, value in floors), default=None)
     return {
         "measured": measured,
         "floors": floors,
         "ratio": measured / best if measured is not None and best else None,
-        "channels": _table(content, "per_channel"),
-        "channel_floors": {name: table for name in _CHANNEL_FLOORS if (table := _table(channel_floors, name))},
+        "channels": table_in(content, "per_channel"),
+        "channel_floors": {name: table for name in _CHANNEL_FLOORS if (table := table_in(channel_floors, name))},
     }
 
 
 def _drawn(evaluation: dict[str, Any]) -> set[str]:
     """File names of the pictures that belong to eval.json."""
-    parts = [_table(evaluation, "robustness"), *(part for part in _table(evaluation, "dense").values() if isinstance(part, dict))]
+    parts = [
+        table_in(evaluation, "robustness"),
+        *(part for part in table_in(evaluation, "dense").values() if isinstance(part, dict)),
+    ]
     return {Path(figure).name for part in parts if isinstance(figure := part.get("figure"), str)}
 
 
@@ -98,11 +101,6 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _table(content: dict[str, Any], key: str) -> dict[str, Any]:
-    value = content.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def _number(value: object) -> float | None:

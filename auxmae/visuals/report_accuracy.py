@@ -29,15 +29,15 @@ class AccuracyTable(NamedTuple):
 def accuracy_tables(evaluation: Mapping[str, Any]) -> list[AccuracyTable]:
     """Those of eval.json's object; what is missing or no such thing is left out."""
     found = []
-    details = _table(evaluation, "details")
+    details = table_in(evaluation, "details")
     notes = [evaluation.get("verdict"), details.get("probe_reason"), *_list(details, "probe_notices")]
     found.append(_accuracies("Probes on frozen features", evaluation, details, "probe_samples", notes))
-    finetuning = _table(evaluation, "finetuning")
+    finetuning = table_in(evaluation, "finetuning")
     notes = [finetuning.get("reason"), *_list(finetuning, "notices")]
     found.append(
         _accuracies("The whole network trained on labels", {"probes": finetuning.get("results")}, finetuning, "samples", notes)
     )
-    for name, scene in _table(evaluation, "dense").items():
+    for name, scene in table_in(evaluation, "dense").items():
         found += _of_splits(f"Pixels of {name}", scene)
     found += _of_splits("Pixels across scenes", evaluation.get("across_scenes"))
     return [table for table in found if table.rows or table.notes]
@@ -45,7 +45,7 @@ def accuracy_tables(evaluation: Mapping[str, Any]) -> list[AccuracyTable]:
 
 def _of_splits(title: str, content: object) -> Iterator[AccuracyTable]:
     content = content if isinstance(content, dict) else {}
-    for number, (name, split) in enumerate(_table(content, "splits").items()):
+    for number, (name, split) in enumerate(table_in(content, "splits").items()):
         if not isinstance(split, dict):
             continue
         leaks = [content.get("warning")] if name == _LEAKING else []
@@ -67,7 +67,7 @@ def _accuracies(
         row = cells.setdefault(str(result.get("features")), {})
         first = row is next(iter(cells.values()))
         row[case] = f"{accuracy:.3f}" + (_interval(result.get("interval")) if first else "")
-    counts = _table(samples, key)
+    counts = table_in(samples, key)
     if cells and {"train", "test"} <= counts.keys():
         title += f": {counts['train']} training, {counts['test']} test samples"
     cases = list(next(iter(cells.values()), {}))
@@ -81,7 +81,8 @@ def _interval(value: object) -> str:
     return f" ({ends[0]:.2f}–{ends[1]:.2f})" if known else ""
 
 
-def _table(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+def table_in(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The object under a key; empty where there is none."""
     value = content.get(key)
     return value if isinstance(value, dict) else {}
 

@@ -374,15 +374,10 @@ def from_names(path: Path, names: Sequence[str | None], shape: tuple[int, ...], 
     taken = None
     if "C" not in letters and letters.count("?") == 1:
         place = letters.index("?")
-        if "T" in letters:
-            beside_each_other = words[place] in _MEMBERS or re.search("lev|depth", words[place]) is not None
-            may_count = not beside_each_other and shape[place] > shape[letters.index("T")]
-        else:
-            may_count = shape.index(max(shape)) == place
-        may_count |= words[place] in {"", *_COUNTED}
+        times = shape[letters.index("T")] if "T" in letters else None
         if words[place] in _LEVELS:
             letters[place] = "C"
-        elif notices is not None and not may_count:
+        elif notices is not None and not _may_count_images(words[place], place, shape, times):
             letters[place], taken = "C", names[place]
     stored = [letter for letter in letters if letter != UNIT]
     if "?" in stored or len(set(stored)) != len(stored) or not {"Y", "X"} <= set(stored):
@@ -391,6 +386,22 @@ def from_names(path: Path, names: Sequence[str | None], shape: tuple[int, ...], 
     if notices is not None and taken is not None:
         notices.append(f"{path.name}: its axis {taken} is read as channels ({found}); set data.axes if that is wrong")
     return found
+
+
+def _may_count_images(word: str, place: int, shape: tuple[int, ...], times: int | None) -> bool:
+    """Whether an axis whose name is no letter's may count images: it is called so, or is longer than the others of its kind.
+
+    Args:
+        word: its name, in small letters.
+        place: of it in the shape.
+        shape: lengths of all axes.
+        times: how many times lie beside it; None: no axis is one of times.
+    """
+    if word in {"", *_COUNTED}:
+        return True
+    if times is None:
+        return shape.index(max(shape)) == place
+    return shape[place] > times and word not in _MEMBERS and re.search("lev|depth", word) is None
 
 
 def cut(array: Any, axes: Axes, index: int, window: Window | None) -> NDArray[Any]:
